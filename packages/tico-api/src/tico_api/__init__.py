@@ -1,0 +1,23 @@
+"""Post-training quantization in three steps: prepare, calibrate, convert."""
+
+from tico_api._facade import BUILT_IN, convert, prepare
+from tico_config import GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
+from tico_quantizers import Registry, Report, load_quantized, quantizer_entry, report, save_quantized
+from tico_wrapq import coverage
+
+__all__ = [
+    "BUILT_IN",
+    "GPTQConfig",
+    "PT2EConfig",
+    "PTQConfig",
+    "Registry",
+    "Report",
+    "SmoothQuantConfig",
+    "convert",
+    "coverage",
+    "load_quantized",
+    "prepare",
+    "quantizer_entry",
+    "report",
+    "save_quantized",
+]

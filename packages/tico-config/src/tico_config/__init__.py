@@ -1,0 +1,93 @@
+"""What is asked for: number formats, grids, observer specs and one config class per algorithm."""
+
+from tico_config._base_config import BaseConfig, Resolution, partial_problems
+from tico_config._dtype import INT4, INT8, INT16, INT32, UINT4, UINT8, UINT16, DType, MXFormat
+from tico_config._errors import (
+    ArtifactError,
+    CalibrationError,
+    ConfigError,
+    Found,
+    LifecycleError,
+    MissingExtraError,
+    NumericsError,
+    Problem,
+    TicoError,
+    UnsupportedError,
+)
+from tico_config._frozen_mapping import FrozenMapping
+from tico_config._gptq_config import GPTQConfig
+from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
+from tico_config._json import fingerprint, from_json, to_json
+from tico_config._observer_specs import (
+    EMASpec,
+    EntropySpec,
+    HistogramSpec,
+    MinMaxSpec,
+    MSESpec,
+    MXSpec,
+    NoQuant,
+    ObserverSpec,
+    PercentileSpec,
+)
+from tico_config._overrides import Rule, unmatched_problems, winning_rule
+from tico_config._pt2e_config import PT2EConfig
+from tico_config._ptq_config import PTQConfig
+from tico_config._quant_spec import QuantSpec, affine, mx, no_quant
+from tico_config._smoothquant_config import SmoothQuantConfig
+from tico_config._spec_config import SpecConfig
+
+__all__ = [
+    "INT4",
+    "INT8",
+    "INT16",
+    "INT32",
+    "UINT4",
+    "UINT8",
+    "UINT16",
+    "ArtifactError",
+    "BaseConfig",
+    "CalibrationError",
+    "ConfigError",
+    "DType",
+    "EMASpec",
+    "EntropySpec",
+    "Found",
+    "FrozenMapping",
+    "GPTQConfig",
+    "Granularity",
+    "HistogramSpec",
+    "LifecycleError",
+    "MSESpec",
+    "MXFormat",
+    "MXSpec",
+    "MinMaxSpec",
+    "MissingExtraError",
+    "NoQuant",
+    "NumericsError",
+    "ObserverSpec",
+    "PT2EConfig",
+    "PTQConfig",
+    "PerChannel",
+    "PerGroup",
+    "PerTensor",
+    "PerToken",
+    "PercentileSpec",
+    "Problem",
+    "QScheme",
+    "QuantSpec",
+    "Resolution",
+    "Rule",
+    "SmoothQuantConfig",
+    "SpecConfig",
+    "TicoError",
+    "UnsupportedError",
+    "affine",
+    "fingerprint",
+    "from_json",
+    "mx",
+    "no_quant",
+    "partial_problems",
+    "to_json",
+    "unmatched_problems",
+    "winning_rule",
+]

@@ -1,0 +1,77 @@
+"""Number formats: integers of 2 to 16 bits, the int32 of biases, and the Microscaling formats."""
+
+from __future__ import annotations
+
+import builtins
+import enum
+
+import attrs
+
+from tico_config._validation import boolean, integer, refuse
+
+
+@attrs.frozen
+class DType:
+    """An integer format; `bits` is 2 to 16, or 32 for signed biases.
+
+    Raises:
+        ConfigError: `bits` is out of range or not an int, or `signed` is not a bool.
+
+    >>> DType.int(8).qmin, DType.uint(4).qmax, str(DType.int(4))
+    (-128, 15, 'int4')
+    """
+
+    bits: builtins.int
+    signed: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        """Validate both fields."""
+        is_bias = type(self.bits) is builtins.int and self.bits == 32 and self.signed is True
+        refuse(
+            None if is_bias else integer("bits", self.bits, 2, 16),
+            boolean("signed", self.signed),
+        )
+
+    @classmethod
+    def int(cls, bits: builtins.int) -> DType:
+        """Return the signed format of `bits` bits."""
+        return cls(bits, signed=True)
+
+    @classmethod
+    def uint(cls, bits: builtins.int) -> DType:
+        """Return the unsigned format of `bits` bits."""
+        return cls(bits, signed=False)
+
+    @property
+    def qmin(self) -> builtins.int:
+        """Smallest code."""
+        return -(2 ** (self.bits - 1)) if self.signed else 0
+
+    @property
+    def qmax(self) -> builtins.int:
+        """Largest code."""
+        return builtins.int(2 ** (self.bits - self.signed) - 1)
+
+    def __str__(self) -> str:
+        """Return the usual name, for example ``uint8``."""
+        return f"{'int' if self.signed else 'uint'}{self.bits}"
+
+
+INT4 = DType.int(4)
+INT8 = DType.int(8)
+INT16 = DType.int(16)
+INT32 = DType.int(32)
+UINT4 = DType.uint(4)
+UINT8 = DType.uint(8)
+UINT16 = DType.uint(16)
+
+
+class MXFormat(enum.Enum):
+    """Element formats of OCP Microscaling (MX) v1.0, section 5: blocks of 32 that share an E8M0 scale."""
+
+    MXFP8_E4M3 = "mxfp8_e4m3"
+    MXFP8_E5M2 = "mxfp8_e5m2"
+    MXFP6_E2M3 = "mxfp6_e2m3"
+    MXFP6_E3M2 = "mxfp6_e3m2"
+    MXFP4_E2M1 = "mxfp4_e2m1"
+    MXINT8 = "mxint8"

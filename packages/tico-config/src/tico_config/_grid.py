@@ -1,0 +1,68 @@
+"""How codes share a scale: symmetric or not, and over which elements."""
+
+from __future__ import annotations
+
+import enum
+from typing import TypeAlias
+
+import attrs
+
+from tico_config._validation import integer, refuse
+
+
+class QScheme(enum.Enum):
+    """Symmetry and coarse granularity of an affine grid."""
+
+    PER_TENSOR_ASYMM = "per_tensor_asymm"
+    PER_TENSOR_SYMM = "per_tensor_symm"
+    PER_CHANNEL_ASYMM = "per_channel_asymm"
+    PER_CHANNEL_SYMM = "per_channel_symm"
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the zero point is fixed at 0."""
+        return self in (QScheme.PER_TENSOR_SYMM, QScheme.PER_CHANNEL_SYMM)
+
+    @property
+    def is_per_channel(self) -> bool:
+        """Whether every channel has its own scale."""
+        return self in (QScheme.PER_CHANNEL_ASYMM, QScheme.PER_CHANNEL_SYMM)
+
+
+_AXIS_LIMIT = 7
+
+
+@attrs.frozen
+class PerTensor:
+    """One scale for the whole tensor."""
+
+
+@attrs.frozen
+class PerChannel:
+    """One scale for each index along `axis` (negative counts from the end)."""
+
+    axis: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        """Validate the axis."""
+        refuse(integer("axis", self.axis, -_AXIS_LIMIT - 1, _AXIS_LIMIT))
+
+
+@attrs.frozen
+class PerGroup:
+    """One scale for each run of `size` elements along `axis`, separately for every other index."""
+
+    axis: int = -1
+    size: int = 128
+
+    def __attrs_post_init__(self) -> None:
+        """Validate axis and size."""
+        refuse(integer("axis", self.axis, -_AXIS_LIMIT - 1, _AXIS_LIMIT), integer("size", self.size, 1))
+
+
+@attrs.frozen
+class PerToken:
+    """One scale for each vector along the last axis, computed when the tensor is seen (dynamic)."""
+
+
+Granularity: TypeAlias = PerTensor | PerChannel | PerGroup | PerToken

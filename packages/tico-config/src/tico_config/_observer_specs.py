@@ -1,0 +1,94 @@
+"""Observers named by data: which statistic is kept and how it determines a grid."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import attrs
+
+from tico_config._dtype import MXFormat
+from tico_config._errors import Problem
+from tico_config._validation import as_float, instance, integer, number, refuse
+
+
+@attrs.frozen
+class MinMaxSpec:
+    """The smallest and the largest value seen."""
+
+
+@attrs.frozen
+class EMASpec:
+    """Exponential moving average of each batch's range: new = momentum * old + (1 - momentum) * batch."""
+
+    momentum: float = attrs.field(default=0.9, converter=as_float)
+
+    def __attrs_post_init__(self) -> None:
+        """Validate the momentum."""
+        refuse(number("momentum", self.momentum, 0.0, 1.0, open_high=True))
+
+
+@attrs.frozen
+class HistogramSpec:
+    """Counts over bins that never depend on the data; the grid spans the range seen."""
+
+
+@attrs.frozen
+class PercentileSpec:
+    """The values at two percentiles of all values seen, in percent."""
+
+    lower: float = attrs.field(default=0.01, converter=as_float)
+    upper: float = attrs.field(default=99.99, converter=as_float)
+
+    def __attrs_post_init__(self) -> None:
+        """Validate both percentiles and their order."""
+        ends = (number("lower", self.lower, 0.0, 100.0), number("upper", self.upper, 0.0, 100.0))
+        disordered = (
+            Problem(field="lower", value=self.lower, expected=f"below upper ({self.upper!r})")
+            if ends == (None, None) and not self.lower < self.upper
+            else None
+        )
+        refuse(*ends, disordered)
+
+
+@attrs.frozen
+class MSESpec:
+    """The range whose grid has the smallest squared error, among `steps` shrunken ranges."""
+
+    steps: int = 100
+
+    def __attrs_post_init__(self) -> None:
+        """Validate the number of candidates."""
+        refuse(integer("steps", self.steps, 1, 10_000))
+
+
+@attrs.frozen
+class EntropySpec:
+    """The range whose grid has the smallest Kullback-Leibler divergence, among `steps` shrunken ranges."""
+
+    steps: int = 100
+
+    def __attrs_post_init__(self) -> None:
+        """Validate the number of candidates."""
+        refuse(integer("steps", self.steps, 1, 10_000))
+
+
+@attrs.frozen
+class MXSpec:
+    """Microscaling: blocks of 32 along `axis` share a power-of-two scale taken from the block itself."""
+
+    format: MXFormat = MXFormat.MXFP8_E4M3
+    axis: int = -1
+
+    def __attrs_post_init__(self) -> None:
+        """Validate format and axis."""
+        refuse(instance("format", self.format, MXFormat, "an MXFormat"), integer("axis", self.axis, -8, 7))
+
+
+@attrs.frozen
+class NoQuant:
+    """The tensor stays in floating point."""
+
+
+ObserverSpec: TypeAlias = (
+    MinMaxSpec | EMASpec | HistogramSpec | PercentileSpec | MSESpec | EntropySpec | MXSpec | NoQuant
+)

@@ -1,0 +1,123 @@
+"""Which rule of a config's `overrides` holds for a path.
+
+A key of `overrides` is one of
+
+1. an exact observer path, ``model.layers.0.mlp.down_proj.act_in``,
+2. an exact module path, ``model.layers.0.mlp.down_proj``,
+3. a glob, ``*.down_proj`` or ``*.down_proj.act_in`` (``*`` crosses dots, case matters),
+4. ``re:`` and a regular expression that must match the whole path.
+
+It is compared with the observer path and with the path of the module that owns the observer. The most
+specific rule wins alone: the kinds in the order above, and among globs the one with more literal
+characters. Two rules that are equally specific and say different things are an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+import attrs
+
+from tico_config._errors import ConfigError, Found, Problem
+
+_REGEX = "re:"
+_WILDCARD = re.compile(r"\[[^\]]*\]|[*?]")
+
+
+@attrs.frozen
+class Rule:
+    """A key of `overrides` and what it matches."""
+
+    pattern: str
+
+    @property
+    def is_regex(self) -> bool:
+        """Whether the pattern is a regular expression."""
+        return self.pattern.startswith(_REGEX)
+
+    @property
+    def is_glob(self) -> bool:
+        """Whether the pattern has wildcards."""
+        return not self.is_regex and _WILDCARD.search(self.pattern) is not None
+
+    def matches(self, path: str) -> bool:
+        """Return whether the pattern matches the whole of `path`."""
+        if path == self.pattern:
+            return True
+        if self.is_regex:
+            return re.fullmatch(self.pattern.removeprefix(_REGEX), path) is not None
+        return fnmatch.fnmatchcase(path, self.pattern)
+
+    def specificity(self, paths: tuple[str, ...]) -> tuple[int, int] | None:
+        """Return how specific the match with the first of `paths` that matches is; None without a match.
+
+        `paths` starts with the most specific name of the thing: observer path, then module path.
+        """
+        for rank, path in enumerate(paths):
+            if self.pattern == path:
+                return (3 if rank == 0 and len(paths) > 1 else 2, 0)
+        if not any(self.matches(path) for path in paths):
+            return None
+        literal = len(_WILDCARD.sub("", self.pattern))
+        return (0, 0) if self.is_regex else (1, literal)
+
+
+def winning_rule(overrides: Mapping[str, object], paths: tuple[str, ...]) -> Rule | None:
+    """Return the most specific rule for `paths`, or None where no rule matches.
+
+    Raises:
+        ConfigError: two equally specific rules say different things.
+    """
+    ranked: dict[tuple[int, int], list[Rule]] = {}
+    for rule in map(Rule, overrides):
+        specificity = rule.specificity(paths)
+        if specificity is not None:
+            ranked.setdefault(specificity, []).append(rule)
+    if not ranked:
+        return None
+    winner, *ties = ranked[max(ranked)]
+    for tie in ties:
+        if overrides[tie.pattern] != overrides[winner.pattern]:
+            raise ConfigError(_tie(paths[0], winner, tie))
+    return winner
+
+
+def _tie(path: str, one: Rule, other: Rule) -> Problem:
+    return Problem(
+        module=path,
+        field="overrides",
+        value=Found(f"{one.pattern!r} and {other.pattern!r}, which say different things"),
+        expected="one most specific rule",
+        remedy="make one of them more specific",
+    )
+
+
+def pattern_problems(overrides: Iterable[str]) -> list[Problem]:
+    """Return what is wrong with the keys themselves: empty, or regular expressions that do not compile."""
+    problems = []
+    for pattern in overrides:
+        try:
+            re.compile(pattern.removeprefix(_REGEX) if Rule(pattern).is_regex else "")
+        except (re.error, RecursionError, OverflowError, Warning) as error:
+            expected = f"a regular expression after 're:' ({error})"
+            problems.append(Problem(field="overrides", value=pattern, expected=expected))
+        if not pattern:
+            problems.append(
+                Problem(field="overrides", value=pattern, expected="a path, a glob or 're:' pattern")
+            )
+    return problems
+
+
+def unmatched_problems(overrides: Iterable[str], paths: Collection[str]) -> list[Problem]:
+    """Return a problem for each rule that matches none of `paths`, with the nearest real paths."""
+    problems = []
+    for rule in map(Rule, overrides):
+        if not any(rule.matches(path) for path in paths):
+            near = difflib.get_close_matches(rule.pattern, paths, n=3, cutoff=0.0)
+            remedy = f"the nearest paths are {', '.join(map(repr, near))}" if near else None
+            expected = "a rule that matches at least one module"
+            problems.append(Problem(field="overrides", value=rule.pattern, expected=expected, remedy=remedy))
+    return problems

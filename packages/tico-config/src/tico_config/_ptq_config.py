@@ -1,0 +1,37 @@
+"""The config of WrapQ's post-training quantization."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+
+from tico_config._errors import Problem
+from tico_config._spec_config import SpecConfig
+from tico_config._validation import boolean
+
+
+@attrs.frozen(kw_only=True)
+class PTQConfig(SpecConfig):
+    """Weights and activations rounded to nearest, on grids that calibration determines.
+
+    Attributes:
+        activation: spec of every activation point; `no_quant()` quantizes weights only.
+        weight: spec of every weight; per output channel unless it says otherwise.
+        overrides: paths, globs or ``re:`` patterns, each with a `QuantSpec` or some of its fields.
+        strict_wrap: whether a module without a wrapper is an error; if not, it stays float and is reported.
+
+    Raises:
+        ConfigError: one or more fields are wrong; all are reported.
+
+    >>> str(PTQConfig().resolve("layers.0.q_proj.act_in").spec)
+    'uint8 asymmetric'
+    """
+
+    name: ClassVar[str] = "ptq"
+
+    strict_wrap: bool = True
+
+    def _field_problems(self) -> list[Problem | None]:
+        # Named, not super(): attrs' slotted copy of the class would lose the zero-argument form's cell.
+        return [*SpecConfig._field_problems(self), boolean("strict_wrap", self.strict_wrap)]

@@ -1,0 +1,65 @@
+"""The public names of tico_config."""
+
+from public_api import PublicAPI
+
+
+class TestPublicAPI(PublicAPI):
+    """What `tico_config` promises."""
+
+    package = "tico_config"
+    hidden = ("torch", "tico_observers", "tico_quantizers", "tico_wrapq", "tico_api", "tico")
+    names = (
+        "INT4",
+        "INT8",
+        "INT16",
+        "INT32",
+        "UINT4",
+        "UINT8",
+        "UINT16",
+        "ArtifactError",
+        "BaseConfig",
+        "CalibrationError",
+        "ConfigError",
+        "DType",
+        "EMASpec",
+        "EntropySpec",
+        "Found",
+        "FrozenMapping",
+        "GPTQConfig",
+        "Granularity",
+        "HistogramSpec",
+        "LifecycleError",
+        "MSESpec",
+        "MXFormat",
+        "MXSpec",
+        "MinMaxSpec",
+        "MissingExtraError",
+        "NoQuant",
+        "NumericsError",
+        "ObserverSpec",
+        "PT2EConfig",
+        "PTQConfig",
+        "PerChannel",
+        "PerGroup",
+        "PerTensor",
+        "PerToken",
+        "PercentileSpec",
+        "Problem",
+        "QScheme",
+        "QuantSpec",
+        "Resolution",
+        "Rule",
+        "SmoothQuantConfig",
+        "SpecConfig",
+        "TicoError",
+        "UnsupportedError",
+        "affine",
+        "fingerprint",
+        "from_json",
+        "mx",
+        "no_quant",
+        "partial_problems",
+        "to_json",
+        "unmatched_problems",
+        "winning_rule",
+    )

@@ -1,0 +1,83 @@
+"""What was seen of a tensor, and the grid it determines."""
+
+from tico_observers._absmax import AbsMaxStatistic
+from tico_observers._affine_params import (
+    AffineParams,
+    broadcast,
+    params_from_range,
+    params_per_token,
+    require_fit,
+    statistic_shape,
+)
+from tico_observers._ema import EMAStatistic
+from tico_observers._exact_gram import ExactGramStatistic
+from tico_observers._fake_quant import dequantize, fake_quantize, quantize, round_to_grid
+from tico_observers._gram import GramStatistic
+from tico_observers._gridless_observers import IdentityObserver, MXObserver
+from tico_observers._histogram import HistogramStatistic
+from tico_observers._histogram_observers import (
+    EntropyObserver,
+    HistogramObserver,
+    MSEObserver,
+    PercentileObserver,
+)
+from tico_observers._identity import IdentityStatistic
+from tico_observers._mx import fake_quantize_mx
+from tico_observers._observer import Observer
+from tico_observers._observer_factory import AnyObserver, observer_for
+from tico_observers._packing import pack, packed_width, unpack
+from tico_observers._range import Extremes, RangeStatistic
+from tico_observers._range_observers import EMAObserver, MinMaxObserver
+from tico_observers._range_search import least_divergence_range, least_error_range, percentile_range
+from tico_observers._sealed_file import SealedFile, read_sealed, write_sealed
+from tico_observers._statistic import Statistic
+from tico_observers._statistics_file import load_statistics, save_statistics
+from tico_observers._tensor_checks import OnNonfinite, require_finite, require_float_tensor
+
+__all__ = [
+    "AbsMaxStatistic",
+    "AffineParams",
+    "AnyObserver",
+    "EMAObserver",
+    "EMAStatistic",
+    "EntropyObserver",
+    "ExactGramStatistic",
+    "Extremes",
+    "GramStatistic",
+    "HistogramObserver",
+    "HistogramStatistic",
+    "IdentityObserver",
+    "IdentityStatistic",
+    "MSEObserver",
+    "MXObserver",
+    "MinMaxObserver",
+    "Observer",
+    "OnNonfinite",
+    "PercentileObserver",
+    "RangeStatistic",
+    "SealedFile",
+    "Statistic",
+    "broadcast",
+    "dequantize",
+    "fake_quantize",
+    "fake_quantize_mx",
+    "least_divergence_range",
+    "least_error_range",
+    "load_statistics",
+    "observer_for",
+    "pack",
+    "packed_width",
+    "params_from_range",
+    "params_per_token",
+    "percentile_range",
+    "quantize",
+    "read_sealed",
+    "require_finite",
+    "require_fit",
+    "require_float_tensor",
+    "round_to_grid",
+    "save_statistics",
+    "statistic_shape",
+    "unpack",
+    "write_sealed",
+]

@@ -1,0 +1,181 @@
+"""The affine grid: scale, zero point, format and granularity, and how a range determines it."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor
+
+from tico_config import (
+    DType,
+    Found,
+    Granularity,
+    NumericsError,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    Problem,
+)
+
+SMALLEST_SCALE = torch.finfo(torch.float32).smallest_normal
+
+
+def _tensor_field(dtype: torch.dtype) -> Tensor:
+    def converted(value: Tensor) -> Tensor:
+        # A copy, so that nobody who holds the tensor given can change the grid.
+        return torch.as_tensor(value).detach().to(dtype, copy=True)
+
+    field: Tensor = attrs.field(converter=converted, eq=attrs.cmp_using(eq=torch.equal))
+    return field
+
+
+def _exact_zero_point(value: Tensor) -> Tensor:
+    given = torch.as_tensor(value).detach()
+    rounded = given.to(torch.int64)
+    if not torch.equal(rounded.to(torch.float64), given.to(torch.float64)):
+        found = Found(str(given.flatten()[:4].tolist()))
+        raise NumericsError(Problem(field="zero_point", value=found, expected="whole numbers"))
+    return rounded
+
+
+@attrs.frozen(kw_only=True)
+class AffineParams:
+    """A grid: code q stands for the value ``(q - zero_point) * scale``.
+
+    `scale` is float32, `zero_point` int32, both of the same shape: ``()`` per tensor, ``(channels,)`` per
+    channel, the tensor's shape with `axis` divided into groups per group, and the shape without the last
+    axis per token.
+
+    Raises:
+        NumericsError: a scale is not a positive normal float, or a zero point is not a code.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    scale: Tensor = _tensor_field(torch.float32)
+    zero_point: Tensor = attrs.field(converter=_exact_zero_point, eq=attrs.cmp_using(eq=torch.equal))
+    dtype: DType
+    granularity: Granularity = PerTensor()
+
+    def __attrs_post_init__(self) -> None:
+        """Validate both tensors, then keep the zero point as int32."""
+        problems = [problem for problem in (self._shape_problem(), self._range_problem()) if problem]
+        if problems:
+            raise NumericsError(*problems)
+        object.__setattr__(self, "zero_point", self.zero_point.to(torch.int32))
+
+    def _shape_problem(self) -> Problem | None:
+        if self.scale.shape == self.zero_point.shape:
+            return None
+        expected = f"of the scale's shape {tuple(self.scale.shape)}"
+        return Problem(field="zero_point", value=Found(tuple(self.zero_point.shape)), expected=expected)
+
+    def _range_problem(self) -> Problem | None:
+        normal = torch.isfinite(self.scale) & (self.scale >= SMALLEST_SCALE)
+        if not bool(normal.all()):
+            wrong = Found(str(self.scale[~normal].flatten()[:4].tolist()))
+            return Problem(field="scale", value=wrong, expected="positive, normal and finite")
+        inside = (self.zero_point >= self.dtype.qmin) & (self.zero_point <= self.dtype.qmax)
+        if not bool(inside.all()):
+            wrong = Found(str(self.zero_point[~inside].flatten()[:4].tolist()))
+            expected = f"from {self.dtype.qmin} to {self.dtype.qmax}, the codes of {self.dtype}"
+            return Problem(field="zero_point", value=wrong, expected=expected)
+        return None
+
+    def to(self, device: torch.device) -> AffineParams:
+        """Return the same grid with its tensors on `device`."""
+        return attrs.evolve(self, scale=self.scale.to(device), zero_point=self.zero_point.to(device))
+
+    def __str__(self) -> str:
+        """Return a short name, for example ``uint8 scale 0.0123 zero point 12``."""
+        if self.scale.numel() != 1:
+            return f"{self.dtype}, {self.scale.numel()} scales"
+        return f"{self.dtype}, scale {self.scale.item():.4g}, zero point {int(self.zero_point.item())}"
+
+
+def params_from_range(
+    minimum: Tensor, maximum: Tensor, dtype: DType, *, symmetric: bool, granularity: Granularity
+) -> AffineParams:
+    """Return the smallest grid that holds 0 and every value from `minimum` to `maximum`.
+
+    Computed in float64. Asymmetric: ``scale = (max - min) / (qmax - qmin)``. Symmetric:
+    ``scale = max(max / qmax, min / qmin)``, zero point 0. A range of zero width at 0 gets scale 1.
+
+    Raises:
+        NumericsError: the range needs a scale that float32 cannot hold.
+
+    >>> params = params_from_range(
+    ...     torch.tensor(-1.0), torch.tensor(3.0), DType.uint(4), symmetric=False, granularity=PerTensor()
+    ... )
+    >>> round(params.scale.item(), 4), params.zero_point.item()
+    (0.2667, 4)
+    """
+    low = minimum.detach().to(torch.float64).clamp(max=0.0)
+    high = maximum.detach().to(torch.float64).clamp(min=0.0)
+    if symmetric:
+        width = torch.maximum(high / dtype.qmax, low / dtype.qmin)
+    else:
+        width = (high - low) / (dtype.qmax - dtype.qmin)
+    scale = torch.where(width == 0, 1.0, width).to(torch.float32).clamp(min=SMALLEST_SCALE)
+    if symmetric:
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+    else:
+        offset = torch.round(low / scale.to(torch.float64)).clamp(min=dtype.qmin - dtype.qmax)
+        zero_point = (dtype.qmin - offset).to(torch.int32)
+    return AffineParams(scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity)
+
+
+def params_per_token(x: Tensor, dtype: DType, *, symmetric: bool) -> AffineParams:
+    """Return the grid of each vector along the last axis of `x`, from its own range (dynamic)."""
+    if x.numel() == 0:
+        low = high = x.new_zeros(x.shape[:-1])
+    else:
+        low, high = x.detach().amin(-1), x.detach().amax(-1)
+    return params_from_range(low, high, dtype, symmetric=symmetric, granularity=PerToken())
+
+
+def broadcast(values: Tensor, granularity: Granularity, shape: torch.Size) -> Tensor:
+    """Return `values`, one per unit of `granularity`, in a shape that broadcasts against `shape`.
+
+    Raises:
+        NumericsError: the number of values does not fit `shape`.
+    """
+    match granularity:
+        case PerTensor():
+            return values
+        case PerChannel(axis=axis):
+            return values.view([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+        case PerGroup(axis=axis, size=size):
+            return values.repeat_interleave(size, axis).narrow(axis, 0, shape[axis])
+        case PerToken():
+            return values.unsqueeze(-1)
+
+
+def require_fit(params: AffineParams, shape: torch.Size, name: str = "x") -> None:
+    """Refuse a tensor shape that the grid's scales do not fit.
+
+    Raises:
+        NumericsError: with both shapes.
+    """
+    expected = statistic_shape(params.granularity, shape)
+    if expected != params.scale.shape:
+        found = Found(f"{tuple(shape)}, which needs scales of shape {expected and tuple(expected)}")
+        what = f"one that fits scales of shape {tuple(params.scale.shape)} ({params.granularity})"
+        raise NumericsError(Problem(field=name, value=found, expected=what))
+
+
+def statistic_shape(granularity: Granularity, shape: torch.Size) -> torch.Size | None:
+    """Return the shape of one value per unit of `granularity` over `shape`; None without such an axis."""
+    match granularity:
+        case PerTensor():
+            return torch.Size(())
+        case PerChannel(axis=axis) if -len(shape) <= axis < len(shape):
+            return torch.Size((shape[axis],))
+        case PerGroup(axis=axis, size=size) if -len(shape) <= axis < len(shape):
+            groups = -(-shape[axis] // size)
+            return torch.Size(groups if i == axis % len(shape) else n for i, n in enumerate(shape))
+        case PerToken() if shape:
+            return shape[:-1]
+        case _:
+            return None

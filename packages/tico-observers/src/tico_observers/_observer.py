@@ -1,0 +1,241 @@
+"""The observer: what users hold while data pass, over an immutable statistic."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+import attrs
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from tico_config import (
+    CalibrationError,
+    DType,
+    Found,
+    Granularity,
+    LifecycleError,
+    PerChannel,
+    PerTensor,
+    Problem,
+    QScheme,
+    QuantSpec,
+    TicoError,
+)
+from tico_observers._affine_params import AffineParams, params_from_range
+from tico_observers._fake_quant import fake_quantize
+from tico_observers._range import Extremes, seen_extremes
+from tico_observers._statistic import Statistic
+from tico_observers._tensor_checks import OnNonfinite, require_choice
+
+S = TypeVar("S", bound=Statistic)
+
+
+class Observer(ABC, Generic[S]):
+    """A collector: it watches tensors, then gives the grid that what it saw determines.
+
+    `collect` any number of times, `compute_qparams` once, then `fake_quant`; `reset` starts over.
+
+    Args:
+        name: how errors call it.
+        dtype: format of the codes.
+        qscheme: symmetric or not, per tensor or per channel.
+        channel_axis: axis of the channels, for the per-channel schemes (default 0).
+        granularity: the units that get a grid each, where `qscheme` does not say it.
+        on_nonfinite: ``"ignore"`` leaves NaN and infinity out and counts them in the statistic's `dropped`.
+
+    Raises:
+        ConfigError: `dtype`, `qscheme` and `granularity` contradict each other.
+    """
+
+    def __init__(
+        self,
+        name: str = "act_in",
+        dtype: DType | None = None,
+        qscheme: QScheme | None = None,
+        channel_axis: int | None = None,
+        *,
+        granularity: Granularity | None = None,
+        on_nonfinite: OnNonfinite = "error",
+    ) -> None:
+        require_choice(on_nonfinite)
+        channels = PerChannel(axis=channel_axis or 0)
+        spec = QuantSpec(
+            dtype=DType.uint(8) if dtype is None else dtype, qscheme=qscheme, granularity=granularity
+        )
+        self.name = name
+        self.dtype = spec.dtype
+        self.symmetric = spec.is_symmetric
+        self.granularity = spec.granularity_or(PerTensor() if channel_axis is None else channels)
+        if isinstance(self.granularity, PerChannel) and channel_axis is not None:
+            self.granularity = channels
+        self.on_nonfinite = on_nonfinite
+        self._params: AffineParams | None = None
+        self._seen = self._empty()
+        self._batches = 0
+
+    @abstractmethod
+    def _empty(self) -> S:
+        """Return the statistic of no data."""
+
+    @abstractmethod
+    def _grid(self) -> AffineParams:
+        """Return the grid that the statistic determines; called only where data were seen."""
+
+    def _spanning(self, extremes: Extremes | None) -> AffineParams:
+        """Return the grid that spans `extremes`."""
+        span = seen_extremes(extremes)
+        return params_from_range(
+            span.minimum, span.maximum, self.dtype, symmetric=self.symmetric, granularity=self.granularity
+        )
+
+    @property
+    def statistics(self) -> S:
+        """What was seen so far, an immutable value."""
+        return self._seen
+
+    def collect(self, x: Tensor) -> None:
+        """Add what `x` shows; what was collected before stays where `x` is refused.
+
+        Raises:
+            LifecycleError: `compute_qparams` or `load_qparams` already fixed the grid.
+            UnsupportedError: `x` is not a dense floating-point tensor.
+            NumericsError: `x` holds NaN or infinity.
+            CalibrationError: the shape of `x` does not fit what was seen before.
+        """
+        if self._params is not None:
+            found = Found("a call after the grid was fixed")
+            remedy = "call reset() to start over"
+            expected = "collect() before compute_qparams()"
+            raise LifecycleError(Problem(module=self.name, value=found, expected=expected, remedy=remedy))
+        try:
+            self._seen = self._seen.observe(x)
+        except TicoError as error:
+            raise located(error, self.name, f"this was batch {self._batches}, counted from 0") from None
+        self._batches += 1
+
+    def compute_qparams(self) -> tuple[Tensor, Tensor]:
+        """Fix the grid that the data seen determine and return its scale and zero point.
+
+        Raises:
+            CalibrationError: no data were seen.
+        """
+        params = self.params
+        return params.scale, params.zero_point
+
+    @property
+    def params(self) -> AffineParams:
+        """The grid; computed and fixed at the first use.
+
+        Raises:
+            CalibrationError: no data were seen.
+            NumericsError: the data need a scale that float32 cannot hold.
+        """
+        if self._params is None:
+            self._require_data()
+            try:
+                with torch.inference_mode(mode=False):
+                    self._params = self._grid()
+            except TicoError as error:
+                raise located(error, self.name) from None
+        return self._params
+
+    def _require_data(self) -> None:
+        if self._seen.is_empty:
+            found = Found("none")
+            remedy = "run calibration data through the model before it is converted"
+            raise CalibrationError(
+                Problem(module=self.name, value=found, expected="data for the grid", remedy=remedy)
+            )
+
+    def fake_quant(self, x: Tensor) -> Tensor:
+        """Return `x` moved to the grid.
+
+        Raises:
+            CalibrationError: no data were seen.
+            UnsupportedError: `x` is not a dense floating-point tensor.
+            NumericsError: the shape of `x` does not fit the grid.
+        """
+        params = self.params
+        try:
+            return fake_quantize(x, params)
+        except TicoError as error:
+            raise located(error, self.name) from None
+
+    def load_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Fix the grid to the given one, whatever was seen.
+
+        Raises:
+            NumericsError: a scale is not a positive normal float, or a zero point is not a code.
+        """
+        try:
+            self._params = AffineParams(
+                scale=scale, zero_point=zero_point, dtype=self.dtype, granularity=self.granularity
+            )
+        except TicoError as error:
+            raise located(error, self.name) from None
+
+    def reset(self) -> None:
+        """Forget everything seen and the grid."""
+        self._seen = self._empty()
+        self._params = None
+        self._batches = 0
+
+    def merge(self, other: Self) -> Self:
+        """Return a new observer, its grid not fixed, that has seen what both have seen.
+
+        Raises:
+            CalibrationError: the two differ in kind or settings, or in the shape of what they saw.
+            UnsupportedError: the statistic depends on the order of the data.
+        """
+        if type(other) is not type(self) or other._settings() != self._settings():
+            found = Found(f"{other!r} and {self!r}")
+            expected = "observers of the same kind and settings"
+            raise CalibrationError(Problem(module=self.name, value=found, expected=expected))
+        return self._with_statistics(other._seen, self._batches + other._batches)
+
+    def _with_statistics(self, seen: S, batches: int) -> Self:
+        try:
+            both = self._seen.merge(seen)
+        except TicoError as error:
+            raise located(error, self.name) from None
+        merged = type(self).__new__(type(self))
+        vars(merged).update(vars(self) | {"_params": None, "_seen": both, "_batches": batches})
+        return merged
+
+    def merge_statistics(self, statistics: S) -> Self:
+        """Return a new observer, its grid not fixed, that has also seen what `statistics` holds.
+
+        Raises:
+            CalibrationError: they are not those of such an observer, or differ in settings or shape.
+            UnsupportedError: the statistic depends on the order of the data.
+
+        >>> from tico_observers import MinMaxObserver
+        >>> seen = MinMaxObserver().statistics.observe(torch.tensor([255.0]))
+        >>> MinMaxObserver().merge_statistics(seen).compute_qparams()[0].item()
+        1.0
+        """
+        if type(statistics) is not type(self._seen):
+            found, expected = Found(type(statistics).__name__), f"a {type(self._seen).__name__}"
+            problem = Problem(module=self.name, field="statistics", value=found, expected=expected)
+            raise CalibrationError(problem)
+        return self._with_statistics(statistics, self._batches)
+
+    def _settings(self) -> Mapping[str, object]:
+        state = ("_params", "_seen", "_batches", "name")
+        return {key: value for key, value in vars(self).items() if key not in state}
+
+    def __repr__(self) -> str:
+        """Return kind, name and settings."""
+        scheme = "symmetric" if self.symmetric else "asymmetric"
+        return f"{type(self).__name__}({self.name!r}, {self.dtype} {scheme}, {self.granularity})"
+
+
+def located(error: TicoError, name: str, remedy: str | None = None) -> TicoError:
+    """Return `error` with the observer's name, and `remedy` where a problem about numbers has none."""
+    found = [
+        attrs.evolve(problem, module=name, remedy=problem.remedy or remedy) for problem in error.problems
+    ]
+    return type(error)(found[0], *found[1:])

@@ -1,0 +1,87 @@
+"""Codes of 2 to 16 bits as bytes.
+
+Layout: along the last axis, code i occupies bits ``[i * bits, (i + 1) * bits)`` of a little-endian bit
+string that is padded with zero bits to whole bytes. Each row starts at a byte of its own. Codes of more
+than 8 bits take two bytes each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tico_config import ConfigError, Found, NumericsError, Problem
+
+
+def packed_width(columns: int, bits: int) -> int:
+    """Return the number of bytes that a row of `columns` codes takes."""
+    return 2 * columns if bits > 8 else -(-columns * bits // 8)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Return unsigned `codes` (..., columns) as uint8 of shape (..., packed_width(columns, bits)).
+
+    Raises:
+        ConfigError: `bits` is not 2 to 16.
+        NumericsError: a code is negative or needs more than `bits` bits.
+
+    >>> pack(torch.tensor([1, 2, 3]), 4).tolist()
+    [33, 3]
+    """
+    _require_bits(bits)
+    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 2**bits):
+        found = Found(f"{int(codes.min())} to {int(codes.max())}")
+        raise NumericsError(Problem(field="codes", value=found, expected=f"from 0 to {2**bits - 1}"))
+    *rows, columns = codes.shape
+    wide = codes.to(torch.int64)
+    if bits > 8:
+        return torch.stack([wide & 255, wide >> 8], -1).reshape(*rows, 2 * columns).to(torch.uint8)
+    words = torch.nn.functional.pad(wide, (0, -columns % 8)).reshape(*rows, -1, 8)
+    word = (words << _shifts(bits, 8, codes)).sum(-1, keepdim=True)
+    packed = (word >> _shifts(8, bits, codes)) & 255
+    return packed.flatten(-2)[..., : packed_width(columns, bits)].to(torch.uint8).contiguous()
+
+
+def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+    """Return the codes of the given `shape` that `packed` holds: uint8, or int32 above 8 bits.
+
+    Raises:
+        ConfigError: `bits` is not 2 to 16.
+        NumericsError: `packed` is not of the shape that `shape` needs.
+
+    >>> unpack(torch.tensor([33, 3], dtype=torch.uint8), 4, (3,)).tolist()
+    [1, 2, 3]
+    """
+    _require_bits(bits)
+    *rows, columns = shape
+    expected = (*rows, packed_width(columns, bits))
+    if tuple(packed.shape) != expected or packed.dtype != torch.uint8:
+        found = Found(f"{packed.dtype} of shape {tuple(packed.shape)}")
+        problem = Problem(field="packed", value=found, expected=f"torch.uint8 of shape {expected}")
+        raise NumericsError(problem)
+    if bits == 8:
+        return packed
+    if bits > 8:
+        low, high = packed.to(torch.int32).reshape(*shape, 2).unbind(-1)
+        return low | (high << 8)
+    if bits in (2, 4):
+        parts = (packed.unsqueeze(-1) >> _shifts(bits, 8 // bits, packed, torch.uint8)) & (2**bits - 1)
+        narrow: Tensor = parts.flatten(-2)[..., :columns]
+        return narrow
+    padding = -(-columns // 8) * bits - packed.shape[-1]
+    padded = torch.nn.functional.pad(packed.to(torch.int64), (0, padding)).reshape(*rows, -1, bits)
+    word = (padded << _shifts(8, bits, packed)).sum(-1, keepdim=True)
+    codes: Tensor = (word >> _shifts(bits, 8, packed)) & (2**bits - 1)
+    flat: Tensor = codes.flatten(-2)[..., :columns]
+    return flat.to(torch.uint8)
+
+
+def _shifts(step: int, count: int, like: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.arange(0, step * count, step, device=like.device, dtype=dtype)
+
+
+def _require_bits(bits: int) -> None:
+    if type(bits) is not int or not 2 <= bits <= 16:
+        raise ConfigError(Problem(field="bits", value=bits, expected="an integer from 2 to 16"))

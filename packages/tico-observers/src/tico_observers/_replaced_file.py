@@ -1,0 +1,78 @@
+"""Files replaced as a whole: a reader finds the old one or the new one, whenever the writer stops."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # not a Unix: left-over files are kept, as nothing tells whether their writer lives
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def replaced_file(target: Path) -> Iterator[BinaryIO]:
+    """Give a file to write to, which takes the place of `target` once it is whole and on the disk.
+
+    It has a temporary name in the same folder until then. What killed writers left there is removed first.
+
+    Raises:
+        OSError: the file cannot be written; what was at `target` before is still there.
+    """
+    _remove_orphans(target)
+    temporary, file = _locked_file(target)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(target)
+        _sync_folder(target.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _locked_file(target: Path) -> tuple[Path, BinaryIO]:
+    """Return a new file beside `target`, locked as long as its writer lives."""
+    while True:
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+        file = temporary.open("xb")
+        _lock(file, wait=True)
+        # Between its making and its locking, another writer can have taken it for an orphan.
+        if temporary.exists():
+            return temporary, file
+        file.close()
+
+
+def _remove_orphans(target: Path) -> None:
+    """Remove the temporary files of writers that no longer live."""
+    for path in target.parent.iterdir() if fcntl else ():
+        if path.name.startswith(f".{target.name}.") and path.name.endswith(".tmp"):
+            with suppress(OSError), path.open("rb") as file:
+                if _lock(file, wait=False):
+                    path.unlink()
+
+
+def _lock(file: BinaryIO, *, wait: bool) -> bool:
+    """Lock `file` against other writers; return whether that succeeded."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,216 @@
+"""Sealed files: tensors in the safetensors layout, with digests and a seal over all of it.
+
+The header's one metadata key holds canonical JSON: a schema version, what the file is about, and name,
+format, shape and SHA-256 of every tensor, sealed by the SHA-256 of that text. Format, order and offsets of
+the tensors follow from it, so a reader rebuilds the whole header and accepts no other. Any
+safetensors tool can read the tensors. Nothing in the file names code.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import math
+import mmap
+import os
+import stat
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+import torch
+from torch import Tensor
+
+from tico_config import ArtifactError, Found, Problem, UnsupportedError
+from tico_observers._replaced_file import replaced_file
+
+SCHEMA_VERSION = 1
+_MAX_HEADER_BYTES = 2**26
+_METADATA_KEY = "tico"
+_DTYPES = {
+    "BF16": torch.bfloat16,
+    "BOOL": torch.bool,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+_NAME = "a printable name in NFC, without slashes, two dots in a row or two underscores in front"
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@attrs.frozen(kw_only=True)
+class SealedFile:
+    """What a sealed file holds: `about` is canonical JSON text, `tensors` are by name."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    about: str
+    tensors: Mapping[str, Tensor] = attrs.field(eq=False)
+
+
+@attrs.frozen
+class _Entry:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
+
+
+def write_sealed(path: str | os.PathLike[str], about: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write `tensors` and the JSON text `about` to `path`: the whole new file or none of it.
+
+    The same content gives the same bytes in every process. The file is written under a temporary name
+    beside `path`, synced, and renamed.
+
+    Raises:
+        UnsupportedError: a tensor has no data on the CPU, or a dtype or name that the layout lacks.
+        OSError: the file cannot be written; what was at `path` before is still there.
+    """
+    contiguous = {name: _storable(name, tensor) for name, tensor in tensors.items()}
+    entries = _ordered(
+        [_Entry(n, _NAMES[t.dtype], tuple(t.shape), _digest(t)) for n, t in contiguous.items()]
+    )
+    target = Path(path)
+    with replaced_file(target) as file:
+        file.write(_header(about, entries))
+        for entry in entries:
+            file.write(_view(contiguous[entry.name]))
+
+
+def read_sealed(path: str | os.PathLike[str]) -> SealedFile:
+    """Return what the sealed file at `path` holds; the tensors are private maps of the file.
+
+    Raises:
+        ArtifactError: the file is not a sealed file of this version, or any bit of it was changed.
+        OSError: the file cannot be read.
+    """
+    target = Path(path)
+    with target.open("rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise _refused(target, "a folder or device", "a regular file")
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+            raise _refused(target, f"{size} bytes, {length} of them header", "a whole sealed file")
+        header = file.read(length)
+        about, entries = _parsed_header(target, header)
+        if _header(about, entries) != size_prefix(length) + header:
+            raise _refused(target, "another one", "the header that its own list of tensors gives")
+        if size != 8 + length + sum(entry.bytes for entry in entries):
+            raise _refused(target, f"{size} bytes", "the size that its header gives")
+        body = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return SealedFile(about=about, tensors=_mapped(target, body, 8 + length, entries))
+
+
+def size_prefix(length: int) -> bytes:
+    """Return the eight bytes in front of a header of `length` bytes."""
+    return length.to_bytes(8, "little")
+
+
+def _refused(path: Path, found: str, expected: str) -> ArtifactError:
+    return ArtifactError(Problem(module=str(path), field="file", value=Found(found), expected=expected))
+
+
+def _storable(name: str, tensor: Tensor) -> Tensor:
+    problem = None
+    if not _is_name(name):
+        problem = Problem(module=name, field="name", value=name, expected=_NAME)
+    elif tensor.is_meta or tensor.layout is not torch.strided or tensor.dtype not in _NAMES:
+        found = Found(f"{tensor.dtype} on {tensor.device}")
+        problem = Problem(module=name, field="tensor", value=found, expected="a dense tensor with data")
+    if problem:
+        raise UnsupportedError(problem)
+    return tensor.detach().cpu().contiguous()
+
+
+def _is_name(name: str) -> bool:
+    plain = bool(name) and name.isprintable() and unicodedata.is_normalized("NFC", name)
+    return plain and not name.startswith("__") and not any(part in name for part in ("/", "\\", ".."))
+
+
+def _view(tensor: Tensor) -> memoryview:
+    """Return the bytes of a contiguous CPU tensor without copying them."""
+    size = tensor.numel() * tensor.element_size()
+    return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())) if size else memoryview(b"")
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(_view(tensor)).hexdigest()
+
+
+def _ordered(entries: list[_Entry]) -> list[_Entry]:
+    """Return the entries with the widest elements first, so that every tensor is aligned."""
+    return sorted(entries, key=lambda entry: (-_DTYPES[entry.dtype].itemsize, entry.name))
+
+
+def _canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _header(about: str, entries: list[_Entry]) -> bytes:
+    listing = {entry.name: [entry.dtype, list(entry.shape), entry.digest] for entry in entries}
+    sealed = {"about": about, "schema": SCHEMA_VERSION, "tensors": listing}
+    seal = hashlib.sha256(_canonical(sealed).encode()).hexdigest()
+    header: dict[str, object] = {"__metadata__": {_METADATA_KEY: _canonical(sealed | {"seal": seal})}}
+    offset = 0
+    for entry in entries:
+        span = [offset, offset + entry.bytes]
+        header[entry.name] = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": span}
+        offset += entry.bytes
+    text = _canonical(header).encode()
+    padded = text + b" " * (-len(text) % 8)
+    return size_prefix(len(padded)) + padded
+
+
+def _parsed_header(path: Path, header: bytes) -> tuple[str, list[_Entry]]:
+    """Return what the header says; the caller checks that it says so in the only accepted way."""
+    try:
+        sealed: object = json.loads(json.loads(header)["__metadata__"][_METADATA_KEY])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise _refused(path, f"one that is not ({type(error).__name__})", "a sealed file") from None
+    match sealed:
+        case {"schema": int(version)} if version != SCHEMA_VERSION:
+            raise _refused(path, f"version {version}", f"of version {SCHEMA_VERSION}")
+        case {"about": str(about), "tensors": dict(listing)}:
+            return about, _ordered([_entry(path, name, item) for name, item in listing.items()])
+        case _:
+            raise _refused(path, "one without its list of tensors", "a sealed file")
+
+
+def _entry(path: Path, name: str, item: object) -> _Entry:
+    match item:
+        case [str(dtype), list(shape), str(digest)] if (
+            _is_name(name) and dtype in _DTYPES and _is_shape(shape)
+        ):
+            return _Entry(name, dtype, tuple(shape), digest)
+        case _:
+            raise _refused(path, f"{item!r} for {name!r}", "one with a format, a shape and a digest a tensor")
+
+
+def _is_shape(shape: list[object]) -> bool:
+    return len(shape) <= 8 and all(type(n) is int and 0 <= n < 2**48 for n in shape)
+
+
+def _mapped(path: Path, body: mmap.mmap, offset: int, entries: list[_Entry]) -> dict[str, Tensor]:
+    tensors = {}
+    view = memoryview(body)
+    for entry in entries:
+        part = view[offset : offset + entry.bytes]
+        if hashlib.sha256(part).hexdigest() != entry.digest:
+            raise _refused(path, f"other bytes for {entry.name!r}", "the bytes that were written")
+        dtype = _DTYPES[entry.dtype]
+        flat = torch.frombuffer(part, dtype=dtype) if entry.bytes else torch.empty(0, dtype=dtype)
+        tensors[entry.name] = flat.view(entry.shape)
+        offset += entry.bytes
+    return tensors

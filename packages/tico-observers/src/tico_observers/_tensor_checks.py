@@ -1,0 +1,77 @@
+"""What a tensor has to be before anything is computed from it."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+
+from tico_config import CalibrationError, Found, NumericsError, Problem, UnsupportedError
+
+OnNonfinite: TypeAlias = Literal["error", "ignore"]
+"""What to do with NaN and infinity: refuse the tensor, or leave them out and count them."""
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def require_float_tensor(x: object, name: str) -> Tensor:
+    """Return `x` if it is a dense floating-point tensor with data.
+
+    Raises:
+        UnsupportedError: it is something else; the error names `name`.
+    """
+    if isinstance(x, FakeTensor):
+        found = Found("a tensor of a trace, which has no data")
+        raise UnsupportedError(
+            Problem(module=name, field="x", value=found, expected="a dense tensor with data")
+        )
+    return require_float_format(x, name)
+
+
+def require_float_format(x: object, name: str) -> Tensor:
+    """Return `x` if it is a dense floating-point tensor, one of a trace included.
+
+    Raises:
+        UnsupportedError: it is something else; the error names `name`.
+    """
+    if not isinstance(x, Tensor):
+        raise UnsupportedError(Problem(module=name, field="x", value=x, expected="a tensor"))
+    if x.dtype not in _FLOATS:
+        expected = "a tensor of float16, bfloat16, float32 or float64"
+        raise UnsupportedError(Problem(module=name, field="dtype", value=x.dtype, expected=expected))
+    if x.layout is not torch.strided or x.is_quantized or x.is_nested or x.is_meta:
+        found = Found(f"one of layout {x.layout} on {x.device}")
+        raise UnsupportedError(
+            Problem(module=name, field="x", value=found, expected="a dense tensor with data")
+        )
+    return x
+
+
+def require_finite(x: Tensor, name: str, what: str = "x") -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        NumericsError: with how many there are and the index of the first.
+    """
+    bad = torch.nonzero(~torch.isfinite(x))
+    if len(bad):
+        found = Found(f"{len(bad)} that are not, the first at {tuple(bad[0].tolist())}")
+        raise NumericsError(Problem(module=name, field=what, value=found, expected="finite in every element"))
+
+
+def require_choice(on_nonfinite: str) -> None:
+    """Refuse anything but the two ways to treat NaN and infinity.
+
+    Raises:
+        CalibrationError: naming both.
+    """
+    if on_nonfinite not in ("error", "ignore"):
+        problem = Problem(field="on_nonfinite", value=on_nonfinite, expected="'error' or 'ignore'")
+        raise CalibrationError(problem)
+
+
+def arithmetic_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype to compute in: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,92 @@
+"""What is done: algorithms, calibration, and the integer modules that `convert` leaves behind."""
+
+from tico_quantizers._activation_grid import ActivationGrid
+from tico_quantizers._artifact import load_quantized, save_quantized
+from tico_quantizers._blocks import find_blocks
+from tico_quantizers._exact_module import ExactModule
+from tico_quantizers._forward_watch import Calibration, Recorder, require_watched
+from tico_quantizers._layout import Layout, below, tensor_of
+from tico_quantizers._module_tree import (
+    Edit,
+    child_path,
+    children,
+    named_modules,
+    parameter,
+    stand_in,
+)
+from tico_quantizers._packed_weight import PackedWeight
+from tico_quantizers._quantized_conv import (
+    ConvSettings,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConv3d,
+)
+from tico_quantizers._quantized_linear import QuantizedEmbedding, QuantizedLinear
+from tico_quantizers._quantized_module import Parts, QuantizedModule
+from tico_quantizers._quantizer import (
+    AnyPrepared,
+    AnyQuantizer,
+    BaseQuantizer,
+    Converted,
+    Example,
+    Prepared,
+    QuantizerEntry,
+    Registry,
+    installed_entries,
+    quantizer_entry,
+)
+from tico_quantizers._report import LayerReport, Report, remember, report, runs_of
+from tico_quantizers._restorable import RestorableModule
+from tico_quantizers._weight_view import tied_paths
+from tico_quantizers.gptq import GPTQQuantizer, quantize_weight
+
+INTEGER_MODULES = (QuantizedLinear, QuantizedEmbedding, QuantizedConv1d, QuantizedConv2d, QuantizedConv3d)
+
+__all__ = [
+    "INTEGER_MODULES",
+    "ActivationGrid",
+    "AnyPrepared",
+    "AnyQuantizer",
+    "BaseQuantizer",
+    "Calibration",
+    "ConvSettings",
+    "Converted",
+    "Edit",
+    "ExactModule",
+    "Example",
+    "GPTQQuantizer",
+    "LayerReport",
+    "Layout",
+    "PackedWeight",
+    "Parts",
+    "Prepared",
+    "QuantizedConv1d",
+    "QuantizedConv2d",
+    "QuantizedConv3d",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
+    "QuantizedModule",
+    "QuantizerEntry",
+    "Recorder",
+    "Registry",
+    "Report",
+    "RestorableModule",
+    "below",
+    "child_path",
+    "children",
+    "find_blocks",
+    "installed_entries",
+    "load_quantized",
+    "named_modules",
+    "parameter",
+    "quantize_weight",
+    "quantizer_entry",
+    "remember",
+    "report",
+    "require_watched",
+    "runs_of",
+    "save_quantized",
+    "stand_in",
+    "tensor_of",
+    "tied_paths",
+]

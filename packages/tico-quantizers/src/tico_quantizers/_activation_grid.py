@@ -1,0 +1,143 @@
+"""The grid of an activation, static or per token, as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from tico_config import (
+    ArtifactError,
+    DType,
+    Found,
+    Granularity,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    Problem,
+    TicoError,
+)
+from tico_observers import AffineParams, fake_quantize, params_per_token, round_to_grid
+from tico_quantizers._exact_module import ExactModule
+from tico_quantizers._layout import Layout, tensor_of
+
+
+class ActivationGrid(ExactModule):
+    """Moves activations to a grid: a fixed one (buffers `scale` and `zero_point`) or one per token.
+
+    A grid per token has empty buffers and is computed from each vector along the last axis.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self, scale: Tensor, zero_point: Tensor, *, dtype: DType, granularity: Granularity, symmetric: bool
+    ) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.granularity = granularity
+        self.symmetric = symmetric
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+
+    @classmethod
+    def static(cls, params: AffineParams) -> ActivationGrid:
+        """Return the module that moves values to `params`."""
+        symmetric = params.dtype.signed and not bool(params.zero_point.any())
+        return cls(
+            params.scale,
+            params.zero_point,
+            dtype=params.dtype,
+            granularity=params.granularity,
+            symmetric=symmetric,
+        )
+
+    @classmethod
+    def per_token(
+        cls, dtype: DType, *, symmetric: bool, device: torch.device | None = None
+    ) -> ActivationGrid:
+        """Return the module that gives each vector along the last axis a grid of its own."""
+        scale = torch.empty(0, device=device)
+        zero_point = torch.empty(0, dtype=torch.int32, device=device)
+        return cls(scale, zero_point, dtype=dtype, granularity=PerToken(), symmetric=symmetric)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x` moved to the grid, in the dtype of `x`."""
+        if isinstance(self.granularity, PerToken):
+            return fake_quantize(x, params_per_token(x, self.dtype, symmetric=self.symmetric))
+        return round_to_grid(x, self.scale, self.zero_point, dtype=self.dtype, granularity=self.granularity)
+
+    @property
+    def label(self) -> str:
+        """A short name, for example ``uint8 per tensor``."""
+        unit = "per token" if isinstance(self.granularity, PerToken) else "static"
+        return f"{self.dtype} {unit}"
+
+    def extra_repr(self) -> str:
+        """Return format and granularity."""
+        return f"{self.dtype}, {self.granularity}"
+
+    def layout(self) -> dict[str, object]:
+        """Return what is needed besides the buffers to make this grid again, as JSON values."""
+        axis, size = _axis_and_size(self.granularity)
+        return {
+            "bits": self.dtype.bits,
+            "signed": self.dtype.signed,
+            "symmetric": self.symmetric,
+            "unit": type(self.granularity).__name__,
+            "axis": axis,
+            "size": size,
+        }
+
+    @classmethod
+    def restore(cls, layout: Layout, tensors: Mapping[str, Tensor]) -> ActivationGrid:
+        """Return the grid that `layout` describes and `tensors` hold.
+
+        Raises:
+            ArtifactError: they do not fit each other.
+        """
+        granularity = _granularity(layout)
+        symmetric = layout.boolean("symmetric")
+        try:
+            dtype = DType(layout.integer("bits"), layout.boolean("signed"))
+            if isinstance(granularity, PerToken):
+                return cls.per_token(dtype, symmetric=symmetric)
+            params = AffineParams(
+                scale=tensor_of(tensors, layout, "scale"),
+                zero_point=tensor_of(tensors, layout, "zero_point"),
+                dtype=dtype,
+                granularity=granularity,
+            )
+        except TicoError as error:
+            raise ArtifactError(*error.problems) from None
+        return cls(params.scale, params.zero_point, dtype=dtype, granularity=granularity, symmetric=symmetric)
+
+
+def _axis_and_size(granularity: Granularity) -> tuple[int, int]:
+    """Return the axis, counted from 8 below, and the group size; what does not apply is 0."""
+    match granularity:
+        case PerChannel(axis=axis):
+            return axis + 8, 0
+        case PerGroup(axis=axis, size=size):
+            return axis + 8, size
+        case _:
+            return 0, 0
+
+
+def _granularity(layout: Layout) -> Granularity:
+    axis = layout.integer("axis") - 8
+    match layout.text("unit"):
+        case "PerTensor":
+            return PerTensor()
+        case "PerToken":
+            return PerToken()
+        case "PerChannel":
+            return PerChannel(axis)
+        case "PerGroup":
+            return PerGroup(axis, layout.integer("size"))
+        case unit:
+            problem = Problem(module=layout.where, field="unit", value=Found(unit), expected="a granularity")
+            raise ArtifactError(problem)

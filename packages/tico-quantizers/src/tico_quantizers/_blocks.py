@@ -1,0 +1,40 @@
+"""The blocks of a model, found from its structure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+
+from torch import nn
+
+from tico_quantizers._module_tree import child_path, children, named_modules
+
+
+def find_blocks(model: nn.Module, wanted: Iterable[nn.Module]) -> tuple[tuple[str, nn.Module], ...]:
+    """Return the longest chain of modules of one type that stand in a row and hold `wanted` modules.
+
+    A chain is a run of at least two distinct children of one module, alike in type, each of which has
+    children of its own. Of chains of equal length the one with more wanted modules is taken, then the
+    first. Empty where there is none: the whole model is then one block.
+
+    >>> stack = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2)) for _ in range(3)))
+    >>> [path for path, _ in find_blocks(stack, [block[0] for block in stack])]
+    ['0', '1', '2']
+    """
+    sought = {id(module) for module in wanted}
+    best: tuple[tuple[str, nn.Module], ...] = ()
+    best_size = (0, 0)
+    for path, parent in named_modules(model):
+        named = [(child_path(path, name), child) for name, child in children(parent).items()]
+        for _, run in groupby(named, key=lambda item: type(item[1])):
+            chain = tuple(run)
+            counts = [_count(block, sought) for _, block in chain]
+            distinct = len({id(block) for _, block in chain}) == len(chain)
+            if len(chain) >= 2 and distinct and all(counts) and (len(chain), sum(counts)) > best_size:
+                best, best_size = chain, (len(chain), sum(counts))
+    return best
+
+
+def _count(block: nn.Module, sought: set[int]) -> int:
+    """Return how many wanted modules stand below `block`, itself not counted."""
+    return sum(id(module) in sought for _, module in named_modules(block) if module is not block)

@@ -1,0 +1,140 @@
+"""Watching the user's forward passes, each of them counted only once it has ended well."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import attrs
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.hooks import RemovableHandle
+
+from tico_config import CalibrationError, Found, Problem
+from tico_quantizers._module_tree import Edit, named_modules
+
+
+class Recorder(ABC):
+    """Something that learns from forward passes, and takes back what an unfinished one has shown."""
+
+    @abstractmethod
+    def drop_unfinished(self) -> None:
+        """Forget what a forward pass that did not end has left."""
+
+    @abstractmethod
+    def accept(self) -> None:
+        """Count what the forward pass that has just ended has shown."""
+
+
+class Calibration(Recorder):
+    """What an algorithm learns from the data, by its `recorders`; `handles` are the hooks it has set."""
+
+    def __init__(self, *recorders: Recorder) -> None:
+        self.recorders = recorders
+        self.handles: list[RemovableHandle] = []
+        self.watching = True
+        self.in_forward = False
+
+    def drop_unfinished(self) -> None:
+        """Forget what a forward pass that did not end has left."""
+        for recorder in self.recorders:
+            recorder.drop_unfinished()
+
+    def accept(self) -> None:
+        """Count what the forward pass that has just ended has shown."""
+        for recorder in self.recorders:
+            recorder.accept()
+
+    def accept_unless_in_forward(self) -> None:
+        """Count at once what a part of the model that was called by itself has shown."""
+        if not self.in_forward:
+            self.accept()
+
+    def pause(self, edit: Edit) -> None:
+        """Stop learning, until `edit` is undone."""
+        self.drop_unfinished()
+        edit.set_attribute(self, "watching", False)
+
+
+@attrs.define(eq=False)
+class _Begin:
+    calibration: Calibration
+
+    def __call__(self, root: nn.Module, args: object) -> None:
+        if self.calibration.watching:
+            require_evaluation_mode(root)
+            self.calibration.drop_unfinished()
+            self.calibration.in_forward = True
+
+
+@attrs.define(eq=False)
+class _End:
+    calibration: Calibration
+
+    def __call__(self, root: nn.Module, args: object, output: object) -> None:
+        if self.calibration.watching and self.calibration.in_forward:
+            self.calibration.in_forward = False
+            self.calibration.accept()
+
+
+def watch_forward(root: nn.Module, calibration: Calibration) -> tuple[RemovableHandle, ...]:
+    """Tell `calibration` where each forward pass of `root` begins and ends; return the hooks."""
+    return (
+        root.register_forward_pre_hook(_Begin(calibration)),
+        root.register_forward_hook(_End(calibration)),
+    )
+
+
+def require_evaluation_mode(root: nn.Module) -> None:
+    """Refuse to learn from a model whose modules behave otherwise in training.
+
+    Raises:
+        CalibrationError: with every such module that is in training mode.
+    """
+    training = [
+        Problem(
+            module=path or type(module).__name__,
+            field="training",
+            value=True,
+            expected="False while the model is calibrated",
+            remedy="call model.eval() first",
+        )
+        for path, module in named_modules(root)
+        if module.training and _depends_on_mode(module)
+    ]
+    if training:
+        raise CalibrationError(*training)
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    match module:
+        case _DropoutNd():
+            return module.p > 0
+        case _NormBase():
+            return module.track_running_stats
+        case nn.RNNBase():
+            return module.dropout > 0
+        case nn.RReLU():
+            return True
+        case _:
+            return False
+
+
+def require_watched(executed: set[str], expected: tuple[str, ...]) -> None:
+    """Refuse to convert modules that no calibration data have reached.
+
+    Raises:
+        CalibrationError: with every one of them.
+    """
+    missing = [
+        Problem(
+            module=path,
+            value=Found("none"),
+            expected="calibration data",
+            remedy="run data through the prepared model that reach it, or leave it out by an override",
+        )
+        for path in expected
+        if path not in executed
+    ]
+    if missing:
+        raise CalibrationError(*missing)

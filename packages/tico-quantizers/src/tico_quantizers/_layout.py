@@ -1,0 +1,92 @@
+"""Typed reading of the JSON that says how a module is laid out; a wrong value is an `ArtifactError`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+from torch import Tensor
+
+from tico_config import ArtifactError, Problem
+
+
+@attrs.frozen
+class Layout:
+    """A JSON object and the place in the file it comes from, for errors."""
+
+    where: str
+    values: Mapping[str, object]
+
+    def refused(self, name: str, expected: str) -> ArtifactError:
+        """Return the error for the value `name`."""
+        value = self.values.get(name)
+        return ArtifactError(Problem(module=self.where, field=name, value=value, expected=expected))
+
+    def integer(self, name: str) -> int:
+        """Return a non-negative integer."""
+        value = self.values.get(name)
+        if type(value) is not int or value < 0:
+            raise self.refused(name, "an integer of at least 0")
+        return value
+
+    def optional_integer(self, name: str) -> int | None:
+        """Return a non-negative integer or None."""
+        return None if self.values.get(name, 0) is None else self.integer(name)
+
+    def boolean(self, name: str) -> bool:
+        """Return True or False."""
+        value = self.values.get(name)
+        if not isinstance(value, bool):
+            raise self.refused(name, "true or false")
+        return value
+
+    def text(self, name: str) -> str:
+        """Return a string."""
+        value = self.values.get(name)
+        if not isinstance(value, str):
+            raise self.refused(name, "a string")
+        return value
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """Return a list of non-negative integers."""
+        value = self.values.get(name)
+        if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
+            raise self.refused(name, "a list of integers of at least 0")
+        return tuple(value)
+
+    def child(self, name: str) -> Layout:
+        """Return the object at `name`."""
+        value = self.values.get(name)
+        if not isinstance(value, dict):
+            raise self.refused(name, "an object")
+        return Layout(f"{self.where}.{name}", value)
+
+    def optional_child(self, name: str) -> Layout | None:
+        """Return the object at `name`, or None."""
+        return None if self.values.get(name, 0) is None else self.child(name)
+
+    def children(self) -> Iterator[tuple[str, Layout]]:
+        """Yield every name with its object."""
+        return ((name, self.child(name)) for name in self.values)
+
+
+def tensor_of(tensors: Mapping[str, Tensor], where: Layout, name: str) -> Tensor:
+    """Return the tensor `name`.
+
+    Raises:
+        ArtifactError: it is missing.
+    """
+    if name not in tensors:
+        expected = "one of the tensors in the file"
+        raise ArtifactError(Problem(module=where.where, field=name, value=None, expected=expected))
+    return tensors[name]
+
+
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names start with `prefix` and a dot, without both.
+
+    >>> below({"packed.codes": 1, "bias": 2}, "packed")
+    {'codes': 1}
+    """
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}

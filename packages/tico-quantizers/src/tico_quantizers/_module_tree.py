@@ -1,0 +1,131 @@
+"""Typed views of a module tree, and edits of it that can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import attrs
+from torch import Tensor, nn
+from typing_extensions import Self
+
+T = TypeVar("T")
+
+_HOOK_DICTS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+def named_modules(model: nn.Module, *, every_path: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """Yield each module of `model` once with its first path, or with each of its paths."""
+    modules: Iterator[tuple[str, nn.Module]] = model.named_modules(remove_duplicate=not every_path)
+    return modules
+
+
+def children(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the children of `module` by name, shared ones under each name."""
+    found: dict[str, nn.Module | None] = module._modules
+    return {name: child for name, child in found.items() if child is not None}
+
+
+def parameter(module: nn.Module, name: str) -> Tensor | None:
+    """Return the parameter `name` that `module` itself stores, or None."""
+    stored: dict[str, nn.Parameter | None] = module._parameters
+    return stored.get(name)
+
+
+def child_path(parent: str, name: str) -> str:
+    """Return the path of the child `name` of the module at `parent`.
+
+    >>> child_path("", "fc"), child_path("model", "fc")
+    ('fc', 'model.fc')
+    """
+    return f"{parent}.{name}" if parent else name
+
+
+class Edit:
+    """Changes of one model, all undone if the block they are made in raises.
+
+    What was replaced is kept until then: nothing that was taken out is written to.
+    """
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+        self._commit: list[Callable[[], object]] = []
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what was put off, or undo everything in reverse order."""
+        for action in self._commit if kind is None else reversed(self._undo):
+            action()
+
+    def on_undo(self, action: Callable[[], object]) -> None:
+        """Run `action` if the block raises."""
+        self._undo.append(action)
+
+    def on_commit(self, action: Callable[[], object]) -> None:
+        """Run `action`, which must not fail, when the block ends without an exception."""
+        self._commit.append(action)
+
+    def replace(self, root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+        """Put `new` wherever `old` stands below `root`; return the root, which is `new` if `old` was it."""
+        if old is root:
+            return new
+        for _, parent in list(named_modules(root)):
+            for name, child in children(parent).items():
+                if child is old:
+                    # Straight into the dict: a module's own __setattr__ may do more than store a child.
+                    slots: dict[str, nn.Module | None] = parent._modules
+                    self.put(slots, name, new)
+        return root
+
+    def put(self, mapping: dict[str, T], name: str, value: T) -> None:
+        """Set an entry that `mapping` already has."""
+        self._undo.append(_Assignment(mapping, name, mapping[name]))
+        mapping[name] = value
+
+    def set_attribute(self, owner: object, name: str, value: object) -> None:
+        """Set an ordinary attribute that `owner` keeps in its `__dict__`."""
+        attributes: dict[str, object] = vars(owner)
+        undo = _Assignment(attributes, name, attributes[name]) if name in attributes else None
+        self._undo.append(undo or _Removal(attributes, name))
+        attributes[name] = value
+
+
+@attrs.frozen
+class _Assignment(Generic[T]):
+    mapping: dict[str, T]
+    name: str
+    value: T
+
+    def __call__(self) -> None:
+        self.mapping[self.name] = self.value
+
+
+@attrs.frozen
+class _Removal(Generic[T]):
+    mapping: dict[str, T]
+    name: str
+
+    def __call__(self) -> None:
+        self.mapping.pop(self.name, None)
+
+
+def stand_in(old: nn.Module, new: nn.Module) -> None:
+    """Give `new` the mode and the hooks of `old`, which it replaces: the user's handles work on both."""
+    new.train(old.training)
+    attributes = vars(old)
+    for name in _HOOK_DICTS:
+        vars(new)[name] = attributes[name]

@@ -1,0 +1,115 @@
+"""Integer linear layers and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, final
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from tico_config import DType
+from tico_quantizers._layout import Layout
+from tico_quantizers._packed_weight import PackedWeight
+from tico_quantizers._quantized_module import Parts, QuantizedModule
+
+
+@final
+class QuantizedLinear(QuantizedModule):
+    """``y = x Wᵀ + bias`` with integer W of shape (out_features, in_features).
+
+    >>> import torch
+    >>> from tico_config import DType
+    >>> layer = QuantizedLinear.from_float(nn.Linear(8, 4), DType.uint(4), group_size=4)
+    >>> layer(torch.ones(2, 8)).shape, layer.bits, layer.group_size
+    (torch.Size([2, 4]), 4, 4)
+    """
+
+    kind: ClassVar[str] = "linear"
+
+    @property
+    def in_features(self) -> int:
+        """Size of the last axis of the input."""
+        return self.packed.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Size of the last axis of the output."""
+        return self.packed.shape[0]
+
+    @classmethod
+    def from_float(
+        cls, linear: nn.Linear, dtype: DType, *, symmetric: bool = False, group_size: int | None = None
+    ) -> QuantizedLinear:
+        """Return `linear` with its weight rounded to nearest, a grid for each row or group of columns.
+
+        Raises:
+            NumericsError: the weight holds NaN or infinity.
+        """
+        packed = PackedWeight.round_to_nearest(
+            linear.weight, dtype, symmetric=symmetric, group_size=group_size
+        )
+        return cls(Parts(packed=packed, bias=detached_bias(linear)))
+
+    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+    def with_parts(self, parts: Parts) -> QuantizedLinear:
+        """Return a linear layer made of other parts."""
+        return QuantizedLinear(parts)
+
+    def settings(self) -> Mapping[str, object]:
+        """Return nothing: the shape of the weight says it all."""
+        return {}
+
+    @classmethod
+    def from_settings(cls, parts: Parts, settings: Layout) -> Self:
+        """Return the layer made of `parts`."""
+        return cls(parts)
+
+    def extra_repr(self) -> str:
+        """Return the sizes."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, {super().extra_repr()}"
+
+
+@final
+class QuantizedEmbedding(QuantizedModule):
+    """Rows of an integer table of shape (num_embeddings, embedding_dim), looked up by index.
+
+    >>> import torch
+    >>> from tico_config import DType
+    >>> table = PackedWeight.round_to_nearest(torch.eye(3), DType.uint(4), symmetric=False, group_size=None)
+    >>> QuantizedEmbedding(Parts(packed=table))(torch.tensor([2])).tolist()
+    [[0.0, 0.0, 1.0]]
+    """
+
+    kind: ClassVar[str] = "embedding"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rows at the indices `x`, moved to `act_out`'s grid where there is one."""
+        output = self._compute(x, self.packed.dequantize())
+        return output if self.act_out is None else self._moved(self.act_out, output)
+
+    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding(x, weight)
+
+    def with_parts(self, parts: Parts) -> QuantizedEmbedding:
+        """Return an embedding made of other parts."""
+        return QuantizedEmbedding(parts)
+
+    def settings(self) -> Mapping[str, object]:
+        """Return nothing: the shape of the weight says it all."""
+        return {}
+
+    @classmethod
+    def from_settings(cls, parts: Parts, settings: Layout) -> Self:
+        """Return the embedding made of `parts`."""
+        return cls(parts)
+
+
+def detached_bias(module: nn.Module) -> Tensor | None:
+    """Return a copy of the bias that `module` stores, without gradient, or None."""
+    stored: dict[str, nn.Parameter | None] = module._parameters
+    bias = stored.get("bias")
+    return None if bias is None else bias.detach().clone()

@@ -1,0 +1,195 @@
+"""The protocol of an algorithm: a config type, a quantizer that holds it, and the calibration it keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import Generic, Protocol, TypeVar, final
+
+import attrs
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from tico_config import BaseConfig, ConfigError, Found, Problem, UnsupportedError
+from tico_quantizers._forward_watch import Calibration, watch_forward
+from tico_quantizers._module_tree import Edit
+from tico_quantizers._report import Report
+
+C = TypeVar("C", bound=BaseConfig)
+K = TypeVar("K", bound=Calibration)
+ENTRY_POINT_GROUP = "tico.quantizers"
+
+
+@attrs.frozen(kw_only=True)
+class Example:
+    """Example inputs of a model, as `prepare` was given them."""
+
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Converted:
+    """What a conversion gives: the root of the model, the modules it left, and what was done."""
+
+    root: nn.Module
+    modules: tuple[nn.Module, ...]
+    report: Report
+
+
+class BaseQuantizer(ABC, Generic[C, K]):
+    """An algorithm. It holds hyper-parameters only; what it learns from data is the calibration."""
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, K]:
+        """Start watching: return the root of the model and the calibration.
+
+        Everything wrong with model and config is raised here, before anything was changed; every change
+        is made through `edit`.
+        """
+
+    @abstractmethod
+    def convert(self, model: nn.Module, calibration: K, edit: Edit) -> Converted:
+        """Put integers in the place of floats, through `edit`."""
+
+    @final
+    def start(
+        self, model: nn.Module, example: Example | None, edit: Edit
+    ) -> tuple[nn.Module, Prepared[C, K]]:
+        """Prepare and return the root with everything that `convert` will need."""
+        root, calibration = self.prepare(model, example, edit)
+        prepared = Prepared(self, calibration, watch_forward(root, calibration))
+        edit.on_undo(prepared.stop_watching)
+        return root, prepared
+
+
+class Prepared(Generic[C, K]):
+    """A quantizer in the middle of its work on one model."""
+
+    def __init__(
+        self, quantizer: BaseQuantizer[C, K], calibration: K, handles: tuple[RemovableHandle, ...]
+    ) -> None:
+        self._quantizer = quantizer
+        self._handles = handles
+        self.calibration = calibration
+
+    @property
+    def config(self) -> BaseConfig:
+        """The config that the model was prepared with."""
+        return self._quantizer.config
+
+    def convert(self, model: nn.Module, edit: Edit) -> Converted:
+        """Finish the work; the hooks go once everything else has succeeded."""
+        edit.on_commit(self.stop_watching)
+        self.calibration.pause(edit)
+        return self._quantizer.convert(model, self.calibration, edit)
+
+    def stop_watching(self) -> None:
+        """Remove every hook that `prepare` left."""
+        for handle in (*self._handles, *self.calibration.handles):
+            handle.remove()
+
+
+class AnyPrepared(Protocol):
+    """A `Prepared` of any config and calibration."""
+
+    @property
+    def config(self) -> BaseConfig:
+        """The config that the model was prepared with."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """What was seen so far."""
+
+    def convert(self, model: nn.Module, edit: Edit) -> Converted:
+        """Finish the work."""
+
+
+class AnyQuantizer(Protocol):
+    """A `BaseQuantizer` of any config and calibration."""
+
+    def start(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, AnyPrepared]:
+        """Prepare the model."""
+
+
+@final
+@attrs.frozen
+class QuantizerEntry:
+    """One algorithm: the config type that asks for it, and what makes its quantizer."""
+
+    config_type: type[BaseConfig]
+    make: Callable[[BaseConfig], AnyQuantizer]
+
+
+def quantizer_entry(config_type: type[C], quantizer: Callable[[C], BaseQuantizer[C, K]]) -> QuantizerEntry:
+    """Return the entry that ties a config type to its quantizer; a mismatch is a type error."""
+
+    def make(config: BaseConfig) -> AnyQuantizer:
+        if not isinstance(config, config_type):
+            expected = f"a {config_type.__name__}"
+            raise ConfigError(Problem(field="quant_config", value=config, expected=expected))
+        return quantizer(config)
+
+    return QuantizerEntry(config_type, make)
+
+
+@final
+class Registry:
+    """Which quantizer serves which config type.
+
+    Raises:
+        ConfigError: two entries serve one config type.
+
+    >>> Registry().config_types
+    ()
+    """
+
+    def __init__(self, entries: Iterable[QuantizerEntry] = ()) -> None:
+        self._entries: dict[type[BaseConfig], QuantizerEntry] = {}
+        for entry in entries:
+            if entry.config_type in self._entries:
+                found = Found(f"two for {entry.config_type.__name__}")
+                raise ConfigError(Problem(field="entries", value=found, expected="one entry a config type"))
+            self._entries[entry.config_type] = entry
+
+    @property
+    def config_types(self) -> tuple[type[BaseConfig], ...]:
+        """The config types that are served."""
+        return tuple(self._entries)
+
+    def with_entries(self, entries: Iterable[QuantizerEntry]) -> Registry:
+        """Return a registry with `entries` besides these."""
+        return Registry((*self._entries.values(), *entries))
+
+    def quantizer(self, config: BaseConfig) -> AnyQuantizer:
+        """Return the quantizer for `config`.
+
+        Raises:
+            UnsupportedError: no entry serves its type.
+        """
+        entry = self._entries.get(type(config))
+        if entry is None:
+            names = ", ".join(sorted(kind.__name__ for kind in self._entries)) or "nothing"
+            kind = Found(type(config).__name__)
+            raise UnsupportedError(Problem(field="quant_config", value=kind, expected=f"one of {names}"))
+        return entry.make(config)
+
+
+def installed_entries() -> tuple[QuantizerEntry, ...]:
+    """Return the entries that installed packages offer in the group ``tico.quantizers``.
+
+    Raises:
+        UnsupportedError: an entry point of the group is not a `QuantizerEntry`.
+    """
+    found = []
+    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
+        entry: object = point.load()
+        if not isinstance(entry, QuantizerEntry):
+            expected = "a QuantizerEntry, as quantizer_entry() gives it"
+            raise UnsupportedError(Problem(field=f"entry point {point.name}", value=entry, expected=expected))
+        found.append(entry)
+    return tuple(found)

@@ -1,0 +1,6 @@
+"""GPTQ: weights rounded one column at a time, each error made up for by the columns that follow."""
+
+from tico_quantizers.gptq._core import Solution, quantize_weight
+from tico_quantizers.gptq._module import GPTQCalibration, GPTQQuantizer
+
+__all__ = ["GPTQCalibration", "GPTQQuantizer", "Solution", "quantize_weight"]

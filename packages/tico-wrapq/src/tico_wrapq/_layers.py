@@ -1,0 +1,190 @@
+"""Wrappers of layers with a weight: after `convert` an integer module stands in their place."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from tico_config import Found, PerChannel, PerGroup, PerTensor, Problem, QuantSpec, UnsupportedError
+from tico_observers import Observer, observer_for
+from tico_quantizers import (
+    ActivationGrid,
+    ConvSettings,
+    Edit,
+    PackedWeight,
+    Parts,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConv3d,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedModule,
+    child_path,
+    parameter,
+    stand_in,
+)
+from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role
+from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
+from tico_wrapq._registry import register
+
+WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerChannel(0))
+
+
+def packed_weight(weight: Tensor, spec: QuantSpec, path: str) -> PackedWeight:
+    """Return `weight` rounded to nearest on the grid that `spec` asks for.
+
+    Raises:
+        UnsupportedError: the spec's granularity or format is none that integer weights have.
+        NumericsError: the weight holds NaN or infinity.
+    """
+    matrix = weight.detach().flatten(1)
+    observer = observer_for(spec, child_path(path, "weight"), PerChannel(0))
+    granularity = spec.granularity_or(PerChannel(0))
+    along_rows = granularity == PerChannel(0) or isinstance(granularity, PerTensor)
+    along_groups = isinstance(granularity, PerGroup) and granularity.axis in (1, -1)
+    if not isinstance(observer, Observer) or not (along_rows or along_groups):
+        expected = "an integer grid per tensor, per channel 0, or per group of axis 1"
+        raise UnsupportedError(
+            Problem(module=path, field="weight", value=Found(str(spec)), expected=expected)
+        )
+    observer.collect(matrix)
+    size = granularity.size if isinstance(granularity, PerGroup) else None
+    return PackedWeight.on_grid(weight, observer.params, group_size=size)
+
+
+class _LayerWrapper(QuantModuleBase):
+    """A layer with a weight; `layer` is the float module."""
+
+    points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_IN, WEIGHT, ACT_OUT)
+    layer: nn.Module
+
+    def adopt(self, module: nn.Module) -> None:
+        """Keep the layer."""
+        self.layer = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output, input and output passed through their points."""
+        output: Tensor = self.layer(self.point("act_in")(x))
+        moved: Tensor = self.point("act_out")(output)
+        return moved
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The float weight, where others expect to find it."""
+        return parameter(self.layer, "weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, where others expect to find it."""
+        return parameter(self.layer, "bias")
+
+    @abstractmethod
+    def _integer(self, parts: Parts) -> QuantizedModule:
+        """Return the integer module made of `parts`."""
+
+    def finished(self, weights: WeightCodes, edit: Edit) -> nn.Module:
+        """Return the integer module; the wrapper itself where the weight is to stay float."""
+        weight, spec = parameter(self.layer, "weight"), self.weight_specs["weight"]
+        if weight is None or not spec.is_quantized:
+            return super().finished(weights, edit)
+        packed = weights.get(weight, spec, lambda: packed_weight(weight, spec, self.path))
+        bias = parameter(self.layer, "bias")
+        grids = {name: point.determined() for name, point in self.named_points()}
+        new = self._integer(_parts(packed, None if bias is None else bias.detach().clone(), grids))
+        stand_in(self.layer, new)
+        return new
+
+
+def _parts(packed: PackedWeight, bias: Tensor | None, grids: Mapping[str, ActivationGrid | None]) -> Parts:
+    return Parts(packed=packed, bias=bias, act_in=grids.get("act_in"), act_out=grids.get("act_out"))
+
+
+@register(nn.Linear)
+class QuantLinear(_LayerWrapper):
+    """A linear layer; becomes a `QuantizedLinear`."""
+
+    kind: ClassVar[str] = "ptq.linear"
+
+    def _integer(self, parts: Parts) -> QuantizedModule:
+        return QuantizedLinear(parts)
+
+
+@register(nn.Embedding)
+class QuantEmbedding(_LayerWrapper):
+    """An embedding; becomes a `QuantizedEmbedding`. Indices have no grid, so there is no `act_in`."""
+
+    kind: ClassVar[str] = "ptq.embedding"
+    points: ClassVar[tuple[PointDeclaration, ...]] = (WEIGHT, ACT_OUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the rows at the indices `x`, passed through their point."""
+        moved: Tensor = self.point("act_out")(self.layer(x))
+        return moved
+
+    def _integer(self, parts: Parts) -> QuantizedModule:
+        return QuantizedEmbedding(parts)
+
+
+_CONVOLUTIONS = {1: QuantizedConv1d, 2: QuantizedConv2d, 3: QuantizedConv3d}
+
+
+@register(nn.Conv1d)
+@register(nn.Conv2d)
+@register(nn.Conv3d)
+class QuantConv(_LayerWrapper):
+    """A convolution; becomes a `QuantizedConv1d`, `QuantizedConv2d` or `QuantizedConv3d`."""
+
+    kind: ClassVar[str] = "ptq.conv"
+
+    def _integer(self, parts: Parts) -> QuantizedModule:
+        layer = self.layer
+        if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            found = Found(type(layer).__name__)
+            raise UnsupportedError(Problem(module=self.path, value=found, expected="a convolution"))
+        return _CONVOLUTIONS[len(layer.kernel_size)](parts, ConvSettings.of(layer))
+
+
+@register(QuantizedModule)
+class QuantInteger(QuantModuleBase):
+    """A layer that is integer already: its codes stay as they are, its activations get new grids."""
+
+    kind: ClassVar[str] = "ptq.integer"
+    points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_IN, ACT_OUT)
+    layer: QuantizedModule
+
+    def adopt(self, module: nn.Module) -> None:
+        """Keep the layer without the grids it may have had."""
+        if not isinstance(module, QuantizedModule):
+            found = Found(type(module).__name__)
+            raise UnsupportedError(Problem(module=self.path, value=found, expected="an integer layer"))
+        self.former = (module,)  # a tuple, so that it is no child
+        self.layer = module.with_parts(Parts(packed=module.packed, bias=module.bias))
+        stand_in(module, self.layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output, input and output passed through their points."""
+        if not isinstance(self.layer, QuantizedEmbedding):
+            x = self.point("act_in")(x)
+        output: Tensor = self.layer(x)
+        moved: Tensor = self.point("act_out")(output)
+        return moved
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as floats, where others expect to find it."""
+        return self.layer.weight
+
+    def finished(self, weights: WeightCodes, edit: Edit) -> nn.Module:
+        """Return the layer with its codes and the new grids."""
+        takes_indices = isinstance(self.layer, QuantizedEmbedding)
+        grids = {
+            name: point.determined()
+            for name, point in self.named_points()
+            if not (takes_indices and name == "act_in")
+        }
+        new = self.layer.with_parts(_parts(self.layer.packed, self.layer.bias, grids))
+        stand_in(self.layer, new)
+        return new

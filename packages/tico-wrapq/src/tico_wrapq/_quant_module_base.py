@@ -1,0 +1,136 @@
+"""The base of every wrapper."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar, TypeAlias
+
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from tico_config import LifecycleError, Problem, QuantSpec, no_quant
+from tico_quantizers import ActivationGrid, Edit, Layout, PackedWeight, RestorableModule, below, child_path
+from tico_wrapq._mode import Mode
+from tico_wrapq._point import PointDeclaration, QuantPoint, Role
+
+Resolve: TypeAlias = Callable[[str], QuantSpec]
+
+
+class WeightCodes:
+    """The integer weights made during one conversion: weights that are tied stay tied."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, QuantSpec], tuple[Tensor, PackedWeight]] = {}
+
+    def get(self, weight: Tensor, spec: QuantSpec, make: Callable[[], PackedWeight]) -> PackedWeight:
+        """Return the codes of `weight` for `spec`, made at the first request."""
+        key = (id(weight), spec)
+        if key not in self._made:
+            self._made[key] = (weight, make())
+        return self._made[key][1]
+
+
+class QuantModuleBase(RestorableModule):
+    """A module in the place of a float one, with quantization points.
+
+    Subclasses list their points in `points`, take over what they need of the float module in `adopt`, and
+    pass tensors through `self.point(name)` in `forward`. With every point passing, `forward` is the float
+    function, bit for bit.
+
+    Args:
+        module: the float module.
+        path: its full path in the model.
+        resolve: gives the spec of each point by its full path.
+    """
+
+    points: ClassVar[tuple[PointDeclaration, ...]] = ()
+
+    def __init__(self, module: nn.Module, path: str, resolve: Resolve) -> None:
+        super().__init__()
+        self.path = path
+        self.source = type(module).__name__
+        self.mode = Mode.NO_QUANT
+        self.adopt(module)
+        self.weight_specs: dict[str, QuantSpec] = {}
+        for declaration in self.points:
+            point_path = child_path(path, declaration.name)
+            spec = resolve(point_path)
+            if declaration.role is Role.WEIGHT:
+                self.weight_specs[declaration.name] = spec
+            else:
+                self.add_module(declaration.name, QuantPoint(point_path, declaration, spec))
+
+    @abstractmethod
+    def adopt(self, module: nn.Module) -> None:
+        """Keep what `forward` needs of the float module; children under their own names."""
+
+    def named_points(self) -> Iterator[tuple[str, QuantPoint]]:
+        """Yield each activation point of this wrapper (not of its children) with its name."""
+        return (
+            (declaration.name, self.point(declaration.name))
+            for declaration in self.points
+            if declaration.role is not Role.WEIGHT
+        )
+
+    def point(self, name: str) -> QuantPoint:
+        """Return the activation point `name`.
+
+        Raises:
+            LifecycleError: the wrapper has no such point.
+        """
+        found: dict[str, nn.Module | None] = self._modules
+        point = found.get(name)
+        if not isinstance(point, QuantPoint):
+            names = ", ".join(d.name for d in self.points)
+            raise LifecycleError(
+                Problem(module=self.path, field="point", value=name, expected=f"one of {names}")
+            )
+        return point
+
+    def enable_calibration(self) -> None:
+        """Start to watch every point of this wrapper; its children have their own."""
+        self.mode = Mode.CALIB
+        for _, point in self.named_points():
+            point.watch()
+
+    def finished(self, weights: WeightCodes, edit: Edit) -> nn.Module:
+        """Return what takes the place of this wrapper for good: itself, unless a subclass knows better.
+
+        Raises:
+            CalibrationError: a point saw no data.
+        """
+        for _, point in self.named_points():
+            point.fix(point.determined(), edit)
+        edit.set_attribute(self, "mode", Mode.QUANT)
+        return self
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether the config asks for a grid at any point."""
+        points = [point.is_quantized for _, point in self.named_points()]
+        return any(points) or any(spec.is_quantized for spec in self.weight_specs.values())
+
+    def layout(self) -> Mapping[str, object]:
+        """Return the grids of the points, as JSON values."""
+        grids = {name: point.fixed for name, point in self.named_points()}
+        return {name: grid and grid.layout() for name, grid in grids.items()}
+
+    @classmethod
+    def restore(cls, original: nn.Module, layout: Layout, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the wrapper around `original` with the grids that `layout` and `tensors` hold.
+
+        Raises:
+            ArtifactError: they do not fit each other.
+        """
+        wrapper = cls(original, layout.where, lambda path: no_quant())
+        for name, point in wrapper.named_points():
+            grid = layout.optional_child(name)
+            if grid is not None:
+                point.fixed = ActivationGrid.restore(grid, below(tensors, f"{name}.fixed"))
+        wrapper.mode = Mode.QUANT
+        return wrapper
+
+    def extra_repr(self) -> str:
+        """Return the mode."""
+        return f"mode={self.mode.name}"

@@ -1,0 +1,161 @@
+"""Which wrapper serves which module class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import entry_points
+from typing import TypeVar, final
+
+import attrs
+from torch import nn
+
+from tico_config import ConfigError, Found, Problem, UnsupportedError
+from tico_wrapq._quant_module_base import QuantModuleBase
+
+W = TypeVar("W", bound=type[QuantModuleBase])
+ENTRY_POINT_GROUP = "tico.wrappers"
+DEFAULT_VARIANT = "default"
+
+
+@attrs.frozen
+class WrapperEntry:
+    """One wrapper: the dotted path of the module class it serves, and which variant of it."""
+
+    target: str
+    wrapper: type[QuantModuleBase]
+    variant: str = DEFAULT_VARIANT
+
+
+def dotted_path(kind: type[nn.Module]) -> str:
+    """Return where a class is defined, for example ``torch.nn.modules.linear.Linear``."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def wrapper_entry(
+    target: type[nn.Module] | str, wrapper: type[QuantModuleBase], variant: str = DEFAULT_VARIANT
+) -> WrapperEntry:
+    """Return the entry that serves `target`, a class or the dotted path of one that need not be installed."""
+    return WrapperEntry(target if isinstance(target, str) else dotted_path(target), wrapper, variant)
+
+
+@final
+class WrapperRegistry:
+    """Wrappers by the dotted path of the class they serve, so that looking up imports nothing.
+
+    Raises:
+        ConfigError: two entries serve one class as the same variant.
+    """
+
+    def __init__(self, entries: Iterable[WrapperEntry] = ()) -> None:
+        self._entries: dict[tuple[str, str], WrapperEntry] = {}
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: WrapperEntry) -> None:
+        """Add one entry.
+
+        Raises:
+            ConfigError: another entry serves the class as the same variant.
+        """
+        key = (entry.target, entry.variant)
+        if self._entries.setdefault(key, entry) != entry:
+            found = Found(f"{entry.wrapper.__name__} beside {self._entries[key].wrapper.__name__}")
+            expected = f"one wrapper for {entry.target} as variant {entry.variant!r}"
+            raise ConfigError(Problem(field="wrapper", value=found, expected=expected))
+
+    def lookup(self, kind: type[nn.Module], variant: str = DEFAULT_VARIANT) -> type[QuantModuleBase] | None:
+        """Return the wrapper for `kind` or for the nearest of its bases that has one; None without one."""
+        for base in kind.__mro__:
+            entry = self._entries.get((dotted_path(base), variant))
+            if entry is not None:
+                return entry.wrapper
+        return None
+
+    @property
+    def entries(self) -> tuple[WrapperEntry, ...]:
+        """Every entry."""
+        return tuple(self._entries.values())
+
+    def with_installed(self) -> WrapperRegistry:
+        """Return a registry with the wrappers that installed packages offer in the group ``tico.wrappers``.
+
+        An entry point names a `WrapperEntry` or a tuple of them.
+
+        Raises:
+            UnsupportedError: an entry point names something else.
+        """
+        offered: list[WrapperEntry] = []
+        for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
+            value: object = point.load()
+            entries = value if isinstance(value, tuple) else (value,)
+            if not all(isinstance(entry, WrapperEntry) for entry in entries):
+                expected = "a WrapperEntry or a tuple of them"
+                raise UnsupportedError(
+                    Problem(field=f"entry point {point.name}", value=value, expected=expected)
+                )
+            offered += entries
+        return WrapperRegistry((*self.entries, *offered))
+
+
+REGISTRY = WrapperRegistry()
+
+
+def register(target: type[nn.Module] | str, variant: str = DEFAULT_VARIANT) -> Callable[[W], W]:
+    """Register the decorated wrapper for the module class `target`.
+
+    Raises:
+        ConfigError: another wrapper serves the class as the same variant.
+    """
+
+    def add(wrapper: W) -> W:
+        REGISTRY.add(wrapper_entry(target, wrapper, variant))
+        return wrapper
+
+    return add
+
+
+def try_register(*dotted_paths: str, variant: str = DEFAULT_VARIANT) -> Callable[[W], W]:
+    """Register the decorated wrapper for classes named by dotted path, installed or not.
+
+    Raises:
+        ConfigError: another wrapper serves one of the classes as the same variant.
+    """
+
+    def add(wrapper: W) -> W:
+        for path in dotted_paths:
+            REGISTRY.add(wrapper_entry(path, wrapper, variant))
+        return wrapper
+
+    return add
+
+
+def lookup(kind: type[nn.Module], variant: str = DEFAULT_VARIANT) -> type[QuantModuleBase] | None:
+    """Return the registered wrapper for `kind` or the nearest of its bases; None without one.
+
+    >>> lookup(nn.Linear).__name__
+    'QuantLinear'
+    """
+    return REGISTRY.lookup(kind, variant)
+
+
+PASS_THROUGH: Mapping[str, str] = {
+    dotted_path(kind): "it does not compute"
+    for kind in (
+        nn.Identity,
+        nn.Flatten,
+        nn.Unflatten,
+        nn.ModuleList,
+        nn.ModuleDict,
+        nn.Sequential,
+        nn.ParameterList,
+        nn.ParameterDict,
+    )
+} | {
+    "torch.nn.modules.dropout._DropoutNd": "it does nothing in evaluation mode",
+    "transformers.models.llama.modeling_llama.LlamaRotaryEmbedding": "it computes constants of the positions",
+}
+
+
+def pass_reason(kind: type[nn.Module]) -> str | None:
+    """Return why modules of this class need no quantization, or None where they may need it."""
+    return next((PASS_THROUGH[path] for path in map(dotted_path, kind.__mro__) if path in PASS_THROUGH), None)

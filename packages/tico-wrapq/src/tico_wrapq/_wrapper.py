@@ -1,0 +1,82 @@
+"""One module, or a tree of them, in wrappers, with its life in the caller's hands."""
+
+from __future__ import annotations
+
+from typing import final
+
+from torch import nn
+
+from tico_config import LifecycleError, Problem, PTQConfig
+from tico_quantizers import Edit
+from tico_wrapq._mode import Mode
+from tico_wrapq._quant_module_base import WeightCodes
+from tico_wrapq._registry import REGISTRY
+from tico_wrapq._wrapping import wrap
+
+
+@final
+class PTQWrapper(nn.Module):
+    """`module` in wrappers, outside of any model: float at first, then watched, then quantized.
+
+    Raises:
+        UnsupportedError: with `strict_wrap`, a module that has no wrapper.
+        ConfigError: an override matches nothing, or two contradict each other.
+
+    >>> import torch
+    >>> layer = PTQWrapper(nn.Linear(4, 2))
+    >>> layer.enable_calibration()
+    >>> y = layer(torch.ones(3, 4))
+    >>> layer.freeze_qparams()
+    >>> layer.mode, type(layer.wrapped).__name__
+    (<Mode.QUANT: 'quant'>, 'QuantizedLinear')
+    """
+
+    wrapped: nn.Module
+
+    def __init__(self, module: nn.Module, config: PTQConfig | None = None) -> None:
+        super().__init__()
+        self.mode = Mode.NO_QUANT
+        with Edit() as edit:
+            found = wrap(module, config or PTQConfig(), REGISTRY.with_installed(), edit)
+        self._wrappers = found.wrappers
+        self.wrapped = found.root
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """Return what the wrapped module returns."""
+        output: object = self.wrapped(*args, **kwargs)
+        return output
+
+    def enable_calibration(self) -> None:
+        """Watch every point from now on, forgetting what was seen before.
+
+        Raises:
+            LifecycleError: the module is quantized already.
+        """
+        self._require(Mode.NO_QUANT, Mode.CALIB)
+        for wrapper in self._wrappers.values():
+            wrapper.enable_calibration()
+        self.mode = Mode.CALIB
+
+    def freeze_qparams(self) -> None:
+        """Put integers in the place of weights and fix every grid.
+
+        Raises:
+            LifecycleError: the module was not watched.
+            CalibrationError: a point saw no data; nothing was changed.
+        """
+        self._require(Mode.CALIB)
+        weights = WeightCodes()
+        with Edit() as edit:
+            for wrapper in self._wrappers.values():
+                for _, point in wrapper.named_points():
+                    point.accept()
+                new = wrapper.finished(weights, edit)
+                edit.replace(self, wrapper, new)
+        self.mode = Mode.QUANT
+
+    def _require(self, *modes: Mode) -> None:
+        if self.mode not in modes:
+            expected = f"one of {', '.join(mode.name for mode in modes)}"
+            raise LifecycleError(
+                Problem(module="PTQWrapper", field="mode", value=self.mode.name, expected=expected)
+            )

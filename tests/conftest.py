@@ -1,0 +1,11 @@
+"""How many examples the laws are tried on: `HYPOTHESIS_PROFILE` is `dev`, the default, or `ci`."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+settings.register_profile("dev", max_examples=25, deadline=None)
+settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
