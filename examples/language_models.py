@@ -23,13 +23,14 @@ class LanguageModel:
     window: int
 
     def windows(self, text: str, limit: int) -> Tensor:
-        """Return the first `limit` tokens of `text` as rows of `window` tokens, the rest dropped."""
+        """Return rows of `window` tokens, at most `limit` tokens in all, spread evenly over `text`."""
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        rows = min(len(tokens), limit) // self.window
-        return torch.tensor(tokens[: rows * self.window]).view(rows, self.window)
+        every = torch.tensor(tokens[: len(tokens) // self.window * self.window]).view(-1, self.window)
+        rows = min(len(every), limit // self.window)
+        return every[torch.arange(rows) * len(every) // rows]
 
 
 def load(folder: Path, window: int) -> LanguageModel:
