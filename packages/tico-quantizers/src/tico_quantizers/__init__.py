@@ -12,7 +12,6 @@ from tico_quantizers._module_tree import (
     children,
     named_modules,
     parameter,
-    stand_in,
 )
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._quantized_conv import (
@@ -37,6 +36,7 @@ from tico_quantizers._quantizer import (
 )
 from tico_quantizers._report import LayerReport, Report, remember, report, runs_of
 from tico_quantizers._restorable import RestorableModule
+from tico_quantizers._stand_in import stand_in
 from tico_quantizers._weight_view import tied_paths
 from tico_quantizers.gptq import GPTQQuantizer, quantize_weight
 

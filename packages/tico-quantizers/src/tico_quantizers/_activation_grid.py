@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from tico_config import (
     Problem,
     TicoError,
 )
-from tico_observers import AffineParams, fake_quantize, params_per_token, round_to_grid
+from tico_observers import AffineParams, round_to_grid
 from tico_quantizers._exact_module import ExactModule
 from tico_quantizers._layout import Layout, tensor_of
 
@@ -27,7 +28,13 @@ from tico_quantizers._layout import Layout, tensor_of
 class ActivationGrid(ExactModule):
     """Moves activations to a grid: a fixed one (buffers `scale` and `zero_point`) or one per token.
 
-    A grid per token has empty buffers and is computed from each vector along the last axis.
+    A grid per token has empty buffers and is computed from each vector along the last axis; one that
+    holds NaN or infinity becomes NaN.
+
+    >>> grid = ActivationGrid.per_token(DType.int(8), symmetric=True)
+    >>> grid(torch.tensor([[127.0, 0.4], [1.27, 0.504]]))
+    tensor([[127.0000,   0.0000],
+            [  1.2700,   0.5000]])
     """
 
     scale: Tensor
@@ -66,9 +73,10 @@ class ActivationGrid(ExactModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` moved to the grid, in the dtype of `x`."""
+        scale, zero_point = self.scale, self.zero_point
         if isinstance(self.granularity, PerToken):
-            return fake_quantize(x, params_per_token(x, self.dtype, symmetric=self.symmetric))
-        return round_to_grid(x, self.scale, self.zero_point, dtype=self.dtype, granularity=self.granularity)
+            scale, zero_point = _token_grids(x, self.dtype, symmetric=self.symmetric)
+        return round_to_grid(x, scale, zero_point, dtype=self.dtype, granularity=self.granularity)
 
     @property
     def label(self) -> str:
@@ -99,21 +107,60 @@ class ActivationGrid(ExactModule):
         Raises:
             ArtifactError: they do not fit each other.
         """
-        granularity = _granularity(layout)
         symmetric = layout.boolean("symmetric")
         try:
+            granularity = _granularity(layout)
             dtype = DType(layout.integer("bits"), layout.boolean("signed"))
-            if isinstance(granularity, PerToken):
-                return cls.per_token(dtype, symmetric=symmetric)
-            params = AffineParams(
-                scale=tensor_of(tensors, layout, "scale"),
-                zero_point=tensor_of(tensors, layout, "zero_point"),
-                dtype=dtype,
-                granularity=granularity,
-            )
+            scale, zero_point = (tensor_of(tensors, layout, name) for name in ("scale", "zero_point"))
+            if not isinstance(granularity, PerToken):
+                params = AffineParams(
+                    scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity
+                )
+                scale, zero_point = params.scale, params.zero_point
+            _require_dimensions(scale, granularity)
         except TicoError as error:
-            raise ArtifactError(*error.problems) from None
-        return cls(params.scale, params.zero_point, dtype=dtype, granularity=granularity, symmetric=symmetric)
+            first, *others = (attrs.evolve(problem, module=layout.where) for problem in error.problems)
+            raise ArtifactError(first, *others) from None
+        return cls(scale, zero_point, dtype=dtype, granularity=granularity, symmetric=symmetric)
+
+
+def _require_dimensions(scale: Tensor, granularity: Granularity) -> None:
+    """Refuse scales that are not as many as `granularity` has units.
+
+    Raises:
+        ArtifactError: with the shape.
+    """
+    match granularity:
+        case PerTensor():
+            fits, expected = scale.ndim == 0, "one number"
+        case PerChannel():
+            fits, expected = scale.ndim == 1, "a vector"
+        case PerGroup():
+            fits, expected = scale.ndim > 0, "of at least one axis"
+        case PerToken():
+            fits, expected = scale.numel() == 0, "empty"
+    if not fits:
+        found = Found(f"of shape {tuple(scale.shape)}")
+        raise ArtifactError(Problem(field="scale", value=found, expected=expected))
+
+
+def _token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Return what `tico_observers.params_per_token` does, without checks, so that it can be exported."""
+    if x.shape[-1] == 0:
+        low = high = x.new_zeros(x.shape[:-1], dtype=torch.float64)
+    else:
+        low = x.detach().amin(-1).to(torch.float64).clamp(max=0.0)
+        high = x.detach().amax(-1).to(torch.float64).clamp(min=0.0)
+    if symmetric:
+        width = torch.maximum(high / dtype.qmax, low / dtype.qmin)
+    else:
+        width = (high - low) / (dtype.qmax - dtype.qmin)
+    smallest = torch.finfo(torch.float32).tiny
+    scale = torch.where(width == 0, 1.0, width).to(torch.float32).clamp(min=smallest)
+    if symmetric:
+        return scale, torch.zeros_like(scale, dtype=torch.int32)
+    offset = torch.round(low / scale.to(torch.float64)).clamp(min=dtype.qmin - dtype.qmax)
+    return scale, (dtype.qmin - offset).to(torch.int32)
 
 
 def _axis_and_size(granularity: Granularity) -> tuple[int, int]:

@@ -5,41 +5,69 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tico_quantizers._calls import Call, FromPrevious, Replay, Snapshots, map_leaves, tensor_leaves
+from tico_quantizers._calls import Call, FromPrevious, Replay, map_leaves, tensor_leaves
 from tico_quantizers._forward_watch import Calibration, Recorder
+from tico_quantizers._snapshots import Snapshots, fingerprint
+
+
+@attrs.frozen(eq=False)
+class _Output:
+    """A tensor that a block gave, as long as it lives: which one it is, and what it was then."""
+
+    place: FromPrevious
+    tensor: weakref.ref[Tensor]
+    fingerprint: int
+
+    def is_still(self, tensor: Tensor) -> bool:
+        return self.tensor() is tensor and self.fingerprint == fingerprint(tensor)
 
 
 class BlockCalls(Recorder):
     """What each block was called with.
 
     Of the hidden states that go from block to block only those of the first are kept: where an argument
-    is an output of the block before, its place is noted instead.
+    is an output of the block before, its place is noted instead. What else a block is given (a mask, the
+    output of an earlier block, one that something has written to since) is kept as it was in that pass. An
+    object that every block is given, such as a cache, has for each block the state that this block gave it.
     """
 
     def __init__(self, blocks: tuple[nn.Module, ...]) -> None:
         self.blocks = blocks
         self._accepted: list[list[Call]] = [[] for _ in blocks]
         self._unfinished: list[list[Call]] = [[] for _ in blocks]
-        self._outputs: list[dict[int, weakref.ref[Tensor]]] = [{} for _ in blocks]
+        self._outputs: list[list[_Output]] = [[] for _ in blocks]
         self._snapshots = Snapshots()
+        self._running = 0
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a block is being called."""
+        return self._running > 0
 
     def watch(self, calibration: Calibration) -> list[RemovableHandle]:
         """Set the hooks that tell it, while `calibration` watches, what each block gets and gives."""
         handles: list[RemovableHandle] = []
         for number, block in enumerate(self.blocks):
             before, after = _Before(self, number, calibration), _After(self, number, calibration)
-            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+            # In front of the user's own hooks, which will see what it has kept when the block runs again.
+            handles.append(block.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
             handles.append(block.register_forward_hook(after))
         return handles
 
     def drop_unfinished(self) -> None:
         """Forget the calls of a pass that did not end."""
+        self.drop_calls()
+        self._outputs = [[] for _ in self.blocks]
+
+    def drop_calls(self) -> None:
+        """Forget the calls that no accepted pass has made."""
         self._unfinished = [[] for _ in self.blocks]
-        self._outputs = [{} for _ in self.blocks]
+        self._running = 0
 
     def accept(self) -> None:
         """Count the calls of the pass that has ended."""
@@ -51,21 +79,21 @@ class BlockCalls(Recorder):
         """Keep the arguments of a call of block `number`."""
         call = self._snapshots.take(args, kwargs, lambda tensor: self._from_previous(number, tensor))
         self._unfinished[number].append(call)
+        self._running += 1
 
     def note_output(self, number: int, output: object) -> None:
         """Remember, as long as they live, the tensors that block `number` has just given."""
-        self._outputs[number] = {
-            leaf: weakref.ref(tensor) for leaf, tensor in enumerate(tensor_leaves(output))
-        }
+        self._running = max(self._running - 1, 0)
+        self._snapshots.settle()
+        call = len(self._accepted[number]) + len(self._unfinished[number]) - 1
+        self._outputs[number] = [
+            _Output(FromPrevious(call, leaf), weakref.ref(tensor), fingerprint(tensor))
+            for leaf, tensor in enumerate(tensor_leaves(output))
+        ]
 
     def _from_previous(self, number: int, tensor: Tensor) -> FromPrevious | None:
-        if number == 0:
-            return None
-        call = len(self._accepted[number - 1]) + len(self._unfinished[number - 1]) - 1
-        for leaf, reference in self._outputs[number - 1].items():
-            if reference() is tensor:
-                return FromPrevious(call, leaf)
-        return None
+        outputs = self._outputs[number - 1] if number else []
+        return next((output.place for output in outputs if output.is_still(tensor)), None)
 
     def run(
         self, number: int, outputs: Mapping[tuple[int, int], Tensor], *, keep: bool
@@ -75,8 +103,8 @@ class BlockCalls(Recorder):
         Yields after each call; with `keep`, what is yielded are the output tensors by call and leaf.
         """
         replay = Replay(self._accepted[number], outputs)
-        for index, (args, kwargs) in enumerate(replay):
-            with torch.no_grad():
+        for index, (args, kwargs, autocast) in enumerate(replay):
+            with torch.no_grad(), autocast.again():
                 output: object = self.blocks[number](*args, **kwargs)
             leaves = enumerate(tensor_leaves(output)) if keep else ()
             yield {(index, leaf): tensor for leaf, tensor in leaves}
@@ -102,6 +130,8 @@ class _Before:
 
     def __call__(self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         if self._calibration.watching:
+            if not self._calibration.in_forward:
+                self._calls.drop_calls()
             self._calls.note_call(self._number, args, kwargs)
 
 

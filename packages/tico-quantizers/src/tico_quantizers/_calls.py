@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from typing import TypeAlias
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-_IMMUTABLE = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_DEVICES = ("cpu", "cuda")
 
 
 @attrs.frozen
@@ -25,9 +25,33 @@ class FromPrevious:
 
 @attrs.frozen(eq=False)
 class Opaque:
-    """Stands for an object that is no tensor and may change, such as a cache, by a copy made before its use."""
+    """Stands for an object that is no tensor and may change, such as a cache: a copy made before its use."""
 
     copy: object
+
+
+@attrs.frozen
+class Autocast:
+    """The automatic casts that held when a call was made."""
+
+    enabled: tuple[bool, ...]
+    dtypes: tuple[torch.dtype, ...]
+
+    @classmethod
+    def now(cls) -> Autocast:
+        """Return those that hold."""
+        return cls(
+            tuple(torch.is_autocast_enabled(device) for device in _DEVICES),
+            tuple(torch.get_autocast_dtype(device) for device in _DEVICES),
+        )
+
+    def again(self) -> ExitStack:
+        """Return a context in which they hold again."""
+        stack = ExitStack()
+        for device, enabled, dtype in zip(_DEVICES, self.enabled, self.dtypes, strict=True):
+            if enabled or torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+        return stack
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -36,6 +60,7 @@ class Call:
 
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
+    autocast: Autocast = attrs.field(factory=Autocast.now)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Return itself: nothing in it can change."""
@@ -77,37 +102,6 @@ def tensor_leaves(tree: object) -> list[Tensor]:
     return found
 
 
-class Snapshots:
-    """Copies of arguments: one copy an object, so that what was shared stays shared."""
-
-    def __init__(self) -> None:
-        self._opaque: dict[int, tuple[weakref.ref[object], Opaque]] = {}
-
-    def take(
-        self, args: tuple[object, ...], kwargs: Mapping[str, object], previous: Callable[[Tensor], object]
-    ) -> Call:
-        """Return the call; `previous` gives what stands for a tensor from the block before, or None."""
-        copies: dict[int, Tensor] = {}
-
-        def copied(leaf: object) -> object:
-            if isinstance(leaf, Tensor):
-                return previous(leaf) or copies.setdefault(id(leaf), leaf.detach().clone())
-            return leaf if isinstance(leaf, _IMMUTABLE) else self._opaque_copy(leaf)
-
-        return Call(
-            args=tuple(map_leaves(value, copied) for value in args),
-            kwargs={name: map_leaves(value, copied) for name, value in kwargs.items()},
-        )
-
-    def _opaque_copy(self, leaf: object) -> Opaque:
-        known = self._opaque.get(id(leaf))
-        if known is None or known[0]() is not leaf:
-            # Weak, so that a cache with the states of every layer does not outlive the user's pass.
-            known = (weakref.ref(leaf), Opaque(deepcopy(leaf)))
-            self._opaque[id(leaf)] = known
-        return known[1]
-
-
 class Replay:
     """Makes the arguments of `calls` again, in order; opaque objects go on from call to call as at first."""
 
@@ -116,12 +110,12 @@ class Replay:
         self._outputs = outputs
         self._objects: dict[int, object] = {}
 
-    def __iter__(self) -> Iterator[tuple[tuple[object, ...], dict[str, object]]]:
-        """Yield fresh arguments for each call."""
+    def __iter__(self) -> Iterator[tuple[tuple[object, ...], dict[str, object], Autocast]]:
+        """Yield fresh arguments for each call, and the casts to make it under."""
         used_in = [{id(opaque) for opaque in _opaque_leaves(call)} for call in self._calls]
         last = {identity: index for index, used in enumerate(used_in) for identity in used}
         for index, call in enumerate(self._calls):
-            yield self._arguments(call)
+            yield *self._arguments(call), call.autocast
             for identity in used_in[index]:
                 if last[identity] == index:
                     self._objects.pop(identity, None)
@@ -129,16 +123,21 @@ class Replay:
     def _arguments(self, call: Call) -> tuple[tuple[object, ...], dict[str, object]]:
         copies: dict[int, Tensor] = {}
 
+        def copy_of(tensor: Tensor) -> Tensor:
+            if id(tensor) not in copies:
+                copies[id(tensor)] = tensor.clone()
+            return copies[id(tensor)]
+
         def made(leaf: object) -> object:
             match leaf:
                 case FromPrevious(call=call, leaf=number):
-                    return self._outputs[call, number].clone()
+                    return copy_of(self._outputs[call, number])
                 case Opaque(copy=original):
                     if id(leaf) not in self._objects:
                         self._objects[id(leaf)] = deepcopy(original)
                     return self._objects[id(leaf)]
                 case Tensor():
-                    return copies.setdefault(id(leaf), leaf.clone())
+                    return copy_of(leaf)
                 case _:
                     return leaf
 

@@ -21,9 +21,12 @@ class Recorder(ABC):
     def drop_unfinished(self) -> None:
         """Forget what a forward pass that did not end has left."""
 
+    def digest(self) -> None:  # noqa: B027  # most have nothing to compute
+        """Compute what `accept` needs; what may fail is done here, and changes nothing that counts."""
+
     @abstractmethod
     def accept(self) -> None:
-        """Count what the forward pass that has just ended has shown."""
+        """Count what the forward pass that has just ended has shown; this cannot fail."""
 
 
 class Calibration(Recorder):
@@ -41,7 +44,13 @@ class Calibration(Recorder):
             recorder.drop_unfinished()
 
     def accept(self) -> None:
-        """Count what the forward pass that has just ended has shown."""
+        """Count what the forward pass that has just ended has shown: with every recorder or with none."""
+        try:
+            for recorder in self.recorders:
+                recorder.digest()
+        except BaseException:
+            self.drop_unfinished()
+            raise
         for recorder in self.recorders:
             recorder.accept()
 
@@ -112,7 +121,7 @@ def _depends_on_mode(module: nn.Module) -> bool:
             return module.p > 0
         case _NormBase():
             return module.track_running_stats
-        case nn.RNNBase():
+        case nn.RNNBase() | nn.MultiheadAttention():
             return module.dropout > 0
         case nn.RReLU():
             return True

@@ -8,9 +8,12 @@ import attrs
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tico_config import TicoError
 from tico_observers import GramStatistic
+from tico_quantizers._block_calls import BlockCalls
 from tico_quantizers._forward_watch import Calibration, Recorder
 from tico_quantizers._quantized_linear import QuantizedLinear
+from tico_quantizers._snapshots import same_bits
 from tico_quantizers._weight_view import Layer, columns, input_rows, input_tensor
 
 
@@ -31,23 +34,31 @@ class InputGrams(Recorder):
     key and value projections) thus share one matrix, whatever the model looks like.
     """
 
-    def __init__(self, layers: Mapping[str, Layer]) -> None:
+    def __init__(self, layers: Mapping[str, Layer], *, disposable: bool = False) -> None:
         self._layers = layers
+        self._disposable = disposable
         self._grams: dict[frozenset[str], GramStatistic] = {}
+        self._digested: dict[frozenset[str], GramStatistic] | None = None
         self._inputs: list[_Input] = []
 
-    def watch(self, calibration: Calibration) -> list[RemovableHandle]:
-        """Set a hook on every layer that keeps its inputs while `calibration` watches."""
+    def watch(
+        self, calibration: Calibration, *, except_within: BlockCalls | None = None
+    ) -> list[RemovableHandle]:
+        """Set a hook on every layer that keeps its inputs while `calibration` watches.
+
+        Those that it reads while a block of `except_within` runs are left out.
+        """
         handles: list[RemovableHandle] = []
         for path, layer in self._layers.items():
-            hook = _Read(self, path, layer, calibration)
+            hook = _Read(self, path, layer, calibration, except_within)
             handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         return handles
 
     def note(self, path: str, layer: Layer, x: Tensor) -> None:
         """Keep the input `x` of the layer at `path` until the pass ends."""
         for known in self._inputs:
-            if known.original is x and path not in known.readers and _same_rows(known.layer, layer):
+            same = known.original is x and path not in known.readers and _same_rows(known.layer, layer)
+            if same and same_bits(known.kept, x):
                 known.readers.append(path)
                 return
         # A copy: the model may write to the tensor before the pass ends.
@@ -56,15 +67,31 @@ class InputGrams(Recorder):
     def drop_unfinished(self) -> None:
         """Forget the inputs of a pass that did not end."""
         self._inputs = []
+        self._digested = None
 
-    def accept(self) -> None:
-        """Add the inputs of the pass that has ended."""
+    def digest(self) -> None:
+        """Compute the matrices with the inputs of the pass that has ended, beside those that count.
+
+        Disposable ones, which are thrown away if this fails, are changed in place.
+        """
+        digested = dict(self._grams)
         for item in self._inputs:
             readers = frozenset(item.readers)
-            rows = input_rows(item.layer, item.kept)
-            gram = self._grams.get(readers) or GramStatistic(columns=columns(item.layer))
-            self._grams[readers] = gram.observe_in_place(rows)
+            gram = digested.get(readers) or GramStatistic(columns=columns(item.layer))
+            try:
+                rows = input_rows(item.layer, item.kept)
+                digested[readers] = gram.observe_in_place(rows) if self._disposable else gram.observe(rows)
+            except TicoError as error:
+                raise located(error, item.readers[0]) from None
+        self._digested = digested
+
+    def accept(self) -> None:
+        """Count what was digested."""
+        if self._digested is None:
+            self.digest()
+        self._grams = self._digested or {}
         self._inputs = []
+        self._digested = None
 
     def gram(self, path: str) -> GramStatistic | None:
         """Return the statistic of everything that the layer at `path` has read; None if that is nothing."""
@@ -76,6 +103,12 @@ class InputGrams(Recorder):
         return total
 
 
+def located(error: TicoError, path: str) -> TicoError:
+    """Return `error` with the path of the module that it is about."""
+    first, *others = (attrs.evolve(problem, module=path) for problem in error.problems)
+    return type(error)(first, *others)
+
+
 def _same_rows(one: Layer, other: Layer) -> bool:
     """Whether both make the same rows of the same input: linear layers without a grid of their own do."""
     return all(
@@ -85,10 +118,19 @@ def _same_rows(one: Layer, other: Layer) -> bool:
 
 
 class _Read:
-    def __init__(self, grams: InputGrams, path: str, layer: Layer, calibration: Calibration) -> None:
-        self._grams, self._path, self._layer, self._calibration = grams, path, layer, calibration
+    def __init__(
+        self,
+        grams: InputGrams,
+        path: str,
+        layer: Layer,
+        calibration: Calibration,
+        except_within: BlockCalls | None,
+    ) -> None:
+        self._grams, self._path, self._layer = grams, path, layer
+        self._calibration, self._except_within = calibration, except_within
 
     def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        if self._calibration.watching:
+        within = self._except_within is not None and self._except_within.is_running
+        if self._calibration.watching and not within:
             self._grams.note(self._path, self._layer, input_tensor(self._path, args, kwargs))
             self._calibration.accept_unless_in_forward()

@@ -12,21 +12,21 @@ from typing_extensions import Self
 
 T = TypeVar("T")
 
-_HOOK_DICTS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
 
 def named_modules(model: nn.Module, *, every_path: bool = False) -> Iterator[tuple[str, nn.Module]]:
-    """Yield each module of `model` once with its first path, or with each of its paths."""
-    modules: Iterator[tuple[str, nn.Module]] = model.named_modules(remove_duplicate=not every_path)
-    return modules
+    """Yield each module of `model` once with its first path, or with each of its paths.
+
+    The same as `nn.Module.named_modules`, but not recursive, so that no nesting is too deep.
+    """
+    seen: set[int] = set()
+    waiting = [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if every_path or id(module) not in seen:
+            seen.add(id(module))
+            yield path, module
+            below = [(child_path(path, name), child) for name, child in children(module).items()]
+            waiting += reversed(below)
 
 
 def children(module: nn.Module) -> dict[str, nn.Module]:
@@ -50,6 +50,49 @@ def child_path(parent: str, name: str) -> str:
     return f"{parent}.{name}" if parent else name
 
 
+class _Slots:
+    """Where modules stand: the slots of the modules that hold them, found without a search."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, nn.Module] = {}
+        self._slots: dict[int, list[tuple[nn.Module, str]]] = {}
+
+    def add(self, module: nn.Module) -> None:
+        """Take in `module` and everything below it."""
+        waiting = [module]
+        while waiting:
+            parent = waiting.pop()
+            if id(parent) not in self._known:
+                self._known[id(parent)] = parent
+                for name, child in children(parent).items():
+                    self.note(child, parent, name)
+                    waiting.append(child)
+
+    def note(self, child: nn.Module, parent: nn.Module, name: str) -> None:
+        """Remember that `child` stands in a slot of `parent`."""
+        self._slots.setdefault(id(child), []).append((parent, name))
+
+    def below(self, root: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+        """Return the slots of `module` in modules that can be reached from `root`."""
+        return [(parent, name) for parent, name in self._of(module) if self._reaches(root, parent)]
+
+    def _of(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
+        slots = self._slots.get(id(module), [])
+        return [(parent, name) for parent, name in slots if parent._modules.get(name) is module]
+
+    def _reaches(self, root: nn.Module, module: nn.Module) -> bool:
+        seen: set[int] = set()
+        waiting = [module]
+        while waiting:
+            current = waiting.pop()
+            if current is root:
+                return True
+            if id(current) not in seen:
+                seen.add(id(current))
+                waiting += [parent for parent, _ in self._of(current)]
+        return False
+
+
 class Edit:
     """Changes of one model, all undone if the block they are made in raises.
 
@@ -59,6 +102,7 @@ class Edit:
     def __init__(self) -> None:
         self._undo: list[Callable[[], object]] = []
         self._commit: list[Callable[[], object]] = []
+        self._slots = _Slots()
 
     def __enter__(self) -> Self:
         """Start."""
@@ -83,12 +127,13 @@ class Edit:
         """Put `new` wherever `old` stands below `root`; return the root, which is `new` if `old` was it."""
         if old is root:
             return new
-        for _, parent in list(named_modules(root)):
-            for name, child in children(parent).items():
-                if child is old:
-                    # Straight into the dict: a module's own __setattr__ may do more than store a child.
-                    slots: dict[str, nn.Module | None] = parent._modules
-                    self.put(slots, name, new)
+        self._slots.add(root)
+        for parent, name in self._slots.below(root, old):
+            # Straight into the dict: a module's own __setattr__ may do more than store a child.
+            slots: dict[str, nn.Module | None] = parent._modules
+            self.put(slots, name, new)
+            self._slots.note(new, parent, name)
+        self._slots.add(new)
         return root
 
     def put(self, mapping: dict[str, T], name: str, value: T) -> None:
@@ -121,11 +166,3 @@ class _Removal(Generic[T]):
 
     def __call__(self) -> None:
         self.mapping.pop(self.name, None)
-
-
-def stand_in(old: nn.Module, new: nn.Module) -> None:
-    """Give `new` the mode and the hooks of `old`, which it replaces: the user's handles work on both."""
-    new.train(old.training)
-    attributes = vars(old)
-    for name in _HOOK_DICTS:
-        vars(new)[name] = attributes[name]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from tico_observers import (
 )
 from tico_quantizers._exact_module import ExactModule
 from tico_quantizers._layout import Layout, tensor_of
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class PackedWeight(ExactModule):
@@ -75,16 +78,18 @@ class PackedWeight(ExactModule):
         """Return the weight of the given integer `codes` (rows, columns) in the range of `dtype`.
 
         Raises:
-            NumericsError: a code is out of range, or the shapes do not fit each other.
+            NumericsError: a code is out of range or no integer, or the shapes do not fit each other.
+
+        >>> codes = torch.tensor([[0, 15]])
+        >>> scale, zero_point = torch.tensor([[0.5]]), torch.tensor([[7]])
+        >>> weight = PackedWeight.from_codes(codes, scale, zero_point, dtype=DType.uint(4), shape=(1, 2))
+        >>> weight.dequantize().tolist(), weight.codes.tolist()
+        ([[-3.5, 4.0]], [[240]])
         """
-        rows, columns = codes.shape
-        groups = 1 if group_size is None else -(-columns // group_size)
-        if tuple(scale.shape) != (rows, groups):
-            expected = f"of shape {(rows, groups)}"
-            raise NumericsError(Problem(field="scale", value=Found(tuple(scale.shape)), expected=expected))
+        _require_codes(codes, dtype)
         AffineParams(scale=scale, zero_point=zero_point, dtype=dtype)
-        return cls(
-            pack(codes.to(torch.int32) - dtype.qmin, dtype.bits),
+        weight = cls(
+            pack(codes.to(torch.int64) - dtype.qmin, dtype.bits),
             scale.to(torch.float32).contiguous(),
             zero_point.to(torch.int32).contiguous(),
             dtype=dtype,
@@ -92,6 +97,14 @@ class PackedWeight(ExactModule):
             group_size=group_size,
             group_index=None if group_index is None else group_index.to(torch.int32),
         )
+        problems = [*weight._problems()]
+        if not problems and tuple(codes.shape) != (shape[0], weight._columns()):
+            found = Found(f"of shape {tuple(codes.shape)}")
+            expected = f"a matrix of the {shape[0]} rows and {weight._columns()} columns of {tuple(shape)}"
+            problems = [Problem(field="codes", value=found, expected=expected)]
+        if problems:
+            raise NumericsError(*problems)
+        return weight
 
     @classmethod
     def round_to_nearest(
@@ -105,9 +118,12 @@ class PackedWeight(ExactModule):
         matrix = weight.detach().flatten(1)
         unit = PerGroup(axis=1, size=group_size or max(matrix.shape[1], 1))
         seen = RangeStatistic(granularity=unit).observe(matrix).extremes
-        empty = matrix.new_zeros(len(matrix), 0)
-        low, high = (seen.minimum, seen.maximum) if seen else (empty, empty)
-        params = params_from_range(low, high, dtype, symmetric=symmetric, granularity=unit)
+        if seen is None:
+            scale = matrix.new_ones(len(matrix), _groups(matrix.shape[1], group_size), dtype=torch.float32)
+            codes, shape = torch.zeros_like(matrix, dtype=torch.int32), tuple(weight.shape)
+            zero_point = torch.zeros_like(scale, dtype=torch.int32)
+            return cls.from_codes(codes, scale, zero_point, dtype=dtype, shape=shape, group_size=group_size)
+        params = params_from_range(seen.minimum, seen.maximum, dtype, symmetric=symmetric, granularity=unit)
         return cls.on_grid(weight, params, group_size=group_size)
 
     @classmethod
@@ -139,18 +155,38 @@ class PackedWeight(ExactModule):
 
     def integer_codes(self) -> Tensor:
         """Return the codes in the range of `dtype`, int32 of shape (rows, columns)."""
-        columns = self._columns()
-        unsigned = unpack(self.codes, self.bits, (self.codes.shape[0], columns))
+        return self._unpacked(self.codes)
+
+    def _unpacked(self, codes: Tensor) -> Tensor:
+        unsigned = unpack(codes, self.bits, (codes.shape[0], self._columns()))
         return unsigned.to(torch.int32) + self.dtype.qmin
 
     def _columns(self) -> int:
         return int(torch.Size(self.shape[1:]).numel())
 
     def dequantize(self) -> Tensor:
-        """Return the weight in its own shape, float32: ``(code - zero_point) * scale`` of each group."""
-        codes = self.integer_codes()
-        scale, zero_point = self._per_column(self.scale), self._per_column(self.zero_point)
-        return ((codes - zero_point).to(torch.float32) * scale).view(self.shape)
+        """Return the weight in its own shape, float32: ``(code - zero_point) * scale`` of each group.
+
+        A value beyond the finite numbers of float32 becomes the largest of them.
+        """
+        return self._values(self.codes, self.scale, self.zero_point).view(self.shape)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Return the rows of the weight at the integers `index`, without computing the others.
+
+        >>> weight = PackedWeight.round_to_nearest(
+        ...     torch.eye(3), DType.uint(4), symmetric=False, group_size=None
+        ... )
+        >>> weight.rows(torch.tensor([[2], [0]])).tolist()
+        [[[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]]]
+        """
+        flat = index.reshape(-1)
+        parts = (part.index_select(0, flat) for part in (self.codes, self.scale, self.zero_point))
+        return self._values(*parts).view(*index.shape, *self.shape[1:])
+
+    def _values(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        steps = self._unpacked(codes) - self._per_column(zero_point)
+        return (steps.to(torch.float32) * self._per_column(scale)).clamp_(-_LARGEST, _LARGEST)
 
     def _per_column(self, values: Tensor) -> Tensor:
         if self.group_index is not None:
@@ -176,9 +212,6 @@ class PackedWeight(ExactModule):
         Raises:
             ArtifactError: they do not fit each other.
         """
-        shape = layout.integers("shape")
-        group_size = layout.optional_integer("group_size")
-        indexed = layout.boolean("group_index")
         try:
             dtype = DType(layout.integer("bits"), layout.boolean("signed"))
             weight = cls(
@@ -186,21 +219,33 @@ class PackedWeight(ExactModule):
                 tensor_of(tensors, layout, "scale"),
                 tensor_of(tensors, layout, "zero_point"),
                 dtype=dtype,
-                shape=shape,
-                group_size=group_size,
-                group_index=tensor_of(tensors, layout, "group_index") if indexed else None,
+                shape=layout.integers("shape"),
+                group_size=layout.optional_integer("group_size"),
+                group_index=tensor_of(tensors, layout, "group_index")
+                if layout.boolean("group_index")
+                else None,
             )
-            weight._require_consistent(layout)
+            problems = [*weight._problems()]
+            if problems:
+                raise ArtifactError(*problems)
+            _require_codes(weight.integer_codes(), dtype)
             AffineParams(scale=weight.scale, zero_point=weight.zero_point, dtype=dtype)
-        except ArtifactError:
-            raise
         except TicoError as error:
-            raise ArtifactError(*error.problems) from None
+            first, *others = (attrs.evolve(problem, module=layout.where) for problem in error.problems)
+            raise ArtifactError(first, *others) from None
         return weight
 
-    def _require_consistent(self, layout: Layout) -> None:
-        rows, columns = (self.shape[0] if self.shape else 1), self._columns()
-        groups = 1 if self.group_size is None else -(-columns // max(self.group_size, 1))
+    def _problems(self) -> Iterator[Problem]:
+        """Yield what does not fit together."""
+        size = self.group_size
+        if not self.shape or (size is not None and size < 1):
+            found = Found(f"shape {self.shape} with groups of {size}")
+            yield Problem(
+                field="shape", value=found, expected="of at least one axis, in groups of at least 1"
+            )
+            return
+        rows, columns = self.shape[0], self._columns()
+        groups = _groups(columns, size)
         wanted: dict[str, tuple[Tensor | None, tuple[int, ...], torch.dtype]] = {
             "codes": (self.codes, (rows, packed_width(columns, self.bits)), torch.uint8),
             "scale": (self.scale, (rows, groups), torch.float32),
@@ -210,16 +255,34 @@ class PackedWeight(ExactModule):
         for name, (tensor, shape, dtype) in wanted.items():
             if tensor is not None and (tuple(tensor.shape) != shape or tensor.dtype != dtype):
                 found = Found(f"{tensor.dtype} of shape {tuple(tensor.shape)}")
-                expected = f"{dtype} of shape {shape}"
-                raise ArtifactError(Problem(module=layout.where, field=name, value=found, expected=expected))
+                yield Problem(field=name, value=found, expected=f"{dtype} of shape {shape}")
         index = self.group_index
         if index is not None and index.numel() and not 0 <= int(index.min()) <= int(index.max()) < groups:
-            expected = f"from 0 to {groups - 1}"
-            raise ArtifactError(
-                Problem(module=layout.where, field="group_index", value=Found("others"), expected=expected)
-            )
+            found = Found(f"{int(index.min())} to {int(index.max())}")
+            yield Problem(field="group_index", value=found, expected=f"from 0 to {groups - 1}")
 
     def extra_repr(self) -> str:
         """Return format, granularity and bytes."""
         unit = "per row" if self.group_size is None else f"group {self.group_size}"
         return f"{self.dtype}, {unit}, shape {tuple(self.shape)}, {self.bytes} bytes"
+
+
+def _groups(columns: int, size: int | None) -> int:
+    return 1 if size is None else -(-columns // size)
+
+
+def _require_codes(codes: Tensor, dtype: DType) -> None:
+    """Refuse what is no matrix of codes of `dtype`.
+
+    Raises:
+        NumericsError: the matrix is none, or holds other numbers.
+    """
+    expected = f"a matrix of integers from {dtype.qmin} to {dtype.qmax}"
+    integers = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+    if codes.ndim != 2 or not integers or dtype.bits > 16:
+        found = Found(f"{codes.dtype} of shape {tuple(codes.shape)} for {dtype}")
+        raise NumericsError(Problem(field="codes", value=found, expected=expected))
+    if codes.numel():
+        low, high = int(codes.min()), int(codes.max())
+        if low < dtype.qmin or high > dtype.qmax:
+            raise NumericsError(Problem(field="codes", value=Found(f"{low} to {high}"), expected=expected))

@@ -19,5 +19,6 @@ def progress(items: Sequence[T], label: str, *, show: bool) -> Iterable[T]:
         return items
     from tqdm import tqdm
 
-    bar: Iterable[T] = tqdm(items, desc=label, unit="block", leave=False)
+    # None disables it where standard error is no terminal.
+    bar: Iterable[T] = tqdm(items, desc=label, unit="block", leave=False, disable=None)
     return bar

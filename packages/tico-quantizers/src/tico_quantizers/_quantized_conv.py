@@ -16,6 +16,9 @@ from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._quantized_linear import detached_bias
 from tico_quantizers._quantized_module import Parts, QuantizedModule
 
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_PAD_MODES = ("constant", "reflect", "replicate", "circular")
+
 
 @attrs.frozen(kw_only=True)
 class ConvSettings:
@@ -47,20 +50,29 @@ class ConvSettings:
         Raises:
             ArtifactError: a value is missing or wrong.
         """
-        return cls(
+        conv = cls(
             stride=settings.integers("stride"),
             dilation=settings.integers("dilation"),
             groups=settings.integer("groups"),
             pads=settings.integers("pads"),
             pad_mode=settings.text("pad_mode"),
         )
+        axes = len(conv.stride)
+        if axes not in _CONVOLUTIONS or 0 in conv.stride:
+            raise settings.refused("stride", "1 to 3 integers of at least 1")
+        if len(conv.dilation) != axes or 0 in conv.dilation:
+            raise settings.refused("dilation", f"{axes} integers of at least 1")
+        if conv.groups < 1:
+            raise settings.refused("groups", "an integer of at least 1")
+        if len(conv.pads) != 2 * axes:
+            raise settings.refused("pads", f"{2 * axes} integers of at least 0")
+        if conv.pad_mode not in _PAD_MODES:
+            raise settings.refused("pad_mode", f"one of {', '.join(_PAD_MODES)}")
+        return conv
 
     def padded(self, x: Tensor) -> Tensor:
         """Return `x` with the padding around it."""
         return F.pad(x, self.pads, mode=self.pad_mode) if any(self.pads) else x
-
-
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class _QuantizedConv(QuantizedModule):

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, final
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
 from tico_config import DType
 from tico_quantizers._layout import Layout
+from tico_quantizers._module_tree import parameter
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._quantized_module import Parts, QuantizedModule
+
+_ROW_DTYPES: Final = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
 
 
 @final
 class QuantizedLinear(QuantizedModule):
     """``y = x Wᵀ + bias`` with integer W of shape (out_features, in_features).
 
-    >>> import torch
-    >>> from tico_config import DType
     >>> layer = QuantizedLinear.from_float(nn.Linear(8, 4), DType.uint(4), group_size=4)
     >>> layer(torch.ones(2, 8)).shape, layer.bits, layer.group_size
     (torch.Size([2, 4]), 4, 4)
@@ -77,8 +84,8 @@ class QuantizedLinear(QuantizedModule):
 class QuantizedEmbedding(QuantizedModule):
     """Rows of an integer table of shape (num_embeddings, embedding_dim), looked up by index.
 
-    >>> import torch
-    >>> from tico_config import DType
+    The rows come in `dtype`, which follows when the model is cast.
+
     >>> table = PackedWeight.round_to_nearest(torch.eye(3), DType.uint(4), symmetric=False, group_size=None)
     >>> QuantizedEmbedding(Parts(packed=table))(torch.tensor([2])).tolist()
     [[0.0, 0.0, 1.0]]
@@ -86,30 +93,45 @@ class QuantizedEmbedding(QuantizedModule):
 
     kind: ClassVar[str] = "embedding"
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the rows at the indices `x`, moved to `act_out`'s grid where there is one."""
-        output = self._compute(x, self.packed.dequantize())
+    def __init__(self, parts: Parts, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(parts)
+        self.dtype = dtype
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
+        """Return the rows at the indices `input`, moved to `act_out`'s grid where there is one."""
+        output = self.packed.rows(input).to(self.dtype)
         return output if self.act_out is None else self._moved(self.act_out, output)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(x, weight)
 
     def with_parts(self, parts: Parts) -> QuantizedEmbedding:
         """Return an embedding made of other parts."""
-        return QuantizedEmbedding(parts)
+        return QuantizedEmbedding(parts, self.dtype)
 
     def settings(self) -> Mapping[str, object]:
-        """Return nothing: the shape of the weight says it all."""
-        return {}
+        """Return the dtype of the rows."""
+        return {"dtype": str(self.dtype).removeprefix("torch.")}
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
-        """Return the embedding made of `parts`."""
-        return cls(parts)
+        """Return the embedding made of `parts`.
+
+        Raises:
+            ArtifactError: the dtype is none that rows can have.
+        """
+        dtype = _ROW_DTYPES.get(settings.text("dtype"))
+        if dtype is None:
+            raise settings.refused("dtype", f"one of {', '.join(_ROW_DTYPES)}")
+        return cls(parts, dtype)
 
 
 def detached_bias(module: nn.Module) -> Tensor | None:
     """Return a copy of the bias that `module` stores, without gradient, or None."""
-    stored: dict[str, nn.Parameter | None] = module._parameters
-    bias = stored.get("bias")
+    bias = parameter(module, "bias")
     return None if bias is None else bias.detach().clone()

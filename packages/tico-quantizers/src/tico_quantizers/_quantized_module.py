@@ -9,8 +9,10 @@ import attrs
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from tico_config import ArtifactError, Found, Problem
 from tico_quantizers._activation_grid import ActivationGrid
 from tico_quantizers._layout import Layout, below, tensor_of
+from tico_quantizers._module_tree import parameter
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._restorable import RestorableModule
 
@@ -59,10 +61,9 @@ class QuantizedModule(RestorableModule):
     def with_parts(self, parts: Parts) -> Self:
         """Return a layer of the same settings made of other parts."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output for `x`."""
-        if self.act_in is not None:
-            x = self.act_in(x)
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
+        """Return the layer's output for `input`."""
+        x = input if self.act_in is None else self._moved(self.act_in, input)
         output = self._compute(x, self.packed.dequantize().to(x.dtype))
         return output if self.act_out is None else self._moved(self.act_out, output)
 
@@ -106,7 +107,7 @@ class QuantizedModule(RestorableModule):
 
     @classmethod
     def restore(cls, original: nn.Module, layout: Layout, tensors: Mapping[str, Tensor]) -> Self:
-        """Return the module that `layout` describes and `tensors` hold; `original` is not used.
+        """Return the module that `layout` describes and `tensors` hold; of `original` only the shape counts.
 
         Raises:
             ArtifactError: they do not fit each other.
@@ -117,6 +118,7 @@ class QuantizedModule(RestorableModule):
             act_in=_restored_grid(layout, "act_in", tensors),
             act_out=_restored_grid(layout, "act_out", tensors),
         )
+        _require_fit(original, parts, layout)
         return cls.from_settings(parts, layout.child("settings"))
 
     @classmethod
@@ -133,3 +135,26 @@ class QuantizedModule(RestorableModule):
 def _restored_grid(layout: Layout, name: str, tensors: Mapping[str, Tensor]) -> ActivationGrid | None:
     grid = layout.optional_child(name)
     return None if grid is None else ActivationGrid.restore(grid, below(tensors, name))
+
+
+def _require_fit(original: nn.Module, parts: Parts, layout: Layout) -> None:
+    """Refuse parts of another shape than the module that they replace.
+
+    Raises:
+        ArtifactError: naming the tensor.
+    """
+    shape = parts.packed.shape
+    weight, bias = parameter(original, "weight"), parts.bias
+    found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+    if weight is None or tuple(weight.shape) != shape:
+        found["weight"] = (shape, () if weight is None else tuple(weight.shape))
+    if bias is not None and tuple(bias.shape) != shape[:1]:
+        found["bias"] = (tuple(bias.shape), shape[:1])
+    problems = [
+        Problem(
+            module=layout.where, field=name, value=Found(f"of shape {has}"), expected=f"of shape {wanted}"
+        )
+        for name, (has, wanted) in found.items()
+    ]
+    if problems:
+        raise ArtifactError(*problems)

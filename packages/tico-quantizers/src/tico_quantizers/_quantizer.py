@@ -187,9 +187,14 @@ def installed_entries() -> tuple[QuantizerEntry, ...]:
     """
     found = []
     for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
-        entry: object = point.load()
+        try:
+            entry: object = point.load()
+        except (ImportError, AttributeError) as error:
+            entry = error
         if not isinstance(entry, QuantizerEntry):
             expected = "a QuantizerEntry, as quantizer_entry() gives it"
-            raise UnsupportedError(Problem(field=f"entry point {point.name}", value=entry, expected=expected))
+            remedy = f"repair or uninstall the package of {point.value}"
+            field = f"entry point {point.name}"
+            raise UnsupportedError(Problem(field=field, value=entry, expected=expected, remedy=remedy))
         found.append(entry)
     return tuple(found)

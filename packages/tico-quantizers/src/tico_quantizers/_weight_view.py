@@ -6,15 +6,17 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import UninitializedParameter
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from tico_config import Found, Problem, UnsupportedError
-from tico_quantizers._module_tree import named_modules, parameter, stand_in
+from tico_quantizers._module_tree import named_modules, parameter
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._quantized_conv import ConvSettings, QuantizedConv1d, QuantizedConv2d
 from tico_quantizers._quantized_linear import QuantizedLinear, detached_bias
 from tico_quantizers._quantized_module import Parts
+from tico_quantizers._stand_in import stand_in
 
 FloatLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d
 IntegerLayer: TypeAlias = QuantizedLinear | QuantizedConv1d | QuantizedConv2d
@@ -32,11 +34,20 @@ def reason_against(module: Layer, *, inside_attention: bool = False) -> str | No
         return _conv_reason(module.conv.groups) if not isinstance(module, QuantizedLinear) else None
     if inside_attention:
         return "nn.MultiheadAttention reads its weight without calling it"
-    if parametrize.is_parametrized(module) or parameter(module, "weight") is None:
+    own_forward = all(type(module).forward is not kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d))
+    if own_forward or "forward" in vars(module):
+        return f"this {type(module).__name__} has a forward of its own"
+    conv = None if isinstance(module, nn.Linear) else _conv_reason(module.groups)
+    return _weight_reason(module) or conv
+
+
+def _weight_reason(module: FloatLayer) -> str | None:
+    weight = parameter(module, "weight")
+    if parametrize.is_parametrized(module) or weight is None:
         return "its weight is computed from other parameters"
-    if all(type(module).forward is not kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d)):
-        return f"{type(module).__name__} has a forward of its own"
-    return None if isinstance(module, nn.Linear) else _conv_reason(module.groups)
+    if isinstance(weight, UninitializedParameter):
+        return "it has no weight before data have passed through it"
+    return None if weight.numel() else "its weight is empty"
 
 
 def _conv_reason(groups: int) -> str | None:

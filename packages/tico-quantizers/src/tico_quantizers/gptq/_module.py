@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 import attrs
@@ -13,11 +14,12 @@ from tico_observers import GramStatistic
 from tico_quantizers._block_calls import BlockCalls
 from tico_quantizers._blocks import find_blocks
 from tico_quantizers._forward_watch import Calibration, require_watched
-from tico_quantizers._input_grams import InputGrams
+from tico_quantizers._input_grams import InputGrams, located
 from tico_quantizers._module_tree import Edit, named_modules
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._progress import progress
 from tico_quantizers._quantizer import BaseQuantizer, Converted, Example
+from tico_quantizers._reached_layers import ReachedLayers
 from tico_quantizers._report import LayerReport, Report
 from tico_quantizers._weight_view import (
     Layer,
@@ -34,11 +36,12 @@ from tico_quantizers.gptq._core import Solution, quantize_weight
 
 @attrs.frozen(eq=False)
 class _Target:
-    """A layer to quantize and the config that holds for it."""
+    """A layer to quantize, the config that holds for it, and the number of the one block that holds it."""
 
     path: str
     layer: Layer
     config: GPTQConfig
+    block: int | None
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -47,41 +50,51 @@ class _Plan:
 
     targets: tuple[_Target, ...]
     left: tuple[LayerReport, ...]
-    blocks: tuple[tuple[str, nn.Module], ...]
+    blocks: tuple[nn.Module, ...]
 
-    def inside(self, block_path: str) -> tuple[_Target, ...]:
-        """Return the targets of one block."""
-        return tuple(target for target in self.targets if target.path.startswith(f"{block_path}."))
-
-    @property
-    def outside(self) -> tuple[_Target, ...]:
-        """The targets that no block holds."""
-        starts = tuple(f"{path}." for path, _ in self.blocks)
-        return tuple(target for target in self.targets if not target.path.startswith(starts))
+    def of_block(self, number: int | None) -> tuple[_Target, ...]:
+        """Return the targets of one block; of None, those that no block or more than one holds."""
+        return tuple(target for target in self.targets if target.block == number)
 
 
 @final
 class GPTQCalibration(Calibration):
-    """The calls of every block, the Gram matrices of the layers outside them, and which layers have run."""
+    """The calls of every block, and the Gram matrices of what layers have read outside of their block."""
 
     def __init__(self, plan: _Plan) -> None:
         self.plan = plan
-        self.calls = BlockCalls(tuple(block for _, block in plan.blocks))
-        self.grams = InputGrams({target.path: target.layer for target in plan.outside})
-        self.executed: set[str] = set()
-        super().__init__(self.calls, self.grams)
-        self.handles += self.calls.watch(self) + self.grams.watch(self)
-        for target in plan.targets:
-            self.handles.append(target.layer.register_forward_pre_hook(_Executed(self, target.path)))
+        self.calls = BlockCalls(plan.blocks)
+        self.reached = ReachedLayers({target.path: target.layer for target in plan.targets})
+        self.outside = InputGrams(_layers(plan.of_block(None)))
+        self.strays = InputGrams(_layers(tuple(t for t in plan.targets if t.block is not None)))
+        super().__init__(self.calls, self.reached, self.outside, self.strays)
+        self.handles += self.calls.watch(self) + self.reached.watch(self) + self.outside.watch(self)
+        self.handles += self.strays.watch(self, except_within=self.calls)
+
+    def accept_unless_in_forward(self) -> None:
+        """Count at once what a block or layer that was called by itself has shown."""
+        if not self.calls.is_running:
+            super().accept_unless_in_forward()
+
+    def statistics(self, targets: tuple[_Target, ...], *sources: InputGrams) -> dict[str, GramStatistic]:
+        """Return what each of `targets` has read, as the `sources` tell.
+
+        Raises:
+            CalibrationError: with every one of them that has read nothing.
+        """
+        found: dict[str, GramStatistic] = {}
+        for target in targets:
+            for gram in (source.gram(target.path) for source in sources):
+                if gram is not None:
+                    known = found.get(target.path)
+                    found[target.path] = gram if known is None else known.merge(gram)
+        seen = {path for path, gram in found.items() if not gram.is_empty}
+        require_watched(seen, tuple(target.path for target in targets))
+        return found
 
 
-class _Executed:
-    def __init__(self, calibration: GPTQCalibration, path: str) -> None:
-        self._calibration, self._path = calibration, path
-
-    def __call__(self, module: nn.Module, args: object) -> None:
-        if self._calibration.watching:
-            self._calibration.executed.add(self._path)
+def _layers(targets: tuple[_Target, ...]) -> dict[str, Layer]:
+    return {target.path: target.layer for target in targets}
 
 
 @final
@@ -103,24 +116,33 @@ class GPTQQuantizer(BaseQuantizer[GPTQConfig, GPTQCalibration]):
     def convert(self, model: nn.Module, calibration: GPTQCalibration, edit: Edit) -> Converted:
         """Replace the layers by integer ones."""
         plan = calibration.plan
-        require_watched(calibration.executed, tuple(target.path for target in plan.targets))
+        require_watched(calibration.reached.paths, tuple(target.path for target in plan.targets))
         work = _Conversion(model, edit)
-        outputs: dict[tuple[int, int], Tensor] = {}
-        numbered = list(enumerate(plan.blocks))
-        for number, (path, _) in progress(numbered, "GPTQ", show=self.config.show_progress):
-            grams = _block_grams(calibration.calls, number, plan.inside(path), outputs)
-            work.quantize(plan.inside(path), grams)
-            outputs = _block_outputs(calibration.calls, number, outputs) if number + 1 < len(numbered) else {}
-        work.quantize(plan.outside, calibration.grams)
+        # Blocks run again here: neither the caller's gradients nor its random numbers may notice.
+        with torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            self._convert_blocks(calibration, work)
+            outside = plan.of_block(None)
+            work.quantize(outside, calibration.statistics(outside, calibration.outside))
         layers = {layer.path: layer for layer in (*plan.left, *work.done)}
         ordered = [layers[path] for path, _ in named_modules(model) if path in layers]
         return Converted(root=work.root, modules=tuple(work.modules), report=Report(layers=tuple(ordered)))
+
+    def _convert_blocks(self, calibration: GPTQCalibration, work: _Conversion) -> None:
+        plan, calls = calibration.plan, calibration.calls
+        outputs: dict[tuple[int, int], Tensor] = {}
+        last = len(plan.blocks) - 1
+        for number in progress(range(len(plan.blocks)), "GPTQ", show=self.config.show_progress):
+            targets = plan.of_block(number)
+            if targets:
+                grams = _block_grams(calls, number, targets, outputs)
+                work.quantize(targets, calibration.statistics(targets, grams, calibration.strays))
+            outputs = _block_outputs(calls, number, outputs) if number < last else {}
 
 
 def _block_grams(
     calls: BlockCalls, number: int, targets: tuple[_Target, ...], outputs: dict[tuple[int, int], Tensor]
 ) -> InputGrams:
-    grams = InputGrams({target.path: target.layer for target in targets})
+    grams = InputGrams(_layers(targets), disposable=True)
     collector = Calibration(grams)
     collector.in_forward = True
     handles = grams.watch(collector)
@@ -138,8 +160,9 @@ def _block_outputs(
 ) -> dict[tuple[int, int], Tensor]:
     wanted = calls.wanted_by_next(number)
     found: dict[tuple[int, int], Tensor] = {}
-    for tensors in calls.run(number, outputs, keep=True):
-        found |= {key: tensor for key, tensor in tensors.items() if key in wanted}
+    if wanted:
+        for tensors in calls.run(number, outputs, keep=True):
+            found |= {key: tensor for key, tensor in tensors.items() if key in wanted}
     return found
 
 
@@ -152,33 +175,30 @@ class _Conversion:
         self.modules: list[nn.Module] = []
         self._edit = edit
 
-    def quantize(self, targets: tuple[_Target, ...], grams: InputGrams) -> None:
-        """Quantize `targets` with `grams` and put the integer layers into the model."""
+    def quantize(self, targets: tuple[_Target, ...], statistics: Mapping[str, GramStatistic]) -> None:
+        """Quantize `targets` and put the integer layers into the model."""
         for target in targets:
-            solution = _solve(target, grams.gram(target.path))
+            solution = _solve(target, statistics[target.path])
             new = with_weight(target.layer, _packed(target.layer, solution))
             self.root = self._edit.replace(self.root, target.layer, new)
             self.modules.append(new)
             self.done.append(_layer_report(target, new, solution))
 
 
-def _solve(target: _Target, gram: GramStatistic | None) -> Solution:
+def _solve(target: _Target, statistic: GramStatistic) -> Solution:
     config = target.config
-    statistic = gram if gram is not None else GramStatistic(columns=columns(target.layer))
     try:
-        with torch.no_grad():
-            return quantize_weight(
-                matrix(target.layer),
-                statistic.matrix(),
-                bits=config.bits,
-                group_size=config.group_size,
-                symmetric=config.symmetric,
-                act_order=config.act_order,
-                damping=config.damping,
-            )
+        return quantize_weight(
+            matrix(target.layer),
+            statistic.matrix(),
+            bits=config.bits,
+            group_size=config.group_size,
+            symmetric=config.symmetric,
+            act_order=config.act_order,
+            damping=config.damping,
+        )
     except TicoError as error:
-        first, *others = (attrs.evolve(problem, module=target.path) for problem in error.problems)
-        raise type(error)(first, *others) from None
+        raise located(error, target.path) from None
 
 
 def _packed(layer: Layer, solution: Solution) -> PackedWeight:
@@ -217,19 +237,19 @@ def _plan(model: nn.Module, config: GPTQConfig) -> _Plan:
     """Decide what is done to every module, and refuse what cannot be done, all at once."""
     layers = {path: layer for path, module in named_modules(model) if (layer := as_layer(module)) is not None}
     reasons = _reasons(model, config, layers)
-    targets = tuple(
-        _Target(path, layer, config.for_module(path).spec)
-        for path, layer in layers.items()
-        if path not in reasons
-    )
-    problems = [
-        *unmatched_problems(config.overrides, list(layers)),
-        *(problem for target in targets for problem in _target_problems(target)),
-    ]
-    if not targets:
+    wanted = {path: layer for path, layer in layers.items() if path not in reasons}
+    blocks = find_blocks(model, list(wanted.values()))
+    homes = _homes([block for _, block in blocks])
+    problems = _override_problems(config, list(wanted), reasons)
+    if not wanted:
         found = Found("; ".join(f"{path}: {why}" for path, why in reasons.items()) or "none")
         expected = "a model with a linear layer or convolution to quantize"
         problems.append(Problem(field="model", value=found, expected=expected))
+    targets = tuple(
+        _Target(path, layer, config.for_module(path).spec, homes.get(id(layer)))
+        for path, layer in wanted.items()
+    )
+    problems += [problem for target in targets for problem in _target_problems(target)]
     if problems:
         raise ConfigError(*problems)
     _require_finite_weights(targets)
@@ -237,7 +257,28 @@ def _plan(model: nn.Module, config: GPTQConfig) -> _Plan:
         LayerReport(path=path, module=type(layers[path]).__name__, algorithm="gptq", reason=why)
         for path, why in reasons.items()
     )
-    return _Plan(targets=targets, left=left, blocks=find_blocks(model, [target.layer for target in targets]))
+    return _Plan(targets=targets, left=left, blocks=tuple(block for _, block in blocks))
+
+
+def _homes(blocks: list[nn.Module]) -> dict[int, int | None]:
+    """Return, by the identity of a module, the number of its block; None where several blocks hold it."""
+    homes: dict[int, int | None] = {}
+    for number, block in enumerate(blocks):
+        for _, module in named_modules(block):
+            homes[id(module)] = None if id(module) in homes else number
+    return homes
+
+
+def _override_problems(config: GPTQConfig, wanted: list[str], reasons: dict[str, str]) -> list[Problem]:
+    """Return a problem for each override that changes nothing, with the reason where there is one."""
+    problems = unmatched_problems(config.overrides, [*wanted, *reasons])
+    for pattern in config.overrides:
+        kept = [path for path in reasons if not unmatched_problems([pattern], [path])]
+        if kept and unmatched_problems([pattern], wanted):
+            remedy = "; ".join(f"{path} stays float: {reasons[path]}" for path in kept)
+            expected = "a rule that matches a layer to quantize"
+            problems.append(Problem(field="overrides", value=pattern, expected=expected, remedy=remedy))
+    return problems
 
 
 def _reasons(model: nn.Module, config: GPTQConfig, layers: dict[str, Layer]) -> dict[str, str]:
@@ -255,7 +296,7 @@ def _reasons(model: nn.Module, config: GPTQConfig, layers: dict[str, Layer]) -> 
         if reason is None and path in tied:
             reason = f"its weight is tied to {tied[path]}"
         if reason is None and layer is head and path not in config.overrides:
-            reason = "the output embedding stays float unless an override names it"
+            reason = "the output embedding is quantized only if an override has its exact path"
         if reason is not None:
             found[path] = reason
     return found

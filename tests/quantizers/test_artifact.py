@@ -1,0 +1,308 @@
+"""Quantized models on disk: the same bits after loading, and nothing half done before or after."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model_state import refused, same_tensors, tensors_of
+from references import same_bits
+from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
+from tico_config import ArtifactError, DType, UnsupportedError
+from tico_observers import read_sealed, write_sealed
+from tico_quantizers import (
+    QuantizedConv2d,
+    QuantizedLinear,
+    load_quantized,
+    report,
+    save_quantized,
+)
+from tiny_models import TOKENS, Net, images, logits, net, tiny_llama
+
+FILE = "quantized.safetensors"
+GPTQ = GPTQConfig(show_progress=False)
+PTQ = PTQConfig(strict_wrap=False)
+UINT4 = DType.uint(4)
+
+
+def converted_net() -> nn.Module:
+    """Return a net with integer layers and a batch norm in floating point."""
+    model = prepare(net(), GPTQ)
+    model(images(1))
+    return convert(model)
+
+
+def converted_llama(*configs: GPTQConfig | PTQConfig, tied: bool = False) -> nn.Module:
+    """Return a LLaMA that one algorithm after the other has converted."""
+    model: nn.Module = tiny_llama(tied=tied)
+    for config in configs:
+        prepare(model, config)
+        logits(model)
+        convert(model)
+    return model
+
+
+def rewritten(folder: Path, place: tuple[str, ...], value: object) -> None:
+    """Change one value of what the file in `folder` says about the model, and seal it again."""
+    sealed = read_sealed(folder / FILE)
+    about = json.loads(sealed.about)
+    inner = about
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    tensors = {name: tensor.clone() for name, tensor in sealed.tensors.items()}
+    write_sealed(folder / FILE, json.dumps(about), tensors)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Return a folder with a converted net."""
+    save_quantized(converted_net(), tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("configs", [(GPTQ,), (PTQ,), (GPTQ, PTQ)], ids=["GPTQ", "PTQ", "GPTQ, PTQ"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_llama_comes_back_bit_for_bit(
+    configs: tuple[GPTQConfig | PTQConfig, ...], tied: bool, tmp_path: Path
+) -> None:
+    """From the folder alone: every tensor, the outputs, the attention and the report."""
+    model = converted_llama(*configs, tied=tied)
+    save_quantized(model, tmp_path)
+    loaded = load_quantized(tmp_path)
+    assert same_tensors(tensors_of(loaded), tensors_of(model))
+    assert same_bits(logits(loaded), logits(model))
+    assert report(loaded) == report(model)
+    assert not any(module.training for module in loaded.modules())
+
+
+def test_a_fresh_process_gives_the_same_bits(tmp_path: Path) -> None:
+    """Nothing that the process knew is missing from the file."""
+    model = converted_llama(GPTQ)
+    save_quantized(model, tmp_path)
+    program = (
+        "import sys, torch; from tico_quantizers import load_quantized; from pathlib import Path;"
+        "model = load_quantized(sys.argv[1]); tokens = torch.arange(24).view(2, 12) * 7 % 40;"
+        "torch.set_num_threads(int(sys.argv[2]));"
+        "torch.save(model(tokens).logits.detach(), Path(sys.argv[1]) / 'logits.pt')"
+    )
+    threads = str(torch.get_num_threads())
+    subprocess.run([sys.executable, "-c", program, str(tmp_path), threads], check=True)
+    assert same_bits(torch.load(tmp_path / "logits.pt", weights_only=True), logits(model).detach())
+
+
+def test_the_attention_of_the_model_comes_back(tmp_path: Path) -> None:
+    """The config of transformers does not say it; the file does."""
+    model = converted_llama(GPTQ)
+    set_attention: Callable[[str], object] = model.set_attn_implementation  # type: ignore[assignment]
+    set_attention("eager")
+    save_quantized(model, tmp_path)
+    assert load_quantized(tmp_path).config._attn_implementation == "eager"  # type: ignore[union-attr]
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    """One parameter stays one parameter, and one packed weight one, on the disk and after loading."""
+    model = converted_llama(GPTQ, tied=True)
+    save_quantized(model, tmp_path)
+    assert "lm_head.weight" not in read_sealed(tmp_path / FILE).tensors
+    loaded = load_quantized(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight  # type: ignore[union-attr]
+    shared = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    shared[0] = shared[1] = QuantizedLinear.from_float(nn.Linear(4, 4), UINT4)
+    save_quantized(shared, tmp_path)
+    block = nn.Linear(4, 4)
+    again = load_quantized(tmp_path, nn.Sequential(block, block))
+    assert isinstance(again, nn.Sequential)
+    assert again[0] is again[1]
+
+
+def test_packed_weights_that_modules_share_stay_shared(tmp_path: Path) -> None:
+    """Casting or moving the model does not split them."""
+    one = QuantizedLinear.from_float(nn.Linear(4, 4), UINT4)
+    two = one.with_parts(one.parts)
+    save_quantized(nn.Sequential(one, two), tmp_path)
+    again = load_quantized(tmp_path, nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    assert isinstance(again, nn.Sequential)
+    assert again[0].packed is again[1].packed
+
+
+def test_a_model_of_your_own_comes_back(saved: Path) -> None:
+    """Into a float model of the same architecture, whose own values do not matter."""
+    model = converted_net()
+    skeleton = Net()
+    loaded = load_quantized(saved, skeleton)
+    assert loaded is skeleton
+    assert same_tensors(tensors_of(loaded), tensors_of(model))
+    assert same_bits(loaded(images(2)), model(images(2)))
+    assert isinstance(loaded.get_submodule("conv"), QuantizedConv2d)
+
+
+def test_buffers_that_no_state_dict_holds_come_back(tmp_path: Path) -> None:
+    """They are part of the function all the same."""
+    model, skeleton = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))
+    for each, value in ((model, 3.0), (skeleton, 0.0)):
+        each.register_buffer("table", torch.full((2,), value), persistent=False)
+    model[0] = QuantizedLinear.from_float(nn.Linear(4, 4), UINT4)
+    save_quantized(model, tmp_path)
+    loaded = load_quantized(tmp_path, skeleton)
+    assert dict(loaded.named_buffers())["table"].tolist() == [3.0, 3.0]
+    assert "table" not in loaded.state_dict()
+
+
+def test_a_lone_layer_comes_back(tmp_path: Path) -> None:
+    """The root itself is replaced, and the replacement returned."""
+    layer = QuantizedLinear.from_float(nn.Linear(4, 3), UINT4)
+    save_quantized(layer, tmp_path)
+    loaded = load_quantized(tmp_path, nn.Linear(4, 3))
+    assert same_tensors(tensors_of(loaded), tensors_of(layer))
+
+
+def _renamed() -> nn.Module:
+    model = net()
+    model.other = model.head
+    del model.head
+    return model
+
+
+def _wider() -> nn.Module:
+    model = net()
+    model.head[2] = nn.Linear(8, 5)
+    return model
+
+
+def _other_norm() -> nn.Module:
+    model = net()
+    model.norm = nn.BatchNorm2d(3, affine=False)
+    return model
+
+
+def _with_more() -> nn.Module:
+    model = net()
+    model.more = nn.LayerNorm(3)
+    return model
+
+
+WRONG: dict[str, Callable[[], nn.Module]] = {
+    "a missing module": _renamed,
+    "a layer of another width": _wider,
+    "a norm without weights": _other_norm,
+    "one more module": _with_more,
+    "one that is quantized": converted_net,
+    "another architecture": tiny_llama,
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_model_that_does_not_fit_is_refused(case: str, saved: Path) -> None:
+    """It is left exactly as it was."""
+    model = WRONG[case]()
+    expected = {
+        "a missing module": ("model", "head.0"),
+        "a layer of another width": ("weight", f"{saved / FILE}.modules.head.2.layout"),
+        "a norm without weights": ("norm.bias", str(saved / FILE)),
+        "one more module": ("more.bias", str(saved / FILE)),
+        "one that is quantized": ("model", "conv"),
+        "another architecture": ("model", "conv"),
+    }
+    field, module = expected[case]
+    with refused(model, ArtifactError, field=field, module=module) as caught:
+        load_quantized(saved, model)
+    assert caught.value.expected
+
+
+def test_files_cut_short_are_refused(saved: Path) -> None:
+    """At every length that was tried, with the model unchanged."""
+    whole = (saved / FILE).read_bytes()
+    for length in [0, 7, 8, 100, len(whole) // 2, len(whole) - 1]:
+        (saved / FILE).write_bytes(whole[:length])
+        with refused(net(), ArtifactError, field="file", module=str(saved / FILE)):
+            load_quantized(saved, net())
+
+
+def test_flipped_bits_are_refused(saved: Path) -> None:
+    """Wherever they are."""
+    whole = (saved / FILE).read_bytes()
+    for position in range(0, len(whole), len(whole) // 40):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        (saved / FILE).write_bytes(changed)
+        with pytest.raises(ArtifactError):
+            load_quantized(saved, net())
+
+
+CHANGES: dict[str, tuple[tuple[str, ...], object]] = {
+    "kind": (("modules", "conv", "kind"), "os.system"),
+    "layout": (("modules", "conv", "layout"), 3),
+    "runs": (("modules", "conv", "runs"), [7]),
+    "file": (("more",), None),
+    "report": (("runs",), [[{"path": 1}]]),
+    "aliases": (("aliases",), []),
+    "x": (("aliases", "x"), "no such tensor"),
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_file_that_says_something_else_is_refused(field: str, saved: Path) -> None:
+    """What is sealed is checked as well: a file may come from anybody."""
+    rewritten(saved, *CHANGES[field])
+    model = net()
+    with pytest.raises(ArtifactError) as caught:
+        load_quantized(saved, model)
+    assert caught.value.field == field
+    assert same_tensors(tensors_of(model), tensors_of(net()))
+
+
+def test_without_a_model_the_file_must_have_a_config(saved: Path) -> None:
+    """The error says what to pass."""
+    with refused(None, ArtifactError, field="model", module=str(saved / FILE)) as caught:
+        load_quantized(saved)
+    assert "load_quantized(directory, model)" in str(caught.value)
+
+
+def test_a_float_model_is_not_saved(tmp_path: Path) -> None:
+    """There is nothing quantized about it."""
+    with refused(net(), UnsupportedError, field="model") as caught:
+        save_quantized(net(), tmp_path / "new")
+    assert caught.value.expected == "a model with integer modules"
+    assert not (tmp_path / "new").exists()
+
+
+def test_saving_changes_nothing_until_it_is_done(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that fails leaves the old file and nothing else."""
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def fail(*call: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_quantized(converted_net(), saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+
+
+def test_the_same_model_gives_the_same_file(tmp_path: Path) -> None:
+    """Byte for byte, also after it was loaded."""
+    first = save_quantized(converted_llama(GPTQ), tmp_path / "one").read_bytes()
+    second = save_quantized(load_quantized(tmp_path / "one"), tmp_path / "two").read_bytes()
+    assert first == second
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_other_formats_come_back(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Float parts keep their format, grids are float32."""
+    model = converted_llama(PTQ).to(dtype)
+    save_quantized(model, tmp_path)
+    loaded = load_quantized(tmp_path)
+    assert same_bits(_logits(loaded), _logits(model))
+
+
+def _logits(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return logits(model, TOKENS)

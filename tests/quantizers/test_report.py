@@ -1,0 +1,125 @@
+"""Reports say what was done to every module, as values."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from torch import nn
+
+from model_state import refused
+from tico_config import ArtifactError, DType
+from tico_quantizers import LayerReport, QuantizedLinear, Report, remember, report, stand_in
+
+
+def line(path: str, algorithm: str, reason: str = "") -> LayerReport:
+    """Return the line of a module."""
+    return LayerReport(path=path, module="Linear", algorithm=algorithm, weight="uint4", reason=reason)
+
+
+def integer() -> QuantizedLinear:
+    """Return an integer layer."""
+    return QuantizedLinear.from_float(nn.Linear(2, 2), DType.uint(4))
+
+
+def model_of_runs() -> tuple[nn.Sequential, Report, Report]:
+    """Return a model whose first layer the second run alone has touched, and both runs."""
+    model = nn.Sequential(integer(), nn.Sequential(integer(), nn.ReLU()))
+    old = Report(layers=(line("1.0", "gptq"),))
+    new = Report(layers=(line("0", "ptq"), line("1.0", "ptq"), line("1.1", "ptq", reason="no weight")))
+    both = model.get_submodule("1.0")
+    remember([both], old)
+    remember([model[0], both], new)
+    return model, old, new
+
+
+def test_the_newest_run_speaks_for_a_module() -> None:
+    """Also where an earlier module has not seen the older run."""
+    model, _, new = model_of_runs()
+    assert report(model) == new
+
+
+def test_lines_stand_in_the_order_of_the_model() -> None:
+    """Whatever the order of the run was."""
+    model, _, new = model_of_runs()
+    remember([model[0]], Report(layers=tuple(reversed(new.layers))))
+    assert [one.path for one in report(model).layers] == ["0", "1.0", "1.1"]
+
+
+def test_modules_that_no_run_speaks_for_are_listed() -> None:
+    """Nothing is left out: what is float says why."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU()))
+    assert [(one.path, one.module, one.reason) for one in report(model).layers] == [
+        ("0", "Linear", "no algorithm was run on it"),
+        ("1.0", "ReLU", "no algorithm was run on it"),
+    ]
+
+
+def test_a_part_of_a_converted_model_has_a_report() -> None:
+    """Its paths are those within the part."""
+    model, _, new = model_of_runs()
+    found = report(model[1])
+    assert [(one.path, one.algorithm) for one in found.layers] == [("0", "ptq"), ("1", "ptq")]
+    assert found.layers[1].reason == new.layers[2].reason
+
+
+def test_a_model_around_a_converted_one_has_a_report() -> None:
+    """Its paths are those within the whole, and what stands at the old path is not taken for it."""
+    model, _, _ = model_of_runs()
+    whole = nn.Sequential(nn.Linear(2, 2), model)
+    assert [(one.path, one.algorithm) for one in report(whole).layers] == [
+        ("0", ""),
+        ("1.0", "ptq"),
+        ("1.1.0", "ptq"),
+        ("1.1.1", "ptq"),
+    ]
+
+
+def test_a_replacement_remembers_the_runs() -> None:
+    """What the first algorithm has done is not lost with the module that it left."""
+    model, _, new = model_of_runs()
+    replacement = integer()
+    stand_in(model[0], replacement)
+    model[0] = replacement
+    assert report(model) == new
+
+
+def test_json_comes_back() -> None:
+    """Every field, in the same order; figures are floats."""
+    layer = LayerReport(
+        path="a.b", module="Linear", algorithm="gptq", reason="|\n", figures=(("loss", 0.1), ("columns", 3.0))
+    )
+    whole = Report(layers=(layer, line("c", "ptq")))
+    assert Report.from_json(whole.to_json()) == whole
+    assert [row["path"] for row in json.loads(whole.to_json())] == ["a.b", "c"]
+
+
+ROW = json.loads(Report(layers=(line("a", "ptq"),)).to_json())[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[1]",
+        "[" * 100_000,
+        json.dumps([{**ROW, "more": 1}]),
+        json.dumps([{**ROW, "path": None}]),
+        json.dumps([{**ROW, "figures": [["loss"]]}]),
+        json.dumps([{**ROW, "figures": {"loss": 1}}]),
+    ],
+    ids=range(8),
+)
+def test_other_json_is_refused(text: str) -> None:
+    """Whatever it is, by one error."""
+    with refused(None, ArtifactError, field="report") as caught:
+        Report.from_json(text)
+    assert caught.value.expected == "JSON as Report.to_json() gives it"
+
+
+def test_markdown_is_one_row_a_module() -> None:
+    """Whatever a path or reason holds, it stays in its cell."""
+    text = Report(layers=(line("a|b", "ptq", reason="one\ntwo"),)).to_markdown()
+    assert text.splitlines()[2:] == [r"| a\|b | Linear | ptq | uint4 | float | one two |"]
+    assert str(Report()) == Report().to_markdown()
