@@ -8,7 +8,22 @@ class TestPublicAPI(PublicAPI):
 
     package = "tico_api"
     hidden = ("transformers", "torchao")
-    names = ()
+    names = (
+        "BUILT_IN",
+        "GPTQConfig",
+        "PT2EConfig",
+        "PTQConfig",
+        "Registry",
+        "Report",
+        "SmoothQuantConfig",
+        "convert",
+        "coverage",
+        "load_quantized",
+        "prepare",
+        "quantizer_entry",
+        "report",
+        "save_quantized",
+    )
 
 
 class TestPublicAlias(PublicAPI):
@@ -16,7 +31,22 @@ class TestPublicAlias(PublicAPI):
 
     package = "tico.quantization"
     hidden = ("transformers", "torchao")
-    names = ()
+    names = (
+        "BUILT_IN",
+        "GPTQConfig",
+        "PT2EConfig",
+        "PTQConfig",
+        "Registry",
+        "Report",
+        "SmoothQuantConfig",
+        "convert",
+        "coverage",
+        "load_quantized",
+        "prepare",
+        "quantizer_entry",
+        "report",
+        "save_quantized",
+    )
 
 
 class TestPublicConfigAlias(PublicAPI):
@@ -24,4 +54,58 @@ class TestPublicConfigAlias(PublicAPI):
 
     package = "tico.quantization.config"
     hidden = ("transformers", "torchao")
-    names = ()
+    names = (
+        "INT4",
+        "INT8",
+        "INT16",
+        "INT32",
+        "UINT4",
+        "UINT8",
+        "UINT16",
+        "ArtifactError",
+        "BaseConfig",
+        "CalibrationError",
+        "ConfigError",
+        "DType",
+        "EMASpec",
+        "EntropySpec",
+        "Found",
+        "FrozenMapping",
+        "GPTQConfig",
+        "Granularity",
+        "HistogramSpec",
+        "LifecycleError",
+        "MSESpec",
+        "MXFormat",
+        "MXSpec",
+        "MinMaxSpec",
+        "MissingExtraError",
+        "NoQuant",
+        "NumericsError",
+        "ObserverSpec",
+        "PT2EConfig",
+        "PTQConfig",
+        "PerChannel",
+        "PerGroup",
+        "PerTensor",
+        "PerToken",
+        "PercentileSpec",
+        "Problem",
+        "QScheme",
+        "QuantSpec",
+        "Resolution",
+        "Rule",
+        "SmoothQuantConfig",
+        "SpecConfig",
+        "TicoError",
+        "UnsupportedError",
+        "affine",
+        "fingerprint",
+        "from_json",
+        "mx",
+        "no_quant",
+        "partial_problems",
+        "to_json",
+        "unmatched_problems",
+        "winning_rule",
+    )

@@ -8,4 +8,36 @@ class TestPublicAPI(PublicAPI):
 
     package = "tico_wrapq"
     hidden = ("tico_api", "tico")
-    names = ()
+    names = (
+        "ACT_IN",
+        "ACT_OUT",
+        "RESTORABLE_MODULES",
+        "Coverage",
+        "CoverageLine",
+        "Frozen",
+        "Mode",
+        "PTQCalibration",
+        "PTQQuantizer",
+        "PTQWrapper",
+        "Passing",
+        "PointDeclaration",
+        "QuantConv",
+        "QuantEmbedding",
+        "QuantInteger",
+        "QuantIntegerEmbedding",
+        "QuantLinear",
+        "QuantLlamaMLP",
+        "QuantModuleBase",
+        "QuantPoint",
+        "QuantUnary",
+        "Role",
+        "Watching",
+        "WeightCodes",
+        "WrapperEntry",
+        "WrapperRegistry",
+        "coverage",
+        "lookup",
+        "register",
+        "try_register",
+        "wrapper_entry",
+    )

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 from torch import nn
 
+from tico_api._preconditions import (
+    STATE,
+    require_arguments,
+    require_config,
+    require_model,
+    require_unprepared,
+    state_of,
+)
+from tico_api._unchanged_process import detached_copy, unchanged_process
 from tico_config import (
     BaseConfig,
     ConfigError,
     Found,
     GPTQConfig,
-    LifecycleError,
     Problem,
     PT2EConfig,
     PTQConfig,
@@ -20,14 +27,11 @@ from tico_config import (
     UnsupportedError,
 )
 from tico_quantizers import (
-    AnyPrepared,
     Edit,
     Example,
     GPTQQuantizer,
-    Prepared,
     Registry,
     installed_entries,
-    named_modules,
     quantizer_entry,
     remember,
 )
@@ -40,7 +44,6 @@ BUILT_IN = Registry(
     )
 )
 _COMING = (PT2EConfig, SmoothQuantConfig)
-_STATE = "_tico_prepared"
 
 
 def prepare(
@@ -77,21 +80,16 @@ def prepare(
     >>> type(convert(model)[0]).__name__
     'QuantizedLinear'
     """
-    _require_model(model)
-    _require_config(quant_config)
-    _require_inputs(args, kwargs)
-    if _state(model) is not None:
-        found = Found(f"one prepared with {type(_state_of(model).config).__name__}")
-        remedy = "call convert(model) first"
-        raise LifecycleError(
-            Problem(field="model", value=found, expected="a model that is not prepared", remedy=remedy)
-        )
+    require_model(model)
+    require_config(quant_config)
+    require_arguments(args=args, kwargs=kwargs, inplace=inplace, registry=registry)
+    require_unprepared(model)
     quantizer = (registry or _registry(quant_config)).quantizer(quant_config)
     example = None if args is None and kwargs is None else Example(args=args or (), kwargs=kwargs or {})
-    work = model if inplace else copy.deepcopy(model)
-    with Edit() as edit:
+    work = model if inplace else detached_copy(model)
+    with unchanged_process(), Edit() as edit:
         root, prepared = quantizer.start(work, example, edit)
-        edit.set_attribute(root, _STATE, prepared)
+        edit.set_attribute(root, STATE, prepared)
     return root
 
 
@@ -112,35 +110,21 @@ def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: b
 
     After an error the model is as it was before, calibration included.
     """
-    _require_model(model)
-    prepared = _state_of(model)
+    require_model(model)
+    require_arguments(inplace=inplace)
+    prepared = state_of(model)
     if quant_config is not None and quant_config != prepared.config:
         expected = f"the config given to prepare, {prepared.config!r}"
         remedy = "leave it out, or prepare the model with it"
         raise ConfigError(
             Problem(field="quant_config", value=Found(repr(quant_config)), expected=expected, remedy=remedy)
         )
-    work = model if inplace else copy.deepcopy(model)
-    with Edit() as edit:
-        converted = _state_of(work).convert(work, edit)
-        edit.on_commit(lambda: vars(work).pop(_STATE))
-        remember(converted.modules, converted.report)
+    work = model if inplace else detached_copy(model)
+    with unchanged_process(), Edit() as edit:
+        converted = state_of(work).convert(work, edit)
+        edit.on_commit(lambda: vars(work).pop(STATE))
+        edit.on_commit(lambda: remember(converted.modules, converted.report))
     return converted.root
-
-
-def _state(model: nn.Module) -> AnyPrepared | None:
-    state: object = vars(model).get(_STATE)
-    return state if isinstance(state, Prepared) else None
-
-
-def _state_of(model: nn.Module) -> AnyPrepared:
-    state = _state(model)
-    if state is None:
-        inner = [path for path, module in named_modules(model) if _state(module) is not None]
-        found = Found(f"one whose part {inner[0]!r} is" if inner else "one that is not, or not any more")
-        remedy = f"convert that part, model.{inner[0]}" if inner else "call prepare(model, config) first"
-        raise LifecycleError(Problem(field="model", value=found, expected="a prepared model", remedy=remedy))
-    return state
 
 
 def _registry(config: BaseConfig) -> Registry:
@@ -149,32 +133,3 @@ def _registry(config: BaseConfig) -> Registry:
         served = ", ".join(kind.__name__ for kind in BUILT_IN.config_types)
         raise UnsupportedError(Problem(field="quant_config", value=found, expected=f"one of {served}"))
     return BUILT_IN.with_entries(installed_entries())
-
-
-def _require_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise UnsupportedError(Problem(field="model", value=model, expected="an nn.Module"))
-    meta = [
-        Problem(module=path, field="device", value=Found("meta"), expected="a device with data")
-        for path, module in named_modules(model)
-        if any(tensor.is_meta for tensor in (*module.parameters(False), *module.buffers(False)))
-    ]
-    if meta:
-        raise UnsupportedError(*meta)
-
-
-def _require_config(config: object) -> None:
-    if not isinstance(config, BaseConfig):
-        remedy = "pass for example PTQConfig()"
-        raise ConfigError(Problem(field="quant_config", value=config, expected="a config", remedy=remedy))
-
-
-def _require_inputs(args: object, kwargs: object) -> None:
-    problems = []
-    if args is not None and not isinstance(args, tuple):
-        remedy = "a single input x is (x,)"
-        problems.append(Problem(field="args", value=args, expected="a tuple or None", remedy=remedy))
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        problems.append(Problem(field="kwargs", value=kwargs, expected="a dict or None"))
-    if problems:
-        raise ConfigError(*problems)

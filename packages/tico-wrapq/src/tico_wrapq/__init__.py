@@ -1,7 +1,13 @@
 """How a model family takes part: wrappers with quantization points, and the quantizer that uses them."""
 
 from tico_wrapq._coverage import Coverage, CoverageLine, coverage
-from tico_wrapq._layers import QuantConv, QuantEmbedding, QuantInteger, QuantLinear
+from tico_wrapq._layers import (
+    QuantConv,
+    QuantEmbedding,
+    QuantInteger,
+    QuantIntegerEmbedding,
+    QuantLinear,
+)
 from tico_wrapq._llama import QuantLlamaMLP
 from tico_wrapq._mode import Mode
 from tico_wrapq._point import (
@@ -27,7 +33,15 @@ from tico_wrapq._registry import (
 from tico_wrapq._unary import QuantUnary
 from tico_wrapq._wrapper import PTQWrapper
 
-RESTORABLE_MODULES = (QuantLinear, QuantEmbedding, QuantConv, QuantInteger, QuantUnary, QuantLlamaMLP)
+RESTORABLE_MODULES = (
+    QuantLinear,
+    QuantEmbedding,
+    QuantConv,
+    QuantInteger,
+    QuantIntegerEmbedding,
+    QuantUnary,
+    QuantLlamaMLP,
+)
 
 __all__ = [
     "ACT_IN",
@@ -45,6 +59,7 @@ __all__ = [
     "QuantConv",
     "QuantEmbedding",
     "QuantInteger",
+    "QuantIntegerEmbedding",
     "QuantLinear",
     "QuantLlamaMLP",
     "QuantModuleBase",

@@ -5,10 +5,22 @@ from __future__ import annotations
 import json
 
 import attrs
+import torch
 from torch import Tensor, nn
 
-from tico_quantizers import QuantizedModule, RestorableModule, children, named_modules, report
+from tico_quantizers import (
+    PackedWeight,
+    Prepared,
+    QuantizedModule,
+    RestorableModule,
+    child_path,
+    children,
+    named_modules,
+    report,
+)
 from tico_wrapq._quant_module_base import QuantModuleBase
+from tico_wrapq._quantizer import PTQCalibration
+from tico_wrapq._sites import inner
 
 
 @attrs.frozen(kw_only=True)
@@ -53,20 +65,20 @@ def coverage(model: nn.Module) -> Coverage:
     >>> coverage(nn.Linear(2, 2)).share
     0.0
     """
-    reasons = {line.path: line.reason for line in report(model).layers}
+    reasons = _reasons(model)
     lines: list[CoverageLine] = []
-    inside: tuple[str, ...] = ()
+    skipped: set[str] = set()
     for path, module in named_modules(model):
-        if path.startswith(inside) and inside:
+        parts = set(children(module)) if path in skipped else inner(module)
+        skipped |= {child_path(path, name) for name in parts}
+        if path in skipped:
             continue
         if isinstance(module, RestorableModule):
-            lines.append(_line(path, module))
-            if not any(isinstance(child, RestorableModule) for child in children(module).values()):
-                inside = (*inside, f"{path}." if path else "")
+            lines.append(CoverageLine(path=path, module=_kind(module), points=_points(module)))
         elif not children(module) or reasons.get(path):
-            kind = type(module).__name__
-            lines.append(CoverageLine(path=path, module=kind, reason=reasons.get(path, "")))
-    quantized = sum(_elements(m) for _, m in named_modules(model) if isinstance(m, QuantizedModule))
+            lines.append(CoverageLine(path=path, module=_kind(module), reason=reasons.get(path, "")))
+    packed = {id(m): m for _, m in named_modules(model) if isinstance(m, PackedWeight)}
+    quantized = sum(torch.Size(weight.shape).numel() for weight in packed.values())
     rest: list[Tensor] = list(model.parameters())
     return Coverage(
         lines=tuple(lines),
@@ -75,19 +87,26 @@ def coverage(model: nn.Module) -> Coverage:
     )
 
 
-def _elements(module: QuantizedModule) -> int:
-    elements = 1
-    for size in module.packed.shape:
-        elements *= size
-    return elements
+def _reasons(model: nn.Module) -> dict[str, str]:
+    """Return why modules are float: from the runs that made them, and from one that is not finished."""
+    reasons = {line.path: line.reason for line in report(model).layers}
+    for value in vars(model).values():
+        if isinstance(value, Prepared) and isinstance(value.calibration, PTQCalibration):
+            reasons |= {line.path: line.reason for line in value.calibration.wrapped.left}
+    return reasons
 
 
-def _line(path: str, module: RestorableModule) -> CoverageLine:
-    points: list[str] = []
+def _kind(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _points(module: RestorableModule) -> tuple[str, ...]:
     if isinstance(module, QuantizedModule):
         grids = {"act_in": module.act_in, "act_out": module.act_out}
-        points = [f"weight {module.packed.dtype}"]
-        points += [f"{name} {grid.label}" for name, grid in grids.items() if grid is not None]
-    if isinstance(module, QuantModuleBase):
-        points = [f"{name} {point.spec}" for name, point in module.named_points() if point.is_quantized]
-    return CoverageLine(path=path, module=type(module).__name__, points=tuple(points))
+        labels = [f"{name} {grid.label}" for name, grid in grids.items() if grid is not None]
+        return (f"weight {module.packed.dtype}", *labels)
+    if not isinstance(module, QuantModuleBase):
+        return ()
+    weights = [f"{name} {spec}" for name, spec in module.weight_specs.items() if spec.is_quantized]
+    points = [f"{name} {point.label}" for name, point in module.named_points() if point.is_quantized]
+    return (*weights, *points)

@@ -6,9 +6,12 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
-from tico_config import Found, PerChannel, PerGroup, PerTensor, Problem, QuantSpec, UnsupportedError
+from tico_config import Found, PerChannel, PerGroup, Problem, QuantSpec, UnsupportedError
 from tico_observers import Observer, observer_for
 from tico_quantizers import (
     ActivationGrid,
@@ -26,11 +29,16 @@ from tico_quantizers import (
     parameter,
     stand_in,
 )
-from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role
+from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role, spec_problem
 from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
 from tico_wrapq._registry import register
 
 WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerChannel(0))
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FORWARDS = tuple(
+    kind.forward for kind in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, QuantizedModule)
+)
 
 
 def packed_weight(weight: Tensor, spec: QuantSpec, path: str) -> PackedWeight:
@@ -40,34 +48,56 @@ def packed_weight(weight: Tensor, spec: QuantSpec, path: str) -> PackedWeight:
         UnsupportedError: the spec's granularity or format is none that integer weights have.
         NumericsError: the weight holds NaN or infinity.
     """
-    matrix = weight.detach().flatten(1)
-    observer = observer_for(spec, child_path(path, "weight"), PerChannel(0))
-    granularity = spec.granularity_or(PerChannel(0))
-    along_rows = granularity == PerChannel(0) or isinstance(granularity, PerTensor)
-    along_groups = isinstance(granularity, PerGroup) and granularity.axis in (1, -1)
-    if not isinstance(observer, Observer) or not (along_rows or along_groups):
-        expected = "an integer grid per tensor, per channel 0, or per group of axis 1"
+    name = child_path(path, "weight")
+    observer = observer_for(spec, name, PerChannel(0))
+    problem = spec_problem(name, WEIGHT, spec)
+    if problem is not None or not isinstance(observer, Observer):
+        found = Found(str(spec))
         raise UnsupportedError(
-            Problem(module=path, field="weight", value=Found(str(spec)), expected=expected)
+            Problem(module=name, field="spec", value=found, expected="an integer grid that weights can have")
         )
-    observer.collect(matrix)
+    observer.collect(weight.detach().flatten(1))
+    granularity = spec.granularity_or(PerChannel(0))
     size = granularity.size if isinstance(granularity, PerGroup) else None
     return PackedWeight.on_grid(weight, observer.params, group_size=size)
+
+
+def why_not_integer(layer: nn.Module) -> str | None:
+    """Return why an integer layer cannot take the place of `layer`, or None."""
+    weight: object = parameter(layer, "weight")
+    if parametrize.is_parametrized(layer) or not isinstance(weight, Tensor):
+        return "its weight is computed from other parameters"
+    if is_lazy(weight):
+        return "it has no weight before its first call"
+    if weight.dtype not in _FLOATS or weight.layout is not torch.strided or not weight.numel():
+        return f"its weight is {weight.dtype} of shape {tuple(weight.shape)}, {weight.layout}"
+    if "forward" in vars(layer) or type(layer).forward not in _FORWARDS:
+        return "it has a forward of its own, which an integer layer would lose"
+    if parameter(layer, "bias") is not getattr(layer, "bias", None):
+        return "its bias is no parameter"
+    renormalized = isinstance(layer, nn.Embedding) and layer.max_norm is not None
+    return "it renormalizes its rows (max_norm)" if renormalized else None
 
 
 class _LayerWrapper(QuantModuleBase):
     """A layer with a weight; `layer` is the float module."""
 
     points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_IN, WEIGHT, ACT_OUT)
+    takes_hooks: ClassVar[bool] = True
     layer: nn.Module
 
     def adopt(self, module: nn.Module) -> None:
         """Keep the layer."""
         self.layer = module
 
-    def forward(self, x: Tensor) -> Tensor:
+    @classmethod
+    def refusal(cls, module: nn.Module) -> str | None:
+        """Return why an integer layer cannot take the place of `module`, or None."""
+        return why_not_integer(module)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the layer's output, input and output passed through their points."""
-        output: Tensor = self.layer(self.point("act_in")(x))
+        output: Tensor = self.layer.forward(self.point("act_in")(input))
         moved: Tensor = self.point("act_out")(output)
         return moved
 
@@ -94,7 +124,7 @@ class _LayerWrapper(QuantModuleBase):
         bias = parameter(self.layer, "bias")
         grids = {name: point.determined() for name, point in self.named_points()}
         new = self._integer(_parts(packed, None if bias is None else bias.detach().clone(), grids))
-        stand_in(self.layer, new)
+        stand_in(self, new)
         return new
 
 
@@ -119,13 +149,14 @@ class QuantEmbedding(_LayerWrapper):
     kind: ClassVar[str] = "ptq.embedding"
     points: ClassVar[tuple[PointDeclaration, ...]] = (WEIGHT, ACT_OUT)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the rows at the indices `x`, passed through their point."""
-        moved: Tensor = self.point("act_out")(self.layer(x))
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
+        """Return the rows at the indices `input`, passed through their point."""
+        moved: Tensor = self.point("act_out")(self.layer.forward(input))
         return moved
 
     def _integer(self, parts: Parts) -> QuantizedModule:
-        return QuantizedEmbedding(parts)
+        weight = parameter(self.layer, "weight")
+        return QuantizedEmbedding(parts, torch.float32 if weight is None else weight.dtype)
 
 
 _CONVOLUTIONS = {1: QuantizedConv1d, 2: QuantizedConv2d, 3: QuantizedConv3d}
@@ -160,15 +191,12 @@ class QuantInteger(QuantModuleBase):
         if not isinstance(module, QuantizedModule):
             found = Found(type(module).__name__)
             raise UnsupportedError(Problem(module=self.path, value=found, expected="an integer layer"))
-        self.former = (module,)  # a tuple, so that it is no child
         self.layer = module.with_parts(Parts(packed=module.packed, bias=module.bias))
-        stand_in(module, self.layer)
+        self.layer.training = module.training
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the layer's output, input and output passed through their points."""
-        if not isinstance(self.layer, QuantizedEmbedding):
-            x = self.point("act_in")(x)
-        output: Tensor = self.layer(x)
+        output: Tensor = self.layer.forward(self.point("act_in")(input))
         moved: Tensor = self.point("act_out")(output)
         return moved
 
@@ -177,14 +205,27 @@ class QuantInteger(QuantModuleBase):
         """The weight as floats, where others expect to find it."""
         return self.layer.weight
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias, where others expect to find it."""
+        return self.layer.bias
+
     def finished(self, weights: WeightCodes, edit: Edit) -> nn.Module:
         """Return the layer with its codes and the new grids."""
-        takes_indices = isinstance(self.layer, QuantizedEmbedding)
-        grids = {
-            name: point.determined()
-            for name, point in self.named_points()
-            if not (takes_indices and name == "act_in")
-        }
+        grids = {name: point.determined() for name, point in self.named_points()}
         new = self.layer.with_parts(_parts(self.layer.packed, self.layer.bias, grids))
-        stand_in(self.layer, new)
+        stand_in(self, new)
         return new
+
+
+@register(QuantizedEmbedding)
+class QuantIntegerEmbedding(QuantInteger):
+    """An embedding that is integer already. Indices have no grid, so there is no `act_in`."""
+
+    kind: ClassVar[str] = "ptq.integer_embedding"
+    points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_OUT,)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
+        """Return the rows at the indices `input`, passed through their point."""
+        moved: Tensor = self.point("act_out")(self.layer.forward(input))
+        return moved

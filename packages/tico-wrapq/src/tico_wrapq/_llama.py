@@ -24,6 +24,13 @@ class QuantLlamaMLP(QuantModuleBase):
     down_proj: nn.Module
     act_fn: nn.Module
 
+    @classmethod
+    def refusal(cls, module: nn.Module) -> str | None:
+        """Return that `module` computes something else than LLaMA's MLP, or None."""
+        forward = type(module).forward
+        own = "forward" in vars(module) or forward.__qualname__ != "LlamaMLP.forward"
+        return "it has a forward of its own" if own and not isinstance(module, cls) else None
+
     def adopt(self, module: nn.Module) -> None:
         """Keep the four modules under their own names."""
         for name in ("gate_proj", "up_proj", "down_proj", "act_fn"):

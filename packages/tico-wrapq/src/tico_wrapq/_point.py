@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import copy
 import enum
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import attrs
 from torch import Tensor, nn
 from typing_extensions import assert_never
 
-from tico_config import Found, Granularity, MXSpec, PerTensor, PerToken, Problem, QuantSpec, UnsupportedError
+from tico_config import (
+    CalibrationError,
+    Found,
+    Granularity,
+    MXSpec,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    PerToken,
+    Problem,
+    QuantSpec,
+    UnsupportedError,
+)
 from tico_observers import AnyObserver, Observer, observer_for
-from tico_quantizers import ActivationGrid, Edit
+from tico_quantizers import ActivationGrid, Calibration, Edit
 
 
 class Role(enum.Enum):
@@ -35,6 +48,22 @@ class PointDeclaration:
 
 ACT_IN = PointDeclaration("act_in", Role.ACTIVATION_IN)
 ACT_OUT = PointDeclaration("act_out", Role.ACTIVATION_OUT)
+
+
+def spec_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> Problem | None:
+    """Return why the point at `path` cannot have the grid that `spec` asks for, or None."""
+    if not spec.is_quantized:
+        return None
+    if declaration.role is not Role.WEIGHT:
+        expected, fits = "an integer grid or no_quant()", not isinstance(spec.observer, MXSpec)
+    else:
+        expected = "an integer grid of at most 16 bits per tensor, per channel 0, or per group of axis 1"
+        granularity = spec.granularity_or(declaration.granularity)
+        along_groups = isinstance(granularity, PerGroup) and granularity.axis in (1, -1)
+        along_rows = isinstance(granularity, PerTensor) or granularity == PerChannel(0)
+        integer = not isinstance(spec.observer, MXSpec) and spec.dtype.bits <= 16
+        fits = integer and (along_rows or along_groups)
+    return None if fits else Problem(module=path, field="spec", value=Found(str(spec)), expected=expected)
 
 
 @attrs.frozen
@@ -80,17 +109,16 @@ class QuantPoint(nn.Module):
         self.declaration = declaration
         self.spec = spec
         self._watching: Watching | None = None
+        self._calibration: Calibration | None = None
         self.register_module("fixed", None)
-        if isinstance(spec.observer, MXSpec):
-            found = Found(str(spec))
-            raise UnsupportedError(
-                Problem(module=path, field="spec", value=found, expected="an integer grid or no_quant()")
-            )
+        problem = spec_problem(path, declaration, spec)
+        if problem is not None:
+            raise UnsupportedError(problem)
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the config asks for a grid here."""
-        return self.spec.is_quantized
+        """Whether the config asks for a grid here, or a saved model has one."""
+        return self.fixed is not None or self.spec.is_quantized
 
     @property
     def is_dynamic(self) -> bool:
@@ -116,6 +144,8 @@ class QuantPoint(nn.Module):
                 return x
             case Watching(observer=observer):
                 observer.collect(x)
+                if self._calibration is not None and not self._calibration.in_forward:
+                    self.accept()  # a part of the model was called by itself
                 return x
             case Frozen(grid=grid):
                 moved: Tensor = grid(x)
@@ -129,6 +159,10 @@ class QuantPoint(nn.Module):
             observer = observer_for(self.spec, self.path, self.declaration.granularity)
             self._watching = Watching(observer, copy.copy(observer))
 
+    def follow(self, calibration: Calibration) -> None:
+        """Leave it to `calibration` when a forward pass of the model counts."""
+        self._calibration = calibration
+
     def drop_unfinished(self) -> None:
         """Forget what a forward pass that did not end has shown."""
         if self._watching is not None:
@@ -138,6 +172,11 @@ class QuantPoint(nn.Module):
         """Count what the forward pass that has just ended has shown."""
         if self._watching is not None:
             self._watching = attrs.evolve(self._watching, accepted=copy.copy(self._watching.observer))
+
+    @property
+    def label(self) -> str:
+        """What happens to tensors here, for reports: the grid, or the spec that will determine it."""
+        return self.fixed.label if self.fixed is not None else str(self.spec)
 
     @property
     def lacks_data(self) -> bool:
@@ -155,7 +194,8 @@ class QuantPoint(nn.Module):
         if self.is_dynamic:
             return ActivationGrid.per_token(self.spec.dtype, symmetric=self.spec.is_symmetric)
         if self._watching is not None and isinstance(self._watching.accepted, Observer):
-            return ActivationGrid.static(self._watching.accepted.params)
+            # A copy, as an observer whose grid was asked for takes no more data.
+            return ActivationGrid.static(copy.copy(self._watching.accepted).params)
         return self.fixed
 
     def fix(self, grid: ActivationGrid | None, edit: Edit) -> None:
@@ -163,7 +203,28 @@ class QuantPoint(nn.Module):
         children: dict[str, nn.Module | None] = self._modules
         edit.put(children, "fixed", grid)
         edit.set_attribute(self, "_watching", None)
+        edit.set_attribute(self, "_calibration", None)
 
     def extra_repr(self) -> str:
         """Return the spec and the state."""
         return f"{self.spec}, {type(self.state).__name__.lower()}"
+
+
+def require_data(points: Iterable[QuantPoint]) -> None:
+    """Refuse to fix grids while points have seen no data.
+
+    Raises:
+        CalibrationError: with every such point.
+    """
+    missing = [
+        Problem(
+            module=point.path,
+            value=Found("none"),
+            expected="calibration data",
+            remedy="run data through the prepared model that reach it, or give it no_quant() by an override",
+        )
+        for point in points
+        if point.lacks_data
+    ]
+    if missing:
+        raise CalibrationError(*missing)

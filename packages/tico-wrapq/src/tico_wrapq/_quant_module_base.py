@@ -10,7 +10,18 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_config import LifecycleError, Problem, QuantSpec, no_quant
-from tico_quantizers import ActivationGrid, Edit, Layout, PackedWeight, RestorableModule, below, child_path
+from tico_quantizers import (
+    ActivationGrid,
+    Edit,
+    Layout,
+    PackedWeight,
+    RestorableModule,
+    below,
+    child_path,
+    children,
+    named_modules,
+    stand_in,
+)
 from tico_wrapq._mode import Mode
 from tico_wrapq._point import PointDeclaration, QuantPoint, Role
 
@@ -45,13 +56,22 @@ class QuantModuleBase(RestorableModule):
     """
 
     points: ClassVar[tuple[PointDeclaration, ...]] = ()
+    takes_hooks: ClassVar[bool] = False
+    """Whether hooks of a module that stays whole move to the wrapper, which then calls its `forward`."""
 
     def __init__(self, module: nn.Module, path: str, resolve: Resolve) -> None:
         super().__init__()
         self.path = path
-        self.source = type(module).__name__
+        self.source: str = module.source if isinstance(module, QuantModuleBase) else type(module).__name__
         self.mode = Mode.NO_QUANT
         self.adopt(module)
+        self.kept = next((name for name, child in children(self).items() if child is module), None)
+        self.training = module.training
+        if self.kept is None or self.takes_hooks:
+            modes = [(part, part.training) for _, part in named_modules(module)]
+            stand_in(module, self)
+            for part, training in modes:
+                part.training = training
         self.weight_specs: dict[str, QuantSpec] = {}
         for declaration in self.points:
             point_path = child_path(path, declaration.name)
@@ -59,11 +79,21 @@ class QuantModuleBase(RestorableModule):
             if declaration.role is Role.WEIGHT:
                 self.weight_specs[declaration.name] = spec
             else:
-                self.add_module(declaration.name, QuantPoint(point_path, declaration, spec))
+                point = QuantPoint(point_path, declaration, spec).train(module.training)
+                self.add_module(declaration.name, point)
 
     @abstractmethod
     def adopt(self, module: nn.Module) -> None:
-        """Keep what `forward` needs of the float module; children under their own names."""
+        """Keep what `forward` needs of the float module: itself as a child, or its children by their names.
+
+        A wrapper that keeps the children is handed a wrapper of its own class when a model is quantized
+        again: the names are the same.
+        """
+
+    @classmethod
+    def refusal(cls, module: nn.Module) -> str | None:
+        """Return why this wrapper cannot serve `module` although it serves its class, or None."""
+        return None
 
     def named_points(self) -> Iterator[tuple[str, QuantPoint]]:
         """Yield each activation point of this wrapper (not of its children) with its name."""

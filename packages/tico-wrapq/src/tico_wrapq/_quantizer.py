@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 from torch import nn
 
-from tico_config import CalibrationError, Found, Problem, PTQConfig
+from tico_config import Found, LifecycleError, Problem, PTQConfig
 from tico_quantizers import (
     BaseQuantizer,
     Calibration,
@@ -17,9 +18,11 @@ from tico_quantizers import (
     QuantizedModule,
     Recorder,
     Report,
+    children,
     named_modules,
+    parameter,
 )
-from tico_wrapq._point import QuantPoint
+from tico_wrapq._point import QuantPoint, require_data
 from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
 from tico_wrapq._registry import REGISTRY
 from tico_wrapq._wrapping import Wrapped, wrap
@@ -48,6 +51,8 @@ class PTQCalibration(Calibration):
         self.wrapped = wrapped
         self.points = [point for wrapper in wrapped.wrappers.values() for _, point in wrapper.named_points()]
         super().__init__(_Points(self.points))
+        for point in self.points:
+            point.follow(self)
 
 
 @final
@@ -65,36 +70,61 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
 
     def convert(self, model: nn.Module, calibration: PTQCalibration, edit: Edit) -> Converted:
         """Put integer layers in the place of wrappers, and fix the points of the others."""
-        _require_data(calibration.points)
-        weights = WeightCodes()
-        root, lines, modules = model, list(calibration.wrapped.left), []
-        for path, wrapper in calibration.wrapped.wrappers.items():
-            new = wrapper.finished(weights, edit)
+        wrappers, weights = calibration.wrapped.wrappers, WeightCodes()
+        _require_in_place(model, wrappers)
+        require_data(calibration.points)
+        finished = {path: wrapper.finished(weights, edit) for path, wrapper in wrappers.items()}
+        untied = _untied(wrappers, finished)
+        root, lines = model, list(calibration.wrapped.left)
+        for path, wrapper in wrappers.items():
+            new = finished[path]
             root = edit.replace(root, wrapper, new) if new is not wrapper else root
-            modules.append(new)
-            lines.append(_line(path, wrapper, new))
+            lines.append(_line(path, wrapper, new, untied.get(path, "")))
         by_path = {line.path: line for line in lines}
         ordered = [by_path[path] for path, _ in named_modules(root) if path in by_path]
-        return Converted(root=root, modules=tuple(modules), report=Report(layers=tuple(ordered)))
+        return Converted(root=root, modules=tuple(finished.values()), report=Report(layers=tuple(ordered)))
 
 
-def _require_data(points: list[QuantPoint]) -> None:
-    missing = [
+def _require_in_place(model: nn.Module, wrappers: Mapping[str, QuantModuleBase]) -> None:
+    """Refuse a model whose modules were replaced since it was prepared.
+
+    Raises:
+        LifecycleError: with every wrapper that is gone.
+    """
+    there = {id(module) for _, module in named_modules(model)}
+    gone = [
         Problem(
-            module=point.path,
-            value=Found("none"),
-            expected="calibration data",
-            remedy="run data through the prepared model that reach it, or give it no_quant() by an override",
+            module=path,
+            field="model",
+            value=Found("a model without it"),
+            expected="the module that prepare has put there",
+            remedy="change the model before it is prepared",
         )
-        for point in points
-        if point.lacks_data
+        for path, wrapper in wrappers.items()
+        if id(wrapper) not in there
     ]
-    if missing:
-        raise CalibrationError(*missing)
+    if gone:
+        raise LifecycleError(*gone)
 
 
-def _line(path: str, wrapper: QuantModuleBase, new: nn.Module) -> LayerReport:
+def _untied(wrappers: Mapping[str, QuantModuleBase], finished: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return a note for each module whose weight was tied to another's and whose codes are not."""
+    users: dict[int, list[str]] = {}
+    for path, wrapper in wrappers.items():
+        for child in children(wrapper).values():
+            users.setdefault(id(parameter(child, "weight")), []).append(path)
+    users.pop(id(None), None)
+    notes: dict[str, str] = {}
+    for paths in users.values():
+        codes = {id(getattr(finished[path], "packed", None)) for path in paths}
+        if len(codes) > 1:
+            notes |= {path: f"no longer tied: one weight of {', '.join(paths)}" for path in paths}
+    return notes
+
+
+def _line(path: str, wrapper: QuantModuleBase, new: nn.Module, note: str) -> LayerReport:
     return LayerReport(
+        reason=note,
         path=path,
         module=wrapper.source,
         algorithm="ptq",

@@ -34,8 +34,19 @@ def dotted_path(kind: type[nn.Module]) -> str:
 def wrapper_entry(
     target: type[nn.Module] | str, wrapper: type[QuantModuleBase], variant: str = DEFAULT_VARIANT
 ) -> WrapperEntry:
-    """Return the entry that serves `target`, a class or the dotted path of one that need not be installed."""
+    """Return the entry that serves `target`, a class or the dotted path of one that need not be installed.
+
+    Raises:
+        UnsupportedError: `wrapper` is no wrapper class.
+    """
+    _require_wrapper(wrapper)
     return WrapperEntry(target if isinstance(target, str) else dotted_path(target), wrapper, variant)
+
+
+def _require_wrapper(wrapper: object) -> None:
+    if not (isinstance(wrapper, type) and issubclass(wrapper, QuantModuleBase)):
+        expected = "a subclass of QuantModuleBase"
+        raise UnsupportedError(Problem(field="wrapper", value=wrapper, expected=expected))
 
 
 @final
@@ -138,24 +149,38 @@ def lookup(kind: type[nn.Module], variant: str = DEFAULT_VARIANT) -> type[QuantM
     return REGISTRY.lookup(kind, variant)
 
 
+_HOLDS = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.Sequential,
+    nn.ParameterList,
+    nn.ParameterDict,
+)
+_DROPS = (
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+)
+_ROTARY = "transformers.models.llama.modeling_llama.LlamaRotaryEmbedding"
+
 PASS_THROUGH: Mapping[str, str] = {
-    dotted_path(kind): "it does not compute"
-    for kind in (
-        nn.Identity,
-        nn.Flatten,
-        nn.Unflatten,
-        nn.ModuleList,
-        nn.ModuleDict,
-        nn.Sequential,
-        nn.ParameterList,
-        nn.ParameterDict,
-    )
-} | {
-    "torch.nn.modules.dropout._DropoutNd": "it does nothing in evaluation mode",
-    "transformers.models.llama.modeling_llama.LlamaRotaryEmbedding": "it computes constants of the positions",
+    **{dotted_path(kind): "it does not compute" for kind in _HOLDS},
+    **{dotted_path(kind): "it does nothing in evaluation mode" for kind in _DROPS},
+    _ROTARY: "it computes constants of the positions",
 }
 
 
 def pass_reason(kind: type[nn.Module]) -> str | None:
-    """Return why modules of this class need no quantization, or None where they may need it."""
-    return next((PASS_THROUGH[path] for path in map(dotted_path, kind.__mro__) if path in PASS_THROUGH), None)
+    """Return why modules of this class need no quantization, or None where they may need it.
+
+    A subclass with a forward of its own may.
+    """
+    bases = [base for base in kind.__mro__ if dotted_path(base) in PASS_THROUGH]
+    known = bases and getattr(kind, "forward", None) is getattr(bases[0], "forward", None)
+    return PASS_THROUGH[dotted_path(bases[0])] if known else None

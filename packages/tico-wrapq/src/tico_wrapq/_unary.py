@@ -13,26 +13,41 @@ from tico_wrapq._registry import register, try_register
 _TORCH = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
     nn.AvgPool1d,
     nn.AvgPool2d,
+    nn.AvgPool3d,
     nn.BatchNorm1d,
     nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.CELU,
     nn.ELU,
     nn.GELU,
     nn.GroupNorm,
     nn.Hardsigmoid,
     nn.Hardswish,
+    nn.Hardtanh,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
     nn.LayerNorm,
     nn.LeakyReLU,
+    nn.LogSigmoid,
+    nn.LogSoftmax,
     nn.MaxPool1d,
     nn.MaxPool2d,
+    nn.MaxPool3d,
+    nn.Mish,
     nn.PReLU,
     nn.RMSNorm,
     nn.ReLU,
     nn.ReLU6,
+    nn.SELU,
     nn.SiLU,
     nn.Sigmoid,
     nn.Softmax,
+    nn.Softplus,
+    nn.Softsign,
     nn.Tanh,
     nn.Upsample,
 )
@@ -55,11 +70,22 @@ class QuantUnary(QuantModuleBase):
         """Keep the module."""
         self.module = module
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the module's output, input and output passed through their points."""
-        output: Tensor = self.module(self.point("act_in")(x))
+    @classmethod
+    def refusal(cls, module: nn.Module) -> str | None:
+        """Return why `module` does not make one tensor of one tensor, or None."""
+        return "it returns indices too" if getattr(module, "return_indices", False) else None
+
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        """Return the module's output; the input, by whatever name, and the output pass through points."""
+        moved_args = tuple(map(self._moved_in, args))
+        moved_kwargs = {name: self._moved_in(value) for name, value in kwargs.items()}
+        output: Tensor = self.module(*moved_args, **moved_kwargs)
         moved: Tensor = self.point("act_out")(output)
         return moved
+
+    def _moved_in(self, value: object) -> object:
+        """Return a tensor passed through `act_in`, and any other argument as it is."""
+        return self.point("act_in")(value) if isinstance(value, Tensor) else value
 
 
 for _kind in _TORCH:

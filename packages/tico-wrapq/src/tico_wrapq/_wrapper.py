@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import final
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from tico_config import LifecycleError, Problem, PTQConfig
 from tico_quantizers import Edit
 from tico_wrapq._mode import Mode
+from tico_wrapq._point import QuantPoint, require_data
 from tico_wrapq._quant_module_base import WeightCodes
 from tico_wrapq._registry import REGISTRY
 from tico_wrapq._wrapping import wrap
@@ -42,9 +44,16 @@ class PTQWrapper(nn.Module):
         self.wrapped = found.root
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """Return what the wrapped module returns."""
+        """Return what the wrapped module returns; a pass that raises shows the points nothing."""
+        for point in self._points():
+            point.drop_unfinished()
         output: object = self.wrapped(*args, **kwargs)
+        for point in self._points():
+            point.accept()
         return output
+
+    def _points(self) -> Iterator[QuantPoint]:
+        return (point for wrapper in self._wrappers.values() for _, point in wrapper.named_points())
 
     def enable_calibration(self) -> None:
         """Watch every point from now on, forgetting what was seen before.
@@ -62,17 +71,16 @@ class PTQWrapper(nn.Module):
 
         Raises:
             LifecycleError: the module was not watched.
-            CalibrationError: a point saw no data; nothing was changed.
+            CalibrationError: points saw no data; nothing was changed.
         """
         self._require(Mode.CALIB)
+        require_data(self._points())
         weights = WeightCodes()
         with Edit() as edit:
             for wrapper in self._wrappers.values():
-                for _, point in wrapper.named_points():
-                    point.accept()
-                new = wrapper.finished(weights, edit)
-                edit.replace(self, wrapper, new)
-        self.mode = Mode.QUANT
+                edit.replace(self, wrapper, wrapper.finished(weights, edit))
+            edit.set_attribute(self, "_wrappers", {})
+            edit.set_attribute(self, "mode", Mode.QUANT)
 
     def _require(self, *modes: Mode) -> None:
         if self.mode not in modes:

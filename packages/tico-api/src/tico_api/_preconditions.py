@@ -1,0 +1,135 @@
+"""What must hold before prepare and convert do anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import attrs
+from torch import nn
+
+from tico_config import BaseConfig, ConfigError, Found, LifecycleError, Problem, UnsupportedError
+from tico_quantizers import AnyPrepared, Prepared, Registry, named_modules, runs_of
+from tico_wrapq import Mode, QuantModuleBase
+
+STATE = "_tico_prepared"
+
+
+def require_model(model: object) -> None:
+    """Refuse what is no module with data.
+
+    Raises:
+        UnsupportedError: naming every module on the meta device.
+    """
+    if not isinstance(model, nn.Module):
+        raise UnsupportedError(Problem(field="model", value=model, expected="an nn.Module"))
+    meta = [
+        Problem(
+            module=path or type(module).__name__,
+            field="device",
+            value=Found("meta"),
+            expected="a device with data",
+        )
+        for path, module in named_modules(model)
+        if any(tensor.is_meta for tensor in (*module.parameters(False), *module.buffers(False)))
+    ]
+    if meta:
+        raise UnsupportedError(*meta)
+
+
+def require_config(config: object) -> None:
+    """Refuse what is no config.
+
+    Raises:
+        ConfigError: with an example of one.
+    """
+    if not isinstance(config, BaseConfig):
+        remedy = "pass for example PTQConfig()"
+        raise ConfigError(Problem(field="quant_config", value=config, expected="a config", remedy=remedy))
+
+
+@attrs.frozen
+class _Rule:
+    fits: Callable[[object], bool]
+    expected: str
+    remedy: str | None = None
+
+
+_RULES: Mapping[str, _Rule] = {
+    "args": _Rule(
+        lambda value: value is None or isinstance(value, tuple), "a tuple or None", "a single input x is (x,)"
+    ),
+    "kwargs": _Rule(lambda value: value is None or isinstance(value, Mapping), "a dict or None"),
+    "inplace": _Rule(lambda value: isinstance(value, bool), "True or False"),
+    "registry": _Rule(lambda value: value is None or isinstance(value, Registry), "a Registry or None"),
+}
+
+
+def require_arguments(**arguments: object) -> None:
+    """Refuse arguments of the wrong type.
+
+    Raises:
+        ConfigError: naming all of them.
+    """
+    problems = [
+        Problem(field=name, value=value, expected=_RULES[name].expected, remedy=_RULES[name].remedy)
+        for name, value in arguments.items()
+        if not _RULES[name].fits(value)
+    ]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def prepared_state(model: nn.Module) -> AnyPrepared | None:
+    """Return what `prepare` has left with this very module, or None."""
+    state: object = vars(model).get(STATE)
+    return state if isinstance(state, Prepared) else None
+
+
+def require_unprepared(model: nn.Module) -> None:
+    """Refuse a model that is prepared, holds a part that is, or is a part of one that is.
+
+    Raises:
+        LifecycleError: naming the part.
+    """
+    for path, module in named_modules(model):
+        state = prepared_state(module)
+        if state is not None or _is_watched(module):
+            whole = "a part of a prepared model" if state is None else _prepared_with(state)
+            found = Found(f"one whose part {path!r} is {whole}" if path else f"one that is {whole}")
+            remedy = "call convert with what prepare returned first"
+            expected = "a model that is not prepared"
+            raise LifecycleError(
+                Problem(module=path or None, field="model", value=found, expected=expected, remedy=remedy)
+            )
+
+
+def _prepared_with(state: AnyPrepared) -> str:
+    return f"prepared with {type(state.config).__name__}"
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether an algorithm is calibrating this module, by a wrapper or by hooks."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    wrapped = isinstance(module, QuantModuleBase) and module.mode is Mode.CALIB
+    return wrapped or any(type(hook).__module__.startswith("tico_quantizers.") for hook in hooks)
+
+
+def state_of(model: nn.Module) -> AnyPrepared:
+    """Return what `prepare` has left with the model.
+
+    Raises:
+        LifecycleError: nothing; the error tells what the model is instead.
+    """
+    state = prepared_state(model)
+    if state is not None:
+        return state
+    inner = [path for path, module in named_modules(model) if prepared_state(module) is not None]
+    if inner:
+        found, remedy = f"one whose part {inner[0]!r} is", f"convert that part, model.{inner[0]}"
+    elif any(runs_of(module) for _, module in named_modules(model)):
+        found, remedy = "one that is converted already", "call prepare(model, config) to go on with it"
+    else:
+        found, remedy = "one that is not", "call prepare(model, config) first, and convert what it returns"
+    raise LifecycleError(
+        Problem(field="model", value=Found(found), expected="a prepared model", remedy=remedy)
+    )

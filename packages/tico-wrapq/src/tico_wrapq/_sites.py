@@ -1,0 +1,93 @@
+"""What is to become of every module of a model: a wrapper, or a reason why it stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+from torch import nn
+
+from tico_quantizers import QuantizedModule, RestorableModule, child_path, children, named_modules
+from tico_wrapq._point import PointDeclaration, QuantPoint
+from tico_wrapq._quant_module_base import QuantModuleBase
+from tico_wrapq._registry import WrapperRegistry, pass_reason
+
+# Modules that read their children's weights without calling them, so that wrapping those changes nothing.
+_WHOLES = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Site:
+    """A module of the model, what a wrapper would wrap there, and which wrapper that is.
+
+    `adopted` is `module`, or what a wrapper that stands there from an earlier run wraps. Without wrapper
+    and `reason` the module is not supported, `refusal` says why.
+    """
+
+    path: str
+    module: nn.Module
+    adopted: nn.Module
+    wrapper: type[QuantModuleBase] | None = None
+    reason: str = ""
+    refusal: str = ""
+
+    @property
+    def points(self) -> tuple[PointDeclaration, ...]:
+        """The points that the wrapper will have."""
+        return () if self.wrapper is None else self.wrapper.points
+
+    @property
+    def is_container(self) -> bool:
+        """Whether it only holds other modules."""
+        return bool(children(self.module)) and pass_reason(type(self.module)) is not None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether an earlier run has left grids here."""
+        return isinstance(self.module, RestorableModule)
+
+
+def sites(model: nn.Module, registry: WrapperRegistry) -> Iterator[Site]:
+    """Yield the modules that are looked at: not the parts of those that are taken as a whole."""
+    skipped: set[str] = set()
+    for path, module in named_modules(model):
+        if path in skipped:
+            parts = set(children(module))
+        else:
+            site = _site(path, module, registry)
+            yield site
+            parts = set(children(module)) if site.refusal else inner(module)
+        skipped |= {child_path(path, name) for name in parts}
+
+
+def inner(module: nn.Module) -> set[str]:
+    """Return the names of the children that are no modules of the model, but parts of `module`."""
+    names = set(children(module))
+    if isinstance(module, QuantModuleBase):
+        points = {name for name in names if isinstance(children(module)[name], QuantPoint)}
+        return points if module.kept is None else names
+    return names if isinstance(module, (RestorableModule, *_WHOLES)) else set()
+
+
+def _site(path: str, module: nn.Module, registry: WrapperRegistry) -> Site:
+    kept = module.kept if isinstance(module, QuantModuleBase) else None
+    adopted = module if kept is None else children(module)[kept]
+    taken_apart = isinstance(module, QuantModuleBase) and kept is None
+    wrapper = type(module) if taken_apart else registry.lookup(type(adopted))
+    if wrapper is not None and issubclass(wrapper, QuantModuleBase):
+        refusal = wrapper.refusal(adopted)
+        if refusal is None:
+            return Site(path=path, module=module, adopted=adopted, wrapper=wrapper)
+        return Site(path=path, module=module, adopted=adopted, refusal=refusal)
+    reason = _reason(module)
+    refusal = "" if reason else "it has no wrapper"
+    return Site(path=path, module=module, adopted=adopted, reason=reason, refusal=refusal)
+
+
+def _reason(module: nn.Module) -> str:
+    """Return why it is right that `module` has no wrapper; empty where it is not."""
+    if isinstance(module, QuantizedModule | QuantModuleBase):
+        return "it is quantized already"
+    passing = pass_reason(type(module))
+    holds_others = children(module) and not isinstance(module, _WHOLES)
+    return passing or ("the arithmetic of its own forward stays float" if holds_others else "")

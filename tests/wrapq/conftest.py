@@ -1,0 +1,17 @@
+"""Every test of wrappers leaves the process as it found it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from model_state import process_settings
+
+
+@pytest.fixture(autouse=True)
+def settings_are_left_alone() -> Iterator[None]:
+    """Assert that no setting of the process is changed, whatever a test does."""
+    before = process_settings()
+    yield
+    assert process_settings() == before

@@ -1,0 +1,99 @@
+"""What the coverage says, before and after conversion, and after loading."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from tico.quantization import (
+    GPTQConfig,
+    PTQConfig,
+    convert,
+    coverage,
+    load_quantized,
+    prepare,
+    report,
+    save_quantized,
+)
+from tico.quantization.config import BaseConfig, no_quant
+from tico_quantizers import QuantizedModule
+from tico_wrapq import Coverage
+from tiny_models import TOKENS, images, net, tiny_llama
+
+
+def _paths(found: Coverage) -> list[str]:
+    return [line.path for line in found.lines]
+
+
+def _converted(model: nn.Module, config: BaseConfig) -> nn.Module:
+    prepared = prepare(model, config)
+    prepared(TOKENS if isinstance(config, PTQConfig) and model.__class__.__name__ != "Net" else images(0))
+    return convert(prepared)
+
+
+def test_prepared_model_lists_points_and_reasons() -> None:
+    """What will be quantized, and why the rest will not, is known before any data are run."""
+    model = prepare(net(), PTQConfig(overrides={"head.2": no_quant()}))
+    lines = {line.path: line for line in coverage(model).lines}
+    conv = ("weight uint8 asymmetric", "act_in uint8 asymmetric", "act_out uint8 asymmetric")
+    assert lines["conv"].points == conv
+    assert lines["norm"].points == conv[1:]
+    assert lines["head.2"].reason == "the config leaves it float"
+    assert lines["drop"].reason == "it does nothing in evaluation mode"
+    assert coverage(model).share == 0.0
+
+
+def test_converted_model_lists_what_stands_there() -> None:
+    """Codes and grids are read off the modules themselves."""
+    model = _converted(net(), PTQConfig())
+    lines = {line.path: line for line in coverage(model).lines}
+    assert list(lines) == ["", "conv", "norm", "drop", "head.0", "head.1", "head.2"]
+    assert lines["conv"].module == "QuantizedConv2d"
+    assert lines["conv"].points == ("weight uint8", "act_in uint8 static", "act_out uint8 static")
+    assert lines["norm"].points == ("act_in uint8 static", "act_out uint8 static")
+
+
+def test_every_float_module_has_a_reason() -> None:
+    """Nothing is left out without being told why."""
+    model = _converted(tiny_llama(), PTQConfig())
+    assert [line.path for line in coverage(model).lines if not line.points and not line.reason] == []
+
+
+def test_share_counts_every_weight_once() -> None:
+    """Codes that two layers share are one weight, as the parameter was."""
+    tied = tiny_llama(tied=True)
+    total = sum(parameter.numel() for parameter in tied.parameters())
+    norms = sum(parameter.numel() for parameter in tied.parameters() if parameter.ndim == 1)
+    found = coverage(_converted(tied, PTQConfig()))
+    assert (found.parameters, found.quantized_parameters) == (total, total - norms)
+
+
+@pytest.mark.parametrize("config", [PTQConfig(), GPTQConfig(show_progress=False)], ids=lambda c: c.name)
+def test_coverage_and_report_agree_with_the_modules(config: BaseConfig) -> None:
+    """Whatever is integer is listed as such, and nothing else."""
+    model = _converted(net(), config)
+    integer = {path for path, module in model.named_modules() if isinstance(module, QuantizedModule)}
+    listed = {line.path for line in coverage(model).lines if any("weight" in point for point in line.points)}
+    reported = {line.path for line in report(model).layers if line.weight != "float"}
+    assert integer == listed == reported
+    assert len(integer) == 3
+
+
+def test_loaded_model_has_the_same_coverage(tmp_path: Path) -> None:
+    """Points of wrappers that stay are listed after loading too."""
+    model = _converted(tiny_llama(), PTQConfig())
+    save_quantized(model, tmp_path)
+    loaded = coverage(load_quantized(tmp_path))
+    assert loaded == coverage(model)
+
+
+def test_text_and_json_hold_every_line() -> None:
+    """Both forms tell the same as the value."""
+    found = coverage(_converted(net(), PTQConfig()))
+    assert [line["path"] for line in json.loads(found.to_json())["lines"]] == _paths(found)
+    table = str(found).splitlines()
+    assert len(table) == len(found.lines) + 4
+    assert table[-1] == f"{found.share:.1%} of {found.parameters} parameters are quantized"

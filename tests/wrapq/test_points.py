@@ -1,0 +1,168 @@
+"""Quantization points: passing, watching, frozen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from model_state import refused
+from tico.quantization.config import (
+    CalibrationError,
+    DType,
+    LifecycleError,
+    QuantSpec,
+    UnsupportedError,
+    affine,
+    mx,
+    no_quant,
+)
+from tico_config import PerToken
+from tico_observers import AffineParams, params_per_token
+from tico_quantizers import ActivationGrid, Edit
+from tico_wrapq import ACT_IN, Frozen, Mode, Passing, QuantLinear, QuantPoint, Watching
+from tiny_models import values
+
+UINT8 = affine(DType.uint(8))
+TOKENWISE = affine(DType.int(8), granularity=PerToken())
+
+
+def _point(spec: QuantSpec = UINT8) -> QuantPoint:
+    return QuantPoint("fc.act_in", ACT_IN, spec)
+
+
+def _watching(*batches: torch.Tensor) -> QuantPoint:
+    point = _point()
+    point.watch()
+    for batch in batches:
+        point(batch)
+        point.accept()
+    return point
+
+
+def test_new_point_lets_pass() -> None:
+    """The tensor itself comes out."""
+    x = values(0, 3, 4)
+    point = _point()
+    assert point(x) is x
+    assert point.state == Passing()
+
+
+def test_watching_point_lets_pass_and_sees() -> None:
+    """The tensor itself comes out, and its range determines the grid."""
+    x = torch.tensor([-1.0, 0.5, 254.0])
+    point = _watching()
+    lacked = point.lacks_data
+    assert point(x) is x
+    point.accept()
+    assert isinstance(point.state, Watching)
+    assert (lacked, point.lacks_data) == (True, False)
+    grid = point.determined()
+    assert grid is not None
+    assert (grid.scale.item(), grid.zero_point.item()) == (1.0, 1)
+
+
+def test_frozen_point_moves_to_its_grid() -> None:
+    """What comes out is on the grid, whatever the observer saw since."""
+    point = _watching(torch.tensor([0.0, 255.0]))
+    with Edit() as edit:
+        point.fix(point.determined(), edit)
+    assert isinstance(point.state, Frozen)
+    assert point(torch.tensor([0.4, 0.6, 300.0, -5.0])).tolist() == [0.0, 1.0, 255.0, 0.0]
+
+
+def test_undone_fix_watches_on() -> None:
+    """A conversion that fails leaves the point watching, with what it has seen."""
+    point = _watching(torch.tensor([0.0, 255.0]))
+    with pytest.raises(KeyError):
+        _fix_and_fail(point)
+    point(torch.tensor([510.0]))
+    point.accept()
+    grid = point.determined()
+    assert grid is not None
+    assert grid.scale.item() == 2.0
+
+
+def _fix_and_fail(point: QuantPoint) -> None:
+    with Edit() as edit:
+        point.fix(point.determined(), edit)
+        raise KeyError
+
+
+def test_unfinished_batches_do_not_count() -> None:
+    """Only what was accepted determines the grid."""
+    point = _watching(torch.tensor([0.0, 255.0]))
+    point(torch.tensor([1e6]))
+    point.drop_unfinished()
+    point.accept()
+    grid = point.determined()
+    assert grid is not None
+    assert grid.scale.item() == 1.0
+
+
+def test_grid_of_no_data_is_refused() -> None:
+    """A point that saw nothing says which one it is."""
+    point = _watching()
+    with refused(point, CalibrationError, module="fc.act_in"):
+        point.determined()
+
+
+def test_float_point_never_watches() -> None:
+    """no_quant() passes before and after."""
+    point = _point(no_quant())
+    point.watch()
+    assert point.state == Passing()
+    assert not point.lacks_data
+    assert point.determined() is None
+
+
+def test_grid_per_token_needs_no_data() -> None:
+    """Each vector along the last axis gets the grid of its own range."""
+    point = _point(TOKENWISE)
+    point.watch()
+    assert point.state == Passing()
+    with Edit() as edit:
+        point.fix(point.determined(), edit)
+    x = torch.cat([values(0, 2, 4), 1000 * values(1, 2, 4)])
+    params = params_per_token(x, DType.int(8), symmetric=True)
+    expected = (x / params.scale[:, None]).round().clamp(-128, 127) * params.scale[:, None]
+    assert torch.equal(point(x), expected)
+    assert len(set(params.scale.tolist())) == 4
+
+
+def test_microscaling_is_refused() -> None:
+    """A format that the integer modules cannot hold is an error when the point is made."""
+    with refused(None, UnsupportedError, field="spec", module="fc.act_in"):
+        _point(mx())
+
+
+def test_unknown_point_is_refused() -> None:
+    """The names that the wrapper has are listed."""
+    wrapper = QuantLinear(nn.Linear(4, 2), "fc", lambda path: UINT8)
+    with refused(wrapper, LifecycleError, field="point", module="fc") as error:
+        wrapper.point("act_mid")
+    assert "act_in, weight, act_out" in str(error.value)
+
+
+def test_specs_come_from_full_paths() -> None:
+    """A wrapper asks for each of its points by the path of the point."""
+    asked: list[str] = []
+
+    def resolve(path: str) -> QuantSpec:
+        asked.append(path)
+        return UINT8
+
+    wrapper = QuantLinear(nn.Linear(4, 2), "model.fc", resolve)
+    assert asked == ["model.fc.act_in", "model.fc.weight", "model.fc.act_out"]
+    assert wrapper.mode is Mode.NO_QUANT
+    assert [name for name, _ in wrapper.named_points()] == ["act_in", "act_out"]
+
+
+def test_label_says_what_happens() -> None:
+    """The spec while data are awaited, the grid once it is fixed."""
+    point = _watching(torch.tensor([1.0]))
+    assert point.label == "uint8 asymmetric"
+    params = AffineParams(scale=torch.tensor(1.0), zero_point=torch.tensor(0), dtype=DType.uint(8))
+    with Edit() as edit:
+        point.fix(ActivationGrid.static(params), edit)
+    assert point.label == "uint8 static"

@@ -1,0 +1,125 @@
+"""Which wrapper serves which class, and what looking it up costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from torch import nn
+
+from model_state import refused
+from tico.quantization.config import ConfigError, UnsupportedError
+from tico_quantizers import QuantizedEmbedding, QuantizedLinear
+from tico_wrapq import (
+    QuantConv,
+    QuantEmbedding,
+    QuantInteger,
+    QuantIntegerEmbedding,
+    QuantLinear,
+    QuantLlamaMLP,
+    QuantModuleBase,
+    QuantUnary,
+    WrapperRegistry,
+    lookup,
+    register,
+    try_register,
+    wrapper_entry,
+)
+
+
+class _Layer(nn.Linear):
+    """A class of the user's that nothing is registered for."""
+
+
+class _Wrapper(QuantUnary):
+    """A wrapper of the user's."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrapper"),
+    [
+        (nn.Linear, QuantLinear),
+        (nn.Embedding, QuantEmbedding),
+        (nn.Conv1d, QuantConv),
+        (nn.Conv3d, QuantConv),
+        (nn.LayerNorm, QuantUnary),
+        (QuantizedLinear, QuantInteger),
+        (QuantizedEmbedding, QuantIntegerEmbedding),
+        (_Layer, QuantLinear),
+        (nn.LSTM, None),
+        (nn.Module, None),
+    ],
+)
+def test_class_is_served_by_the_wrapper_of_its_nearest_base(
+    kind: type[nn.Module], wrapper: type[QuantModuleBase] | None
+) -> None:
+    """The method resolution order decides; a class without a served base has no wrapper."""
+    assert lookup(kind) is wrapper
+
+
+def test_nearest_base_wins_over_a_farther_one() -> None:
+    """A wrapper for a subclass goes before the one for its base."""
+    registry = WrapperRegistry(
+        [wrapper_entry(nn.Linear, QuantLinear), wrapper_entry(_Layer, _Wrapper)],
+    )
+    assert registry.lookup(_Layer) is _Wrapper
+    assert registry.lookup(nn.Linear) is QuantLinear
+
+
+def test_variants_are_kept_apart() -> None:
+    """A class can have a wrapper for each variant; one without entry has none."""
+    registry = WrapperRegistry(
+        [wrapper_entry(nn.Linear, QuantLinear), wrapper_entry(nn.Linear, _Wrapper, "integer-only")],
+    )
+    assert registry.lookup(nn.Linear) is QuantLinear
+    assert registry.lookup(nn.Linear, "integer-only") is _Wrapper
+    assert registry.lookup(nn.Linear, "another") is None
+
+
+def test_second_wrapper_for_a_class_is_refused() -> None:
+    """Both are named; the first stays."""
+    with refused(None, ConfigError, field="wrapper") as error:
+        register(nn.Linear)(_Wrapper)
+    assert "_Wrapper beside QuantLinear" in str(error.value)
+    assert lookup(nn.Linear) is QuantLinear
+
+
+def test_same_entry_twice_is_one() -> None:
+    """A module that is imported again registers the same again."""
+    assert register(nn.Linear)(QuantLinear) is QuantLinear
+
+
+def test_class_that_is_not_installed_can_be_served() -> None:
+    """The dotted path is kept until such a class comes along."""
+    path = "not_installed.models.Layer"
+    try_register(path, variant="absent")(_Wrapper)
+    late = type("Layer", (nn.Module,), {"__module__": "not_installed.models"})
+    assert lookup(late, "absent") is _Wrapper
+
+
+def test_what_is_no_wrapper_is_refused() -> None:
+    """A module class of another kind cannot be registered."""
+    with refused(None, UnsupportedError, field="wrapper"):
+        wrapper_entry(nn.Linear, nn.ReLU)  # type: ignore[arg-type]
+
+
+def test_llama_is_served_without_being_imported() -> None:
+    """Wrappers of transformers' classes wait under their names."""
+    script = (
+        "import sys; from torch import nn; import torch; before = set(sys.modules);"
+        "from tico_wrapq import lookup; assert lookup(nn.Linear).__name__ == 'QuantLinear';"
+        "print(*(set(sys.modules) - before))"
+    )
+    command = [sys.executable, "-c", script]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    assert not [name for name in loaded if name.partition(".")[0] in {"transformers", "torchao", "tqdm"}]
+    assert "tico_wrapq" in loaded
+
+
+def test_llama_mlp_has_its_wrapper() -> None:
+    """The path that is registered is the one that transformers has."""
+    from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+    assert lookup(LlamaMLP) is QuantLlamaMLP
+    assert lookup(LlamaRMSNorm) is QuantUnary
