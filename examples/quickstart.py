@@ -90,9 +90,9 @@ def gptq(model: nn.Module, calibration: Tensor, settings: Settings) -> nn.Module
     return convert(model)
 
 
-def gptq_then_ptq(model: nn.Module, calibration: Tensor, settings: Settings) -> nn.Module:
-    """Return the GPTQ model with 16-bit activations, and 8-bit codes for embedding and head."""
-    model = prepare(gptq(model, calibration, settings), PTQConfig(activation=affine(DType.int(16))))
+def ptq(model: nn.Module, calibration: Tensor, settings: Settings) -> nn.Module:
+    """Return the model with 16-bit activations, and 8-bit codes for weights that are float still."""
+    model = prepare(model, PTQConfig(activation=affine(DType.int(16))))
     calibrate(model, calibration)
     return convert(model)
 
@@ -103,11 +103,20 @@ def _groups(settings: Settings) -> Granularity:
 
 Method = Callable[[nn.Module, Tensor, Settings], nn.Module]
 
-METHODS: Final[dict[str, tuple[Method, str]]] = {
-    "round to nearest": (round_to_nearest, "W{bits}"),
-    "GPTQ": (gptq, "W{bits}"),
-    "GPTQ, then PTQ": (gptq_then_ptq, "W{bits}, embedding W8, A16"),
-}
+# Each way is a name, the steps one after the other, and what they leave.
+WAYS: Final[tuple[tuple[str, tuple[Method, ...], str], ...]] = (
+    ("round to nearest", (round_to_nearest,), "W{bits}"),
+    ("GPTQ", (gptq,), "W{bits}"),
+    ("GPTQ, then PTQ", (gptq, ptq), "W{bits}, embedding W8, A16"),
+)
+
+
+@attrs.frozen(eq=False)
+class Result:
+    """A quantized model and the seconds it took."""
+
+    model: nn.Module
+    seconds: float
 
 
 def run(settings: Settings) -> None:
@@ -115,24 +124,28 @@ def run(settings: Settings) -> None:
     source = load(settings.folder, settings.window)
     calibration = source.windows(text_of("calibration"), settings.calibration_tokens)
     heldout = source.windows(text_of("heldout"), settings.heldout_tokens)
-    print(
-        f"{settings.folder.name}: {calibration.numel()} tokens to calibrate on, {heldout.numel()} held out\n"
-    )
-    rows = [Row("float", "32", perplexity(source.model, heldout), _float_bytes(source.model), 0.0)]
+    print(f"{settings.folder.name}: calibrated on {calibration.numel()} tokens, {heldout.numel()} held out\n")
+    print(HEADER)
+    print(Row("float", "32", perplexity(source.model, heldout), _float_bytes(source.model), 0.0))
+    done: dict[tuple[Method, ...], Result] = {(): Result(source.model, 0.0)}
     with tempfile.TemporaryDirectory() as scratch:
-        model = source.model
-        for name, (method, bits) in METHODS.items():
-            start = time.perf_counter()
-            model = method(copy.deepcopy(source.model), calibration, settings)
-            seconds = time.perf_counter() - start
-            file = save_quantized(model, scratch)
+        for name, steps, bits in WAYS:
+            done[steps] = result = _applied(done[steps[:-1]], steps[-1], calibration, settings)
+            size = save_quantized(result.model, scratch).stat().st_size
             label = bits.format(bits=settings.bits)
-            rows.append(Row(name, label, perplexity(model, heldout), file.stat().st_size, seconds))
-        print(HEADER, *rows, sep="\n")
-        same = torch.equal(logits_of(load_quantized(scratch), heldout[:2]), logits_of(model, heldout[:2]))
+            print(Row(name, label, perplexity(result.model, heldout), size, result.seconds))
+        restored = load_quantized(scratch)
+        same = torch.equal(logits_of(restored, heldout[:2]), logits_of(result.model, heldout[:2]))
     print(f"\nreloaded from disk: outputs {'bit-identical' if same else 'DIFFERENT'}")
     if not same:
         raise SystemExit(1)
+
+
+def _applied(before: Result, step: Method, calibration: Tensor, settings: Settings) -> Result:
+    """Return a copy of an earlier result after one more step, with the seconds of both."""
+    start = time.perf_counter()
+    model = step(copy.deepcopy(before.model), calibration, settings)
+    return Result(model, before.seconds + time.perf_counter() - start)
 
 
 def _float_bytes(model: nn.Module) -> int:

@@ -51,9 +51,9 @@ def solved(source: LanguageModel, calibration: Tensor) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def complete(source: LanguageModel, calibration: Tensor) -> nn.Module:
+def complete(solved: nn.Module, calibration: Tensor) -> nn.Module:
     """Return the model after GPTQ and PTQ."""
-    return quickstart.gptq_then_ptq(copy.deepcopy(source.model), calibration, SETTINGS)
+    return quickstart.ptq(copy.deepcopy(solved), calibration, SETTINGS)
 
 
 def test_model_is_small_enough_to_be_embedded() -> None:

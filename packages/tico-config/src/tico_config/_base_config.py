@@ -21,7 +21,11 @@ A = TypeVar("A", bound=attrs.AttrsInstance)
 
 @attrs.frozen
 class Resolution(Generic[T_co]):
-    """What holds for a path, and why: `origin` names the field or the override that decided."""
+    """What holds for a path, and why: `origin` names the field or the override that decided.
+
+    >>> Resolution(8, "defaults").origin
+    'defaults'
+    """
 
     spec: T_co
     origin: str
@@ -46,6 +50,10 @@ class BaseConfig(ABC):
     """Base of every config: frozen, keyword-only, validated at construction.
 
     Subclasses set `name` and list in `fixed_fields` what an override may not change.
+
+    >>> from tico_config import GPTQConfig
+    >>> isinstance(GPTQConfig(), BaseConfig), GPTQConfig().name
+    (True, 'gptq')
     """
 
     name: ClassVar[str]
@@ -103,7 +111,12 @@ def with_changes(whole: A, field: str, partial: object, fixed: frozenset[str] = 
 def partial_problems(
     whole: A, field: str, partial: object, fixed: frozenset[str] = frozenset()
 ) -> tuple[Problem, ...]:
-    """Return what is wrong with `partial` as a change of some fields of `whole`."""
+    """Return what is wrong with `partial` as a change of some fields of `whole`.
+
+    >>> from tico_config import GPTQConfig
+    >>> [problem.field for problem in partial_problems(GPTQConfig(), "here", {"bits": 99})]
+    ['here.bits']
+    """
     try:
         with_changes(whole, field, partial, fixed)
     except ConfigError as error:

@@ -67,7 +67,11 @@ UINT16 = DType.uint(16)
 
 
 class MXFormat(enum.Enum):
-    """Element formats of OCP Microscaling (MX) v1.0, section 5: blocks of 32 that share an E8M0 scale."""
+    """Element formats of OCP Microscaling (MX) v1.0, section 5: blocks of 32 that share an E8M0 scale.
+
+    >>> MXFormat("mxfp4_e2m1").name
+    'MXFP4_E2M1'
+    """
 
     MXFP8_E4M3 = "mxfp8_e4m3"
     MXFP8_E5M2 = "mxfp8_e5m2"

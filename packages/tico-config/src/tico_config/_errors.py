@@ -13,7 +13,11 @@ _LONGEST = 10_000
 
 @attrs.frozen(kw_only=True)
 class Problem:
-    """One thing that is wrong: where, what was expected, what was got, and the way out."""
+    """One thing that is wrong: where, what was expected, what was got, and the way out.
+
+    >>> str(Problem(module="layers.0", field="bits", value=0, expected="2 to 16", remedy="take 4"))
+    'layers.0: bits must be 2 to 16, got 0; take 4'
+    """
 
     expected: str
     value: object = None
@@ -87,28 +91,56 @@ class TicoError(Exception):
 
 
 class ConfigError(TicoError, ValueError):
-    """A configuration that cannot be meant."""
+    """A configuration that cannot be meant.
+
+    >>> isinstance(ConfigError(Problem(expected="a config")), ValueError)
+    True
+    """
 
 
 class LifecycleError(TicoError, RuntimeError):
-    """A call that comes too early, too late or twice."""
+    """A call that comes too early, too late or twice.
+
+    >>> isinstance(LifecycleError(Problem(expected="a prepared model")), RuntimeError)
+    True
+    """
 
 
 class CalibrationError(TicoError, RuntimeError):
-    """Calibration data that are missing or do not fit."""
+    """Calibration data that are missing or do not fit.
+
+    >>> isinstance(CalibrationError(Problem(expected="data")), RuntimeError)
+    True
+    """
 
 
 class NumericsError(TicoError, ArithmeticError):
-    """Values that no grid can represent: NaN, infinity, a scale that is not a normal float."""
+    """Values that no grid can represent: NaN, infinity, a scale that is not a normal float.
+
+    >>> isinstance(NumericsError(Problem(expected="finite values")), ArithmeticError)
+    True
+    """
 
 
 class UnsupportedError(TicoError, TypeError):
-    """A kind of object that this library does not handle."""
+    """A kind of object that this library does not handle.
+
+    >>> isinstance(UnsupportedError(Problem(expected="a tensor")), TypeError)
+    True
+    """
 
 
 class ArtifactError(TicoError, ValueError):
-    """A file that is damaged, foreign, or of another version."""
+    """A file that is damaged, foreign, or of another version.
+
+    >>> isinstance(ArtifactError(Problem(expected="a whole file")), ValueError)
+    True
+    """
 
 
 class MissingExtraError(TicoError, ImportError):
-    """An optional dependency that is not installed."""
+    """An optional dependency that is not installed.
+
+    >>> isinstance(MissingExtraError(Problem(expected="installed")), ImportError)
+    True
+    """

@@ -26,7 +26,7 @@ class FrozenMapping(Mapping[str, V_co]):
         """Return `mapping` frozen."""
         return FrozenMapping(tuple(sorted(mapping.items(), key=lambda pair: pair[0])))
 
-    def __getitem__(self, key: str) -> V_co:
+    def __getitem__(self, key: object) -> V_co:
         """Return the value for `key`."""
         index = bisect.bisect_left(self.pairs, key, key=_name) if isinstance(key, str) else len(self.pairs)
         if index < len(self.pairs) and self.pairs[index][0] == key:

@@ -11,7 +11,11 @@ from tico_config._validation import integer, refuse
 
 
 class QScheme(enum.Enum):
-    """Symmetry and coarse granularity of an affine grid."""
+    """Symmetry and coarse granularity of an affine grid.
+
+    >>> QScheme.PER_CHANNEL_SYMM.is_symmetric, QScheme.PER_CHANNEL_SYMM.is_per_channel
+    (True, True)
+    """
 
     PER_TENSOR_ASYMM = "per_tensor_asymm"
     PER_TENSOR_SYMM = "per_tensor_symm"
@@ -34,12 +38,20 @@ _AXIS_LIMIT = 7
 
 @attrs.frozen
 class PerTensor:
-    """One scale for the whole tensor."""
+    """One scale for the whole tensor.
+
+    >>> PerTensor()
+    PerTensor()
+    """
 
 
 @attrs.frozen
 class PerChannel:
-    """One scale for each index along `axis` (negative counts from the end)."""
+    """One scale for each index along `axis` (negative counts from the end).
+
+    >>> PerChannel(axis=1)
+    PerChannel(axis=1)
+    """
 
     axis: int = 0
 
@@ -50,7 +62,11 @@ class PerChannel:
 
 @attrs.frozen
 class PerGroup:
-    """One scale for each run of `size` elements along `axis`, separately for every other index."""
+    """One scale for each run of `size` elements along `axis`, separately for every other index.
+
+    >>> PerGroup(size=32)
+    PerGroup(axis=-1, size=32)
+    """
 
     axis: int = -1
     size: int = 128
@@ -62,7 +78,11 @@ class PerGroup:
 
 @attrs.frozen
 class PerToken:
-    """One scale for each vector along the last axis, computed when the tensor is seen (dynamic)."""
+    """One scale for each vector along the last axis, computed when the tensor is seen (dynamic).
+
+    >>> PerToken()
+    PerToken()
+    """
 
 
 Granularity: TypeAlias = PerTensor | PerChannel | PerGroup | PerToken

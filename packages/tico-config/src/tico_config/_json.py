@@ -85,6 +85,9 @@ def from_json(text: str, *, extra_configs: Collection[type[BaseConfig]] = ()) ->
 
     Raises:
         ConfigError: `text` is not such a document; the field says where, as in ``$.config.bits``.
+
+    >>> from_json(to_json(SmoothQuantConfig(alpha=0.25))).alpha
+    0.25
     """
     document = _parsed(text)
     if not isinstance(document, dict) or set(document) != {"schema", "config"}:

@@ -13,12 +13,20 @@ from tico_config._validation import as_float, instance, integer, number, refuse
 
 @attrs.frozen
 class MinMaxSpec:
-    """The smallest and the largest value seen."""
+    """The smallest and the largest value seen.
+
+    >>> MinMaxSpec() == MinMaxSpec()
+    True
+    """
 
 
 @attrs.frozen
 class EMASpec:
-    """Exponential moving average of each batch's range: new = momentum * old + (1 - momentum) * batch."""
+    """Exponential moving average of each batch's range: new = momentum * old + (1 - momentum) * batch.
+
+    >>> EMASpec(momentum=0).momentum
+    0.0
+    """
 
     momentum: float = attrs.field(default=0.9, converter=as_float)
 
@@ -29,12 +37,20 @@ class EMASpec:
 
 @attrs.frozen
 class HistogramSpec:
-    """Counts over bins that never depend on the data; the grid spans the range seen."""
+    """Counts over bins that never depend on the data; the grid spans the range seen.
+
+    >>> HistogramSpec()
+    HistogramSpec()
+    """
 
 
 @attrs.frozen
 class PercentileSpec:
-    """The values at two percentiles of all values seen, in percent."""
+    """The values at two percentiles of all values seen, in percent.
+
+    >>> PercentileSpec(upper=99).upper
+    99.0
+    """
 
     lower: float = attrs.field(default=0.01, converter=as_float)
     upper: float = attrs.field(default=99.99, converter=as_float)
@@ -52,7 +68,11 @@ class PercentileSpec:
 
 @attrs.frozen
 class MSESpec:
-    """The range whose grid has the smallest squared error, among `steps` shrunken ranges."""
+    """The range whose grid has the smallest squared error, among `steps` shrunken ranges.
+
+    >>> MSESpec().steps
+    100
+    """
 
     steps: int = 100
 
@@ -63,7 +83,11 @@ class MSESpec:
 
 @attrs.frozen
 class EntropySpec:
-    """The range whose grid has the smallest Kullback-Leibler divergence, among `steps` shrunken ranges."""
+    """The range whose grid has the smallest Kullback-Leibler divergence, among `steps` shrunken ranges.
+
+    >>> EntropySpec(steps=10)
+    EntropySpec(steps=10)
+    """
 
     steps: int = 100
 
@@ -74,7 +98,11 @@ class EntropySpec:
 
 @attrs.frozen
 class MXSpec:
-    """Microscaling: blocks of 32 along `axis` share a power-of-two scale taken from the block itself."""
+    """Microscaling: blocks of 32 along `axis` share a power-of-two scale taken from the block itself.
+
+    >>> MXSpec(MXFormat.MXINT8).axis
+    -1
+    """
 
     format: MXFormat = MXFormat.MXFP8_E4M3
     axis: int = -1
@@ -86,7 +114,11 @@ class MXSpec:
 
 @attrs.frozen
 class NoQuant:
-    """The tensor stays in floating point."""
+    """The tensor stays in floating point.
+
+    >>> NoQuant()
+    NoQuant()
+    """
 
 
 ObserverSpec: TypeAlias = (

@@ -29,7 +29,11 @@ _WILDCARD = re.compile(r"\[[^\]]*\]|[*?]")
 
 @attrs.frozen
 class Rule:
-    """A key of `overrides` and what it matches."""
+    """A key of `overrides` and what it matches.
+
+    >>> Rule("*.down_proj").matches("layers.0.mlp.down_proj")
+    True
+    """
 
     pattern: str
 
@@ -70,6 +74,9 @@ def winning_rule(overrides: Mapping[str, object], paths: tuple[str, ...]) -> Rul
 
     Raises:
         ConfigError: two equally specific rules say different things.
+
+    >>> winning_rule({"*.up": 1, "a.up": 2}, ("a.up",))
+    Rule(pattern='a.up')
     """
     ranked: dict[tuple[int, int], list[Rule]] = {}
     for rule in map(Rule, overrides):
@@ -112,7 +119,11 @@ def pattern_problems(overrides: Iterable[str]) -> list[Problem]:
 
 
 def unmatched_problems(overrides: Iterable[str], paths: Collection[str]) -> list[Problem]:
-    """Return a problem for each rule that matches none of `paths`, with the nearest real paths."""
+    """Return a problem for each rule that matches none of `paths`, with the nearest real paths.
+
+    >>> unmatched_problems(["a.upp"], ["a.up", "a.down"])[0].remedy
+    "the nearest paths are 'a.up', 'a.down'"
+    """
     problems = []
     for rule in map(Rule, overrides):
         if not any(rule.matches(path) for path in paths):

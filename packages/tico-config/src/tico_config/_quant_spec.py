@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import attrs
 
 from tico_config._dtype import UINT8, DType, MXFormat
 from tico_config._errors import Problem
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._observer_specs import MinMaxSpec, MXSpec, NoQuant, ObserverSpec
-from tico_config._validation import instance, refuse
+from tico_config._validation import instance, one_of, refuse
 
 
 @attrs.frozen(kw_only=True)
@@ -16,6 +18,7 @@ class QuantSpec:
     """Format, scheme, granularity and observer of one quantization point.
 
     `qscheme=None` stands for: symmetric if `dtype` is signed, asymmetric if it is not.
+    `on_nonfinite` says whether NaN and infinity in the data are an error, or are left out and counted.
     `granularity=None` stands for what `qscheme` says, else for the point's own: weights per output
     channel, activations per tensor. `MXSpec` and `NoQuant` observers leave the other fields unused, so
     these must keep their defaults: equal meanings are equal values.
@@ -31,6 +34,7 @@ class QuantSpec:
     qscheme: QScheme | None = None
     granularity: Granularity | None = None
     observer: ObserverSpec = attrs.field(factory=MinMaxSpec)
+    on_nonfinite: Literal["error", "ignore"] = "error"
 
     def __attrs_post_init__(self) -> None:
         """Validate every field, then what they say together."""
@@ -39,6 +43,7 @@ class QuantSpec:
             instance("qscheme", self.qscheme, QScheme | None, "a QScheme or None"),
             instance("granularity", self.granularity, Granularity | None, "a Granularity or None"),
             instance("observer", self.observer, ObserverSpec, "an observer spec such as MinMaxSpec()"),
+            one_of("on_nonfinite", self.on_nonfinite, ("error", "ignore")),
         )
         refuse(*kinds)
         refuse(*self._contradictions())
@@ -60,7 +65,7 @@ class QuantSpec:
 
     def _unused_fields(self) -> list[Problem]:
         kind = type(self.observer).__name__
-        defaults = {"dtype": UINT8, "qscheme": None, "granularity": None}
+        defaults = {"dtype": UINT8, "qscheme": None, "granularity": None, "on_nonfinite": "error"}
         given = attrs.asdict(self, recurse=False, filter=lambda a, _: a.name in defaults)
         return [
             Problem(field=name, value=value, expected=f"left out with {kind}, which does not use it")
@@ -118,6 +123,7 @@ def affine(
     *,
     granularity: Granularity | None = None,
     observer: ObserverSpec | None = None,
+    on_nonfinite: Literal["error", "ignore"] = "error",
 ) -> QuantSpec:
     """Return the spec of an integer grid, with a min/max observer unless another is named.
 
@@ -129,6 +135,7 @@ def affine(
         qscheme=qscheme,
         granularity=granularity,
         observer=MinMaxSpec() if observer is None else observer,
+        on_nonfinite=on_nonfinite,
     )
 
 

@@ -21,6 +21,10 @@ class SpecConfig(BaseConfig):
 
     An override is a whole `QuantSpec`, which replaces the default, or a mapping with some of its fields.
     A module path as key holds for every point of that module; the path of a point for that point alone.
+
+    >>> from tico_config import PTQConfig, no_quant
+    >>> PTQConfig(overrides={"*.lm_head": no_quant()}).resolve("lm_head.weight").origin
+    'weight'
     """
 
     activation: QuantSpec = attrs.field(factory=lambda: affine(UINT8))

@@ -49,6 +49,9 @@ class AffineParams:
 
     Raises:
         NumericsError: a scale is not a positive normal float, or a zero point is not a code.
+
+    >>> print(AffineParams(scale=torch.tensor(0.5), zero_point=torch.tensor(3), dtype=DType.uint(4)))
+    uint4, scale 0.5, zero point 3
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -127,7 +130,11 @@ def params_from_range(
 
 
 def params_per_token(x: Tensor, dtype: DType, *, symmetric: bool) -> AffineParams:
-    """Return the grid of each vector along the last axis of `x`, from its own range (dynamic)."""
+    """Return the grid of each vector along the last axis of `x`, from its own range (dynamic).
+
+    >>> params_per_token(torch.tensor([[254.0, 0.0], [127.0, 0.0]]), DType.int(8), symmetric=True).scale
+    tensor([2., 1.])
+    """
     if x.numel() == 0:
         low = high = x.new_zeros(x.shape[:-1])
     else:
@@ -140,6 +147,9 @@ def broadcast(values: Tensor, granularity: Granularity, shape: torch.Size) -> Te
 
     Raises:
         NumericsError: the number of values does not fit `shape`.
+
+    >>> broadcast(torch.ones(3), PerChannel(axis=0), torch.Size((3, 5))).shape
+    torch.Size([3, 1])
     """
     match granularity:
         case PerTensor():
@@ -157,6 +167,10 @@ def require_fit(params: AffineParams, shape: torch.Size, name: str = "x") -> Non
 
     Raises:
         NumericsError: with both shapes.
+
+    >>> params = AffineParams(scale=torch.ones(3), zero_point=torch.zeros(3), dtype=DType.int(8),
+    ...                       granularity=PerChannel(axis=0))
+    >>> require_fit(params, torch.Size((3, 5)))
     """
     expected = statistic_shape(params.granularity, shape)
     if expected != params.scale.shape:
@@ -166,7 +180,11 @@ def require_fit(params: AffineParams, shape: torch.Size, name: str = "x") -> Non
 
 
 def statistic_shape(granularity: Granularity, shape: torch.Size) -> torch.Size | None:
-    """Return the shape of one value per unit of `granularity` over `shape`; None without such an axis."""
+    """Return the shape of one value per unit of `granularity` over `shape`; None without such an axis.
+
+    >>> statistic_shape(PerGroup(axis=-1, size=4), torch.Size((3, 10)))
+    torch.Size([3, 3])
+    """
     match granularity:
         case PerTensor():
             return torch.Size(())

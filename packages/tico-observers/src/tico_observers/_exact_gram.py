@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tico_config import CalibrationError, Found, Problem
-from tico_observers._gram import finite_rows, require_columns, require_rows
+from tico_observers._gram import finite_rows, mirrored, require_columns, require_rows
 from tico_observers._powers_of_two import floor_log2, power_of_two
 from tico_observers._statistic import Statistic, require_same
 
@@ -116,8 +116,7 @@ class ExactGramStatistic(Statistic):
         require_rows(self.rows)
         step = power_of_two(self._exponents() - _FRACTION_BITS)
         sums = torch.zeros(0, 0) if self.sums is None else self.sums
-        full = sums.double() * step[:, None] * step
-        return full.triu_() + full.triu(1).T
+        return mirrored((sums.double() * step[:, None]).mul_(step))
 
 
 def require_room(rows: int) -> None:

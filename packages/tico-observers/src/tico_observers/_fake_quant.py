@@ -83,7 +83,7 @@ def dequantize(codes: Tensor, params: AffineParams, dtype: torch.dtype = torch.f
     zero_point = broadcast(params.zero_point, params.granularity, codes.shape)
     steps = (codes.to(torch.int64 if params.dtype.bits > 16 else torch.int32) - zero_point).to(wide)
     largest = torch.finfo(dtype).max
-    return (steps * scale).clamp_(-largest, largest).to(dtype)
+    return _narrowed((steps * scale).clamp_(-largest, largest), dtype)
 
 
 def fake_quantize(x: Tensor, params: AffineParams) -> Tensor:
@@ -114,6 +114,12 @@ def round_to_grid(
     """Return `fake_quantize` of `x` for a grid given by its parts, which are not checked.
 
     For modules that keep `scale` and `zero_point` as buffers and use them in every forward pass.
+
+    >>> from tico_config import DType, PerTensor
+    >>> scale, zero_point = torch.tensor(0.5), torch.tensor(0)
+    >>> x = torch.tensor([-9.0, 0.3])
+    >>> round_to_grid(x, scale, zero_point, dtype=DType.int(4), granularity=PerTensor()).tolist()
+    [-4.0, 0.5]
     """
     wide = _wide(arithmetic_dtype(x), dtype)
     scale, low, high = _grid(scale, zero_point, dtype, granularity, x.shape, wide)
@@ -122,7 +128,12 @@ def round_to_grid(
     steps = (x.detach().to(wide) / scale).round_()
     # A scale is positive, so clamping values is clamping steps. Adding the product to 0 removes -0.0.
     values = torch.addcmul(scale.new_zeros(()), steps, scale).clamp_(lowest, highest)
-    return with_gradient_of(x, values.to(x.dtype))
+    return with_gradient_of(x, _narrowed(values, x.dtype))
+
+
+def _narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `values` in `dtype`; those that become zero there are not negative."""
+    return values if values.dtype == dtype else values.to(dtype).add_(0.0)
 
 
 def with_gradient_of(x: Tensor, values: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from tico_observers._tensor_checks import arithmetic_dtype, require_finite, requ
 
 CHUNK_ROWS = 512
 _PANELS = 4
+_MIRROR_BLOCK = 256
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -108,7 +109,7 @@ class GramStatistic(Statistic):
             full = self.pending[0].new_zeros(self.columns, self.columns, dtype=torch.float64)
         if self.pending:
             _add_product(full, torch.cat(self.pending))
-        return full.triu_() + full.triu(1).T
+        return mirrored(full)
 
 
 def require_columns(columns: object) -> None:
@@ -149,6 +150,16 @@ def finite_rows(x: Tensor, columns: int) -> Tensor:
     if extremes and not bool(extremes.min.isfinite() & extremes.max.isfinite()):
         require_finite(x, "Gram")
     return rows.to(arithmetic_dtype(x))
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """Return the symmetric matrix whose upper triangle is that of `upper`, in its memory."""
+    for start in range(0, len(upper), _MIRROR_BLOCK):
+        stop = start + _MIRROR_BLOCK
+        block = upper[start:stop, start:stop]
+        block.copy_(block.triu() + block.triu(1).T)
+        upper[stop:, start:stop] = upper[start:stop, stop:].T
+    return upper
 
 
 def _add_product(upper: Tensor, rows: Tensor) -> None:

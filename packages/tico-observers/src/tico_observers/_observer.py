@@ -48,6 +48,10 @@ class Observer(ABC, Generic[S]):
 
     Raises:
         ConfigError: `dtype`, `qscheme` and `granularity` contradict each other.
+
+    >>> from tico_observers import MinMaxObserver
+    >>> isinstance(MinMaxObserver(), Observer)
+    True
     """
 
     def __init__(
@@ -205,7 +209,7 @@ class Observer(ABC, Generic[S]):
         vars(merged).update(vars(self) | {"_params": None, "_seen": both, "_batches": batches})
         return merged
 
-    def merge_statistics(self, statistics: S) -> Self:
+    def merge_statistics(self, statistics: Statistic) -> Self:
         """Return a new observer, its grid not fixed, that has also seen what `statistics` holds.
 
         Raises:
@@ -217,7 +221,7 @@ class Observer(ABC, Generic[S]):
         >>> MinMaxObserver().merge_statistics(seen).compute_qparams()[0].item()
         1.0
         """
-        if type(statistics) is not type(self._seen):
+        if not isinstance(statistics, type(self._seen)):
             found, expected = Found(type(statistics).__name__), f"a {type(self._seen).__name__}"
             problem = Problem(module=self.name, field="statistics", value=found, expected=expected)
             raise CalibrationError(problem)

@@ -47,35 +47,36 @@ def observer_for(spec: QuantSpec, name: str, default: Granularity) -> AnyObserve
     >>> observer_for(affine(DType.int(8)), "act_in", PerTensor())
     MinMaxObserver('act_in', int8 symmetric, PerTensor())
     """
-    granularity = spec.granularity_or(default)
+    units, on_nonfinite = spec.granularity_or(default), spec.on_nonfinite
+    grid = (name, spec.dtype, spec.qscheme)
     match spec.observer:
         case MinMaxSpec():
-            return MinMaxObserver(name, spec.dtype, spec.qscheme, granularity=granularity)
+            return MinMaxObserver(*grid, granularity=units, on_nonfinite=on_nonfinite)
         case EMASpec(momentum=momentum):
-            return EMAObserver(name, spec.dtype, spec.qscheme, granularity=granularity, momentum=momentum)
+            return EMAObserver(*grid, granularity=units, on_nonfinite=on_nonfinite, momentum=momentum)
         case MXSpec(format=element, axis=axis):
             return MXObserver(name, format=element, axis=axis)
         case NoQuant():
             return IdentityObserver(name)
         case other:
-            return _histogram_observer(other, spec, name, granularity)
+            return _histogram_observer(other, spec, name, units)
 
 
 def _histogram_observer(
     kind: HistogramSpec | PercentileSpec | MSESpec | EntropySpec,
     spec: QuantSpec,
     name: str,
-    granularity: Granularity,
+    units: Granularity,
 ) -> Observer[HistogramStatistic]:
-    dtype, qscheme = spec.dtype, spec.qscheme
+    grid, ignored = (name, spec.dtype, spec.qscheme), spec.on_nonfinite
     match kind:
         case HistogramSpec():
-            return HistogramObserver(name, dtype, qscheme, granularity=granularity)
+            return HistogramObserver(*grid, granularity=units, on_nonfinite=ignored)
         case PercentileSpec(lower=low, upper=high):
-            return PercentileObserver(name, dtype, qscheme, granularity=granularity, lower=low, upper=high)
+            return PercentileObserver(*grid, granularity=units, on_nonfinite=ignored, lower=low, upper=high)
         case MSESpec(steps=steps):
-            return MSEObserver(name, dtype, qscheme, granularity=granularity, steps=steps)
+            return MSEObserver(*grid, granularity=units, on_nonfinite=ignored, steps=steps)
         case EntropySpec(steps=steps):
-            return EntropyObserver(name, dtype, qscheme, granularity=granularity, steps=steps)
+            return EntropyObserver(*grid, granularity=units, on_nonfinite=ignored, steps=steps)
         case _:
             assert_never(kind)

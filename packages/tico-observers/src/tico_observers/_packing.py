@@ -16,7 +16,11 @@ from tico_config import ConfigError, Found, NumericsError, Problem
 
 
 def packed_width(columns: int, bits: int) -> int:
-    """Return the number of bytes that a row of `columns` codes takes."""
+    """Return the number of bytes that a row of `columns` codes takes.
+
+    >>> packed_width(5, bits=3), packed_width(5, bits=12)
+    (2, 10)
+    """
     return 2 * columns if bits > 8 else -(-columns * bits // 8)
 
 
@@ -38,7 +42,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     wide = codes.to(torch.int64)
     if bits > 8:
         return torch.stack([wide & 255, wide >> 8], -1).reshape(*rows, 2 * columns).to(torch.uint8)
-    words = torch.nn.functional.pad(wide, (0, -columns % 8)).reshape(*rows, -1, 8)
+    words = torch.nn.functional.pad(wide, (0, -columns % 8)).reshape(*rows, -(-columns // 8), 8)
     word = (words << _shifts(bits, 8, codes)).sum(-1, keepdim=True)
     packed = (word >> _shifts(8, bits, codes)) & 255
     return packed.flatten(-2)[..., : packed_width(columns, bits)].to(torch.uint8).contiguous()
@@ -71,7 +75,9 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
         narrow: Tensor = parts.flatten(-2)[..., :columns]
         return narrow
     padding = -(-columns // 8) * bits - packed.shape[-1]
-    padded = torch.nn.functional.pad(packed.to(torch.int64), (0, padding)).reshape(*rows, -1, bits)
+    padded = torch.nn.functional.pad(packed.to(torch.int64), (0, padding)).reshape(
+        *rows, -(-columns // 8), bits
+    )
     word = (padded << _shifts(8, bits, packed)).sum(-1, keepdim=True)
     codes: Tensor = (word >> _shifts(bits, 8, packed)) & (2**bits - 1)
     flat: Tensor = codes.flatten(-2)[..., :columns]

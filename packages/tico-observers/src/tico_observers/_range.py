@@ -24,6 +24,10 @@ class Extremes:
     """Smallest and largest values, two tensors of one shape.
 
     A unit of which nothing was seen holds infinity as its minimum and minus infinity as its maximum.
+
+    >>> one, other = torch.tensor(1.0), torch.tensor(2.0)
+    >>> Extremes(minimum=one, maximum=one).merge(Extremes(minimum=other, maximum=other)).maximum.item()
+    2.0
     """
 
     __hash__ = None  # type: ignore[assignment]

@@ -24,7 +24,8 @@ def percentile_range(seen: HistogramStatistic, spec: PercentileSpec) -> Extremes
     """Return the values at the two percentiles of what each unit has seen.
 
     Of n sorted values, these are the ones at ``floor(lower / 100 * (n - 1))`` and at
-    ``ceil(upper / 100 * (n - 1))``, counted from 0, each rounded to bfloat16 and moved into the exact range.
+    ``ceil(upper / 100 * (n - 1))``, counted from 0. The smallest and the largest are exact, any other is
+    rounded to bfloat16 within the range.
 
     Raises:
         CalibrationError: no data were seen.
@@ -39,9 +40,16 @@ def percentile_range(seen: HistogramStatistic, spec: PercentileSpec) -> Extremes
     upper = _rank(totals, Fraction(repr(spec.upper)), math.ceil)
     first = totals.flatten().cumsum(0).view(totals.shape) - totals
     sums = seen.counts.cumsum(0)
-    ends = (values[torch.searchsorted(sums, first + rank, right=True)] for rank in (lower, upper))
-    minimum, maximum = ends
-    return Extremes(minimum=minimum, maximum=maximum)
+    exact = seen_extremes(seen.extremes)
+
+    def value_at(rank: Tensor) -> Tensor:
+        value = values[torch.searchsorted(sums, first + rank, right=True)]
+        value = torch.where(rank == totals - 1, exact.maximum.double(), value)
+        return torch.where(rank == 0, exact.minimum.double(), value)
+
+    minimum, maximum = value_at(lower), value_at(upper)
+    # One element is both the first and the last.
+    return Extremes(minimum=minimum, maximum=torch.maximum(minimum, maximum))
 
 
 def _rank(totals: Tensor, percent: Fraction, rounded: Callable[[Fraction], int]) -> Tensor:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
-
-try:
-    import fcntl
-except ImportError:  # not a Unix: left-over files are kept, as nothing tells whether their writer lives
-    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -51,8 +47,8 @@ def _locked_file(target: Path) -> tuple[Path, BinaryIO]:
 
 
 def _remove_orphans(target: Path) -> None:
-    """Remove the temporary files of writers that no longer live."""
-    for path in target.parent.iterdir() if fcntl else ():
+    """Remove the temporary files of writers that no longer live, where locks can tell."""
+    for path in target.parent.iterdir():
         if path.name.startswith(f".{target.name}.") and path.name.endswith(".tmp"):
             with suppress(OSError), path.open("rb") as file:
                 if _lock(file, wait=False):
@@ -61,8 +57,10 @@ def _remove_orphans(target: Path) -> None:
 
 def _lock(file: BinaryIO, *, wait: bool) -> bool:
     """Lock `file` against other writers; return whether that succeeded."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return False
+    import fcntl
+
     try:
         fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

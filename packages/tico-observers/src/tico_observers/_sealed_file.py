@@ -47,7 +47,11 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 @attrs.frozen(kw_only=True)
 class SealedFile:
-    """What a sealed file holds: `about` is canonical JSON text, `tensors` are by name."""
+    """What a sealed file holds: `about` is canonical JSON text, `tensors` are by name.
+
+    >>> SealedFile(about="{}", tensors={"a": torch.zeros(2)}).tensors["a"].shape
+    torch.Size([2])
+    """
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -76,6 +80,12 @@ def write_sealed(path: str | os.PathLike[str], about: str, tensors: Mapping[str,
     Raises:
         UnsupportedError: a tensor has no data on the CPU, or a dtype or name that the layout lacks.
         OSError: the file cannot be written; what was at `path` before is still there.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_sealed(f"{folder}/a", "{}", {"x": torch.tensor([1.0])})
+    ...     read_sealed(f"{folder}/a").tensors["x"].tolist()
+    [1.0]
     """
     contiguous = {name: _storable(name, tensor) for name, tensor in tensors.items()}
     entries = _ordered(
@@ -94,6 +104,12 @@ def read_sealed(path: str | os.PathLike[str]) -> SealedFile:
     Raises:
         ArtifactError: the file is not a sealed file of this version, or any bit of it was changed.
         OSError: the file cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_sealed(f"{folder}/a", '{"what":"an example"}', {})
+    ...     read_sealed(f"{folder}/a").about
+    '{"what":"an example"}'
     """
     target = Path(path)
     with target.open("rb") as file:

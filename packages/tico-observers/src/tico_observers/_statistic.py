@@ -13,7 +13,12 @@ from tico_config import CalibrationError, Found, Problem
 
 @attrs.frozen(kw_only=True)
 class Statistic(ABC):
-    """What was seen of a tensor: a monoid under `merge`, with the value made without data as its identity."""
+    """What was seen of a tensor: a monoid under `merge`, with the value made without data as its identity.
+
+    >>> from tico_observers import RangeStatistic
+    >>> isinstance(RangeStatistic(), Statistic), RangeStatistic().is_empty
+    (True, True)
+    """
 
     @property
     @abstractmethod

@@ -50,6 +50,12 @@ def load_statistics(path: str | os.PathLike[str]) -> dict[str, Statistic]:
     Raises:
         ArtifactError: the file is damaged, holds something else or is of another version.
         OSError: the file cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_statistics(f"{folder}/none", {})
+    ...     load_statistics(f"{folder}/none")
+    {}
     """
     target = Path(path)
     sealed = read_sealed(target)

@@ -21,6 +21,9 @@ def require_float_tensor(x: object, name: str) -> Tensor:
 
     Raises:
         UnsupportedError: it is something else; the error names `name`.
+
+    >>> require_float_tensor(torch.zeros(3), "act_in").shape
+    torch.Size([3])
     """
     if isinstance(x, FakeTensor):
         found = Found("a tensor of a trace, which has no data")
@@ -54,6 +57,8 @@ def require_finite(x: Tensor, name: str, what: str = "x") -> None:
 
     Raises:
         NumericsError: with how many there are and the index of the first.
+
+    >>> require_finite(torch.zeros(3), "act_in")
     """
     bad = torch.nonzero(~torch.isfinite(x))
     if len(bad):

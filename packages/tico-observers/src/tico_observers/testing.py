@@ -42,6 +42,7 @@ from tico_config import (
     no_quant,
 )
 from tico_observers._affine_params import AffineParams, statistic_shape
+from tico_observers._tensor_checks import OnNonfinite
 
 try:
     from hypothesis import strategies as st
@@ -67,6 +68,8 @@ __all__ = [
     "shapes",
     "tensors",
 ]
+
+_CHOICES: tuple[OnNonfinite, ...] = ("error", "ignore")
 
 LARGEST = 2.0**120
 """Bound on the magnitudes drawn unless another is given: sums and differences of a few stay finite."""
@@ -161,7 +164,9 @@ def granularities(draw: st.DrawFn, ndim: int) -> Granularity:
     if not ndim:
         return PerTensor()
     axis = draw(st.integers(-ndim, ndim - 1))
-    return draw(st.sampled_from([PerTensor(), PerChannel(axis), PerGroup(axis, draw(st.integers(1, 4)))]))
+    size = draw(st.integers(1, 4))
+    choices: list[Granularity] = [PerTensor(), PerChannel(axis), PerGroup(axis, size)]
+    return draw(st.sampled_from(choices))
 
 
 def observer_specs() -> st.SearchStrategy[ObserverSpec]:
@@ -185,6 +190,7 @@ def affine_specs(draw: st.DrawFn, observer: ObserverSpec | None = None) -> Quant
         draw(integer_dtypes()),
         granularity=granularity,
         observer=draw(observer_specs()) if observer is None else observer,
+        on_nonfinite=draw(st.sampled_from(_CHOICES)),
     )
 
 

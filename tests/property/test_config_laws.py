@@ -1,0 +1,225 @@
+"""Configs: exact JSON, canonical text, frozen values, and overrides that have one winner."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import random
+import re
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tico_config import (
+    BaseConfig,
+    ConfigError,
+    DType,
+    FrozenMapping,
+    GPTQConfig,
+    PT2EConfig,
+    PTQConfig,
+    SmoothQuantConfig,
+    SpecConfig,
+    affine,
+    fingerprint,
+    from_json,
+    to_json,
+    winning_rule,
+)
+from tico_observers.testing import quant_specs
+
+MALFORMED = 10_000
+
+words = st.text(alphabet="abcxyz_é", min_size=1, max_size=4)
+paths = st.lists(words, min_size=1, max_size=4).map(".".join)
+exact_bits = st.dictionaries(paths, st.integers(2, 8).map(lambda bits: {"bits": bits}), max_size=4)
+
+
+@st.composite
+def gptq_configs(draw: st.DrawFn) -> GPTQConfig:
+    """Draw any config of GPTQ."""
+    return GPTQConfig(
+        bits=draw(st.integers(2, 8)),
+        group_size=draw(st.none() | st.integers(1, 4096)),
+        symmetric=draw(st.booleans()),
+        act_order=draw(st.booleans()),
+        damping=draw(st.floats(0.0, 1.0, exclude_min=True)),
+        overrides=draw(exact_bits),
+    )
+
+
+@st.composite
+def spec_configs(draw: st.DrawFn) -> SpecConfig:
+    """Draw any config that gives every point a spec."""
+    kinds: list[type[SpecConfig]] = [PTQConfig, PT2EConfig]
+    kind = draw(st.sampled_from(kinds))
+    return kind(
+        activation=draw(quant_specs()),
+        weight=draw(quant_specs()),
+        overrides=draw(st.dictionaries(paths, quant_specs(), max_size=3)),
+    )
+
+
+smoothquant_configs = st.builds(SmoothQuantConfig, alpha=st.just("auto") | st.floats(0.0, 1.0))
+configs: st.SearchStrategy[BaseConfig] = st.one_of(gptq_configs(), spec_configs(), smoothquant_configs)
+
+
+@given(configs)
+def test_from_json_is_the_inverse_of_to_json(config: BaseConfig) -> None:
+    """from_json(to_json(c)) = c."""
+    assert from_json(to_json(config)) == config
+
+
+@given(configs)
+def test_json_is_canonical(config: BaseConfig) -> None:
+    """to_json(from_json(t)) = t for every text that to_json gives."""
+    text = to_json(config)
+    assert to_json(from_json(text)) == text
+    assert json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")) == text
+
+
+@given(configs, configs)
+def test_fingerprints_tell_configs_apart(one: BaseConfig, other: BaseConfig) -> None:
+    """fingerprint(a) = fingerprint(b) exactly where a = b."""
+    assert (fingerprint(one) == fingerprint(other)) == (one == other)
+
+
+def copied(config: BaseConfig) -> object:
+    """Return `config` pickled and unpickled."""
+    again: object = pickle.loads(pickle.dumps(config))  # noqa: S301  # its own pickle
+    return again
+
+
+@given(configs)
+def test_configs_survive_copies(config: BaseConfig) -> None:
+    """Pickling, deep-copying and evolving into nothing new give an equal value with the same hash."""
+    for again in (copied(config), copy.deepcopy(config), attrs.evolve(config)):
+        assert again == config
+        assert hash(again) == hash(config)
+
+
+@given(exact_bits, st.randoms(use_true_random=False))
+def test_order_of_overrides_does_not_matter(
+    overrides: dict[str, dict[str, int]], order: random.Random
+) -> None:
+    """The same rules in another order are the same config, with the same text."""
+    items = list(overrides.items())
+    order.shuffle(items)
+    one, other = GPTQConfig(overrides=overrides), GPTQConfig(overrides=dict(items))
+    assert one == other
+    assert to_json(one) == to_json(other)
+
+
+@given(spec_configs(), paths)
+def test_without_a_rule_the_default_holds(config: SpecConfig, path: str) -> None:
+    """resolve(path) is the field of the path's role where nothing matches."""
+    plain = attrs.evolve(config, overrides={})
+    weight, activation = (plain.resolve(f"{path}.{point}") for point in ("weight", "act_in"))
+    assert (weight.spec, weight.origin) == (config.weight, "weight")
+    assert (activation.spec, activation.origin) == (config.activation, "activation")
+
+
+@given(spec_configs(), paths)
+def test_the_exact_observer_path_beats_every_other_rule(config: SpecConfig, path: str) -> None:
+    """Observer path before module path before glob before regular expression."""
+    point = f"{path}.act_in"
+    ranked = [f"re:{'.' * len(point)}", "*.act_in", path, point]
+    for count in range(1, len(ranked) + 1):
+        rules = {pattern: affine(DType.int(2 + rank)) for rank, pattern in enumerate(ranked[:count])}
+        resolution = attrs.evolve(config, overrides=rules).resolve(point)
+        assert resolution.origin == f"overrides[{ranked[count - 1]!r}]"
+        assert resolution.spec == rules[ranked[count - 1]]
+
+
+@given(st.dictionaries(paths, st.integers(), max_size=5), paths)
+def test_a_rule_that_matches_nothing_changes_nothing(rules: dict[str, int], path: str) -> None:
+    """Only rules that match take part."""
+    before = winning_rule(rules, (path,))
+    after = winning_rule({**rules, "no.such.module": 0}, (path,))
+    assert before == after
+
+
+@given(st.dictionaries(st.text(), st.integers(), max_size=8), st.text())
+def test_frozen_mapping_is_the_mapping_it_was_made_of(mapping: dict[str, int], key: str) -> None:
+    """Lookup, length, membership and equality are those of the dict."""
+    frozen = FrozenMapping.of(mapping)
+    assert dict(frozen) == mapping
+    assert len(frozen) == len(mapping)
+    assert [frozen[each] for each in mapping] == list(mapping.values())
+    assert frozen.get(key) == mapping.get(key)
+
+
+@given(configs, st.data())
+def test_changed_texts_are_refused_or_mean_something(config: BaseConfig, data: st.DataObject) -> None:
+    """A text with one character changed is another config or a ConfigError, never something else."""
+    text = to_json(config)
+    at = data.draw(st.integers(0, len(text) - 1))
+    changed = text[:at] + data.draw(st.characters()) + text[at + 1 :]
+    try:
+        again = from_json(changed)
+    except ConfigError:
+        return
+    assert from_json(to_json(again)) == again
+
+
+def test_malformed_documents_give_config_errors() -> None:
+    """Of 10,000 documents made by damaging real ones, each is a config or a ConfigError, in bounded time."""
+    generator = random.Random(0)  # noqa: S311  # damage need not be unpredictable
+    texts = [to_json(config) for config in _samples()]
+    refused = []
+    for _ in range(MALFORMED):
+        text = _damaged(generator.choice(texts), generator)
+        try:
+            from_json(text)
+        except ConfigError as error:
+            refused.append(error)
+    assert len(refused) > MALFORMED * 9 // 10
+    assert all(str(error.field).startswith("$") for error in refused)
+
+
+def _samples() -> list[BaseConfig]:
+    rule = {"*.down_proj": {"bits": 8}, "re:.*": {"group_size": 32}}
+    wide = affine(DType.int(16))
+    return [
+        GPTQConfig(overrides=rule),
+        PTQConfig(activation=wide, overrides={"a.b": wide, "*.c": {"dtype": DType.uint(4)}}),
+        SmoothQuantConfig(),
+        PT2EConfig(),
+    ]
+
+
+JUNK = (
+    "null", "true", "-1", "1e999", "NaN", "Infinity", '""', "[]", "{}", '"\\ud800"', "[" * 5000, "9" * 5000,
+    '{"kind":"os.system"}', '{"kind":"DType"}', '{"kind":"Mapping","items":{}}', "\x00", "1.5", '{"kind":[]}',
+)  # fmt: skip
+
+
+def _damaged(text: str, generator: random.Random) -> str:
+    start = generator.randrange(len(text))
+    stop = min(len(text), start + generator.choice([0, 1, 2, 8, 40]))
+    match generator.randrange(4):
+        case 0:
+            return text[:start] + text[stop + 1 :]
+        case 1:
+            return text[:start] + generator.choice(JUNK) + text[stop:]
+        case 2:
+            return text[:start]
+        case _:
+            return _with_a_value_replaced(text, generator)
+
+
+def _with_a_value_replaced(text: str, generator: random.Random) -> str:
+    parts = text.split(":")
+    at = generator.randrange(1, len(parts))
+    parts[at] = re.sub(r"^[^,}\]]*", lambda _: generator.choice(JUNK), parts[at])
+    return ":".join(parts)
+
+
+@pytest.mark.parametrize("depth", [100, 100_000])
+def test_nesting_is_bounded(depth: int) -> None:
+    """A document nested deeper than any config is refused, and the interpreter's stack is left alone."""
+    with pytest.raises(ConfigError):
+        from_json('{"schema":1,"config":' + "[" * depth + "]" * depth + "}")
