@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 import torch
 from torch import Tensor
+from typing_extensions import assert_never
 
 from tico_config import (
     DType,
@@ -151,15 +152,17 @@ def broadcast(values: Tensor, granularity: Granularity, shape: torch.Size) -> Te
     >>> broadcast(torch.ones(3), PerChannel(axis=0), torch.Size((3, 5))).shape
     torch.Size([3, 1])
     """
-    match granularity:
-        case PerTensor():
-            return values
-        case PerChannel(axis=axis):
-            return values.view([-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
-        case PerGroup(axis=axis, size=size):
-            return values.repeat_interleave(size, axis).narrow(axis, 0, shape[axis])
-        case PerToken():
-            return values.unsqueeze(-1)
+    # Not `match`: forward passes come by here, and torch.compile of torch 2.6 does not trace that.
+    if isinstance(granularity, PerTensor):
+        return values
+    if isinstance(granularity, PerChannel):
+        return values.view([-1 if i == granularity.axis % len(shape) else 1 for i in range(len(shape))])
+    if isinstance(granularity, PerGroup):
+        axis = granularity.axis
+        return values.repeat_interleave(granularity.size, axis).narrow(axis, 0, shape[axis])
+    if isinstance(granularity, PerToken):
+        return values.unsqueeze(-1)
+    assert_never(granularity)
 
 
 def require_fit(params: AffineParams, shape: torch.Size, name: str = "x") -> None:
@@ -185,15 +188,14 @@ def statistic_shape(granularity: Granularity, shape: torch.Size) -> torch.Size |
     >>> statistic_shape(PerGroup(axis=-1, size=4), torch.Size((3, 10)))
     torch.Size([3, 3])
     """
-    match granularity:
-        case PerTensor():
-            return torch.Size(())
-        case PerChannel(axis=axis) if -len(shape) <= axis < len(shape):
-            return torch.Size((shape[axis],))
-        case PerGroup(axis=axis, size=size) if -len(shape) <= axis < len(shape):
-            groups = -(-shape[axis] // size)
-            return torch.Size(groups if i == axis % len(shape) else n for i, n in enumerate(shape))
-        case PerToken() if shape:
-            return shape[:-1]
-        case _:
-            return None
+    # Not `match`, as in `broadcast`.
+    if isinstance(granularity, PerTensor):
+        return torch.Size(())
+    if isinstance(granularity, PerToken):
+        return shape[:-1] if shape else None
+    if not -len(shape) <= granularity.axis < len(shape):
+        return None
+    if isinstance(granularity, PerChannel):
+        return torch.Size((shape[granularity.axis],))
+    axis, groups = granularity.axis % len(shape), -(-shape[granularity.axis] // granularity.size)
+    return torch.Size(groups if i == axis else n for i, n in enumerate(shape))

@@ -78,16 +78,17 @@ def _from_config(known: Layout) -> nn.Module:
         raise MissingExtraError(problem) from None
     attention = known.values.get("attention")
     try:
-        with TemporaryDirectory() as folder, torch.device("meta"):
+        with TemporaryDirectory() as folder:
             text = json.dumps(known.child("config").values)
             (Path(folder) / CONFIG_NAME).write_text(text, encoding="utf-8")
             config: object = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
+        with torch.device("meta"):
             model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                 config, attn_implementation=attention, trust_remote_code=False
             )
-            return model
+        return model
     except (OSError, ValueError, KeyError) as error:
         found = Found(f"one that transformers refuses ({error})")
         problem = Problem(
