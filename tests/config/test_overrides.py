@@ -72,7 +72,7 @@ def test_partial_rules_change_some_fields() -> None:
     """What a mapping does not name keeps its default."""
     config = PTQConfig(activation=affine(DType.uint(8)), overrides={"*.q_proj": {"dtype": DType.uint(4)}})
     assert config.resolve(f"{PATH}.act_in").spec == affine(DType.uint(4))
-    gptq = GPTQConfig(symmetric=True, overrides={"*.q_proj": {"bits": 8}}).for_module(PATH)
+    gptq = GPTQConfig(symmetric=True, overrides={"*.q_proj": {"bits": 8}}).resolve(PATH)
     assert (gptq.spec.bits, gptq.spec.symmetric, gptq.origin) == (8, True, "overrides['*.q_proj']")
 
 

@@ -54,7 +54,7 @@ def test_configs_are_typed_values() -> None:
     config = GPTQConfig(bits=3)
     assert_type(config.bits, int)
     assert_type(config.group_size, int | None)
-    assert_type(config.for_module("fc"), Resolution[GPTQConfig])
+    assert_type(config.resolve("fc"), Resolution[GPTQConfig])
     assert_type(PTQConfig().resolve("fc.weight"), Resolution[QuantSpec])
     assert_type(from_json(to_json(config)), BaseConfig)
     assert_type(affine(DType.int(8)), QuantSpec)

@@ -80,6 +80,7 @@ class TestPublicConfigAlias(PublicAPI):
         "MXSpec",
         "MinMaxSpec",
         "MissingExtraError",
+        "ModuleConfig",
         "NoQuant",
         "NumericsError",
         "ObserverSpec",

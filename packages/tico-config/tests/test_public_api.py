@@ -34,6 +34,7 @@ class TestPublicAPI(PublicAPI):
         "MXSpec",
         "MinMaxSpec",
         "MissingExtraError",
+        "ModuleConfig",
         "NoQuant",
         "NumericsError",
         "ObserverSpec",

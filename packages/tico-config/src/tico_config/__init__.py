@@ -18,6 +18,7 @@ from tico_config._frozen_mapping import FrozenMapping
 from tico_config._gptq_config import GPTQConfig
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._json import fingerprint, from_json, to_json
+from tico_config._module_config import ModuleConfig
 from tico_config._observer_specs import (
     EMASpec,
     EntropySpec,
@@ -62,6 +63,7 @@ __all__ = [
     "MXSpec",
     "MinMaxSpec",
     "MissingExtraError",
+    "ModuleConfig",
     "NoQuant",
     "NumericsError",
     "ObserverSpec",

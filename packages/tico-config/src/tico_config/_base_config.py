@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Generic, TypeVar
 
 import attrs
-from typing_extensions import Self
 
 from tico_config._errors import ConfigError, Found, Problem
 from tico_config._frozen_mapping import FrozenMapping, frozen_value, is_hashable
-from tico_config._overrides import pattern_problems, winning_rule
+from tico_config._overrides import pattern_problems
 from tico_config._validation import refuse
 
 T_co = TypeVar("T_co", covariant=True)
@@ -49,7 +48,8 @@ def _unhashable(key: str, value: object) -> Problem:
 class BaseConfig(ABC):
     """Base of every config: frozen, keyword-only, validated at construction.
 
-    Subclasses set `name` and list in `fixed_fields` what an override may not change.
+    A config with one set of fields a module is a `ModuleConfig`, one with a spec a quantization point is a
+    `SpecConfig`. Subclasses set `name`.
 
     >>> from tico_config import GPTQConfig
     >>> isinstance(GPTQConfig(), BaseConfig), GPTQConfig().name
@@ -57,7 +57,6 @@ class BaseConfig(ABC):
     """
 
     name: ClassVar[str]
-    fixed_fields: ClassVar[frozenset[str]] = frozenset({"overrides"})
 
     overrides: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=_as_overrides)
 
@@ -70,23 +69,17 @@ class BaseConfig(ABC):
         """Return what is wrong with the fields of the subclass."""
         return []
 
+    @abstractmethod
     def _override_problems(self, key: str) -> tuple[Problem, ...]:
         """Return what is wrong with the value of one override."""
-        defaults = attrs.evolve(self, overrides={})
-        return partial_problems(defaults, f"overrides[{key!r}]", self.overrides[key], self.fixed_fields)
 
-    def for_module(self, path: str) -> Resolution[Self]:
-        """Return the config that holds for the module at `path`, with the rule that decided.
+    @abstractmethod
+    def resolve(self, path: str) -> Resolution[object]:
+        """Return what holds at `path`, with the field or the override that decided.
 
         Raises:
             ConfigError: two equally specific overrides contradict each other.
         """
-        rule = winning_rule(self.overrides, (path,))
-        if rule is None:
-            return Resolution(attrs.evolve(self, overrides={}), "defaults")
-        origin = f"overrides[{rule.pattern!r}]"
-        changed = with_changes(attrs.evolve(self, overrides={}), origin, self.overrides[rule.pattern])
-        return Resolution(changed, origin)
 
 
 def with_changes(whole: A, field: str, partial: object, fixed: frozenset[str] = frozenset()) -> A:

@@ -6,13 +6,13 @@ from typing import ClassVar
 
 import attrs
 
-from tico_config._base_config import BaseConfig
 from tico_config._errors import Problem
+from tico_config._module_config import ModuleConfig
 from tico_config._validation import as_float, boolean, integer, number, optional_integer
 
 
 @attrs.frozen(kw_only=True)
-class GPTQConfig(BaseConfig):
+class GPTQConfig(ModuleConfig):
     """Weights rounded one column at a time, each error made up for by the columns that follow.
 
     Frantar et al. 2022, arXiv 2210.17323. Every field except `show_progress` can be set per module by
@@ -29,7 +29,7 @@ class GPTQConfig(BaseConfig):
     Raises:
         ConfigError: one or more fields are wrong; all are reported.
 
-    >>> GPTQConfig(overrides={"*.down_proj": {"bits": 8}}).for_module("layers.0.mlp.down_proj").spec.bits
+    >>> GPTQConfig(overrides={"*.down_proj": {"bits": 8}}).resolve("layers.0.mlp.down_proj").spec.bits
     8
     """
 

@@ -134,8 +134,9 @@ def _encoded_fields(value: attrs.AttrsInstance, where: str) -> dict[str, object]
 
 
 def _known(value: object, where: str) -> attrs.AttrsInstance:
-    kinds: tuple[type[attrs.AttrsInstance], ...] = (BaseConfig, *_VALUES)
-    for kind in kinds:
+    if isinstance(value, BaseConfig):
+        return value
+    for kind in _VALUES:
         if isinstance(value, kind):
             return value
     raise _refused(where, value, "a value that JSON can carry")

@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 
 import attrs
 
-from tico_config._base_config import BaseConfig
 from tico_config._errors import Problem
+from tico_config._module_config import ModuleConfig
 from tico_config._validation import as_float, number
 
 
 @attrs.frozen(kw_only=True)
-class SmoothQuantConfig(BaseConfig):
+class SmoothQuantConfig(ModuleConfig):
     """Part of the activations' range moved into the weights before either is quantized.
 
     Xiao et al. 2022, arXiv 2211.10438, equation 4.

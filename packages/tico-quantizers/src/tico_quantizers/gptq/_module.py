@@ -246,7 +246,7 @@ def _plan(model: nn.Module, config: GPTQConfig) -> _Plan:
         expected = "a model with a linear layer or convolution to quantize"
         problems.append(Problem(field="model", value=found, expected=expected))
     targets = tuple(
-        _Target(path, layer, config.for_module(path).spec, homes.get(id(layer)))
+        _Target(path, layer, config.resolve(path).spec, homes.get(id(layer)))
         for path, layer in wanted.items()
     )
     problems += [problem for target in targets for problem in _target_problems(target)]
