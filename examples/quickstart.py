@@ -174,5 +174,14 @@ def settings_from(arguments: Sequence[str] | None = None) -> Settings:
     )
 
 
+def main() -> None:
+    """Run what the command line asks for, with no progress bars but those of this library."""
+    from transformers.utils import logging
+
+    settings = settings_from()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    run(settings)
+
+
 if __name__ == "__main__":
-    run(settings_from())
+    main()
