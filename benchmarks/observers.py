@@ -78,9 +78,8 @@ class DecoderLayer(nn.Module):
 def watched(layer: DecoderLayer, make: Callable[[], Watch] | None) -> Iterator[None]:
     """Let a watcher of its own see each input and each output of every linear layer."""
     hooks = []
-    for linear in layer.linears.values() if make else ():
-        assert make is not None  # noqa: S101  # narrows the type for the closures below
-        before, after = make(), make()
+    watches = [(linear, make(), make()) for linear in layer.linears.values()] if make else []
+    for linear, before, after in watches:
         hooks.append(linear.register_forward_pre_hook(_before(before)))
         hooks.append(linear.register_forward_hook(_after(after)))
     try:

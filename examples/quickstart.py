@@ -126,9 +126,10 @@ def run(settings: Settings) -> None:
     heldout = source.windows(text_of("heldout"), settings.heldout_tokens)
     print(f"{settings.folder.name}: calibrated on {calibration.numel()} tokens, {heldout.numel()} held out\n")
     print(HEADER)
-    print(Row("float", "32", perplexity(source.model, heldout), _float_bytes(source.model), 0.0))
     done: dict[tuple[Method, ...], Result] = {(): Result(source.model, 0.0)}
     with tempfile.TemporaryDirectory() as scratch:
+        size = _float_bytes(source.model, Path(scratch))
+        print(Row("float", "32", perplexity(source.model, heldout), size, 0.0))
         for name, steps, bits in WAYS:
             done[steps] = result = _applied(done[steps[:-1]], steps[-1], calibration, settings)
             size = save_quantized(result.model, scratch).stat().st_size
@@ -148,9 +149,13 @@ def _applied(before: Result, step: Method, calibration: Tensor, settings: Settin
     return Result(model, before.seconds + time.perf_counter() - start)
 
 
-def _float_bytes(model: nn.Module) -> int:
-    """Return the bytes of the parameters as the model was loaded, tied ones once."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+def _float_bytes(model: nn.Module, folder: Path) -> int:
+    """Return the size of the float32 model's file, written to `folder` and removed again."""
+    file = folder / "float32.pt"
+    torch.save(model.state_dict(), file)
+    size = file.stat().st_size
+    file.unlink()
+    return size
 
 
 def settings_from(arguments: Sequence[str] | None = None) -> Settings:

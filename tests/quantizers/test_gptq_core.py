@@ -102,6 +102,7 @@ def test_where_the_columns_are_split_does_not_matter(leaf: int, monkeypatch: pyt
     split = quantize_weight(weight, gram, bits=4)
     # Float32 sums in another order: one code in 10⁵ is as close to a tie, see above.
     assert (whole.codes == split.codes).double().mean() >= 0.999
+    # And both choices at a tie are equally far.
     assert split.loss == pytest.approx(whole.loss, rel=1e-4)
 
 
@@ -112,6 +113,7 @@ def test_scaling_the_hessian_by_a_power_of_four_changes_nothing(exponent: int) -
     one = quantize_weight(weight, gram, bits=4)
     scaled = quantize_weight(weight, gram * 4.0**exponent, bits=4)
     assert torch.equal(one.codes, scaled.codes)
+    # The undamped loss is a difference of float64 sums over some 1,000 terms: 1,000 * 2⁻⁵³ of each.
     assert scaled.loss == pytest.approx(one.loss * 4.0**exponent, rel=1e-12)
 
 
@@ -177,6 +179,7 @@ def test_dead_columns_are_rounded_and_change_nothing_else(group_size: int | None
     )
     assert one.dead_columns == 5
     assert torch.equal(one.dequantize()[:, ~dead], two.dequantize()[:, ~dead])
+    # Equal residuals; float32 numbers read into float64 sums, so their 2⁻²⁴ is all that may differ.
     assert one.loss == pytest.approx(two.loss, rel=1e-6)
 
 

@@ -38,7 +38,8 @@ def test_many_blocks_give_the_codes_of_the_definition(group_size: int | None, ac
     # Targets are float32 sums: one code in 10⁵ is so close to a tie that it may flip, see test_gptq_core.
     assert (found.codes[:, order] == expected.codes).double().mean() >= 0.999
     wanted = reference.loss(weight[:, order], expected.values, ordered)
-    assert found.loss == pytest.approx(wanted, rel=1e-3)
+    # And both choices at a tie are equally far.
+    assert found.loss == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.usefixtures("_threads_restored")
