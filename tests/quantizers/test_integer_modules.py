@@ -18,12 +18,16 @@ from tico_observers import params_per_token
 from tico_quantizers import (
     ActivationGrid,
     ConvSettings,
+    ConvTransposeSettings,
     Layout,
     PackedWeight,
     Parts,
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConv3d,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedConvTranspose3d,
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedModule,
@@ -32,6 +36,7 @@ from tico_quantizers import (
 from tiny_models import values
 
 UINT4 = DType.uint(4)
+TRANSPOSED = (QuantizedConvTranspose1d, QuantizedConvTranspose2d, QuantizedConvTranspose3d)
 
 
 def whole(seed: int, *shape: int) -> Tensor:
@@ -39,13 +44,20 @@ def whole(seed: int, *shape: int) -> Tensor:
     return torch.randint(-7, 8, shape, generator=torch.Generator().manual_seed(seed)).to(torch.float32)
 
 
-def on_grid(module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
-    """Give a layer integers from -7 to 8 in every row, so that four bits with scale 1 hold its weight."""
+def on_grid(module: nn.Module) -> None:
+    """Give a layer integers from -7 to 8, so that four bits with scale 1 hold its weight.
+
+    The ends stand in every row, for a transposed convolution in every column of each output channel.
+    """
+    assert isinstance(module.weight, Tensor)
     weight = whole(1, *module.weight.shape)
-    weight.flatten(1)[:, 0], weight.flatten(1)[:, 1] = -7.0, 8.0
+    if isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        weight[..., 0], weight[..., 1] = -7.0, 8.0
+    else:
+        weight.flatten(1)[:, 0], weight.flatten(1)[:, 1] = -7.0, 8.0
     with torch.no_grad():
         module.weight.copy_(weight)
-        if module.bias is not None:
+        if isinstance(module.bias, Tensor):
             module.bias.copy_(whole(2, *module.bias.shape))
 
 
@@ -78,9 +90,17 @@ MAKERS: list[tuple[Callable[[], QuantizedModule], Tensor]] = [
     (lambda: QuantizedConv1d.from_float(nn.Conv1d(3, 4, 3, padding=1), UINT4), values(7, 2, 3, 9)),
     (lambda: QuantizedConv2d.from_float(nn.Conv2d(2, 4, 3, stride=2), UINT4), values(8, 2, 2, 7, 7)),
     (lambda: QuantizedConv3d.from_float(nn.Conv3d(2, 2, 2), UINT4), values(9, 1, 2, 3, 3, 3)),
+    (
+        lambda: QuantizedConvTranspose2d.from_float(
+            nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, groups=2), UINT4, group_size=6
+        ),
+        values(9, 2, 4, 3, 3),
+    ),
 ]
 every_module = pytest.mark.parametrize(
-    ("make", "x"), MAKERS, ids=["linear", "linear with grids", "embedding", "conv1d", "conv2d", "conv3d"]
+    ("make", "x"),
+    MAKERS,
+    ids=["linear", "linear with grids", "embedding", "conv1d", "conv2d", "conv3d", "conv_transpose2d"],
 )
 
 
@@ -107,6 +127,60 @@ def test_a_convolution_is_the_float_one(axes: int, settings: dict[str, int], mod
     x = whole(4, 2, 4, *[7, 6, 5][:axes])
     assert torch.equal(quantized(x), layer(x))
     assert torch.equal(quantized(x[0]), layer(x[0]))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"stride": 2, "output_padding": 1}, {"dilation": 2, "padding": 1}, {"groups": 2, "stride": 3}],
+)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_a_transposed_convolution_is_the_float_one(axes: int, settings: dict[str, int]) -> None:
+    """Padding on both sides, stride, dilation and groups are those of the float layer, bit for bit."""
+    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[axes - 1]
+    layer = kind(4, 6, 3, **settings)  # type: ignore[arg-type]
+    on_grid(layer)
+    quantized = TRANSPOSED[axes - 1].from_float(layer, UINT4)
+    assert torch.equal(quantized.dequantize(), layer.weight)
+    x = whole(4, 2, 4, *[5, 4, 3][:axes])
+    assert torch.equal(quantized(x), layer(x))
+    assert torch.equal(quantized(x[0]), layer(x[0]))
+
+
+def test_a_transposed_convolution_gives_the_size_asked_for() -> None:
+    """With a stride several sizes are possible; the call may choose, as it may for the float layer."""
+    layer = nn.ConvTranspose2d(4, 2, 3, stride=3)
+    on_grid(layer)
+    quantized, x = QuantizedConvTranspose2d.from_float(layer, UINT4), whole(4, 1, 4, 5, 4)
+    for size in ([15, 12], [17, 14]):
+        assert torch.equal(quantized(x, output_size=size), layer(x, output_size=size))
+    with pytest.raises(RuntimeError):
+        quantized(x, output_size=[18, 14])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_an_output_channel_of_a_transposed_convolution_has_its_own_grid(groups: int) -> None:
+    """A row of codes makes one output channel: scaling a channel of the weight scales its scale alone."""
+    layer = nn.ConvTranspose1d(4, 6, 3, groups=groups)
+    before = QuantizedConvTranspose1d.from_float(layer, UINT4).packed
+    with torch.no_grad():
+        layer.weight[: 4 // groups, 1] *= 4.0
+    after = QuantizedConvTranspose1d.from_float(layer, UINT4).packed
+    factors = torch.ones(6, 1)
+    factors[1] = 4.0
+    assert torch.equal(after.scale, before.scale * factors)
+    assert torch.equal(after.codes, before.codes)
+
+
+def test_groups_of_a_grouped_convolution_stay_inside_an_output_channel() -> None:
+    """Groups of columns divide the inputs that one channel reads, and no others."""
+    layer = nn.Conv2d(8, 6, 2, groups=2)
+    packed = QuantizedConv2d.from_float(layer, UINT4, group_size=4).packed
+    assert packed.scale.shape == (6, 4)
+    assert packed.shape == (6, 4, 2, 2)
+    each = PackedWeight.round_to_nearest(
+        layer.weight.detach().reshape(24, 4), UINT4, symmetric=False, group_size=None
+    )
+    assert torch.equal(packed.dequantize(), each.dequantize().view(6, 4, 2, 2))
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])
@@ -227,6 +301,26 @@ def test_settings_that_no_convolution_has_are_refused(field: str, value: object)
     settings = {"stride": [1, 1], "dilation": [1, 1], "groups": 1, "pads": [0] * 4, "pad_mode": "constant"}
     with pytest.raises(ArtifactError) as caught:
         ConvSettings.read(Layout("m.settings", settings | {field: value}))
+    assert (caught.value.module, caught.value.field) == ("m.settings", field)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stride", [0, 1]),
+        ("stride", [1] * 4),
+        ("padding", [1]),
+        ("padding", [-1, 0]),
+        ("output_padding", []),
+        ("dilation", [1, 0]),
+        ("groups", 0),
+    ],
+)
+def test_settings_that_no_transposed_convolution_has_are_refused(field: str, value: object) -> None:
+    """They would fail in the first forward pass otherwise."""
+    pairs = {"stride": [1, 1], "padding": [0, 0], "output_padding": [0, 0], "dilation": [1, 1]}
+    with pytest.raises(ArtifactError) as caught:
+        ConvTransposeSettings.read(Layout("m.settings", pairs | {"groups": 1} | {field: value}))
     assert (caught.value.module, caught.value.field) == ("m.settings", field)
 
 

@@ -20,6 +20,12 @@ from tico_quantizers._quantized_conv import (
     QuantizedConv2d,
     QuantizedConv3d,
 )
+from tico_quantizers._quantized_conv_transpose import (
+    ConvTransposeSettings,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedConvTranspose3d,
+)
 from tico_quantizers._quantized_linear import QuantizedEmbedding, QuantizedLinear
 from tico_quantizers._quantized_module import Parts, QuantizedModule
 from tico_quantizers._quantizer import (
@@ -40,7 +46,16 @@ from tico_quantizers._stand_in import stand_in
 from tico_quantizers._weight_view import tied_paths
 from tico_quantizers.gptq import GPTQQuantizer, quantize_weight
 
-INTEGER_MODULES = (QuantizedLinear, QuantizedEmbedding, QuantizedConv1d, QuantizedConv2d, QuantizedConv3d)
+INTEGER_MODULES = (
+    QuantizedLinear,
+    QuantizedEmbedding,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConv3d,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedConvTranspose3d,
+)
 
 __all__ = [
     "INTEGER_MODULES",
@@ -50,6 +65,7 @@ __all__ = [
     "BaseQuantizer",
     "Calibration",
     "ConvSettings",
+    "ConvTransposeSettings",
     "Converted",
     "Edit",
     "ExactModule",
@@ -63,6 +79,9 @@ __all__ = [
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConv3d",
+    "QuantizedConvTranspose1d",
+    "QuantizedConvTranspose2d",
+    "QuantizedConvTranspose3d",
     "QuantizedEmbedding",
     "QuantizedLinear",
     "QuantizedModule",

@@ -64,7 +64,7 @@ class QuantizedModule(RestorableModule):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the layer's output for `input`."""
         x = input if self.act_in is None else self._moved(self.act_in, input)
-        output = self._compute(x, self.packed.dequantize().to(x.dtype))
+        output = self._compute(x, self.dequantize().to(x.dtype))
         return output if self.act_out is None else self._moved(self.act_out, output)
 
     @staticmethod
@@ -75,7 +75,12 @@ class QuantizedModule(RestorableModule):
     @property
     def weight(self) -> Tensor:
         """The weight as floats, computed at each use; it is no parameter."""
-        return self.packed.dequantize()
+        return self.dequantize()
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the float weight."""
+        return self.packed.shape
 
     def dequantize(self) -> Tensor:
         """Return the weight as float32, in its own shape."""
@@ -118,8 +123,9 @@ class QuantizedModule(RestorableModule):
             act_in=_restored_grid(layout, "act_in", tensors),
             act_out=_restored_grid(layout, "act_out", tensors),
         )
-        _require_fit(original, parts, layout)
-        return cls.from_settings(parts, layout.child("settings"))
+        module = cls.from_settings(parts, layout.child("settings"))
+        _require_fit(original, module, layout)
+        return module
 
     @classmethod
     @abstractmethod
@@ -137,19 +143,19 @@ def _restored_grid(layout: Layout, name: str, tensors: Mapping[str, Tensor]) -> 
     return None if grid is None else ActivationGrid.restore(grid, below(tensors, name))
 
 
-def _require_fit(original: nn.Module, parts: Parts, layout: Layout) -> None:
-    """Refuse parts of another shape than the module that they replace.
+def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -> None:
+    """Refuse a module whose weight or bias has another shape than that of the module that it replaces.
 
     Raises:
         ArtifactError: naming the tensor.
     """
-    shape = parts.packed.shape
-    weight, bias = parameter(original, "weight"), parts.bias
+    shape, rows = module.weight_shape, module.packed.shape[:1]
+    weight, bias = parameter(original, "weight"), module.bias
     found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     if weight is None or tuple(weight.shape) != shape:
         found["weight"] = (shape, () if weight is None else tuple(weight.shape))
-    if bias is not None and tuple(bias.shape) != shape[:1]:
-        found["bias"] = (tuple(bias.shape), shape[:1])
+    if bias is not None and tuple(bias.shape) != rows:
+        found["bias"] = (tuple(bias.shape), rows)
     problems = [
         Problem(
             module=layout.where, field=name, value=Found(f"of shape {has}"), expected=f"of shape {wanted}"
