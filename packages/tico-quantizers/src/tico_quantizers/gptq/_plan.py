@@ -1,0 +1,135 @@
+"""What GPTQ does to each module of a model: decided, and refused, before anything is changed."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import nn
+
+from tico_config import ConfigError, Found, GPTQConfig, NumericsError, Problem, unmatched_problems
+from tico_quantizers._blocks import find_blocks
+from tico_quantizers._module_tree import named_modules
+from tico_quantizers._report import LayerReport
+from tico_quantizers._weight_view import Layer, as_layer, columns, matrix, reason_against, tied_paths
+
+
+@attrs.frozen(eq=False)
+class Target:
+    """A layer to quantize, the config that holds for it, and the number of the one block that holds it."""
+
+    path: str
+    layer: Layer
+    config: GPTQConfig
+    block: int | None
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Plan:
+    """The layers to quantize, those left alone with the reason, and the blocks."""
+
+    targets: tuple[Target, ...]
+    left: tuple[LayerReport, ...]
+    blocks: tuple[nn.Module, ...]
+
+    def of_block(self, number: int | None) -> tuple[Target, ...]:
+        """Return the targets of one block; of None, those that no block or more than one holds."""
+        return tuple(target for target in self.targets if target.block == number)
+
+
+def layers_of(targets: tuple[Target, ...]) -> dict[str, Layer]:
+    return {target.path: target.layer for target in targets}
+
+
+def plan_of(model: nn.Module, config: GPTQConfig) -> Plan:
+    """Decide what is done to every module, and refuse what cannot be done, all at once."""
+    layers = {path: layer for path, module in named_modules(model) if (layer := as_layer(module)) is not None}
+    reasons = _reasons(model, config, layers)
+    wanted = {path: layer for path, layer in layers.items() if path not in reasons}
+    blocks = find_blocks(model, list(wanted.values()))
+    homes = _homes([block for _, block in blocks])
+    problems = _override_problems(config, list(wanted), reasons)
+    if not wanted:
+        found = Found("; ".join(f"{path}: {why}" for path, why in reasons.items()) or "none")
+        expected = "a model with a linear layer or convolution to quantize"
+        problems.append(Problem(field="model", value=found, expected=expected))
+    targets = tuple(
+        Target(path, layer, config.resolve(path).spec, homes.get(id(layer))) for path, layer in wanted.items()
+    )
+    problems += [problem for target in targets for problem in _target_problems(target)]
+    if problems:
+        raise ConfigError(*problems)
+    _require_finite_weights(targets)
+    left = tuple(
+        LayerReport(path=path, module=type(layers[path]).__name__, algorithm="gptq", reason=why)
+        for path, why in reasons.items()
+    )
+    return Plan(targets=targets, left=left, blocks=tuple(block for _, block in blocks))
+
+
+def _homes(blocks: list[nn.Module]) -> dict[int, int | None]:
+    """Return, by the identity of a module, the number of its block; None where several blocks hold it."""
+    homes: dict[int, int | None] = {}
+    for number, block in enumerate(blocks):
+        for _, module in named_modules(block):
+            homes[id(module)] = None if id(module) in homes else number
+    return homes
+
+
+def _override_problems(config: GPTQConfig, wanted: list[str], reasons: dict[str, str]) -> list[Problem]:
+    """Return a problem for each override that changes nothing, with the reason where there is one."""
+    problems = unmatched_problems(config.overrides, [*wanted, *reasons])
+    for pattern in config.overrides:
+        kept = [path for path in reasons if not unmatched_problems([pattern], [path])]
+        if kept and unmatched_problems([pattern], wanted):
+            remedy = "; ".join(f"{path} stays float: {reasons[path]}" for path in kept)
+            expected = "a rule that matches a layer to quantize"
+            problems.append(Problem(field="overrides", value=pattern, expected=expected, remedy=remedy))
+    return problems
+
+
+def _reasons(model: nn.Module, config: GPTQConfig, layers: dict[str, Layer]) -> dict[str, str]:
+    """Return the layers that are left alone, each with the reason."""
+    tied = tied_paths(model)
+    head = _output_embedding(model)
+    attention = tuple(
+        f"{path}." if path else "out_proj"
+        for path, module in named_modules(model)
+        if isinstance(module, nn.MultiheadAttention)
+    )
+    found: dict[str, str] = {}
+    for path, layer in layers.items():
+        reason = reason_against(layer, inside_attention=bool(attention) and path.startswith(attention))
+        if reason is None and path in tied:
+            reason = f"its weight is tied to {tied[path]}"
+        if reason is None and layer is head and path not in config.overrides:
+            reason = "the output embedding is quantized only if an override has its exact path"
+        if reason is not None:
+            found[path] = reason
+    return found
+
+
+def _output_embedding(model: nn.Module) -> object:
+    """Return the head of a language model that says which module it is."""
+    getter = getattr(model, "get_output_embeddings", None)
+    return getter() if callable(getter) else None
+
+
+def _target_problems(target: Target) -> list[Problem]:
+    size, width = target.config.group_size, columns(target.layer)
+    if size is None or (size <= width and width % size == 0):
+        return []
+    remedy = "choose a divisor, for all or by an override for this module"
+    expected = f"None or a divisor of its {width} input columns"
+    return [Problem(module=target.path, field="group_size", value=size, expected=expected, remedy=remedy)]
+
+
+def _require_finite_weights(targets: tuple[Target, ...]) -> None:
+    problems = []
+    for target in targets:
+        weight = matrix(target.layer)
+        if not bool(torch.isfinite(weight).all()):
+            index = tuple(torch.nonzero(~torch.isfinite(weight))[0].tolist())
+            found = Found(f"{weight[index].item()} at {index}")
+            problems.append(Problem(module=target.path, field="weight", value=found, expected="finite"))
+    if problems:
+        raise NumericsError(*problems)
