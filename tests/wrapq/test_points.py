@@ -21,6 +21,7 @@ from tico_config import PerToken
 from tico_observers import AffineParams, params_per_token
 from tico_quantizers import ActivationGrid, Edit
 from tico_wrapq import ACT_IN, Frozen, Mode, Passing, QuantLinear, QuantPoint, Watching
+from tico_wrapq._watching import Passage
 from tiny_models import values
 
 UINT8 = affine(DType.uint(8))
@@ -36,7 +37,6 @@ def _watching(*batches: torch.Tensor) -> QuantPoint:
     point.watch()
     for batch in batches:
         point(batch)
-        point.accept()
     return point
 
 
@@ -54,7 +54,6 @@ def test_watching_point_lets_pass_and_sees() -> None:
     point = _watching()
     lacked = point.lacks_data
     assert point(x) is x
-    point.accept()
     assert isinstance(point.state, Watching)
     assert (lacked, point.lacks_data) == (True, False)
     grid = point.determined()
@@ -77,7 +76,6 @@ def test_undone_fix_watches_on() -> None:
     with pytest.raises(KeyError):
         _fix_and_fail(point)
     point(torch.tensor([510.0]))
-    point.accept()
     grid = point.determined()
     assert grid is not None
     assert grid.scale.item() == 2.0
@@ -91,10 +89,12 @@ def _fix_and_fail(point: QuantPoint) -> None:
 
 def test_unfinished_batches_do_not_count() -> None:
     """Only what was accepted determines the grid."""
-    point = _watching(torch.tensor([0.0, 255.0]))
+    point, passage = _watching(torch.tensor([0.0, 255.0])), Passage()
+    point.follow(passage)
+    passage.under_way = True
     point(torch.tensor([1e6]))
-    point.drop_unfinished()
-    point.accept()
+    passage.drop_unfinished()
+    passage.finish()
     grid = point.determined()
     assert grid is not None
     assert grid.scale.item() == 1.0

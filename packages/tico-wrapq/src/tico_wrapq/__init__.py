@@ -18,7 +18,6 @@ from tico_wrapq._point import (
     PointDeclaration,
     QuantPoint,
     Role,
-    Watching,
 )
 from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
 from tico_wrapq._quantizer import PTQCalibration, PTQQuantizer
@@ -31,6 +30,7 @@ from tico_wrapq._registry import (
     wrapper_entry,
 )
 from tico_wrapq._unary import QuantUnary
+from tico_wrapq._watching import Watching
 from tico_wrapq._wrapper import PTQWrapper
 
 RESTORABLE_MODULES = (

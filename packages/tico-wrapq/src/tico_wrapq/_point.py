@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import enum
 from collections.abc import Iterable
 from typing import TypeAlias
 
 import attrs
 from torch import Tensor, nn
-from typing_extensions import assert_never
 
 from tico_config import (
     CalibrationError,
@@ -24,8 +22,9 @@ from tico_config import (
     QuantSpec,
     UnsupportedError,
 )
-from tico_observers import AnyObserver, Observer, observer_for
-from tico_quantizers import ActivationGrid, Calibration, Edit
+from tico_observers import Observer, observer_for
+from tico_quantizers import ActivationGrid, Edit
+from tico_wrapq._watching import Passage, Watching
 
 
 class Role(enum.Enum):
@@ -39,11 +38,15 @@ class Role(enum.Enum):
 
 @attrs.frozen
 class PointDeclaration:
-    """One point of a wrapper class: name, role, and the granularity it has unless the config says more."""
+    """One point of a wrapper class: name, role, and the granularity it has unless the config says more.
+
+    `channels` is the axis whose channels are told apart, to find one that takes the range for itself.
+    """
 
     name: str
     role: Role
     granularity: Granularity = PerTensor()
+    channels: int = -1
 
 
 ACT_IN = PointDeclaration("act_in", Role.ACTIVATION_IN)
@@ -69,14 +72,6 @@ def spec_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> P
 @attrs.frozen
 class Passing:
     """The tensor goes through as it is."""
-
-
-@attrs.frozen(eq=False)
-class Watching:
-    """The tensor goes through and is seen; `accepted` has seen the passes that have ended."""
-
-    observer: AnyObserver
-    accepted: AnyObserver
 
 
 @attrs.frozen(eq=False)
@@ -109,7 +104,7 @@ class QuantPoint(nn.Module):
         self.declaration = declaration
         self.spec = spec
         self._watching: Watching | None = None
-        self._calibration: Calibration | None = None
+        self._passage = Passage()
         self.register_module("fixed", None)
         problem = spec_problem(path, declaration, spec)
         if problem is not None:
@@ -139,39 +134,28 @@ class QuantPoint(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, seen or moved to the grid as the state says."""
-        match self.state:
-            case Passing():
-                return x
-            case Watching(observer=observer):
-                observer.collect(x)
-                if self._calibration is not None and not self._calibration.in_forward:
-                    self.accept()  # a part of the model was called by itself
-                return x
-            case Frozen(grid=grid):
-                moved: Tensor = grid(x)
-                return moved
-            case _:
-                assert_never(self.state)
+        # Without `match`, which the compiler of the oldest torch supported cannot trace.
+        if self.fixed is not None:
+            moved: Tensor = self.fixed(x)
+            return moved
+        if self._watching is not None:
+            self._passage.see(self.path, self._watching, x)
+        return x
 
     def watch(self) -> None:
-        """Start to watch, where the spec needs data."""
+        """Start to watch, where the spec needs data; what was seen before is forgotten."""
         if self.is_quantized and not self.is_dynamic:
             observer = observer_for(self.spec, self.path, self.declaration.granularity)
-            self._watching = Watching(observer, copy.copy(observer))
+            self._watching = Watching(observer, self.declaration.channels)
 
-    def follow(self, calibration: Calibration) -> None:
-        """Leave it to `calibration` when a forward pass of the model counts."""
-        self._calibration = calibration
+    def follow(self, passage: Passage) -> None:
+        """Leave it to `passage` when a forward pass of the model counts."""
+        self._passage = passage
 
-    def drop_unfinished(self) -> None:
-        """Forget what a forward pass that did not end has shown."""
-        if self._watching is not None:
-            self._watching = attrs.evolve(self._watching, observer=copy.copy(self._watching.accepted))
-
-    def accept(self) -> None:
-        """Count what the forward pass that has just ended has shown."""
-        if self._watching is not None:
-            self._watching = attrs.evolve(self._watching, accepted=copy.copy(self._watching.observer))
+    @property
+    def watching(self) -> Watching | None:
+        """What has been seen, where the point watches."""
+        return self._watching
 
     @property
     def label(self) -> str:
@@ -181,7 +165,7 @@ class QuantPoint(nn.Module):
     @property
     def lacks_data(self) -> bool:
         """Whether the point waits for data that never came."""
-        return self._watching is not None and self._watching.accepted.statistics.is_empty
+        return self._watching is not None and self._watching.statistics.is_empty
 
     def determined(self) -> ActivationGrid | None:
         """Return the grid that the data seen determine, None where there is to be none.
@@ -193,17 +177,15 @@ class QuantPoint(nn.Module):
             return None
         if self.is_dynamic:
             return ActivationGrid.per_token(self.spec.dtype, symmetric=self.spec.is_symmetric)
-        if self._watching is not None and isinstance(self._watching.accepted, Observer):
-            # A copy, as an observer whose grid was asked for takes no more data.
-            return ActivationGrid.static(copy.copy(self._watching.accepted).params)
-        return self.fixed
+        observer = None if self._watching is None else self._watching.observer()
+        return ActivationGrid.static(observer.params) if isinstance(observer, Observer) else self.fixed
 
     def fix(self, grid: ActivationGrid | None, edit: Edit) -> None:
         """Move tensors to `grid` from now on; None lets them pass."""
         children: dict[str, nn.Module | None] = self._modules
         edit.put(children, "fixed", grid)
         edit.set_attribute(self, "_watching", None)
-        edit.set_attribute(self, "_calibration", None)
+        edit.set_attribute(self, "_passage", Passage())
 
     def extra_repr(self) -> str:
         """Return the spec and the state."""

@@ -16,31 +16,16 @@ from tico_quantizers import (
     Example,
     LayerReport,
     QuantizedModule,
-    Recorder,
     Report,
     children,
     named_modules,
     parameter,
 )
-from tico_wrapq._point import QuantPoint, require_data
+from tico_wrapq._point import require_data
 from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
 from tico_wrapq._registry import REGISTRY
+from tico_wrapq._watching import Passage
 from tico_wrapq._wrapping import Wrapped, wrap
-
-
-class _Points(Recorder):
-    """Every point of a model."""
-
-    def __init__(self, points: list[QuantPoint]) -> None:
-        self._points = points
-
-    def drop_unfinished(self) -> None:
-        for point in self._points:
-            point.drop_unfinished()
-
-    def accept(self) -> None:
-        for point in self._points:
-            point.accept()
 
 
 @final
@@ -50,9 +35,11 @@ class PTQCalibration(Calibration):
     def __init__(self, wrapped: Wrapped) -> None:
         self.wrapped = wrapped
         self.points = [point for wrapper in wrapped.wrappers.values() for _, point in wrapper.named_points()]
-        super().__init__(_Points(self.points))
+        passage = Passage()
+        super().__init__(passage)
+        passage.calibration = self
         for point in self.points:
-            point.follow(self)
+            point.follow(passage)
 
 
 @final

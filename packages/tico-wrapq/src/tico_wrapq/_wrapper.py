@@ -13,6 +13,7 @@ from tico_wrapq._mode import Mode
 from tico_wrapq._point import QuantPoint, require_data
 from tico_wrapq._quant_module_base import WeightCodes
 from tico_wrapq._registry import REGISTRY
+from tico_wrapq._watching import Passage
 from tico_wrapq._wrapping import wrap
 
 
@@ -42,14 +43,19 @@ class PTQWrapper(nn.Module):
             found = wrap(module, config or PTQConfig(), REGISTRY.with_installed(), edit)
         self._wrappers = found.wrappers
         self.wrapped = found.root
+        self._passage = Passage()
+        for point in self._points():
+            point.follow(self._passage)
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """Return what the wrapped module returns; a pass that raises shows the points nothing."""
-        for point in self._points():
-            point.drop_unfinished()
-        output: object = self.wrapped(*args, **kwargs)
-        for point in self._points():
-            point.accept()
+        self._passage.drop_unfinished()
+        self._passage.under_way = True
+        try:
+            output: object = self.wrapped(*args, **kwargs)
+        finally:
+            self._passage.under_way = False
+        self._passage.finish()
         return output
 
     def _points(self) -> Iterator[QuantPoint]:

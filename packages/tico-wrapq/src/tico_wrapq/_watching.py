@@ -1,0 +1,158 @@
+"""What points see in the forward passes of a calibration, each pass counted only once it has ended well."""
+
+from __future__ import annotations
+
+import copy
+from typing import final
+
+import torch
+from torch import Tensor
+
+from tico_config import Found, NumericsError, PerTensor, Problem
+from tico_observers import AnyObserver, MinMaxObserver, RangeStatistic, Statistic, require_float_tensor
+from tico_quantizers import Calibration, Recorder
+from tico_wrapq._channel_range import ChannelRange
+
+
+@final
+class Watching:
+    """The tensor goes through and is seen.
+
+    A grid that spans the range of a whole tensor needs the range of its channels only, and whether these are
+    finite is asked once a forward pass for all points together. Any other grid has its observer collect.
+
+    Args:
+        observer: without data; it determines the grid in the end.
+        axis: of the channels.
+    """
+
+    def __init__(self, observer: AnyObserver, axis: int) -> None:
+        self._observer = observer
+        self._axis = axis
+        spans = isinstance(observer, MinMaxObserver) and observer.granularity == PerTensor()
+        self.spans_range = spans and observer.on_nonfinite == "error"
+        self._collecting: AnyObserver | None = None
+        self.latest: ChannelRange | None = None
+        self._next: ChannelRange | None = None
+        self.channels: ChannelRange | None = None
+        self.batches = 0
+
+    def see(self, x: Tensor) -> None:
+        """Note what `x` shows, until the forward pass ends."""
+        if not self.spans_range:
+            if self._collecting is None:
+                self._collecting = copy.copy(self._observer)
+            self._collecting.collect(x)
+            if self._observer.on_nonfinite == "ignore":
+                return  # the values left out would count
+        require_float_tensor(x, self._observer.name)
+        seen = ChannelRange.of(x.detach() if x.requires_grad else x, self._axis)
+        if seen is not None:
+            self.latest = seen if self.latest is None else self.latest.merge(seen)
+
+    def drop_unfinished(self) -> None:
+        """Forget what the forward pass under way has shown."""
+        self._collecting = self.latest = self._next = None
+
+    def digest(self) -> None:
+        """Merge what the pass has shown with what counts already, without counting it."""
+        self._next = self.channels
+        if self.latest is not None:
+            self._next = self.latest if self.channels is None else self.channels.merge(self.latest)
+
+    def accept(self) -> None:
+        """Count what was digested."""
+        self.channels = self._next
+        self._observer = self._collecting or self._observer
+        self.batches += 1
+        self.drop_unfinished()
+
+    @property
+    def statistics(self) -> Statistic:
+        """What has been seen, as the observer keeps it."""
+        if not self.spans_range:
+            return self._observer.statistics
+        with torch.inference_mode(mode=False):
+            return RangeStatistic(extremes=None if self.channels is None else self.channels.extremes())
+
+    def observer(self) -> AnyObserver:
+        """Return an observer of its own that has seen all of it; its grid is not fixed."""
+        if not self.spans_range:
+            return copy.copy(self._observer)
+        return self._observer.merge_statistics(self.statistics)
+
+
+@final
+class Passage(Recorder):
+    """The points that the forward pass under way has reached, in order, each with its path."""
+
+    def __init__(self) -> None:
+        self.calibration: Calibration | None = None
+        self.under_way = False
+        self._reached: list[tuple[str, Watching]] = []
+
+    def see(self, path: str, watching: Watching, x: Tensor) -> None:
+        """Show `x` to the point at `path`; outside of a pass of the model it counts at once."""
+        watching.see(x)
+        self._reached.append((path, watching))
+        if not (self.under_way or (self.calibration is not None and self.calibration.in_forward)):
+            self.finish()
+
+    def finish(self) -> None:
+        """Count what the pass has shown, or forget it where it is refused.
+
+        Raises:
+            NumericsError: a point saw NaN or infinity.
+        """
+        try:
+            self.digest()
+        except BaseException:
+            self.drop_unfinished()
+            raise
+        self.accept()
+
+    def drop_unfinished(self) -> None:
+        """Forget what a forward pass that did not end has shown."""
+        for _, watching in self._reached:
+            watching.drop_unfinished()
+        self._reached.clear()
+
+    def digest(self) -> None:
+        """Merge what the pass has shown.
+
+        Raises:
+            NumericsError: a point saw NaN or infinity; the first one that did is named.
+        """
+        with torch.inference_mode(mode=False), torch.no_grad():
+            self._require_finite()
+            for watching in {id(watching): watching for _, watching in self._reached}.values():
+                watching.digest()
+
+    def accept(self) -> None:
+        """Count what the pass has shown."""
+        for watching in {id(watching): watching for _, watching in self._reached}.values():
+            watching.accept()
+        self._reached.clear()
+
+    def _require_finite(self) -> None:
+        ends: dict[torch.device, list[Tensor]] = {}
+        for _, watching in self._reached:
+            if watching.latest is not None:
+                low, high = watching.latest.low, watching.latest.high
+                ends.setdefault(low.device, []).extend((low.float(), high.float()))
+        if all(bool(torch.isfinite(torch.cat(several)).all()) for several in ends.values()):
+            return
+        for path, watching in self._reached:
+            if watching.latest is not None and (found := _not_finite(watching.latest)):
+                remedy = f"this was batch {watching.batches}, counted from 0"
+                expected = "finite in every element"
+                raise NumericsError(
+                    Problem(module=path, field="x", value=Found(found), expected=expected, remedy=remedy)
+                )
+
+
+def _not_finite(seen: ChannelRange) -> str:
+    """Return in which channel there is NaN or infinity; empty where there is none."""
+    bad = torch.nonzero(~(seen.low.isfinite() & seen.high.isfinite())).flatten().tolist()
+    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+    return f"NaN or infinity in channel {bad[0]}{more}" if bad else ""
