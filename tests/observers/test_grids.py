@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
@@ -217,11 +218,25 @@ def test_scalars_are_quantized() -> None:
 
 
 def test_traces_can_hold_a_fake_quantizer() -> None:
-    """Fake-quantizing can be exported, and the exported program gives the same bits."""
+    """Fake-quantizing is one node of an exported program, which gives the same bits and the gradient."""
     x = torch.linspace(-9.0, 9.0, 20).view(4, 5)
-    fixed = grid(0.5, 2, DType.uint(4))
-    exported = torch.export.export(_WithGrid(fixed), (x,)).module()
-    assert same_bits(exported(x), fake_quantize(x, fixed))
+    channels = AffineParams(
+        scale=torch.full((5,), 0.5),
+        zero_point=torch.arange(5),
+        dtype=DType.int(4),
+        granularity=PerChannel(1),
+    )
+    groups = attrs.evolve(
+        channels, scale=torch.ones(4, 3), zero_point=torch.zeros(4, 3), granularity=PerGroup(1, 2)
+    )
+    for fixed in (grid(0.5, 2, DType.uint(4)), channels, groups):
+        program = torch.export.export(_WithGrid(fixed), (x,))
+        calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+        assert calls == [torch.ops.tico.fake_quantize.default]
+        exported = program.module()
+        assert same_bits(exported(x), fake_quantize(x, fixed))
+        leaf = x.clone().requires_grad_()
+        assert torch.equal(torch.autograd.grad(exported(leaf).sum(), leaf)[0], torch.ones_like(x))
 
 
 class _WithGrid(torch.nn.Module):

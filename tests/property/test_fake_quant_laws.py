@@ -217,3 +217,29 @@ def test_infinity_saturates(pair: tuple[Tensor, AffineParams], infinity: float) 
     expected = dequantize(torch.tensor(end), params)
     assert same_bits(fake_quantize(x, params), expected)
     assert same_bits(fake_quantize(x.requires_grad_(), params).detach(), expected)
+
+
+@st.composite
+def edge_cases(draw: st.DrawFn) -> tuple[Tensor, AffineParams]:
+    """Draw one grid, and values that are ties, ends, zeros of both signs, infinite, NaN, or any."""
+    x = draw(tensors(shape=(8,), largest=2.0**64))
+    params = draw(params_for(x, granularity=PerTensor()))
+    halves = torch.tensor(draw(st.lists(st.integers(-600, 600), min_size=8, max_size=8))) / 2
+    ties = (halves * params.scale).to(x.dtype)
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=x.dtype)
+    return torch.cat([x, ties, special]), params
+
+
+@given(edge_cases())
+def test_one_grid_for_all_is_one_for_the_only_channel(pair: tuple[Tensor, AffineParams]) -> None:
+    """The operators in place for one grid give the bits of the definition for many."""
+    x, params = pair
+    channel = AffineParams(
+        scale=params.scale.view(1),
+        zero_point=params.zero_point.view(1),
+        dtype=params.dtype,
+        granularity=PerChannel(0),
+    )
+    one, many = fake_quantize(x, params), fake_quantize(x[None], channel)[0]
+    assert one.isnan().tolist() == many.isnan().tolist() == x.isnan().tolist()
+    assert same_bits(one.nan_to_num(0.0), many.nan_to_num(0.0))

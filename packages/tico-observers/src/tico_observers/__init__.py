@@ -11,7 +11,7 @@ from tico_observers._affine_params import (
 )
 from tico_observers._ema import EMAStatistic
 from tico_observers._exact_gram import ExactGramStatistic
-from tico_observers._fake_quant import dequantize, fake_quantize, quantize, round_to_grid
+from tico_observers._fake_quant import dequantize, fake_quantize, quantize
 from tico_observers._gram import GramStatistic
 from tico_observers._gridless_observers import IdentityObserver, MXObserver
 from tico_observers._histogram import HistogramStatistic
@@ -29,6 +29,7 @@ from tico_observers._packing import pack, packed_width, unpack
 from tico_observers._range import Extremes, RangeStatistic
 from tico_observers._range_observers import EMAObserver, MinMaxObserver
 from tico_observers._range_search import least_divergence_range, least_error_range, percentile_range
+from tico_observers._round_to_grid import round_to_grid
 from tico_observers._sealed_file import SealedFile, read_sealed, write_sealed
 from tico_observers._statistic import Statistic
 from tico_observers._statistics_file import load_statistics, save_statistics

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tico_config import CalibrationError, Found, MXFormat, MXSpec, Problem
-from tico_observers._fake_quant import with_gradient_of
 from tico_observers._powers_of_two import floor_log2, power_of_two
+from tico_observers._round_to_grid import with_gradient_of
 from tico_observers._tensor_checks import require_float_format
 
 BLOCK: Final = 32

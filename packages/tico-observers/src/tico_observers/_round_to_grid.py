@@ -1,0 +1,152 @@
+"""The arithmetic of moving values to a grid, and the operator that stands for it in exported programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tico_config import DType, Granularity, PerChannel, PerGroup, PerTensor, PerToken
+from tico_observers._affine_params import broadcast
+from tico_observers._tensor_checks import arithmetic_dtype
+
+# `torch.export` is told apart from `torch.compile` since torch 2.7; before, both get the operator.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+def grid_in(
+    scale: Tensor,
+    zero_point: Tensor,
+    dtype: DType,
+    granularity: Granularity,
+    shape: torch.Size,
+    wide: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the scale and the smallest and largest whole steps from zero, broadcastable, in `wide`."""
+    scale = broadcast(scale, granularity, shape).to(wide)
+    zero_point = broadcast(zero_point, granularity, shape).to(wide)
+    return scale, dtype.qmin - zero_point, dtype.qmax - zero_point
+
+
+def wide_dtype(values: torch.dtype, codes: DType) -> torch.dtype:
+    """Return the dtype to compute in: float32 holds every code of up to 16 bits, float64 all others."""
+    return torch.float64 if codes.bits > 16 or values == torch.float64 else torch.float32
+
+
+def round_to_grid(
+    x: Tensor, scale: Tensor, zero_point: Tensor, *, dtype: DType, granularity: Granularity
+) -> Tensor:
+    """Return `fake_quantize` of `x` for a grid given by its parts, which are not checked.
+
+    For modules that keep `scale` and `zero_point` as buffers and use them in every forward pass. In a
+    program that `torch.export` makes it is one call of the operator ``tico::fake_quantize``.
+
+    >>> from tico_config import DType, PerTensor
+    >>> scale, zero_point = torch.tensor(0.5), torch.tensor(0)
+    >>> x = torch.tensor([-9.0, 0.3])
+    >>> round_to_grid(x, scale, zero_point, dtype=DType.int(4), granularity=PerTensor()).tolist()
+    [-4.0, 0.5]
+    """
+    if _is_exporting():
+        called: Tensor = _operator(x, scale, zero_point, dtype.qmin, dtype.qmax, *_settings(granularity))
+        return called
+    return with_gradient_of(x, _rounded(x.detach(), scale, zero_point, dtype, granularity))
+
+
+def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, dtype: DType, granularity: Granularity) -> Tensor:
+    if isinstance(granularity, PerTensor) and _have_values(x, scale, zero_point):
+        values = _on_one_grid(x, float(scale.item()), int(zero_point.item()), dtype)
+    else:
+        values = _on_grids(x, scale, zero_point, dtype, granularity)
+    return narrowed(values, x.dtype)
+
+
+def _have_values(*tensors: Tensor) -> bool:
+    """Tell whether the numbers can be read here and now: on the CPU, and in no trace."""
+    scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
+    traced = torch.compiler.is_compiling() or scripted
+    return not traced and all(type(each) is Tensor and each.is_cpu for each in tensors)
+
+
+def _on_one_grid(x: Tensor, scale: float, zero_point: int, dtype: DType) -> Tensor:
+    """Return what `_on_grids` does for one grid, by operators in place that each take one pass."""
+    low, high = dtype.qmin - zero_point, dtype.qmax - zero_point
+    steps = x.to(wide_dtype(arithmetic_dtype(x), dtype)) / scale
+    # A scale is positive, so that clamping steps is clamping values. Adding 0 removes -0.0.
+    values = steps.round_().clamp_(low, high).mul_(scale).add_(0.0)
+    largest = torch.finfo(x.dtype).max
+    return values if max(-low, high) * scale <= largest else values.clamp_(-largest, largest)
+
+
+def _on_grids(x: Tensor, scale: Tensor, zero_point: Tensor, dtype: DType, granularity: Granularity) -> Tensor:
+    wide = wide_dtype(arithmetic_dtype(x), dtype)
+    scale, low, high = grid_in(scale, zero_point, dtype, granularity, x.shape, wide)
+    largest = torch.finfo(x.dtype).max
+    lowest, highest = ((end * scale).clamp_(-largest, largest) for end in (low, high))
+    steps = (x.to(wide) / scale).round_()
+    return torch.minimum(torch.maximum(steps.mul_(scale), lowest), highest).add_(0.0)
+
+
+def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `values` in `dtype`; those that become zero there are not negative."""
+    return values if values.dtype == dtype else values.to(dtype).add_(0.0)
+
+
+def with_gradient_of(x: Tensor, values: Tensor) -> Tensor:
+    """Return `values`, bit for bit, through which the gradient passes to `x` unchanged."""
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return values
+    # x - x.detach() is exactly 0, except where x is not finite.
+    return values + torch.nan_to_num(x - x.detach(), nan=0.0)
+
+
+_UNITS = {PerTensor: "tensor", PerChannel: "channel", PerGroup: "group", PerToken: "token"}
+
+
+def _settings(granularity: Granularity) -> tuple[str, int, int]:
+    """Return the unit of `granularity`, its axis and its group size; what does not apply is 0."""
+    axis = granularity.axis if isinstance(granularity, PerChannel | PerGroup) else 0
+    size = granularity.size if isinstance(granularity, PerGroup) else 0
+    return _UNITS[type(granularity)], axis, size
+
+
+def _granularity(unit: str, axis: int, size: int) -> Granularity:
+    if unit == "channel":
+        return PerChannel(axis)
+    if unit == "group":
+        return PerGroup(axis, size)
+    return PerTensor() if unit == "tensor" else PerToken()
+
+
+_SCHEMA = (
+    "(Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max, str unit, int axis, int size)"
+    " -> Tensor"
+)
+
+
+@torch.library.custom_op("tico::fake_quantize", mutates_args=(), schema=_SCHEMA)
+def _operator(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    unit: str,
+    axis: int,
+    size: int,
+) -> Tensor:
+    dtype = DType((quant_max - quant_min).bit_length(), signed=quant_min < 0)
+    return _rounded(x.detach(), scale, zero_point, dtype, _granularity(unit, axis, size))
+
+
+@_operator.register_fake
+def _of_its_shape(x: Tensor, *settings: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _straight_through(context: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return gradient, None, None, None, None, None, None, None
+
+
+_operator.register_autograd(_straight_through)
