@@ -15,7 +15,15 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from model_state import modules_by_path, refused
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare, report
-from tico.quantization.config import BaseConfig, QScheme, UnsupportedError, no_quant
+from tico.quantization.config import (
+    BaseConfig,
+    ConfigError,
+    DType,
+    QScheme,
+    UnsupportedError,
+    affine,
+    no_quant,
+)
 from tico_quantizers import QuantizedLinear
 from tiny_models import TOKENS, tiny_llama, values
 
@@ -274,6 +282,40 @@ def test_strict_mode_names_every_unsupported_module_at_once() -> None:
     with refused(model, UnsupportedError, module="0") as error:
         prepare(model, PTQConfig())
     assert [problem.module for problem in error.value.problems] == ["0", "2.0", "2.1"]
+
+
+def test_strict_mode_names_three_ways_out() -> None:
+    """A wrapper, an override for one module, or permission for all."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4))
+    with refused(model, UnsupportedError, module="1") as error:
+        prepare(model, PTQConfig())
+    for way in ("register a wrapper", "overrides={'1': no_quant()}", "strict_wrap=False"):
+        assert way in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["1", "*1", "re:1"])
+def test_unsupported_module_may_be_left_float_by_an_override(key: str) -> None:
+    """Then it is no error in strict mode; the report says who wanted it."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4))
+    converted = _quantized(model, PTQConfig(overrides={key: no_quant()}), values(0, 3, 4))
+    assert {line.path: line.reason for line in report(converted).layers}["1"] == "the config leaves it float"
+
+
+def test_format_for_an_unsupported_module_is_not_ignored() -> None:
+    """A rule that nothing can follow is an error, in permissive mode too."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4))
+    with refused(model, ConfigError, field="overrides"):
+        prepare(model, PTQConfig(strict_wrap=False, overrides={"1": affine(DType.uint(4))}))
+
+
+def test_permissive_mode_quantizes_below_what_it_cannot_wrap() -> None:
+    """An MLP of a formula of its own stays, and its layers are quantized all the same."""
+    config = tiny_llama().config
+    mlp = _Mlp(config)  # type: ignore[no-untyped-call]  # transformers' is untyped
+    converted = _quantized(nn.Sequential(nn.Identity(), mlp), PTQConfig(strict_wrap=False), values(0, 3, 16))
+    lines = {line.path: line for line in report(converted).layers}
+    assert "a forward of its own" in lines["1"].reason
+    assert [lines[f"1.{name}_proj"].weight for name in ("gate", "up", "down")] == ["uint8 per row"] * 3
 
 
 def test_encoder_layer_is_left_float_as_a_whole() -> None:

@@ -73,6 +73,7 @@ ANYTHING_ELSE: list[tuple[Callable[[], object], str]] = [
     (lambda: SmoothQuantConfig(alpha="maybe"), "alpha"),
     (lambda: PTQConfig(weight=DType.int(8)), "weight"),  # type: ignore[arg-type]
     (lambda: PTQConfig(strict_wrap=None), "strict_wrap"),  # type: ignore[arg-type]
+    (lambda: PTQConfig(variant=None), "variant"),  # type: ignore[arg-type]
     (lambda: PTQConfig(overrides=[1]), "overrides"),
 ]
 

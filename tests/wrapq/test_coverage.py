@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from tico.quantization import (
     GPTQConfig,
@@ -21,7 +22,7 @@ from tico.quantization import (
 from tico.quantization.config import BaseConfig, no_quant
 from tico_quantizers import QuantizedModule
 from tico_wrapq import Coverage
-from tiny_models import TOKENS, images, net, tiny_llama
+from tiny_models import TOKENS, images, net, tiny_llama, values
 
 
 def _paths(found: Coverage) -> list[str]:
@@ -95,5 +96,68 @@ def test_text_and_json_hold_every_line() -> None:
     found = coverage(_converted(net(), PTQConfig()))
     assert [line["path"] for line in json.loads(found.to_json())["lines"]] == _paths(found)
     table = str(found).splitlines()
-    assert len(table) == len(found.lines) + 4
-    assert table[-1] == f"{found.share:.1%} of {found.parameters} parameters are quantized"
+    assert len(table) == len(found.lines) + 5
+    assert table[-2] == f"{found.share:.1%} of {found.parameters} parameters are quantized"
+
+
+def _outlier() -> Tensor:
+    x = values(0, 50, 16)
+    x[:, 3] *= 1000
+    return x
+
+
+def test_channel_that_takes_the_range_stands_out() -> None:
+    """Before and after conversion, in the coverage and in the report, at its point and nowhere else."""
+    model = prepare(nn.Sequential(nn.Linear(16, 16), nn.ReLU()).eval(), PTQConfig())
+    model(_outlier())
+    shares = {line.path: dict(line.taken_by_one) for line in coverage(model).lines}
+    magnitudes = _outlier().abs().amax(0)
+    assert shares["0"]["act_in"] == 1 - float(magnitudes.median()) / float(magnitudes.amax())
+    assert shares["0"]["act_out"] < 0.9
+    convert(model)
+    [line, _] = coverage(model).lines
+    assert line.taken_by_one == (("act_in", shares["0"]["act_in"]),)
+    assert "act_in 100% |" in coverage(model).to_markdown()
+    assert "act_in range taken by one channel" in str(report(model))
+
+
+@pytest.mark.parametrize("split", [[50], [20, 30], [1, 49]], ids=str)
+def test_share_of_a_channel_does_not_depend_on_the_split(split: list[int]) -> None:
+    """Batches of any size give the same bits."""
+    model = prepare(nn.Sequential(nn.Linear(16, 16)).eval(), PTQConfig())
+    for part in torch.split(_outlier(), split):
+        model(part)
+    magnitudes = _outlier().abs().amax(0)
+    [line] = coverage(model).lines
+    assert dict(line.taken_by_one)["act_in"] == 1 - float(magnitudes.median()) / float(magnitudes.amax())
+
+
+def test_multiplications_are_counted_from_the_shapes_seen() -> None:
+    """Every call of every layer counts: outputs times what each of them takes."""
+    config = PTQConfig(overrides={"head.2": no_quant(), "head.0.act_in": no_quant()})
+    model = prepare(net(), config)
+    assert (coverage(model).macs, coverage(model).macs_share) == (None, None)
+    assert "is unknown" in str(coverage(model))
+    model(images(0, 3))
+    model(images(1, 2))
+    conv, first, last = 5 * 3 * 16 * 2 * 9, 5 * 8 * 48, 5 * 4 * 8
+    for found in (coverage(model), coverage(convert(model))):
+        macs = {line.path: line.macs for line in found.lines if line.macs is not None}
+        assert macs == {"conv": conv, "head.0": first, "head.2": last}
+        assert found.macs == conv + first + last
+        assert found.macs_share == conv / (conv + first + last)
+
+
+def test_pass_that_fails_multiplies_nothing() -> None:
+    """What did not end well does not count."""
+    model = prepare(net(), PTQConfig())
+    with pytest.raises(RuntimeError):
+        model(images(0)[:, :, :3])
+    assert coverage(model).macs is None
+
+
+def test_part_that_is_called_by_itself_multiplies_too() -> None:
+    """It counts once it has ended."""
+    model = prepare(net(), PTQConfig())
+    model.get_submodule("head")(values(0, 2, 48))
+    assert coverage(model).macs == 2 * (48 * 8 + 8 * 4)

@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from model_state import refused
+from tico.quantization import PTQConfig, prepare
 from tico.quantization.config import ConfigError, UnsupportedError
 from tico_quantizers import QuantizedEmbedding, QuantizedLinear
 from tico_wrapq import (
@@ -26,6 +27,7 @@ from tico_wrapq import (
     try_register,
     wrapper_entry,
 )
+from tico_wrapq._registry import REGISTRY
 
 
 class _Layer(nn.Linear):
@@ -123,3 +125,29 @@ def test_llama_mlp_has_its_wrapper() -> None:
 
     assert lookup(LlamaMLP) is QuantLlamaMLP
     assert lookup(LlamaRMSNorm) is QuantUnary
+
+
+class _Alternative(QuantUnary):
+    """Another wrapper of the user's."""
+
+
+@pytest.fixture
+def alternative(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a second wrapper for ReLU, as the variant "alternative"."""
+    entry = wrapper_entry(nn.ReLU, _Alternative, "alternative")
+    monkeypatch.setattr("tico_wrapq._quantizer.REGISTRY", WrapperRegistry((*REGISTRY.entries, entry)))
+
+
+@pytest.mark.usefixtures("alternative")
+def test_variant_is_taken_where_there_is_one() -> None:
+    """The config names it; classes without it have their default wrapper."""
+    model = prepare(nn.Sequential(nn.ReLU(), nn.Tanh()).eval(), PTQConfig(variant="alternative"))
+    assert [type(part) for part in model.children()] == [_Alternative, QuantUnary]
+
+
+def test_unknown_variant_is_refused() -> None:
+    """A typing error is told before anything is changed."""
+    model = nn.Sequential(nn.ReLU())
+    with refused(model, ConfigError, field="variant") as error:
+        prepare(model, PTQConfig(variant="integer-onyl"))
+    assert "'default'" in str(error.value)

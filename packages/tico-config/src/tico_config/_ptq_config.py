@@ -8,18 +8,22 @@ import attrs
 
 from tico_config._errors import Problem
 from tico_config._spec_config import SpecConfig
-from tico_config._validation import boolean
+from tico_config._validation import boolean, instance
 
 
 @attrs.frozen(kw_only=True)
 class PTQConfig(SpecConfig):
     """Weights and activations rounded to nearest, on grids that calibration determines.
 
+    What holds at a point is, in this order: the most specific of `overrides`, else `weight` or `activation`;
+    what these leave open (the granularity) is the wrapper's own. `resolve` tells which it was.
+
     Attributes:
         activation: spec of every activation point; `no_quant()` quantizes weights only.
         weight: spec of every weight; per output channel unless it says otherwise.
         overrides: paths, globs or ``re:`` patterns, each with a `QuantSpec` or some of its fields.
         strict_wrap: whether a module without a wrapper is an error; if not, it stays float and is reported.
+        variant: which of the alternative wrappers of a class to take, where it has one of that name.
 
     Raises:
         ConfigError: one or more fields are wrong; all are reported.
@@ -31,7 +35,12 @@ class PTQConfig(SpecConfig):
     name: ClassVar[str] = "ptq"
 
     strict_wrap: bool = True
+    variant: str = "default"
 
     def _field_problems(self) -> list[Problem | None]:
         # Named, not super(): attrs' slotted copy of the class would lose the zero-argument form's cell.
-        return [*SpecConfig._field_problems(self), boolean("strict_wrap", self.strict_wrap)]
+        return [
+            *SpecConfig._field_problems(self),
+            boolean("strict_wrap", self.strict_wrap),
+            instance("variant", self.variant, str, "the name of a variant"),
+        ]

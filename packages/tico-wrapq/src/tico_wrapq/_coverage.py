@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_quantizers import (
+    LayerReport,
     PackedWeight,
     Prepared,
     QuantizedModule,
@@ -19,18 +20,26 @@ from tico_quantizers import (
     report,
 )
 from tico_wrapq._quant_module_base import QuantModuleBase
-from tico_wrapq._quantizer import PTQCalibration
+from tico_wrapq._quantizer import CONSPICUOUS, ONE_CHANNEL, PTQCalibration
 from tico_wrapq._sites import inner
 
 
 @attrs.frozen(kw_only=True)
 class CoverageLine:
-    """One module: what stands there, its points on a grid, or the reason why it is float."""
+    """One module: what stands there, its points on a grid, or the reason why it is float.
+
+    `macs` are the multiply-accumulates that calibration has measured, None where it has not.
+    `taken_by_one` has the share of its range that one channel has to itself, by point: of each point while
+    the model is prepared, and of those from 0.9 on afterwards.
+    """
 
     path: str
     module: str
     points: tuple[str, ...] = ()
     reason: str = ""
+    macs: int | None = None
+    multiplies_integers: bool = False
+    taken_by_one: tuple[tuple[str, float], ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -46,17 +55,49 @@ class Coverage:
         """Quantized parameters as a share of all, 0 to 1."""
         return self.quantized_parameters / self.parameters if self.parameters else 0.0
 
+    @property
+    def macs(self) -> int | None:
+        """Multiply-accumulates of the linear layers, convolutions and products that calibration has measured.
+
+        None if it has measured none. What a module's own forward multiplies is not among them, unless its
+        wrapper says how much that is.
+        """
+        measured = [line.macs for line in self.lines if line.macs is not None]
+        return sum(measured) if measured else None
+
+    @property
+    def macs_share(self) -> float | None:
+        """Of these, the share with both operands on a grid, 0 to 1; None where nothing was measured."""
+        macs = self.macs
+        integer = sum(line.macs or 0 for line in self.lines if line.multiplies_integers)
+        return None if macs is None else integer / macs
+
     def to_json(self) -> str:
         """Return the coverage as JSON."""
-        return json.dumps(attrs.asdict(self))
+        totals = {"share": self.share, "macs": self.macs, "macs_share": self.macs_share}
+        return json.dumps(attrs.asdict(self) | totals)
+
+    def to_markdown(self) -> str:
+        """Return the coverage as a Markdown table with the shares below."""
+        head = f"| path | module | points | {ONE_CHANNEL} | macs | reason |\n|---|---|---|---|---|---|"
+        parameters = f"{self.share:.1%} of {self.parameters} parameters are quantized"
+        return "\n".join([head, *map(_row, self.lines), "", parameters, self._macs_sentence()])
+
+    def _macs_sentence(self) -> str:
+        if self.macs_share is None:
+            return "the share of multiply-accumulates is unknown: calibration has measured none"
+        return f"{self.macs_share:.1%} of {self.macs} multiply-accumulates have both operands on a grid"
 
     def __str__(self) -> str:
-        """Return the coverage as a Markdown table with the share below."""
-        rows = [
-            f"| {one.path} | {one.module} | {', '.join(one.points)} | {one.reason} |" for one in self.lines
-        ]
-        head = "| path | module | points | reason |\n|---|---|---|---|"
-        return "\n".join([head, *rows, "", f"{self.share:.1%} of {self.parameters} parameters are quantized"])
+        """Return the Markdown table."""
+        return self.to_markdown()
+
+
+def _row(line: CoverageLine) -> str:
+    shares = [f"{name} {share:.0%}" for name, share in line.taken_by_one if share >= CONSPICUOUS]
+    macs = "" if line.macs is None else str(line.macs)
+    cells = (line.path, line.module, ", ".join(line.points), ", ".join(shares), macs, line.reason)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def coverage(model: nn.Module) -> Coverage:
@@ -65,18 +106,16 @@ def coverage(model: nn.Module) -> Coverage:
     >>> coverage(nn.Linear(2, 2)).share
     0.0
     """
-    reasons = _reasons(model)
+    known = _known(model)
     lines: list[CoverageLine] = []
     skipped: set[str] = set()
     for path, module in named_modules(model):
         parts = set(children(module)) if path in skipped else inner(module)
         skipped |= {child_path(path, name) for name in parts}
-        if path in skipped:
-            continue
-        if isinstance(module, RestorableModule):
-            lines.append(CoverageLine(path=path, module=_kind(module), points=_points(module)))
-        elif not children(module) or reasons.get(path):
-            lines.append(CoverageLine(path=path, module=_kind(module), reason=reasons.get(path, "")))
+        run = known.get(path, LayerReport(path=path, module="", algorithm=""))
+        is_line = isinstance(module, RestorableModule) or not children(module) or run.reason
+        if is_line and path not in skipped:
+            lines.append(_line(path, module, run))
     packed = {id(m): m for _, m in named_modules(model) if isinstance(m, PackedWeight)}
     quantized = sum(torch.Size(weight.shape).numel() for weight in packed.values())
     rest: list[Tensor] = list(model.parameters())
@@ -87,13 +126,50 @@ def coverage(model: nn.Module) -> Coverage:
     )
 
 
-def _reasons(model: nn.Module) -> dict[str, str]:
-    """Return why modules are float: from the runs that made them, and from one that is not finished."""
-    reasons = {line.path: line.reason for line in report(model).layers}
+def _line(path: str, module: nn.Module, run: LayerReport) -> CoverageLine:
+    points = _points(module) if isinstance(module, RestorableModule) else ()
+    figures = dict(run.figures)
+    shares = {
+        name.removesuffix(f" {ONE_CHANNEL}"): share
+        for name, share in run.figures
+        if name.endswith(f" {ONE_CHANNEL}")
+    }
+    if isinstance(module, QuantModuleBase):
+        seen = ((name, point.taken_by_one) for name, point in module.named_points())
+        shares |= {name: share for name, share in seen if share is not None}
+    return CoverageLine(
+        path=path,
+        module=_kind(module),
+        points=points,
+        reason="" if isinstance(module, RestorableModule) else run.reason,
+        macs=int(figures["macs"]) if "macs" in figures else None,
+        multiplies_integers=_multiplies_integers(module),
+        taken_by_one=tuple(shares.items()),
+    )
+
+
+def _multiplies_integers(module: nn.Module) -> bool:
+    if isinstance(module, QuantizedModule):
+        return module.act_in is not None
+    return isinstance(module, QuantModuleBase) and module.multiplies_integers
+
+
+def _known(model: nn.Module) -> dict[str, LayerReport]:
+    """Return what is known of modules: from the runs that made them, and from one that is not finished."""
+    known = {line.path: line for line in report(model).layers}
     for value in vars(model).values():
         if isinstance(value, Prepared) and isinstance(value.calibration, PTQCalibration):
-            reasons |= {line.path: line.reason for line in value.calibration.wrapped.left}
-    return reasons
+            known |= _under_way(value.calibration)
+    return known
+
+
+def _under_way(calibration: PTQCalibration) -> dict[str, LayerReport]:
+    wrapped = calibration.wrapped
+    lines = [LayerReport(path=path, module="", algorithm="ptq") for path in wrapped.wrappers]
+    return {
+        line.path: attrs.evolve(line, figures=calibration.figures(line.path))
+        for line in (*lines, *wrapped.left)
+    }
 
 
 def _kind(module: nn.Module) -> str:

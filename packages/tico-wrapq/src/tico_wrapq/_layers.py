@@ -32,6 +32,7 @@ from tico_quantizers import (
 from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role, spec_problem
 from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
 from tico_wrapq._registry import register
+from tico_wrapq._work import layer_work
 
 WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerChannel(0))
 
@@ -100,6 +101,10 @@ class _LayerWrapper(QuantModuleBase):
         output: Tensor = self.layer.forward(self.point("act_in")(input))
         moved: Tensor = self.point("act_out")(output)
         return moved
+
+    def work(self, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> int:
+        """Return the multiply-accumulates of one call."""
+        return layer_work(self.layer, args[0] if args else kwargs.get("input"), output)
 
     @property
     def weight(self) -> Tensor | None:
@@ -199,6 +204,10 @@ class QuantInteger(QuantModuleBase):
         output: Tensor = self.layer.forward(self.point("act_in")(input))
         moved: Tensor = self.point("act_out")(output)
         return moved
+
+    def work(self, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> int:
+        """Return the multiply-accumulates of one call."""
+        return layer_work(self.layer, args[0] if args else kwargs.get("input"), output)
 
     @property
     def weight(self) -> Tensor:

@@ -158,6 +158,12 @@ class QuantPoint(nn.Module):
         return self._watching
 
     @property
+    def taken_by_one(self) -> float | None:
+        """The share of the range seen that one channel has to itself; None where that is not known."""
+        channels = None if self._watching is None else self._watching.channels
+        return None if channels is None else channels.taken_by_one()
+
+    @property
     def label(self) -> str:
         """What happens to tensors here, for reports: the grid, or the spec that will determine it."""
         return self.fixed.label if self.fixed is not None else str(self.spec)

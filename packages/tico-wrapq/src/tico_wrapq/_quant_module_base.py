@@ -141,6 +141,22 @@ class QuantModuleBase(RestorableModule):
         points = [point.is_quantized for _, point in self.named_points()]
         return any(points) or any(spec.is_quantized for spec in self.weight_specs.values())
 
+    def work(self, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> int:
+        """Return the multiply-accumulates of one call with these arguments, those of children left out.
+
+        A subclass that multiplies tensors itself says how often; they are done in integers where every point
+        that is a weight or an activation coming in has a grid.
+        """
+        return 0
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether everything that comes in is moved to a grid, and every weight is."""
+        ins = [d.name for d in self.points if d.role is Role.ACTIVATION_IN]
+        return all(self.point(name).is_quantized for name in ins) and all(
+            spec.is_quantized for spec in self.weight_specs.values()
+        )
+
     def layout(self) -> Mapping[str, object]:
         """Return the grids of the points, as JSON values."""
         grids = {name: point.fixed for name, point in self.named_points()}

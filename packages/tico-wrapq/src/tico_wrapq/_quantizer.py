@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import final
 
+import attrs
 from torch import nn
 
 from tico_config import Found, LifecycleError, Problem, PTQConfig
@@ -25,21 +26,51 @@ from tico_wrapq._point import require_data
 from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
 from tico_wrapq._registry import REGISTRY
 from tico_wrapq._watching import Passage
+from tico_wrapq._work import Work, multiplies
 from tico_wrapq._wrapping import Wrapped, wrap
+
+CONSPICUOUS = 0.9
+"""From this share of its range on, one channel spoils a point: the report names it."""
+
+ONE_CHANNEL = "range taken by one channel"
 
 
 @final
 class PTQCalibration(Calibration):
-    """The wrappers of a model, each with its points."""
+    """The wrappers of a model, each with its points, and how much each module multiplies."""
 
-    def __init__(self, wrapped: Wrapped) -> None:
+    def __init__(self, wrapped: Wrapped, edit: Edit) -> None:
         self.wrapped = wrapped
         self.points = [point for wrapper in wrapped.wrappers.values() for _, point in wrapper.named_points()]
         passage = Passage()
-        super().__init__(passage)
+        self.work = Work(self)
+        super().__init__(passage, self.work)
         passage.calibration = self
         for point in self.points:
             point.follow(passage)
+        for path, module in self._multiplying():
+            self.work.measure(path, module)
+            edit.on_undo(self.handles[-1].remove)
+
+    def _multiplying(self) -> list[tuple[str, nn.Module]]:
+        wrappers = self.wrapped.wrappers
+        measured = [
+            (path, wrapper)
+            for path, wrapper in wrappers.items()
+            if type(wrapper).work is not QuantModuleBase.work
+        ]
+        left = {line.path for line in self.wrapped.left}
+        inside = dict(named_modules(self.wrapped.root))
+        return measured + [(path, inside[path]) for path in left if multiplies(inside[path])]
+
+    def figures(self, path: str) -> tuple[tuple[str, float], ...]:
+        """Return what was measured of the module at `path`, for its line of the report."""
+        done = self.work.done.get(path)
+        macs = () if not done else (("macs", float(done)),)
+        wrapper = self.wrapped.wrappers.get(path)
+        points = () if wrapper is None else wrapper.named_points()
+        shares = ((f"{name} {ONE_CHANNEL}", point.taken_by_one or 0.0) for name, point in points)
+        return (*macs, *(each for each in shares if each[1] >= CONSPICUOUS))
 
 
 @final
@@ -53,21 +84,23 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         wrapped = wrap(model, self.config, REGISTRY.with_installed(), edit)
         for wrapper in wrapped.wrappers.values():
             wrapper.enable_calibration()
-        return wrapped.root, PTQCalibration(wrapped)
+        return wrapped.root, PTQCalibration(wrapped, edit)
 
     def convert(self, model: nn.Module, calibration: PTQCalibration, edit: Edit) -> Converted:
         """Put integer layers in the place of wrappers, and fix the points of the others."""
         wrappers, weights = calibration.wrapped.wrappers, WeightCodes()
         _require_in_place(model, wrappers)
         require_data(calibration.points)
+        left = calibration.wrapped.left
+        figures = {path: calibration.figures(path) for path in (*wrappers, *(line.path for line in left))}
         finished = {path: wrapper.finished(weights, edit) for path, wrapper in wrappers.items()}
         untied = _untied(wrappers, finished)
-        root, lines = model, list(calibration.wrapped.left)
+        root, lines = model, list(left)
         for path, wrapper in wrappers.items():
             new = finished[path]
             root = edit.replace(root, wrapper, new) if new is not wrapper else root
             lines.append(_line(path, wrapper, new, untied.get(path, "")))
-        by_path = {line.path: line for line in lines}
+        by_path = {line.path: attrs.evolve(line, figures=figures[line.path]) for line in lines}
         ordered = [by_path[path] for path, _ in named_modules(root) if path in by_path]
         return Converted(root=root, modules=tuple(finished.values()), report=Report(layers=tuple(ordered)))
 

@@ -82,6 +82,20 @@ class WrapperRegistry:
                 return entry.wrapper
         return None
 
+    def serving(self, kind: type[nn.Module], variant: str) -> type[QuantModuleBase] | None:
+        """Return the wrapper of the nearest base that has one, `variant` before the default one."""
+        for base in kind.__mro__:
+            for name in (variant, DEFAULT_VARIANT):
+                entry = self._entries.get((dotted_path(base), name))
+                if entry is not None:
+                    return entry.wrapper
+        return None
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The names of all variants."""
+        return tuple(sorted({DEFAULT_VARIANT, *(variant for _, variant in self._entries)}))
+
     @property
     def entries(self) -> tuple[WrapperEntry, ...]:
         """Every entry."""

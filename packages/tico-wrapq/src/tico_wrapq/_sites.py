@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import attrs
 from torch import nn
+from torch.nn.utils import parametrize
 
 from tico_quantizers import QuantizedModule, RestorableModule, child_path, children, named_modules
 from tico_wrapq._point import PointDeclaration, QuantPoint
@@ -47,16 +48,15 @@ class Site:
         return isinstance(self.module, RestorableModule)
 
 
-def sites(model: nn.Module, registry: WrapperRegistry) -> Iterator[Site]:
+def sites(model: nn.Module, registry: WrapperRegistry, variant: str) -> Iterator[Site]:
     """Yield the modules that are looked at: not the parts of those that are taken as a whole."""
     skipped: set[str] = set()
     for path, module in named_modules(model):
         if path in skipped:
             parts = set(children(module))
         else:
-            site = _site(path, module, registry)
-            yield site
-            parts = set(children(module)) if site.refusal else inner(module)
+            yield _site(path, module, registry, variant)
+            parts = inner(module)
         skipped |= {child_path(path, name) for name in parts}
 
 
@@ -66,14 +66,15 @@ def inner(module: nn.Module) -> set[str]:
     if isinstance(module, QuantModuleBase):
         points = {name for name in names if isinstance(children(module)[name], QuantPoint)}
         return points if module.kept is None else names
-    return names if isinstance(module, (RestorableModule, *_WHOLES)) else set()
+    whole = isinstance(module, (RestorableModule, *_WHOLES)) or parametrize.is_parametrized(module)
+    return names if whole else set()
 
 
-def _site(path: str, module: nn.Module, registry: WrapperRegistry) -> Site:
+def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str) -> Site:
     kept = module.kept if isinstance(module, QuantModuleBase) else None
     adopted = module if kept is None else children(module)[kept]
     taken_apart = isinstance(module, QuantModuleBase) and kept is None
-    wrapper = type(module) if taken_apart else registry.lookup(type(adopted))
+    wrapper = type(module) if taken_apart else registry.serving(type(adopted), variant)
     if wrapper is not None and issubclass(wrapper, QuantModuleBase):
         refusal = wrapper.refusal(adopted)
         if refusal is None:

@@ -18,12 +18,15 @@ from tico_config import (
     TicoError,
     UnsupportedError,
     unmatched_problems,
+    winning_rule,
 )
 from tico_quantizers import Edit, LayerReport, QuantizedModule, child_path, parameter
 from tico_wrapq._point import spec_problem
 from tico_wrapq._quant_module_base import QuantModuleBase
 from tico_wrapq._registry import WrapperRegistry
 from tico_wrapq._sites import Site, sites
+
+_ASKED = "the config leaves it float"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -44,7 +47,8 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
         ConfigError: an override matches nothing, or two contradict each other.
         NumericsError: a weight holds NaN or infinity.
     """
-    found = list(sites(model, registry))
+    _require_variant(registry, config)
+    found = [_unless_float(site, config) for site in sites(model, registry, config.variant)]
     _require_supported(found, config)
     specs = _specs(found, config)
     _require_finite_weights(found)
@@ -66,12 +70,29 @@ def _is_reported(site: Site) -> bool:
 
 
 def _left(site: Site) -> LayerReport:
-    reason = site.reason or site.refusal or "the config leaves it float"
+    reason = site.reason or site.refusal or _ASKED
     return LayerReport(path=site.path, module=type(site.module).__name__, algorithm="ptq", reason=reason)
 
 
 def _point_paths(site: Site) -> Iterator[str]:
     return (child_path(site.path, declaration.name) for declaration in site.points)
+
+
+def _require_variant(registry: WrapperRegistry, config: PTQConfig) -> None:
+    if config.variant not in registry.variants:
+        names = ", ".join(map(repr, registry.variants))
+        raise ConfigError(Problem(field="variant", value=config.variant, expected=f"one of {names}"))
+
+
+def _unless_float(site: Site, config: PTQConfig) -> Site:
+    """Return `site`, without its refusal where an override says that the module is to stay float."""
+    if not site.refusal:
+        return site
+    rule = winning_rule(config.overrides, (site.path,))
+    change = None if rule is None else config.overrides[rule.pattern]
+    if not isinstance(change, QuantSpec) or change.is_quantized:
+        return site
+    return attrs.evolve(site, refusal="", reason=_ASKED)
 
 
 def _require_supported(found: list[Site], config: PTQConfig) -> None:
@@ -86,7 +107,8 @@ def _unsupported(site: Site) -> Problem:
         module=site.path or kind,
         value=Found(f"{kind}: {site.refusal}"),
         expected="a module with a wrapper",
-        remedy="register a wrapper for it, or set strict_wrap=False to leave it float and have it reported",
+        remedy=f"register a wrapper for it, leave it float by overrides={{{site.path!r}: no_quant()}}, "
+        "or set strict_wrap=False to leave all such modules float and have them reported",
     )
 
 
@@ -114,7 +136,7 @@ def _specs(found: list[Site], config: PTQConfig) -> dict[str, QuantSpec]:
 
 
 def _match_problems(found: list[Site], specs: dict[str, QuantSpec], config: PTQConfig) -> list[Problem]:
-    paths = [site.path for site in found if site.wrapper is not None]
+    paths = [site.path for site in found if site.wrapper is not None or site.reason == _ASKED]
     problems = unmatched_problems(config.overrides, [*paths, *specs])
     if not any(spec.is_quantized for spec in specs.values()):
         expected = "a model with at least one module to quantize"
