@@ -132,7 +132,7 @@ def run(settings: Settings) -> None:
         print(Row("float", "32", perplexity(source.model, heldout), size, 0.0))
         for name, steps, bits in WAYS:
             done[steps] = result = _applied(done[steps[:-1]], steps[-1], calibration, settings)
-            size = save_quantized(result.model, scratch).stat().st_size
+            size = _saved_bytes(result.model, Path(scratch))
             label = bits.format(bits=settings.bits)
             print(Row(name, label, perplexity(result.model, heldout), size, result.seconds))
         restored = load_quantized(scratch)
@@ -140,6 +140,12 @@ def run(settings: Settings) -> None:
     print(f"\nreloaded from disk: outputs {'bit-identical' if same else 'DIFFERENT'}")
     if not same:
         raise SystemExit(1)
+
+
+def _saved_bytes(model: nn.Module, folder: Path) -> int:
+    """Save `model`; return the bytes of the manifest and of the files with the tensors."""
+    files = [save_quantized(model, folder), *folder.glob("quantized-*.safetensors")]
+    return sum(path.stat().st_size for path in files)
 
 
 def _applied(before: Result, step: Method, calibration: Tensor, settings: Settings) -> Result:

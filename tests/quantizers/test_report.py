@@ -9,7 +9,7 @@ from torch import nn
 
 from model_state import refused
 from tico_config import ArtifactError, DType
-from tico_quantizers import LayerReport, QuantizedLinear, Report, remember, report, stand_in
+from tico_quantizers import LayerReport, QuantizedLinear, Report, Run, remember, report, stand_in
 
 
 def line(path: str, algorithm: str, reason: str = "") -> LayerReport:
@@ -28,8 +28,8 @@ def model_of_runs() -> tuple[nn.Sequential, Report, Report]:
     old = Report(layers=(line("1.0", "gptq"),))
     new = Report(layers=(line("0", "ptq"), line("1.0", "ptq"), line("1.1", "ptq", reason="no weight")))
     both = model.get_submodule("1.0")
-    remember([both], old)
-    remember([model[0], both], new)
+    remember([both], Run(report=old))
+    remember([model[0], both], Run(report=new))
     return model, old, new
 
 
@@ -42,7 +42,7 @@ def test_the_newest_run_speaks_for_a_module() -> None:
 def test_lines_stand_in_the_order_of_the_model() -> None:
     """Whatever the order of the run was."""
     model, _, new = model_of_runs()
-    remember([model[0]], Report(layers=tuple(reversed(new.layers))))
+    remember([model[0]], Run(report=Report(layers=tuple(reversed(new.layers)))))
     assert [one.path for one in report(model).layers] == ["0", "1.0", "1.1"]
 
 

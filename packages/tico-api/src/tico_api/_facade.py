@@ -33,7 +33,6 @@ from tico_quantizers import (
     Registry,
     installed_entries,
     quantizer_entry,
-    remember,
 )
 from tico_wrapq import PTQQuantizer
 
@@ -121,10 +120,9 @@ def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: b
         )
     work = model if inplace else detached_copy(model)
     with unchanged_process(), Edit() as edit:
-        converted = state_of(work).convert(work, edit)
+        root = state_of(work).convert(work, edit)
         edit.on_commit(lambda: vars(work).pop(STATE))
-        edit.on_commit(lambda: remember(converted.modules, converted.report))
-    return converted.root
+    return root
 
 
 def _registry(config: BaseConfig) -> Registry:

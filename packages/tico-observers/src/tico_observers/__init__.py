@@ -29,8 +29,9 @@ from tico_observers._packing import pack, packed_width, unpack
 from tico_observers._range import Extremes, RangeStatistic
 from tico_observers._range_observers import EMAObserver, MinMaxObserver
 from tico_observers._range_search import least_divergence_range, least_error_range, percentile_range
+from tico_observers._replaced_file import locked_folder, replaced_file
 from tico_observers._round_to_grid import round_to_grid
-from tico_observers._sealed_file import SealedFile, read_sealed, write_sealed
+from tico_observers._sealed_file import SealedFile, read_sealed, seal, tensor_digest, write_sealed
 from tico_observers._statistic import Statistic
 from tico_observers._statistics_file import load_statistics, save_statistics
 from tico_observers._tensor_checks import OnNonfinite, require_finite, require_float_tensor
@@ -65,6 +66,7 @@ __all__ = [
     "least_divergence_range",
     "least_error_range",
     "load_statistics",
+    "locked_folder",
     "observer_for",
     "pack",
     "packed_width",
@@ -73,12 +75,15 @@ __all__ = [
     "percentile_range",
     "quantize",
     "read_sealed",
+    "replaced_file",
     "require_finite",
     "require_fit",
     "require_float_tensor",
     "round_to_grid",
     "save_statistics",
+    "seal",
     "statistic_shape",
+    "tensor_digest",
     "unpack",
     "write_sealed",
 ]

@@ -34,6 +34,26 @@ def replaced_file(target: Path) -> Iterator[BinaryIO]:
         raise
 
 
+@contextmanager
+def locked_folder(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Keep other processes that lock `folder` waiting; `shared` locks keep out those that are not.
+
+    Where folders cannot be locked (Windows, some network file systems) nothing is kept waiting.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _locked_file(target: Path) -> tuple[Path, BinaryIO]:
     """Return a new file beside `target`, locked as long as its writer lives."""
     while True:

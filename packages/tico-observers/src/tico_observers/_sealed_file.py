@@ -45,20 +45,6 @@ _NAME = "a printable name in NFC, without slashes, two dots in a row or two unde
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-@attrs.frozen(kw_only=True)
-class SealedFile:
-    """What a sealed file holds: `about` is canonical JSON text, `tensors` are by name.
-
-    >>> SealedFile(about="{}", tensors={"a": torch.zeros(2)}).tensors["a"].shape
-    torch.Size([2])
-    """
-
-    __hash__ = None  # type: ignore[assignment]
-
-    about: str
-    tensors: Mapping[str, Tensor] = attrs.field(eq=False)
-
-
 @attrs.frozen
 class _Entry:
     name: str
@@ -71,14 +57,62 @@ class _Entry:
         return math.prod(self.shape) * _DTYPES[self.dtype].itemsize
 
 
+@attrs.frozen(kw_only=True)
+class SealedFile:
+    """What a sealed file holds, or is going to: `about` is JSON text, `tensors` are by name.
+
+    Two are equal if their seals are, the SHA-256 of all that they hold.
+
+    >>> sealed = seal("{}", {"a": torch.zeros(2)})
+    >>> sealed.tensors["a"].shape, len(sealed.seal), sealed == seal("{}", {"a": torch.ones(2)})
+    (torch.Size([2]), 64, False)
+    """
+
+    about: str = attrs.field(eq=False)
+    tensors: Mapping[str, Tensor] = attrs.field(eq=False)
+    seal: str
+    _header: bytes = attrs.field(eq=False, repr=False)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the whole file."""
+        return len(self._header) + sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the file to `path` under a temporary name beside it, sync it, and rename it.
+
+        Raises:
+            OSError: it cannot be written; what was at `path` before is still there.
+        """
+        with replaced_file(Path(path)) as file:
+            file.write(self._header)
+            for tensor in self.tensors.values():
+                file.write(_view(tensor))
+
+
+def seal(about: str, tensors: Mapping[str, Tensor]) -> SealedFile:
+    """Return the file that holds `tensors` and the JSON text `about`, not written yet.
+
+    The same content gives the same bytes in every process.
+
+    Raises:
+        UnsupportedError: a tensor has no data, or a dtype or name that the layout lacks.
+    """
+    contiguous = {name: _storable(name, tensor) for name, tensor in tensors.items()}
+    entries = _ordered(
+        [_Entry(n, _NAMES[t.dtype], tuple(t.shape), tensor_digest(t)) for n, t in contiguous.items()]
+    )
+    ordered = {entry.name: contiguous[entry.name] for entry in entries}
+    return SealedFile(
+        about=about, tensors=ordered, seal=_seal(about, entries), header=_header(about, entries)
+    )
+
+
 def write_sealed(path: str | os.PathLike[str], about: str, tensors: Mapping[str, Tensor]) -> None:
     """Write `tensors` and the JSON text `about` to `path`: the whole new file or none of it.
 
-    The same content gives the same bytes in every process. The file is written under a temporary name
-    beside `path`, synced, and renamed.
-
     Raises:
-        UnsupportedError: a tensor has no data on the CPU, or a dtype or name that the layout lacks.
+        UnsupportedError: a tensor has no data, or a dtype or name that the layout lacks.
         OSError: the file cannot be written; what was at `path` before is still there.
 
     >>> import tempfile
@@ -87,15 +121,7 @@ def write_sealed(path: str | os.PathLike[str], about: str, tensors: Mapping[str,
     ...     read_sealed(f"{folder}/a").tensors["x"].tolist()
     [1.0]
     """
-    contiguous = {name: _storable(name, tensor) for name, tensor in tensors.items()}
-    entries = _ordered(
-        [_Entry(n, _NAMES[t.dtype], tuple(t.shape), _digest(t)) for n, t in contiguous.items()]
-    )
-    target = Path(path)
-    with replaced_file(target) as file:
-        file.write(_header(about, entries))
-        for entry in entries:
-            file.write(_view(contiguous[entry.name]))
+    seal(about, tensors).write(path)
 
 
 def read_sealed(path: str | os.PathLike[str]) -> SealedFile:
@@ -119,14 +145,15 @@ def read_sealed(path: str | os.PathLike[str]) -> SealedFile:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
             raise _refused(target, f"{size} bytes, {length} of them header", "a whole sealed file")
-        header = file.read(length)
-        about, entries = _parsed_header(target, header)
-        if _header(about, entries) != size_prefix(length) + header:
+        header = size_prefix(length) + file.read(length)
+        about, entries = _parsed_header(target, header[8:])
+        if _header(about, entries) != header:
             raise _refused(target, "another one", "the header that its own list of tensors gives")
         if size != 8 + length + sum(entry.bytes for entry in entries):
             raise _refused(target, f"{size} bytes", "the size that its header gives")
         body = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return SealedFile(about=about, tensors=_mapped(target, body, 8 + length, entries))
+    tensors = _mapped(target, body, 8 + length, entries)
+    return SealedFile(about=about, tensors=tensors, seal=_seal(about, entries), header=header)
 
 
 def size_prefix(length: int) -> bytes:
@@ -161,8 +188,14 @@ def _view(tensor: Tensor) -> memoryview:
     return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())) if size else memoryview(b"")
 
 
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(_view(tensor)).hexdigest()
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the SHA-256 of the elements of a dense tensor, in order, as 64 hexadecimal digits.
+
+    >>> tensor_digest(torch.zeros(2, 2)) == tensor_digest(torch.zeros(4))
+    True
+    """
+    dense = tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
+    return hashlib.sha256(_view(dense)).hexdigest()
 
 
 def _ordered(entries: list[_Entry]) -> list[_Entry]:
@@ -174,11 +207,18 @@ def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _header(about: str, entries: list[_Entry]) -> bytes:
+def _listing(about: str, entries: list[_Entry]) -> dict[str, object]:
     listing = {entry.name: [entry.dtype, list(entry.shape), entry.digest] for entry in entries}
-    sealed = {"about": about, "schema": SCHEMA_VERSION, "tensors": listing}
-    seal = hashlib.sha256(_canonical(sealed).encode()).hexdigest()
-    header: dict[str, object] = {"__metadata__": {_METADATA_KEY: _canonical(sealed | {"seal": seal})}}
+    return {"about": about, "schema": SCHEMA_VERSION, "tensors": listing}
+
+
+def _seal(about: str, entries: list[_Entry]) -> str:
+    return hashlib.sha256(_canonical(_listing(about, entries)).encode()).hexdigest()
+
+
+def _header(about: str, entries: list[_Entry]) -> bytes:
+    sealed = _listing(about, entries) | {"seal": _seal(about, entries)}
+    header: dict[str, object] = {"__metadata__": {_METADATA_KEY: _canonical(sealed)}}
     offset = 0
     for entry in entries:
         span = [offset, offset + entry.bytes]

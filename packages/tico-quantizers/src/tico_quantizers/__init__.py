@@ -4,7 +4,9 @@ from tico_quantizers._activation_grid import ActivationGrid
 from tico_quantizers._artifact import load_quantized, save_quantized
 from tico_quantizers._blocks import find_blocks
 from tico_quantizers._exact_module import ExactModule
+from tico_quantizers._fingerprint import model_fingerprint
 from tico_quantizers._forward_watch import Calibration, Recorder, require_watched
+from tico_quantizers._history import remember, report, runs_of
 from tico_quantizers._layout import Layout, below, tensor_of
 from tico_quantizers._module_tree import (
     Edit,
@@ -40,8 +42,9 @@ from tico_quantizers._quantizer import (
     installed_entries,
     quantizer_entry,
 )
-from tico_quantizers._report import LayerReport, Report, remember, report, runs_of
+from tico_quantizers._report import LayerReport, Report
 from tico_quantizers._restorable import RestorableModule
+from tico_quantizers._run import Run
 from tico_quantizers._stand_in import stand_in
 from tico_quantizers._weight_view import tied_paths
 from tico_quantizers.gptq import GPTQQuantizer, quantize_weight
@@ -90,12 +93,14 @@ __all__ = [
     "Registry",
     "Report",
     "RestorableModule",
+    "Run",
     "below",
     "child_path",
     "children",
     "find_blocks",
     "installed_entries",
     "load_quantized",
+    "model_fingerprint",
     "named_modules",
     "parameter",
     "quantize_weight",

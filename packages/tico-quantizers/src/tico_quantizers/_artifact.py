@@ -1,13 +1,12 @@
-"""Quantized models on disk: one sealed file, and what transformers needs beside it.
+"""Quantized models on disk: a manifest, the sealed files with the tensors, and what other tools need beside.
 
-The sealed file holds every tensor of the model under its name, and as text the layout of every integer
-module, the runs that made them, and the config of a transformers model. Loading puts the integer modules
+The manifest says everything but the tensors: the layout of every integer module, the conversions that made
+them, the config of a transformers model, and which files hold the tensors. Loading puts the integer modules
 into a float skeleton of the model, which needs no weights.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -16,28 +15,46 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tico_config import ArtifactError, Found, Problem, UnsupportedError
-from tico_observers import read_sealed, write_sealed
+from tico_config import ConfigError, Found, Problem, UnsupportedError
+from tico_observers import locked_folder
+from tico_quantizers._fingerprint import all_tensors
+from tico_quantizers._history import report, runs_of
 from tico_quantizers._layout import Layout
+from tico_quantizers._manifest import Manifest, read_manifest
+from tico_quantizers._model_card import write_model_card
 from tico_quantizers._module_tree import Edit
-from tico_quantizers._report import Report, runs_of
 from tico_quantizers._restorable import RestorableModule
-from tico_quantizers._restoring import Restoring, all_tensors, restorable
-from tico_quantizers._transformers_model import described, skeleton, write_config
+from tico_quantizers._restoring import Restoring, restorable
+from tico_quantizers._run import Run
+from tico_quantizers._shards import read_shards, remove_others, write_shards
+from tico_quantizers._transformers_model import Tokenizer, described, skeleton, write_beside
 
-FILE_NAME = "quantized.safetensors"
 ENTRY_POINT_GROUP = "tico.modules"
 
 
-def save_quantized(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
-    """Write a converted model to `directory`, made if it is missing; return the path of its file.
+def save_quantized(
+    model: nn.Module,
+    directory: str | os.PathLike[str],
+    *,
+    tokenizer: Tokenizer | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> Path:
+    """Write a converted model to `directory`, made if it is missing; return the path of the manifest.
 
-    The config of a transformers model is in the file, and beside it for other tools, so that
-    `load_quantized` needs the folder only. The file is complete or not there: a crash leaves what was there
-    before.
+    The manifest is written last and names the files that hold the tensors: a crash leaves the model that was
+    there before, or the new one. Beside them stand a model card and, for a transformers model, its configs
+    and its tokenizer, for other tools; these are replaced one by one.
+
+    Args:
+        model: has integer modules.
+        directory: may hold an earlier model, which is replaced, and anything else, which is left alone.
+        tokenizer: has ``save_pretrained``; by default the tokenizer in the folder that the model was loaded
+            from, if it was one.
+        shard_bytes: bytes of tensors in one file, unless a single tensor is larger.
 
     Raises:
         UnsupportedError: the model holds no integer module, or a tensor has no data.
+        ConfigError: `shard_bytes` is no positive integer.
         OSError: the folder cannot be written.
     """
     modules = dict(restorable(model))
@@ -46,19 +63,26 @@ def save_quantized(model: nn.Module, directory: str | os.PathLike[str]) -> Path:
         expected = "a model with integer modules"
         found = Found("one without")
         raise UnsupportedError(Problem(field="model", value=found, expected=expected, remedy=remedy))
+    if type(shard_bytes) is not int or shard_bytes < 1:
+        expected = "an integer of at least 1"
+        raise ConfigError(Problem(field="shard_bytes", value=shard_bytes, expected=expected))
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     tensors, aliases = _named_tensors(model)
     runs = _all_runs(modules)
-    about = {
-        "aliases": aliases,
-        "modules": {path: _entry(module, runs) for path, module in modules.items()},
-        "runs": [json.loads(run.to_json()) for run in runs],
-        "transformers": described(model),
-    }
-    write_sealed(folder / FILE_NAME, json.dumps(about, sort_keys=True, separators=(",", ":")), tensors)
-    write_config(model, folder)
-    return folder / FILE_NAME
+    with locked_folder(folder):
+        manifest = Manifest(
+            aliases=aliases,
+            modules={path: _entry(module, runs) for path, module in modules.items()},
+            runs=tuple(runs),
+            transformers=described(model),
+            shards=write_shards(folder, tensors, shard_bytes),
+        )
+        write_beside(model, tokenizer, folder)
+        write_model_card(folder, type(model).__name__, manifest, report(model))
+        written = manifest.write(folder)
+        remove_others(folder, manifest.shards)
+    return written
 
 
 def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
@@ -66,39 +90,41 @@ def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = 
 
     `model` is a float model of the same architecture; its weights are not used, and it becomes the result
     (its replacement does where the root itself is an integer module). Without it the model must be one that
-    transformers makes for causal language modeling. The tensors are mapped from the file.
+    transformers makes for causal language modeling. The tensors are mapped from the files, so that they
+    take no memory but that of the files.
 
     Raises:
-        ArtifactError: the file is damaged, foreign, or does not fit `model`, which is then unchanged.
+        ArtifactError: a file is missing, damaged or foreign, or does not fit `model`, which is then
+            unchanged.
         MissingExtraError: `model` is left out and transformers is not installed.
-        OSError: the file cannot be read.
+        OSError: a file cannot be read.
     """
-    where = Path(directory) / FILE_NAME
-    sealed = read_sealed(where)
-    about = Layout(str(where), _json_object(where, sealed.about))
+    folder = Path(directory)
+    with locked_folder(folder, shared=True):
+        manifest, about = read_manifest(folder)
+        tensors = read_shards(folder, manifest.shards)
     kinds = _installed_kinds()
-    runs = _runs(about)
     with Edit() as edit:
         restoring = Restoring(
             root=skeleton(about) if model is None else model,
-            where=str(where),
-            tensors=dict(sealed.tensors) | _aliased(about.child("aliases"), sealed.tensors),
+            where=about.where,
+            tensors=tensors | _aliased(about.child("aliases"), tensors),
             edit=edit,
         )
-        restoring.put_modules(about.child("modules"), kinds, runs)
+        restoring.put_modules(about.child("modules"), kinds, manifest.runs)
         restoring.fill()
         restoring.tie_weights()
     return restoring.root.eval()
 
 
-def _all_runs(modules: Mapping[str, nn.Module]) -> list[Report]:
-    unique: dict[int, Report] = {}
+def _all_runs(modules: Mapping[str, nn.Module]) -> list[Run]:
+    unique: dict[int, Run] = {}
     for module in modules.values():
         unique |= {id(run): run for run in runs_of(module)}
     return list(unique.values())
 
 
-def _entry(module: RestorableModule, runs: list[Report]) -> dict[str, object]:
+def _entry(module: RestorableModule, runs: list[Run]) -> dict[str, object]:
     numbers = {id(run): number for number, run in enumerate(runs)}
     return {
         "kind": module.kind,
@@ -120,22 +146,6 @@ def _named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
             first[key] = name
             tensors[name] = tensor
     return tensors, aliases
-
-
-def _json_object(where: Path, text: str) -> Mapping[str, object]:
-    try:
-        value: object = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict) or value.keys() != {"aliases", "modules", "runs", "transformers"}:
-        problem = Problem(
-            module=str(where),
-            field="file",
-            value=Found("another sealed file"),
-            expected="a quantized model",
-        )
-        raise ArtifactError(problem)
-    return value
 
 
 def _aliased(aliases: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -165,10 +175,3 @@ def _installed_kinds() -> dict[str, type[RestorableModule]]:
                     Problem(field=f"entry point {point.name}", value=found, expected=expected)
                 )
     return kinds
-
-
-def _runs(about: Layout) -> tuple[Report, ...]:
-    runs = about.values["runs"]
-    if not isinstance(runs, list):
-        raise about.refused("runs", "a list of reports")
-    return tuple(Report.from_json(json.dumps(run)) for run in runs)

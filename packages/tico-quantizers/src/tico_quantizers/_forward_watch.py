@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import attrs
 from torch import nn
@@ -11,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import CalibrationError, Found, Problem
+from tico_quantizers._fingerprint import DataFingerprint
 from tico_quantizers._module_tree import Edit, named_modules
 
 
@@ -30,10 +32,14 @@ class Recorder(ABC):
 
 
 class Calibration(Recorder):
-    """What an algorithm learns from the data, by its `recorders`; `handles` are the hooks it has set."""
+    """What an algorithm learns from the data, by its `recorders`; `handles` are the hooks it has set.
+
+    `data` is the fingerprint of the calls that were counted.
+    """
 
     def __init__(self, *recorders: Recorder) -> None:
         self.recorders = recorders
+        self.data = DataFingerprint()
         self.handles: list[RemovableHandle] = []
         self.watching = True
         self.in_forward = False
@@ -42,6 +48,7 @@ class Calibration(Recorder):
         """Forget what a forward pass that did not end has left."""
         for recorder in self.recorders:
             recorder.drop_unfinished()
+        self.data.drop_unfinished()
 
     def accept(self) -> None:
         """Count what the forward pass that has just ended has shown: with every recorder or with none."""
@@ -53,6 +60,7 @@ class Calibration(Recorder):
             raise
         for recorder in self.recorders:
             recorder.accept()
+        self.data.accept()
 
     def accept_unless_in_forward(self) -> None:
         """Count at once what a part of the model that was called by itself has shown."""
@@ -69,10 +77,11 @@ class Calibration(Recorder):
 class _Begin:
     calibration: Calibration
 
-    def __call__(self, root: nn.Module, args: object) -> None:
+    def __call__(self, root: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         if self.calibration.watching:
             require_evaluation_mode(root)
             self.calibration.drop_unfinished()
+            self.calibration.data.note(args, kwargs)
             self.calibration.in_forward = True
 
 
@@ -89,7 +98,7 @@ class _End:
 def watch_forward(root: nn.Module, calibration: Calibration) -> tuple[RemovableHandle, ...]:
     """Tell `calibration` where each forward pass of `root` begins and ends; return the hooks."""
     return (
-        root.register_forward_pre_hook(_Begin(calibration)),
+        root.register_forward_pre_hook(_Begin(calibration), with_kwargs=True),
         root.register_forward_hook(_End(calibration)),
     )
 

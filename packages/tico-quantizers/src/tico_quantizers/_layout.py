@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 from torch import Tensor
@@ -21,6 +21,16 @@ class Layout:
         """Return the error for the value `name`."""
         value = self.values.get(name)
         return ArtifactError(Problem(module=self.where, field=name, value=value, expected=expected))
+
+    def require_keys(self, names: Iterable[str]) -> None:
+        """Refuse an object that has other keys.
+
+        Raises:
+            ArtifactError: naming the first that is missing or left over.
+        """
+        wanted = set(names)
+        for name in sorted(self.values.keys() ^ wanted):
+            raise self.refused(name, f"exactly the keys {', '.join(sorted(wanted))}")
 
     def integer(self, name: str) -> int:
         """Return a non-negative integer."""
@@ -64,6 +74,20 @@ class Layout:
     def optional_child(self, name: str) -> Layout | None:
         """Return the object at `name`, or None."""
         return None if self.values.get(name, 0) is None else self.child(name)
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """Return a list of strings."""
+        value = self.values.get(name)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.refused(name, "a list of strings")
+        return tuple(value)
+
+    def objects(self, name: str) -> tuple[Layout, ...]:
+        """Return a list of objects."""
+        value = self.values.get(name)
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise self.refused(name, "a list of objects")
+        return tuple(Layout(f"{self.where}.{name}[{index}]", item) for index, item in enumerate(value))
 
     def children(self) -> Iterator[tuple[str, Layout]]:
         """Yield every name with its object."""

@@ -228,7 +228,8 @@ class PackedWeight(ExactModule):
             problems = [*weight._problems()]
             if problems:
                 raise ArtifactError(*problems)
-            _require_codes(weight.integer_codes(), dtype)
+            if dtype.bits > 8:  # up to 8 bits, every byte holds codes in range
+                _require_codes(weight.integer_codes(), dtype)
             AffineParams(scale=weight.scale, zero_point=weight.zero_point, dtype=dtype)
         except TicoError as error:
             first, *others = (attrs.evolve(problem, module=layout.where) for problem in error.problems)

@@ -11,10 +11,13 @@ import attrs
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tico_config import BaseConfig, ConfigError, Found, Problem, UnsupportedError
+from tico_config import BaseConfig, ConfigError, Found, Problem, UnsupportedError, to_json
+from tico_quantizers._fingerprint import model_fingerprint
 from tico_quantizers._forward_watch import Calibration, watch_forward
+from tico_quantizers._history import remember
 from tico_quantizers._module_tree import Edit
 from tico_quantizers._report import Report
+from tico_quantizers._run import Run, library_versions
 
 C = TypeVar("C", bound=BaseConfig)
 K = TypeVar("K", bound=Calibration)
@@ -27,6 +30,14 @@ class Example:
 
     args: tuple[object, ...] = ()
     kwargs: Mapping[str, object] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Origin:
+    """What a preparation started from: the config as JSON, and the fingerprint of the model."""
+
+    config: str
+    model: str
 
 
 @attrs.frozen(kw_only=True)
@@ -61,8 +72,9 @@ class BaseQuantizer(ABC, Generic[C, K]):
         self, model: nn.Module, example: Example | None, edit: Edit
     ) -> tuple[nn.Module, Prepared[C, K]]:
         """Prepare and return the root with everything that `convert` will need."""
+        origin = Origin(config=to_json(self.config), model=model_fingerprint(model))
         root, calibration = self.prepare(model, example, edit)
-        prepared = Prepared(self, calibration, watch_forward(root, calibration))
+        prepared = Prepared(self, calibration, watch_forward(root, calibration), origin)
         edit.on_undo(prepared.stop_watching)
         return root, prepared
 
@@ -71,10 +83,15 @@ class Prepared(Generic[C, K]):
     """A quantizer in the middle of its work on one model."""
 
     def __init__(
-        self, quantizer: BaseQuantizer[C, K], calibration: K, handles: tuple[RemovableHandle, ...]
+        self,
+        quantizer: BaseQuantizer[C, K],
+        calibration: K,
+        handles: tuple[RemovableHandle, ...],
+        origin: Origin,
     ) -> None:
         self._quantizer = quantizer
         self._handles = handles
+        self._origin = origin
         self.calibration = calibration
 
     @property
@@ -82,11 +99,22 @@ class Prepared(Generic[C, K]):
         """The config that the model was prepared with."""
         return self._quantizer.config
 
-    def convert(self, model: nn.Module, edit: Edit) -> Converted:
-        """Finish the work; the hooks go once everything else has succeeded."""
+    def convert(self, model: nn.Module, edit: Edit) -> nn.Module:
+        """Finish the work and return the root; hooks go and modules learn of it once all has succeeded."""
         edit.on_commit(self.stop_watching)
         self.calibration.pause(edit)
-        return self._quantizer.convert(model, self.calibration, edit)
+        converted = self._quantizer.convert(model, self.calibration, edit)
+        data = self.calibration.data
+        run = Run(
+            report=converted.report,
+            config=self._origin.config,
+            model=self._origin.model,
+            data=data.text,
+            calls=data.calls,
+            versions=library_versions(),
+        )
+        edit.on_commit(lambda: remember(converted.modules, run))
+        return converted.root
 
     def stop_watching(self) -> None:
         """Remove every hook that `prepare` left."""
@@ -105,8 +133,8 @@ class AnyPrepared(Protocol):
     def calibration(self) -> Calibration:
         """What was seen so far."""
 
-    def convert(self, model: nn.Module, edit: Edit) -> Converted:
-        """Finish the work."""
+    def convert(self, model: nn.Module, edit: Edit) -> nn.Module:
+        """Finish the work and return the root."""
 
 
 class AnyQuantizer(Protocol):

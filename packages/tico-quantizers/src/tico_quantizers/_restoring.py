@@ -8,12 +8,14 @@ import attrs
 from torch import Tensor, nn
 
 from tico_config import ArtifactError, Found, Problem
+from tico_quantizers._fingerprint import all_tensors
+from tico_quantizers._history import remember
 from tico_quantizers._layout import Layout, below
 from tico_quantizers._module_tree import Edit, child_path, children, named_modules
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._quantized_module import QuantizedModule
-from tico_quantizers._report import Report, remember
 from tico_quantizers._restorable import RestorableModule
+from tico_quantizers._run import Run
 
 
 def restorable(model: nn.Module) -> Iterator[tuple[str, RestorableModule]]:
@@ -23,16 +25,6 @@ def restorable(model: nn.Module) -> Iterator[tuple[str, RestorableModule]]:
         for path, module in named_modules(model, every_path=True)
         if isinstance(module, RestorableModule)
     )
-
-
-def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter and buffer, also the buffers that a state dict leaves out."""
-    for path, module in named_modules(model, every_path=True):
-        parameters: dict[str, nn.Parameter | None] = module._parameters
-        buffers: dict[str, Tensor | None] = module._buffers
-        for name, tensor in (*parameters.items(), *buffers.items()):
-            if tensor is not None:
-                yield child_path(path, name), tensor
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -45,7 +37,7 @@ class Restoring:
     edit: Edit
 
     def put_modules(
-        self, entries: Layout, kinds: Mapping[str, type[RestorableModule]], runs: tuple[Report, ...]
+        self, entries: Layout, kinds: Mapping[str, type[RestorableModule]], runs: tuple[Run, ...]
     ) -> None:
         """Put the modules that `entries` describe, outer ones first, in the place of float ones.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from tico_quantizers._report import remember, runs_of
+from tico_quantizers._history import remember, runs_of
 
 _HOOKS = (
     "_forward_hooks",
