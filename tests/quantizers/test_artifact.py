@@ -19,8 +19,11 @@ from tico_config import ArtifactError, DType, UnsupportedError
 from tico_quantizers import (
     QuantizedConv2d,
     QuantizedLinear,
+    Run,
     load_quantized,
+    model_fingerprint,
     report,
+    runs_of,
     save_quantized,
 )
 from tiny_models import TOKENS, Net, images, logits, net, tiny_llama
@@ -250,3 +253,50 @@ def test_models_in_other_formats_come_back(dtype: torch.dtype, tmp_path: Path) -
 def _logits(model: nn.Module) -> Tensor:
     with torch.no_grad():
         return logits(model, TOKENS)
+
+
+class _Words:
+    """A tokenizer that writes one file."""
+
+    def save_pretrained(self, save_directory: str) -> None:
+        """Write it."""
+        (Path(save_directory) / "tokenizer.json").write_text("words")
+
+
+def test_a_tokenizer_is_written_beside(tmp_path: Path) -> None:
+    """The one that is passed, or else the one in the folder that the model was loaded from."""
+    origin, first, second = (tmp_path / name for name in ("origin", "first", "second"))
+    origin.mkdir()
+    (origin / "tokenizer.json").write_text("of the origin")
+    model = converted_llama(GPTQ)
+    model.name_or_path = str(origin)  # type: ignore[assignment]
+    save_quantized(model, first)
+    save_quantized(model, second, tokenizer=_Words())
+    assert (first / "tokenizer.json").read_text() == "of the origin"
+    assert (second / "tokenizer.json").read_text() == "words"
+
+
+def test_how_the_model_generates_comes_back(tmp_path: Path) -> None:
+    """The generation config is a part of the model that transformers keeps in a file of its own."""
+    model = converted_llama(GPTQ)
+    model.generation_config.max_new_tokens = 3  # type: ignore[union-attr]
+    save_quantized(model, tmp_path)
+    loaded = load_quantized(tmp_path)
+    generate: Callable[[Tensor], Tensor] = loaded.generate  # type: ignore[assignment]
+    assert generate(TOKENS[:1]).shape[1] == TOKENS.shape[1] + 3
+    assert (tmp_path / "generation_config.json").exists()
+
+
+def test_data_and_model_are_known_by_their_fingerprints() -> None:
+    """Whatever the order of the calls; another value gives another one."""
+
+    def run_on(*batches: Tensor) -> Run:
+        model = prepare(net(), GPTQ)
+        for batch in batches:
+            model(batch)
+        return runs_of(convert(model).get_submodule("conv"))[0]
+
+    one, other = images(1), images(2)
+    assert run_on(one, other).data == run_on(other, one).data != run_on(one).data
+    assert run_on(one).model == model_fingerprint(net()) != model_fingerprint(Net())
+    assert run_on(one, other).calls == 2

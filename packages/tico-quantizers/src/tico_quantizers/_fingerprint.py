@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tico_observers import tensor_digest
 from tico_quantizers._module_tree import child_path, named_modules
@@ -98,5 +99,7 @@ def _tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
 
 def _described(tensor: Tensor) -> str:
     """Return format, shape and digest; a tensor without plain data of its own has no digest."""
+    if is_lazy(tensor):
+        return "not initialized"
     plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_meta
     return f"{tensor.dtype} {tuple(tensor.shape)} {tensor_digest(tensor) if plain else tensor.layout}"
