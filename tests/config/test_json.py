@@ -13,8 +13,17 @@ import pytest
 from tico_config import ConfigError, DType, GPTQConfig, PTQConfig, affine, from_json, to_json
 
 GOLDEN: Final = (
-    '{"config":{"act_order":false,"bits":4,"damping":0.01,"group_size":null,"kind":"GPTQConfig",'
-    '"overrides":{"items":{},"kind":"Mapping"},"show_progress":true,"symmetric":false},"schema":1}'
+    '{"config":{'
+    '"act_order":false,'
+    '"bits":4,'
+    '"damping":0.01,'
+    '"group_size":null,'
+    '"kind":"GPTQConfig",'
+    '"min_expert_tokens":32,'
+    '"overrides":{"items":{},"kind":"Mapping"},'
+    '"show_progress":true,'
+    '"symmetric":false'
+    '},"schema":1}'
 )
 
 

@@ -37,11 +37,12 @@ def paths(model: nn.Module) -> list[str]:
         pytest.param(nn.Sequential(*(nn.Linear(2, 2) for _ in range(3))), [], id="layers"),
         pytest.param(nn.Sequential(*[Block()] * 3), [], id="one block three times"),
         pytest.param(nn.Sequential(Block(2), Block(2), Block(2)), ["0", "1", "2"], id="experts"),
+        pytest.param(nn.Sequential(Block(5), Block(5)), ["0", "1"], id="more experts than layers"),
         pytest.param(net(), [], id="no blocks"),
         pytest.param(nn.Linear(2, 2), [], id="a layer"),
     ],
 )
-def test_blocks_are_the_longest_chain_of_alike_modules(model: nn.Module, expected: list[str]) -> None:
+def test_blocks_are_the_chain_that_holds_most_layers(model: nn.Module, expected: list[str]) -> None:
     """No name counts, only that modules of one type stand in a row and hold what is to be quantized."""
     assert paths(model) == expected
 

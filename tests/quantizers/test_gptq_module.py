@@ -137,26 +137,6 @@ def test_a_lone_layer_is_replaced(inplace: bool) -> None:
     assert isinstance(convert(prepared), QuantizedLinear)
 
 
-@pytest.mark.parametrize("mode", ["zeros", "reflect", "circular"])
-@pytest.mark.parametrize("settings", [{}, {"stride": 2}, {"dilation": 2}])
-def test_convolutions_read_windows(settings: dict[str, int], mode: str) -> None:
-    """Their Gram matrix is that of the patches that the kernel is multiplied by."""
-    conv = nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode, **settings).eval()  # type: ignore[arg-type]
-    x = images(1) * 2
-    found = integer_at(quantized(nn.Sequential(conv), x), "0")
-    rows = []
-    for position in range(18):
-        probe = torch.zeros(1, 18)
-        probe[0, position] = 1
-        with torch.no_grad():
-            unit = copy.deepcopy(conv)
-            unit.weight.copy_(probe.view(1, 2, 3, 3).expand(3, 2, 3, 3))
-            rows.append((unit(x) - unit.bias.view(1, 3, 1, 1))[:, 0].flatten())  # type: ignore[union-attr]
-    patches = torch.stack(rows, 1).double()
-    expected = quantize_weight(conv.weight.flatten(1), patches.T @ patches, bits=4)
-    require_same_codes(found.packed.integer_codes(), expected.codes)
-
-
 @pytest.mark.parametrize("call", ["one by one", "through the model"])
 def test_layers_that_blocks_share_see_all_their_data(call: str) -> None:
     """A layer of two blocks is quantized once, for what it reads in both."""
@@ -292,7 +272,7 @@ LEFT: dict[str, Callable[[], nn.Module]] = {
     "a forward of its own": _replaced_forward,
     "computed from other parameters": lambda: weight_norm(nn.Linear(8, 8)),
     "before data have passed": lambda: nn.LazyLinear(8),
-    "groups=2": lambda: nn.Conv1d(8, 8, 1, groups=2),
+    "its weight is torch.complex64": lambda: nn.Linear(8, 8, dtype=torch.complex64),
 }
 
 

@@ -29,7 +29,7 @@ def matrix(grams: InputGrams, path: str) -> Tensor:
     """Return the Gram matrix of what the layer at `path` has read."""
     gram = grams.gram(path)
     assert gram is not None
-    return gram.matrix()
+    return gram.parts[0].matrix()
 
 
 def test_query_key_and_value_share_one_matrix() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import attrs
 import pytest
 from torch import nn
 
@@ -87,11 +88,28 @@ def test_a_replacement_remembers_the_runs() -> None:
 def test_json_comes_back() -> None:
     """Every field, in the same order; figures are floats."""
     layer = LayerReport(
-        path="a.b", module="Linear", algorithm="gptq", reason="|\n", figures=(("loss", 0.1), ("columns", 3.0))
+        path="a.b",
+        module="Linear",
+        algorithm="gptq",
+        reason="|\n",
+        bits=4,
+        group_size=32,
+        seconds=0.5,
+        figures=(("loss", 0.1), ("columns", 3.0)),
     )
     whole = Report(layers=(layer, line("c", "ptq")))
     assert Report.from_json(whole.to_json()) == whole
     assert [row["path"] for row in json.loads(whole.to_json())] == ["a.b", "c"]
+    assert Report.from_json(whole.to_json()).layers[0].seconds == 0.5
+
+
+def test_times_do_not_count_when_reports_are_compared() -> None:
+    """The same work is the same report; without its times it is the same text, too."""
+    slow, fast = (Report(layers=(attrs.evolve(line("a", "gptq"), seconds=s),)) for s in (2.0, 1.0))
+    assert slow == fast
+    assert slow.to_json() != fast.to_json()
+    assert slow.without_times().to_json() == fast.without_times().to_json()
+    assert "2.00 s" in slow.to_markdown()
 
 
 ROW = json.loads(Report(layers=(line("a", "ptq"),)).to_json())[0]
@@ -107,9 +125,11 @@ ROW = json.loads(Report(layers=(line("a", "ptq"),)).to_json())[0]
         json.dumps([{**ROW, "more": 1}]),
         json.dumps([{**ROW, "path": None}]),
         json.dumps([{**ROW, "figures": [["loss"]]}]),
+        json.dumps([{**ROW, "bits": True}]),
+        json.dumps([{**ROW, "seconds": "1"}]),
         json.dumps([{**ROW, "figures": {"loss": 1}}]),
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_other_json_is_refused(text: str) -> None:
     """Whatever it is, by one error."""

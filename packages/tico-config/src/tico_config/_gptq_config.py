@@ -24,6 +24,8 @@ class GPTQConfig(ModuleConfig):
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
         act_order: handle the columns with the largest activations first.
         damping: share of the Hessian's mean diagonal that is added to its diagonal, above 0 and up to 1.
+        min_expert_tokens: an expert (a module of a list of which some read less than others) that reads fewer
+            tokens is rounded to nearest; 0 requires data for every one.
         show_progress: show a progress bar during `convert` where the extra `progress` is installed.
 
     Raises:
@@ -41,6 +43,7 @@ class GPTQConfig(ModuleConfig):
     symmetric: bool = False
     act_order: bool = False
     damping: float = attrs.field(default=0.01, converter=as_float)
+    min_expert_tokens: int = 32
     show_progress: bool = True
 
     def _field_problems(self) -> list[Problem | None]:
@@ -50,5 +53,6 @@ class GPTQConfig(ModuleConfig):
             boolean("symmetric", self.symmetric),
             boolean("act_order", self.act_order),
             number("damping", self.damping, 0.0, 1.0, open_low=True),
+            integer("min_expert_tokens", self.min_expert_tokens, 0),
             boolean("show_progress", self.show_progress),
         ]

@@ -79,7 +79,7 @@ def save_quantized(
             shards=write_shards(folder, tensors, shard_bytes),
         )
         write_beside(model, tokenizer, folder)
-        write_model_card(folder, type(model).__name__, manifest, report(model))
+        write_model_card(folder, type(model).__name__, manifest, report(model).without_times())
         written = manifest.write(folder)
         remove_others(folder, manifest.shards)
     return written

@@ -109,6 +109,11 @@ class BlockCalls(Recorder):
             leaves = enumerate(tensor_leaves(output)) if keep else ()
             yield {(index, leaf): tensor for leaf, tensor in leaves}
 
+    @property
+    def are_chained(self) -> bool:
+        """Whether any block was given what the one before it gave."""
+        return any(self.wanted_by_next(number) for number in range(len(self.blocks) - 1))
+
     def wanted_by_next(self, number: int) -> frozenset[tuple[int, int]]:
         """Return which outputs of block `number`, by call and leaf, the next block reads."""
         found: set[tuple[int, int]] = set()

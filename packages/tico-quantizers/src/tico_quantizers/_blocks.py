@@ -11,11 +11,12 @@ from tico_quantizers._module_tree import child_path, children, named_modules
 
 
 def find_blocks(model: nn.Module, wanted: Iterable[nn.Module]) -> tuple[tuple[str, nn.Module], ...]:
-    """Return the longest chain of modules of one type that stand in a row and hold `wanted` modules.
+    """Return the chain of modules of one type that stand in a row and hold most of the `wanted` modules.
 
     A chain is a run of at least two distinct children of one module, alike in type, each of which has
-    children of its own. Of chains of equal length the one with more wanted modules is taken, then the
-    first. Empty where there is none: the whole model is then one block.
+    children of its own. So the layers of a transformer are taken, not the experts in one of them, be they
+    more. Of chains that hold equally many the longest is taken, then the first. Empty where there is none:
+    the whole model is then one block.
 
     >>> stack = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2)) for _ in range(3)))
     >>> [path for path, _ in find_blocks(stack, [block[0] for block in stack])]
@@ -30,8 +31,8 @@ def find_blocks(model: nn.Module, wanted: Iterable[nn.Module]) -> tuple[tuple[st
             chain = tuple(run)
             counts = [_count(block, sought) for _, block in chain]
             distinct = len({id(block) for _, block in chain}) == len(chain)
-            if len(chain) >= 2 and distinct and all(counts) and (len(chain), sum(counts)) > best_size:
-                best, best_size = chain, (len(chain), sum(counts))
+            if len(chain) >= 2 and distinct and all(counts) and (sum(counts), len(chain)) > best_size:
+                best, best_size = chain, (sum(counts), len(chain))
     return best
 
 

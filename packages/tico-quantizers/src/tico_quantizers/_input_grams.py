@@ -9,22 +9,31 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import TicoError
-from tico_observers import GramStatistic
 from tico_quantizers._block_calls import BlockCalls
 from tico_quantizers._forward_watch import Calibration, Recorder
-from tico_quantizers._quantized_linear import QuantizedLinear
+from tico_quantizers._grouped_gram import GroupedGram
 from tico_quantizers._snapshots import same_bits
-from tico_quantizers._weight_view import Layer, columns, input_rows, input_tensor
+from tico_quantizers._weight_view import (
+    IntegerLayer,
+    Layer,
+    columns,
+    groups,
+    input_rows,
+    input_tensor,
+    output_added,
+    reads_rows,
+)
 
 
 @attrs.define(eq=False)
 class _Input:
-    """An input of the pass that goes on, and the layers that have read it."""
+    """An input of the pass that goes on, its `added` as `input_rows` takes it, and who has read it."""
 
     original: Tensor
     layer: Layer
     kept: Tensor
     readers: list[str]
+    added: tuple[int, ...] | None
 
 
 class InputGrams(Recorder):
@@ -37,8 +46,8 @@ class InputGrams(Recorder):
     def __init__(self, layers: Mapping[str, Layer], *, disposable: bool = False) -> None:
         self._layers = layers
         self._disposable = disposable
-        self._grams: dict[frozenset[str], GramStatistic] = {}
-        self._digested: dict[frozenset[str], GramStatistic] | None = None
+        self._grams: dict[frozenset[str], GroupedGram] = {}
+        self._digested: dict[frozenset[str], GroupedGram] | None = None
         self._inputs: list[_Input] = []
 
     def watch(
@@ -54,7 +63,7 @@ class InputGrams(Recorder):
             handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         return handles
 
-    def note(self, path: str, layer: Layer, x: Tensor) -> None:
+    def note(self, path: str, layer: Layer, x: Tensor, added: tuple[int, ...] | None = None) -> None:
         """Keep the input `x` of the layer at `path` until the pass ends."""
         for known in self._inputs:
             same = known.original is x and path not in known.readers and _same_rows(known.layer, layer)
@@ -62,7 +71,7 @@ class InputGrams(Recorder):
                 known.readers.append(path)
                 return
         # A copy: the model may write to the tensor before the pass ends.
-        self._inputs.append(_Input(x, layer, x.detach().clone(), [path]))
+        self._inputs.append(_Input(x, layer, x.detach().clone(), [path], added))
 
     def drop_unfinished(self) -> None:
         """Forget the inputs of a pass that did not end."""
@@ -77,10 +86,12 @@ class InputGrams(Recorder):
         digested = dict(self._grams)
         for item in self._inputs:
             readers = frozenset(item.readers)
-            gram = digested.get(readers) or GramStatistic(columns=columns(item.layer))
+            empty = GroupedGram.empty(groups=groups(item.layer), columns=columns(item.layer))
+            gram = digested.get(readers, empty)
             try:
-                rows = input_rows(item.layer, item.kept)
-                digested[readers] = gram.observe_in_place(rows) if self._disposable else gram.observe(rows)
+                for rows in input_rows(item.layer, item.kept, item.added):
+                    gram = gram.observe(rows, in_place=self._disposable)
+                digested[readers] = gram
             except TicoError as error:
                 raise located(error, item.readers[0]) from None
         self._digested = digested
@@ -93,9 +104,9 @@ class InputGrams(Recorder):
         self._inputs = []
         self._digested = None
 
-    def gram(self, path: str) -> GramStatistic | None:
+    def gram(self, path: str) -> GroupedGram | None:
         """Return the statistic of everything that the layer at `path` has read; None if that is nothing."""
-        total: GramStatistic | None = None
+        total: GroupedGram | None = None
         for readers in sorted(self._grams, key=sorted):
             if path in readers:
                 gram = self._grams[readers]
@@ -112,7 +123,7 @@ def located(error: TicoError, path: str) -> TicoError:
 def _same_rows(one: Layer, other: Layer) -> bool:
     """Whether both make the same rows of the same input: linear layers without a grid of their own do."""
     return all(
-        isinstance(layer, nn.Linear) or (isinstance(layer, QuantizedLinear) and layer.act_in is None)
+        reads_rows(layer) and (not isinstance(layer, IntegerLayer) or layer.act_in is None)
         for layer in (one, other)
     )
 
@@ -132,5 +143,6 @@ class _Read:
     def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         within = self._except_within is not None and self._except_within.is_running
         if self._calibration.watching and not within:
-            self._grams.note(self._path, self._layer, input_tensor(self._path, args, kwargs))
+            x = input_tensor(self._path, args, kwargs)
+            self._grams.note(self._path, self._layer, x, output_added(self._layer, x, args, kwargs))
             self._calibration.accept_unless_in_forward()

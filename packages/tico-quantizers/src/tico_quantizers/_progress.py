@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
-from typing import TypeVar
+from types import TracebackType
+from typing import Protocol
 
-T = TypeVar("T")
+from typing_extensions import Self
 
 
-def progress(items: Sequence[T], label: str, *, show: bool) -> Iterable[T]:
-    """Return `items`, with a bar called `label` on standard error while they are used up.
+class _Bar(Protocol):
+    def set_postfix_str(self, s: str, refresh: bool) -> None: ...
 
-    >>> list(progress([1, 2], "layers", show=False))
-    [1, 2]
+    def update(self) -> object: ...
+
+    def close(self) -> None: ...
+
+
+class Progress:
+    """A bar called `label` over `total` steps, on standard error while it is a terminal.
+
+    >>> with Progress("layers", total=2, show=False) as progress:
+    ...     progress.step("fc1: 0.1 s")
     """
-    if not show or not items or find_spec("tqdm") is None:
-        return items
+
+    def __init__(self, label: str, *, total: int, show: bool) -> None:
+        self._bar = _bar(label, total) if show and total and find_spec("tqdm") is not None else None
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def step(self, note: str) -> None:
+        """Move on by one step, and show `note` beside the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update()
+
+
+def _bar(label: str, total: int) -> _Bar:
     from tqdm import tqdm
 
     # None disables it where standard error is no terminal.
-    bar: Iterable[T] = tqdm(items, desc=label, unit="block", leave=False, disable=None)
+    bar: _Bar = tqdm(total=total, desc=label, unit="layer", leave=False, disable=None)
     return bar

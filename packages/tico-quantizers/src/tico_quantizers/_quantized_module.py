@@ -15,6 +15,7 @@ from tico_quantizers._layout import Layout, below, tensor_of
 from tico_quantizers._module_tree import parameter
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._restorable import RestorableModule
+from tico_quantizers._transposed_linear import TransposedLinear
 
 
 @attrs.frozen(kw_only=True)
@@ -151,6 +152,8 @@ def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -
     """
     shape, rows = module.weight_shape, module.packed.shape[:1]
     weight, bias = parameter(original, "weight"), module.bias
+    if weight is not None and isinstance(original, TransposedLinear):
+        weight = weight.T
     found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
     if weight is None or tuple(weight.shape) != shape:
         found["weight"] = (shape, () if weight is None else tuple(weight.shape))

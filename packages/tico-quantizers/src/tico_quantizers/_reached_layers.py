@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -14,12 +15,17 @@ from tico_quantizers._weight_view import Layer, input_tensor
 
 
 class ReachedLayers(Recorder):
-    """The paths of the layers that were called in passes that ended well."""
+    """How many rows, last axes of an input, each layer was called with in passes that ended well."""
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
         self._layers = layers
-        self._unfinished: set[str] = set()
-        self.paths: set[str] = set()
+        self._unfinished: Counter[str] = Counter()
+        self.rows: Counter[str] = Counter()
+
+    @property
+    def paths(self) -> set[str]:
+        """The layers that were called."""
+        return set(self.rows)
 
     def watch(self, calibration: Calibration) -> list[RemovableHandle]:
         """Set a hook on every layer that notes its calls while `calibration` watches."""
@@ -42,16 +48,16 @@ class ReachedLayers(Recorder):
                 expected = "finite in every element"
                 problem = Problem(module=path, field="input", value=found, expected=expected, remedy=remedy)
                 raise NumericsError(problem)
-        self._unfinished.add(path)
+        self._unfinished[path] += x.numel() // max(x.shape[-1], 1) if x.ndim else 0
 
     def drop_unfinished(self) -> None:
         """Forget the layers of a pass that did not end."""
-        self._unfinished = set()
+        self._unfinished = Counter()
 
     def accept(self) -> None:
         """Count the layers of the pass that has ended."""
-        self.paths |= self._unfinished
-        self._unfinished = set()
+        self.rows.update(self._unfinished)
+        self._unfinished = Counter()
 
 
 class _Reach:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import NoneType
 
 import attrs
 from typing_extensions import Self
@@ -14,8 +15,9 @@ from tico_config import ArtifactError, Found, Problem
 class LayerReport:
     """What one algorithm did to one module, or why it left the module alone.
 
-    `weight` and `activation` describe the grids, "float" where there is none. `figures` are the
-    algorithm's own, for example ``("loss", 0.12)``.
+    `weight` and `activation` describe the grids, "float" where there is none. `bits` and `group_size` are
+    those of the weight's codes, where the algorithm has made them. `figures` are the algorithm's own, for
+    example ``("loss", 0.12)``; `seconds` is what they took, which does not count when lines are compared.
     """
 
     path: str
@@ -24,6 +26,9 @@ class LayerReport:
     weight: str = "float"
     activation: str = "float"
     reason: str = ""
+    bits: int | None = None
+    group_size: int | None = None
+    seconds: float = attrs.field(default=0.0, eq=False)
     figures: tuple[tuple[str, float], ...] = ()
 
 
@@ -43,6 +48,15 @@ class Report:
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Return itself: nothing in it can change."""
         return self
+
+    def without_times(self) -> Self:
+        """Return the report with every `seconds` 0, so that the same work gives the same text.
+
+        >>> line = LayerReport(path="fc", module="Linear", algorithm="gptq", seconds=2.0)
+        >>> Report(layers=(line,)).without_times().layers[0].seconds
+        0.0
+        """
+        return attrs.evolve(self, layers=tuple(attrs.evolve(layer, seconds=0.0) for layer in self.layers))
 
     def to_json(self) -> str:
         """Return the report as a JSON array with one object a line of the report."""
@@ -80,20 +94,22 @@ _TEXTS = ("path", "module", "algorithm", "weight", "activation", "reason")
 
 
 def _layer(row: object) -> LayerReport:
-    if not isinstance(row, dict) or row.keys() != {*_TEXTS, "figures"}:
+    match row:
+        case {"figures": list(figures), "bits": bits, "group_size": size, "seconds": seconds, **rest}:
+            pass
+        case _:
+            raise _refused(row)
+    texts = {str(name): str(text) for name, text in rest.items() if isinstance(text, str)}
+    numbers = isinstance(seconds, float | int) and all(
+        type(count) in (int, NoneType) for count in (bits, size)
+    )
+    if rest.keys() != set(_TEXTS) or texts.keys() != rest.keys() or not numbers:
         raise _refused(row)
-    texts: dict[str, object] = {name: row[name] for name in _TEXTS}
-    figures: object = row["figures"]
-    if not isinstance(figures, list) or not all(isinstance(text, str) for text in texts.values()):
-        raise _refused(row)
-    path, module, algorithm, weight, activation, reason = map(str, texts.values())
     return LayerReport(
-        path=path,
-        module=module,
-        algorithm=algorithm,
-        weight=weight,
-        activation=activation,
-        reason=reason,
+        **texts,
+        bits=bits,
+        group_size=size,
+        seconds=float(seconds),
         figures=tuple(map(_figure, figures)),
     )
 
@@ -113,6 +129,7 @@ def _refused(value: object) -> ArtifactError:
 def _row(layer: LayerReport) -> str:
     notes = [layer.reason] if layer.reason else []
     notes += [f"{name} {value:.4g}" for name, value in layer.figures]
+    notes += [f"{layer.seconds:.2f} s"] if layer.seconds else []
     cells = (layer.path, layer.module, layer.algorithm, layer.weight, layer.activation, "; ".join(notes))
     plain = (" ".join(cell.replace("|", r"\|").split()) for cell in cells)
     return f"| {' | '.join(plain)} |"

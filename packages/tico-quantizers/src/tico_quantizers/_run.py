@@ -59,7 +59,7 @@ class Run:
         True
         """
         config: object = json.loads(self.config) if self.config else None
-        report: object = json.loads(self.report.to_json())
+        report: object = json.loads(self.report.without_times().to_json())
         return {
             "report": report,
             "config": config,

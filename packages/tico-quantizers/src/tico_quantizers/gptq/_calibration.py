@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import final
 
-from tico_observers import GramStatistic
 from tico_quantizers._block_calls import BlockCalls
 from tico_quantizers._forward_watch import Calibration, require_watched
+from tico_quantizers._grouped_gram import GroupedGram
 from tico_quantizers._input_grams import InputGrams
 from tico_quantizers._reached_layers import ReachedLayers
+from tico_quantizers.gptq._experts import less_read
 from tico_quantizers.gptq._plan import Plan, Target, layers_of
 
 
@@ -31,18 +32,46 @@ class GPTQCalibration(Calibration):
         if not self.calls.is_running:
             super().accept_unless_in_forward()
 
-    def statistics(self, targets: tuple[Target, ...], *sources: InputGrams) -> dict[str, GramStatistic]:
-        """Return what each of `targets` has read, as the `sources` tell.
+    def require_data(self) -> None:
+        """Refuse to convert a layer that no data have reached, unless it is an expert.
 
         Raises:
-            CalibrationError: with every one of them that has read nothing.
+            CalibrationError: with every one of them.
         """
-        found: dict[str, GramStatistic] = {}
+        paths = tuple(target.path for target in self.plan.targets if target.path not in self.experts())
+        require_watched(self.reached.paths, paths)
+
+    def experts(self) -> frozenset[str]:
+        """Return the layers that read less than one of their peers in a list."""
+        chained = self.calls.are_chained
+        peers = {
+            target.path: target.peers
+            for target in self.plan.targets
+            if target.peers and not (chained and target.in_chain)
+        }
+        return less_read(self.reached.rows, peers)
+
+    def statistics(self, targets: tuple[Target, ...], *sources: InputGrams) -> dict[str, GroupedGram | int]:
+        """Return what each of `targets` has read, as the `sources` tell.
+
+        Of an expert that read too little this is only the number of tokens.
+
+        Raises:
+            CalibrationError: with every other one that has read nothing.
+        """
+        found: dict[str, GroupedGram] = {}
         for target in targets:
             for gram in (source.gram(target.path) for source in sources):
                 if gram is not None:
                     known = found.get(target.path)
                     found[target.path] = gram if known is None else known.merge(gram)
-        seen = {path for path, gram in found.items() if not gram.is_empty}
-        require_watched(seen, tuple(target.path for target in targets))
-        return found
+        rows = {target.path: found[target.path].rows if target.path in found else 0 for target in targets}
+        experts = self.experts()
+        starved = {
+            target.path: rows[target.path]
+            for target in targets
+            if target.path in experts and rows[target.path] < target.config.min_expert_tokens
+        }
+        read = {path for path, count in rows.items() if count}
+        require_watched(read, tuple(path for path in rows if path not in starved))
+        return found | starved

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from tico_config import GPTQConfig
 from tico_quantizers._block_calls import BlockCalls
-from tico_quantizers._forward_watch import Calibration, require_watched
+from tico_quantizers._forward_watch import Calibration
 from tico_quantizers._input_grams import InputGrams
 from tico_quantizers._module_tree import Edit, named_modules
-from tico_quantizers._progress import progress
+from tico_quantizers._progress import Progress
 from tico_quantizers._quantizer import BaseQuantizer, Converted, Example
 from tico_quantizers._report import Report
 from tico_quantizers.gptq._calibration import GPTQCalibration
@@ -39,10 +39,12 @@ class GPTQQuantizer(BaseQuantizer[GPTQConfig, GPTQCalibration]):
     def convert(self, model: nn.Module, calibration: GPTQCalibration, edit: Edit) -> Converted:
         """Replace the layers by integer ones."""
         plan = calibration.plan
-        require_watched(calibration.reached.paths, tuple(target.path for target in plan.targets))
-        work = Conversion(model, edit)
+        calibration.require_data()
         # Blocks run again here: neither the caller's gradients nor its random numbers may notice.
-        with torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        safe = torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng(devices=[])
+        bar = Progress("GPTQ", total=len(plan.targets), show=self.config.show_progress)
+        with bar, safe[0], safe[1], safe[2]:
+            work = Conversion(model, edit, bar)
             self._convert_blocks(calibration, work)
             outside = plan.of_block(None)
             work.quantize(outside, calibration.statistics(outside, calibration.outside))
@@ -54,7 +56,7 @@ class GPTQQuantizer(BaseQuantizer[GPTQConfig, GPTQCalibration]):
         plan, calls = calibration.plan, calibration.calls
         outputs: dict[tuple[int, int], Tensor] = {}
         last = len(plan.blocks) - 1
-        for number in progress(range(len(plan.blocks)), "GPTQ", show=self.config.show_progress):
+        for number in range(len(plan.blocks)):
             targets = plan.of_block(number)
             if targets:
                 grams = _block_grams(calls, number, targets, outputs)

@@ -5,22 +5,37 @@ from __future__ import annotations
 import attrs
 import torch
 from torch import nn
+from torch.nn import UninitializedParameter
 
 from tico_config import ConfigError, Found, GPTQConfig, NumericsError, Problem, unmatched_problems
 from tico_quantizers._blocks import find_blocks
 from tico_quantizers._module_tree import named_modules
 from tico_quantizers._report import LayerReport
-from tico_quantizers._weight_view import Layer, as_layer, columns, matrix, reason_against, tied_paths
+from tico_quantizers._weight_view import (
+    Layer,
+    as_layer,
+    columns,
+    groups,
+    matrix,
+    reason_against,
+    tied_paths,
+)
+from tico_quantizers.gptq._experts import peers_of
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, kw_only=True)
 class Target:
-    """A layer to quantize, the config that holds for it, and the number of the one block that holds it."""
+    """A layer to quantize, the config that holds for it, and the number of the one block that holds it.
+
+    `peers` is as `peers_of` says, `in_chain` says whether the list that it means is that of the blocks.
+    """
 
     path: str
     layer: Layer
     config: GPTQConfig
     block: int | None
+    peers: str | None
+    in_chain: bool
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -37,6 +52,7 @@ class Plan:
 
 
 def layers_of(targets: tuple[Target, ...]) -> dict[str, Layer]:
+    """Return the layers of `targets` by path."""
     return {target.path: target.layer for target in targets}
 
 
@@ -52,18 +68,49 @@ def plan_of(model: nn.Module, config: GPTQConfig) -> Plan:
         found = Found("; ".join(f"{path}: {why}" for path, why in reasons.items()) or "none")
         expected = "a model with a linear layer or convolution to quantize"
         problems.append(Problem(field="model", value=found, expected=expected))
+    peers = peers_of(model)
+    chain = {peers.get(path) for path, _ in blocks} - {None}
     targets = tuple(
-        Target(path, layer, config.resolve(path).spec, homes.get(id(layer))) for path, layer in wanted.items()
+        Target(
+            path=path,
+            layer=layer,
+            config=config.resolve(path).spec,
+            block=homes.get(id(layer)),
+            peers=peers.get(path),
+            in_chain=any(peers.get(path, "").startswith(f"{place}.") for place in chain),
+        )
+        for path, layer in wanted.items()
     )
     problems += [problem for target in targets for problem in _target_problems(target)]
     if problems:
         raise ConfigError(*problems)
     _require_finite_weights(targets)
-    left = tuple(
+    left = (*_left_layers(layers, reasons), *_left_parameters(model, layers))
+    return Plan(targets=targets, left=left, blocks=tuple(block for _, block in blocks))
+
+
+def _left_layers(layers: dict[str, Layer], reasons: dict[str, str]) -> list[LayerReport]:
+    return [
         LayerReport(path=path, module=type(layers[path]).__name__, algorithm="gptq", reason=why)
         for path, why in reasons.items()
-    )
-    return Plan(targets=targets, left=left, blocks=tuple(block for _, block in blocks))
+    ]
+
+
+def _left_parameters(model: nn.Module, layers: dict[str, Layer]) -> list[LayerReport]:
+    """Return a line for each module that holds the weights of several layers, such as fused experts."""
+    found = []
+    for path, module in named_modules(model):
+        own: dict[str, nn.Parameter | None] = module._parameters
+        stacks = [name for name, tensor in own.items() if tensor is not None and _is_stack(tensor)]
+        if stacks and path not in layers:
+            reason = f"{', '.join(stacks)}: weights of several layers in one parameter, which stay float"
+            kind = type(module).__name__
+            found.append(LayerReport(path=path, module=kind, algorithm="gptq", reason=reason))
+    return found
+
+
+def _is_stack(tensor: nn.Parameter) -> bool:
+    return not isinstance(tensor, UninitializedParameter) and tensor.ndim == 3 and len(tensor) > 1
 
 
 def _homes(blocks: list[nn.Module]) -> dict[int, int | None]:
@@ -116,11 +163,16 @@ def _output_embedding(model: nn.Module) -> object:
 
 def _target_problems(target: Target) -> list[Problem]:
     size, width = target.config.group_size, columns(target.layer)
-    if size is None or (size <= width and width % size == 0):
-        return []
-    remedy = "choose a divisor, for all or by an override for this module"
-    expected = f"None or a divisor of its {width} input columns"
-    return [Problem(module=target.path, field="group_size", value=size, expected=expected, remedy=remedy)]
+    remedy = "choose another, for all or by an override for this module"
+    if size is not None and (size > width or width % size):
+        expected = f"None or a divisor of its {width} input columns"
+        return [Problem(module=target.path, field="group_size", value=size, expected=expected, remedy=remedy)]
+    parts = groups(target.layer)
+    if target.config.act_order and size not in (None, width) and parts > 1:
+        # Each group of channels would have an order, and so groups of columns, of its own.
+        expected = f"False for a convolution of {parts} groups of channels with group_size={size}"
+        return [Problem(module=target.path, field="act_order", value=True, expected=expected, remedy=remedy)]
+    return []
 
 
 def _require_finite_weights(targets: tuple[Target, ...]) -> None:

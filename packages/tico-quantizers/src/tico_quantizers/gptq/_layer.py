@@ -1,0 +1,142 @@
+"""One layer quantized: its weight as codes, and what there is to say about it."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import attrs
+import torch
+from torch import Tensor
+
+from tico_config import DType, GPTQConfig, TicoError
+from tico_quantizers._grouped_gram import GroupedGram
+from tico_quantizers._input_grams import located
+from tico_quantizers._packed_weight import PackedWeight
+from tico_quantizers._report import LayerReport
+from tico_quantizers._weight_view import Layer, groups, matrix, shape
+from tico_quantizers.gptq._core import Solution, quantize_weight
+from tico_quantizers.gptq._plan import Target
+
+# Products over at most 512 terms do not depend on the thread count.
+_PRODUCT_TERMS = 512
+
+
+@attrs.frozen(eq=False)
+class QuantizedWeight:
+    """The codes of a layer's weight, and the line of the report about them."""
+
+    packed: PackedWeight
+    line: LayerReport
+
+
+def solved(target: Target, gram: GroupedGram) -> QuantizedWeight:
+    """Return the weight of `target` rounded with feedback by what it has read.
+
+    Raises:
+        TicoError: the solver refuses the weight or the data; with the path of the layer.
+    """
+    start = time.perf_counter()
+    hessians = [part.matrix() for part in gram.parts]
+    weights = matrix(target.layer).chunk(groups(target.layer))
+    pairs = list(zip(weights, hessians, strict=True))
+    try:
+        solutions = [_solution(weight, hessian, target.config) for weight, hessian in pairs]
+    except TicoError as error:
+        raise located(error, target.path) from None
+    packed = _packed(target.layer, solutions)
+    seconds = time.perf_counter() - start
+    nearest = _nearest(target).dequantize().flatten(1).chunk(groups(target.layer))
+    rounded = sum(
+        quadratic_loss(weight - other, hessian)
+        for (weight, hessian), other in zip(pairs, nearest, strict=True)
+    )
+    figures = {
+        "loss": sum(solution.loss for solution in solutions),
+        "loss if rounded to nearest": rounded,
+        "damping": max(solution.damping for solution in solutions),
+        "dead columns": sum(solution.dead_columns for solution in solutions),
+        "tokens": gram.rows,
+    }
+    hopeless = any(solution.rounded_only for solution in solutions)
+    reason = "no damping sufficed, so rounded to nearest" if hopeless else ""
+    return QuantizedWeight(packed, _line(target, figures, seconds, reason))
+
+
+def rounded(target: Target, tokens: int) -> QuantizedWeight:
+    """Return the weight of `target`, an expert that read too few `tokens`, rounded to nearest."""
+    start = time.perf_counter()
+    packed = _nearest(target)
+    least = target.config.min_expert_tokens
+    reason = f"an expert that read {tokens} tokens, fewer than {least}, so rounded to nearest"
+    return QuantizedWeight(packed, _line(target, {"tokens": tokens}, time.perf_counter() - start, reason))
+
+
+def quadratic_loss(error: Tensor, gram: Tensor) -> float:
+    """Return tr(E H Eᵀ) for an error E (rows, columns), float32, and H (columns, columns).
+
+    >>> quadratic_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    7.0
+    """
+    # In units near the largest input, since its square may be beyond float32.
+    unit = math.ldexp(1.0, math.frexp(float(gram.diagonal().max()))[1])
+    hessian = (gram / unit).to(torch.float32)
+    moved = torch.zeros_like(error)
+    for low in range(0, error.shape[1], _PRODUCT_TERMS):
+        high = low + _PRODUCT_TERMS
+        moved.addmm_(error[:, low:high], hessian[low:high])
+    return float(moved.mul_(error).sum(1, dtype=torch.float64).sum()) * unit
+
+
+def _solution(weight: Tensor, hessian: Tensor, config: GPTQConfig) -> Solution:
+    return quantize_weight(
+        weight,
+        hessian,
+        bits=config.bits,
+        group_size=config.group_size,
+        symmetric=config.symmetric,
+        act_order=config.act_order,
+        damping=config.damping,
+    )
+
+
+def _packed(layer: Layer, solutions: list[Solution]) -> PackedWeight:
+    """Return the weight whose groups of rows the `solutions` hold."""
+    first = solutions[0]
+    return PackedWeight.from_codes(
+        torch.cat([solution.codes for solution in solutions]),
+        torch.cat([solution.scale for solution in solutions]),
+        torch.cat([solution.zero_point for solution in solutions]),
+        dtype=first.dtype,
+        shape=shape(layer),
+        group_size=first.group_size,
+        group_index=first.group_index,
+    )
+
+
+def _nearest(target: Target) -> PackedWeight:
+    config = target.config
+    weight = matrix(target.layer).view(shape(target.layer))
+    dtype = DType(config.bits, signed=config.symmetric)
+    return PackedWeight.round_to_nearest(
+        weight, dtype, symmetric=config.symmetric, group_size=config.group_size
+    )
+
+
+def _line(target: Target, figures: dict[str, float], seconds: float, reason: str) -> LayerReport:
+    config = target.config
+    unit = "per row" if config.group_size is None else f"group {config.group_size}"
+    scheme = "symmetric" if config.symmetric else "asymmetric"
+    grid = getattr(target.layer, "act_in", None)
+    return LayerReport(
+        path=target.path,
+        module=type(target.layer).__name__,
+        algorithm="gptq",
+        weight=f"{DType(config.bits, signed=config.symmetric)} {scheme} {unit}",
+        activation="float" if grid is None else grid.label,
+        reason=reason,
+        bits=config.bits,
+        group_size=config.group_size,
+        seconds=seconds,
+        figures=tuple((name, float(value)) for name, value in figures.items()),
+    )
