@@ -73,6 +73,7 @@ class TestPublicConfigAlias(PublicAPI):
         "FrozenMapping",
         "GPTQConfig",
         "Granularity",
+        "HessianMSESpec",
         "HistogramSpec",
         "LifecycleError",
         "MSESpec",
