@@ -24,7 +24,6 @@ from tico_config import ConfigError, DType, Found, GPTQConfig, NumericsError, Pr
 from tico_observers import require_finite, require_float_tensor
 from tico_quantizers.gptq._columns import LARGEST, Columns
 from tico_quantizers.gptq._factor import PRODUCT_TERMS, Factor, Hessian, damped_factor
-from tico_quantizers.gptq._grids import GridRule
 
 
 @attrs.frozen(kw_only=True, eq=False)
