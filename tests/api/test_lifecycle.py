@@ -9,7 +9,6 @@ from torch import nn
 from model_state import modules_by_path, refused, same_tensors, state_of, tensors_of, unchanged
 from tico.quantization import (
     GPTQConfig,
-    PT2EConfig,
     PTQConfig,
     Registry,
     SmoothQuantConfig,
@@ -149,7 +148,7 @@ def test_config_without_quantizer_is_refused() -> None:
         prepare(model, PTQConfig(), registry=Registry())
 
 
-@pytest.mark.parametrize("config", [PT2EConfig(), SmoothQuantConfig()], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [SmoothQuantConfig()], ids=lambda config: config.name)
 def test_algorithm_that_is_still_to_come_is_refused(config: BaseConfig) -> None:
     """The config exists; the error says that its algorithm does not, and which do."""
     model = net()

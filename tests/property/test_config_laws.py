@@ -51,11 +51,29 @@ def gptq_configs(draw: st.DrawFn) -> GPTQConfig:
     )
 
 
+def graph_configs() -> st.SearchStrategy[PT2EConfig]:
+    """Return a strategy for configs of exported graphs."""
+    changes = st.dictionaries(paths, quant_specs(), max_size=3)
+    axes = st.lists(st.none() | st.sampled_from(("batch", "time")), max_size=4).map(tuple)
+    shapes = st.none() | st.dictionaries(st.text(max_size=3), axes, max_size=2)
+    return st.builds(
+        PT2EConfig,
+        activation=quant_specs(),
+        weight=quant_specs(),
+        overrides=changes,
+        module_types=changes,
+        operators=changes,
+        dynamic_shapes=shapes,
+    )
+
+
 @st.composite
 def spec_configs(draw: st.DrawFn) -> SpecConfig:
     """Draw any config that gives every point a spec."""
     kinds: list[type[SpecConfig]] = [PTQConfig, PT2EConfig]
     kind = draw(st.sampled_from(kinds))
+    if kind is PT2EConfig:
+        return draw(graph_configs())
     return kind(
         activation=draw(quant_specs()),
         weight=draw(quant_specs()),

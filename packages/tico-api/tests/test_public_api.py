@@ -73,7 +73,6 @@ class TestPublicConfigAlias(PublicAPI):
         "FrozenMapping",
         "GPTQConfig",
         "Granularity",
-        "HessianMSESpec",
         "HistogramSpec",
         "LifecycleError",
         "MSESpec",

@@ -27,7 +27,6 @@ class TestPublicAPI(PublicAPI):
         "FrozenMapping",
         "GPTQConfig",
         "Granularity",
-        "HessianMSESpec",
         "HistogramSpec",
         "LifecycleError",
         "MSESpec",

@@ -11,6 +11,7 @@ from tico_api._preconditions import (
     require_arguments,
     require_config,
     require_model,
+    require_possible_place,
     require_unprepared,
     state_of,
 )
@@ -30,6 +31,7 @@ from tico_quantizers import (
     Edit,
     Example,
     GPTQQuantizer,
+    PT2EQuantizer,
     Registry,
     installed_entries,
     quantizer_entry,
@@ -40,9 +42,10 @@ BUILT_IN = Registry(
     (
         quantizer_entry(GPTQConfig, GPTQQuantizer),
         quantizer_entry(PTQConfig, PTQQuantizer),
+        quantizer_entry(PT2EConfig, PT2EQuantizer),
     )
 )
-_COMING = (PT2EConfig, SmoothQuantConfig)
+_COMING = (SmoothQuantConfig,)
 
 
 def prepare(
@@ -62,7 +65,8 @@ def prepare(
         args: positional example inputs, for the algorithms that need to see the graph.
         kwargs: example inputs by keyword.
         inplace: change and return `model` itself; if it is to be replaced as a whole (a lone `nn.Linear`),
-            the replacement is returned. With False, `model` is not touched and a copy is returned.
+            the replacement is returned. With False, `model` is not touched and a copy is returned. PT2E,
+            which exports the model to a graph, takes False only.
         registry: which quantizer serves which config; by default those of this library and of installed
             packages.
 
@@ -84,6 +88,7 @@ def prepare(
     require_arguments(args=args, kwargs=kwargs, inplace=inplace, registry=registry)
     require_unprepared(model)
     quantizer = (registry or _registry(quant_config)).quantizer(quant_config)
+    require_possible_place(quantizer, quant_config, inplace=inplace)
     example = None if args is None and kwargs is None else Example(args=args or (), kwargs=kwargs or {})
     work = model if inplace else detached_copy(model)
     with unchanged_process(), Edit() as edit:

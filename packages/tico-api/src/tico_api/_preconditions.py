@@ -8,7 +8,7 @@ import attrs
 from torch import nn
 
 from tico_config import BaseConfig, ConfigError, Found, LifecycleError, Problem, UnsupportedError
-from tico_quantizers import AnyPrepared, Prepared, Registry, named_modules, runs_of
+from tico_quantizers import AnyPrepared, AnyQuantizer, Prepared, Registry, named_modules, runs_of
 from tico_wrapq import Mode, QuantModuleBase
 
 STATE = "_tico_prepared"
@@ -77,6 +77,19 @@ def require_arguments(**arguments: object) -> None:
     ]
     if problems:
         raise ConfigError(*problems)
+
+
+def require_possible_place(quantizer: AnyQuantizer, config: BaseConfig, *, inplace: bool) -> None:
+    """Refuse to work in place for an algorithm that cannot.
+
+    Raises:
+        UnsupportedError: with the call that works.
+    """
+    if inplace and not quantizer.works_in_place:
+        expected = f"False for {type(config).__name__}, which makes a graph of its own of the model"
+        call = "prepared = prepare(model, config, args=…, kwargs=…, inplace=False)"
+        remedy = f"call {call} and go on with what it returns"
+        raise UnsupportedError(Problem(field="inplace", value=inplace, expected=expected, remedy=remedy))
 
 
 def prepared_state(model: nn.Module) -> AnyPrepared | None:

@@ -22,7 +22,6 @@ from tico_config._module_config import ModuleConfig
 from tico_config._observer_specs import (
     EMASpec,
     EntropySpec,
-    HessianMSESpec,
     HistogramSpec,
     MinMaxSpec,
     MSESpec,
@@ -57,7 +56,6 @@ __all__ = [
     "FrozenMapping",
     "GPTQConfig",
     "Granularity",
-    "HessianMSESpec",
     "HistogramSpec",
     "LifecycleError",
     "MSESpec",

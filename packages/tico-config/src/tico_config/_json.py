@@ -19,7 +19,6 @@ from tico_config._grid import PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._observer_specs import (
     EMASpec,
     EntropySpec,
-    HessianMSESpec,
     HistogramSpec,
     MinMaxSpec,
     MSESpec,
@@ -49,7 +48,6 @@ _VALUES: tuple[type[attrs.AttrsInstance], ...] = (
     HistogramSpec,
     PercentileSpec,
     MSESpec,
-    HessianMSESpec,
     EntropySpec,
     MXSpec,
     NoQuant,

@@ -2,27 +2,189 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
+from typing_extensions import Self
 
+from tico_config._base_config import Resolution, partial_problems, with_changes
+from tico_config._dtype import INT8, UINT8
+from tico_config._errors import ConfigError, Found, Problem
+from tico_config._frozen_mapping import FrozenMapping, frozen_value, is_hashable
+from tico_config._grid import QScheme
+from tico_config._overrides import winning_rule
+from tico_config._quant_spec import QuantSpec, affine, no_quant
 from tico_config._spec_config import SpecConfig
+
+_CHANGE = "a QuantSpec, or a mapping with some of its fields"
+_AXES = "a name or None for each axis, such as ('batch', None), or a mapping such as {0: 'batch'}"
+_FLOAT_IN_XNNPACK = (
+    "conv_transpose1d",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "matmul",
+    "rms_norm",
+    "rsqrt",
+    "silu",
+    "softmax",
+    "tanh",
+)
+
+
+def _as_frozen(value: object) -> object:
+    return frozen_value(value)
+
+
+def _as_dynamic_shapes(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return value
+    return frozen_value({name: _as_axes(axes) for name, axes in value.items()})
+
+
+def _as_axes(axes: object) -> object:
+    """Return a mapping from axes to names as the sequence of the names."""
+    if not isinstance(axes, Mapping) or not all(type(axis) is int and 0 <= axis < 8 for axis in axes):
+        return axes
+    return tuple(axes.get(axis) for axis in range(max(axes, default=-1) + 1))
 
 
 @attrs.frozen(kw_only=True)
 class PT2EConfig(SpecConfig):
     """Activations and weights of an exported graph rounded to nearest.
 
+    What holds for an operator: the override of its path, else of the type of the module it comes from, else
+    of the operator, else `activation` and `weight`. The path of an operator is that of its module, with the
+    name of its node behind it where the module has several; its points are `act_in`, `act_out` and `weight`.
+
     Attributes:
         activation: spec of every activation.
-        weight: spec of every weight; `no_quant()` leaves weights to a later algorithm.
+        weight: spec of every weight, per output channel unless it says otherwise; `no_quant()` leaves weights
+            to a later algorithm.
         overrides: paths, globs or ``re:`` patterns, each with a `QuantSpec` or some of its fields.
+        module_types: the same for module types, by class name (``"Linear"``) or dotted path.
+        operators: the same for operators, for example ``{"softmax": no_quant()}``.
+        dynamic_shapes: names of the axes that stay free, for each input by its name: ``{"x": ("batch",)}``;
+            axes of one name have one size. None leaves axis 0 of every input free where the exporter can; an
+            empty mapping fixes every axis.
 
     Raises:
         ConfigError: one or more fields are wrong; all are reported.
 
-    >>> str(PT2EConfig().weight)
-    'uint8 asymmetric'
+    >>> config = PT2EConfig(operators={"softmax": no_quant()}, dynamic_shapes={"x": {0: "batch"}})
+    >>> str(config.weight), config.dynamic_shapes
+    ('uint8 asymmetric', {'x': ('batch',)})
     """
 
     name: ClassVar[str] = "pt2e"
+
+    module_types: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=_as_frozen)
+    operators: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=_as_frozen)
+    dynamic_shapes: Mapping[str, tuple[str | None, ...]] | None = attrs.field(
+        default=None, converter=_as_dynamic_shapes
+    )
+
+    @classmethod
+    def onnx_runtime(cls) -> Self:
+        """Return what ONNX Runtime's integer kernels take: uint8 activations, int8 weights per channel.
+
+        Weights are symmetric, as their kernels on x86 and ARM want them.
+
+        >>> str(PT2EConfig.onnx_runtime().weight)
+        'int8 symmetric'
+        """
+        return cls(activation=affine(UINT8), weight=affine(INT8))
+
+    @classmethod
+    def xnnpack(cls) -> Self:
+        """Return what XNNPACK takes: int8 throughout, weights symmetric, float where it has no int8 kernel.
+
+        >>> str(PT2EConfig.xnnpack().activation)
+        'int8 asymmetric'
+        """
+        activation = affine(INT8, QScheme.PER_TENSOR_ASYMM)
+        left = {operator: no_quant() for operator in _FLOAT_IN_XNNPACK}
+        return cls(activation=activation, weight=affine(INT8), operators=left)
+
+    @classmethod
+    def circle(cls) -> Self:
+        """Return what Circle's kernels take: uint8 activations and weights, both asymmetric.
+
+        >>> str(PT2EConfig.circle().weight)
+        'uint8 asymmetric'
+        """
+        return cls(activation=affine(UINT8), weight=affine(UINT8))
+
+    def resolve_operator(
+        self, paths: tuple[str, ...], role: str, module_type: str, operator: str
+    ) -> Resolution[QuantSpec]:
+        """Return the spec of one point of an operator, with the rule that decided.
+
+        `paths` name the point from the most specific to the module's; `role` is ``"weight"`` or
+        ``"activation"``; `module_type` is a dotted path.
+
+        Raises:
+            ConfigError: two overrides contradict each other, or one does not fit the default.
+
+        >>> config = PT2EConfig(operators={"softmax": no_quant()})
+        >>> config.resolve_operator(("soft.act_out", "soft"), "activation", "x.Softmax", "softmax").origin
+        "operators['softmax']"
+        """
+        default = self.weight if role == "weight" else self.activation
+        rule = winning_rule(self.overrides, paths)
+        if rule is not None:
+            return _changed(default, f"overrides[{rule.pattern!r}]", self.overrides[rule.pattern], paths[0])
+        for key in (module_type, module_type.rpartition(".")[2]):
+            if key in self.module_types:
+                return _changed(default, f"module_types[{key!r}]", self.module_types[key], paths[0])
+        if operator in self.operators:
+            return _changed(default, f"operators[{operator!r}]", self.operators[operator], paths[0])
+        return Resolution(default, role)
+
+    def _field_problems(self) -> list[Problem | None]:
+        # Named, not super(): attrs' slotted copy of the class would lose the zero-argument form's cell.
+        found = SpecConfig._field_problems(self)
+        for field in ("module_types", "operators"):
+            found += self._change_problems(field)
+        if self.dynamic_shapes is not None:
+            found += _shape_problems(self.dynamic_shapes)
+        return found
+
+    def _change_problems(self, field: str) -> list[Problem | None]:
+        changes: object = getattr(self, field)
+        if not isinstance(changes, FrozenMapping):
+            return [Problem(field=field, value=changes, expected="a mapping from names to specs")]
+        found: list[Problem | None] = []
+        for key, value in changes.items():
+            where = f"{field}[{key!r}]"
+            if isinstance(value, QuantSpec):
+                continue
+            if not isinstance(value, FrozenMapping) or not is_hashable(value):
+                found.append(Problem(field=where, value=value, expected=_CHANGE))
+                continue
+            on_weight = partial_problems(self.weight, where, value)
+            on_activation = partial_problems(self.activation, where, value)
+            found += on_weight if on_weight and on_activation else ()
+        return found
+
+
+def _changed(default: QuantSpec, origin: str, change: object, path: str) -> Resolution[QuantSpec]:
+    if isinstance(change, QuantSpec):
+        return Resolution(change, origin)
+    try:
+        return Resolution(with_changes(default, origin, change), origin)
+    except ConfigError as error:
+        raise ConfigError(*(attrs.evolve(problem, module=path) for problem in error.problems)) from None
+
+
+def _shape_problems(shapes: object) -> list[Problem | None]:
+    if not isinstance(shapes, FrozenMapping):
+        return [Problem(field="dynamic_shapes", value=shapes, expected="None or a mapping from input names")]
+    found: list[Problem | None] = []
+    for name, axes in shapes.items():
+        names = axes if isinstance(axes, tuple) else (0,)
+        if not all(axis is None or (isinstance(axis, str) and axis.isidentifier()) for axis in names):
+            value = Found(repr(axes))
+            found.append(Problem(field=f"dynamic_shapes[{name!r}]", value=value, expected=_AXES))
+    return found

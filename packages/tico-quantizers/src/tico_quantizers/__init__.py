@@ -48,6 +48,7 @@ from tico_quantizers._run import Run
 from tico_quantizers._stand_in import stand_in
 from tico_quantizers._weight_view import tied_paths
 from tico_quantizers.gptq import GPTQQuantizer, quantize_weight
+from tico_quantizers.pt2e import PT2EQuantizer, QuantGraph
 
 INTEGER_MODULES = (
     QuantizedLinear,
@@ -76,9 +77,11 @@ __all__ = [
     "GPTQQuantizer",
     "LayerReport",
     "Layout",
+    "PT2EQuantizer",
     "PackedWeight",
     "Parts",
     "Prepared",
+    "QuantGraph",
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConv3d",

@@ -36,13 +36,14 @@ def report(model: nn.Module) -> Report:
     'no algorithm was run on it'
     """
     known: dict[str, LayerReport] = {}
-    places = {path for path, _ in named_modules(model)}
+    operators = dict.fromkeys(_operator_paths(model))
+    places = {path for path, _ in named_modules(model)} | operators.keys()
     for run, paths in _runs_in_order(model):
         known |= {layer.path: layer for layer in _moved(run.report, paths, places)}
     lines: list[LayerReport] = []
     whole: list[str] = []
     for path, module in named_modules(model):
-        if path in known:
+        if path in known and path not in operators:
             lines.append(known[path])
         elif not children(module) and not path.startswith(tuple(whole)):
             kind = type(module).__name__
@@ -51,7 +52,15 @@ def report(model: nn.Module) -> Report:
             )
         if runs_of(module):
             whole.append(f"{path}." if path else "")
+    lines += [known[path] for path in operators if path in known]
     return Report(layers=tuple(lines))
+
+
+def _operator_paths(model: nn.Module) -> Iterator[str]:
+    """Yield the paths of operators that have lines of their own, in the graphs that `model` holds."""
+    for path, module in named_modules(model):
+        operators: tuple[str, ...] = vars(module).get("operator_paths", ())
+        yield from (child_path(path, name) for name in operators)
 
 
 def _runs_in_order(model: nn.Module) -> list[tuple[Run, list[str]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import Generic, Protocol, TypeVar, final
+from typing import ClassVar, Generic, Protocol, TypeVar, final
 
 import attrs
 from torch import nn
@@ -50,7 +50,12 @@ class Converted:
 
 
 class BaseQuantizer(ABC, Generic[C, K]):
-    """An algorithm. It holds hyper-parameters only; what it learns from data is the calibration."""
+    """An algorithm. It holds hyper-parameters only; what it learns from data is the calibration.
+
+    One that cannot work on the very object that it is given, only on a copy, says so in `works_in_place`.
+    """
+
+    works_in_place: ClassVar[bool] = True
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -139,6 +144,10 @@ class AnyPrepared(Protocol):
 
 class AnyQuantizer(Protocol):
     """A `BaseQuantizer` of any config and calibration."""
+
+    @property
+    def works_in_place(self) -> bool:
+        """Whether the object that was passed in can be the one that works afterwards."""
 
     def start(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, AnyPrepared]:
         """Prepare the model."""

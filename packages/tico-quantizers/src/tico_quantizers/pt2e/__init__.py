@@ -1,0 +1,6 @@
+"""PT2E: quantization of exported graphs."""
+
+from tico_quantizers.pt2e._graph import QuantGraph
+from tico_quantizers.pt2e._module import PT2EQuantizer
+
+__all__ = ["PT2EQuantizer", "QuantGraph"]
