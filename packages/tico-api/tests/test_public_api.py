@@ -18,10 +18,12 @@ class TestPublicAPI(PublicAPI):
         "SmoothQuantConfig",
         "convert",
         "coverage",
+        "load_calibration",
         "load_quantized",
         "prepare",
         "quantizer_entry",
         "report",
+        "save_calibration",
         "save_quantized",
     )
 
@@ -41,10 +43,12 @@ class TestPublicAlias(PublicAPI):
         "SmoothQuantConfig",
         "convert",
         "coverage",
+        "load_calibration",
         "load_quantized",
         "prepare",
         "quantizer_entry",
         "report",
+        "save_calibration",
         "save_quantized",
     )
 

@@ -36,8 +36,10 @@ class TestPublicAPI(PublicAPI):
         "WrapperEntry",
         "WrapperRegistry",
         "coverage",
+        "load_calibration",
         "lookup",
         "register",
+        "save_calibration",
         "try_register",
         "wrapper_entry",
     )

@@ -3,7 +3,7 @@
 from tico_api._facade import BUILT_IN, convert, prepare
 from tico_config import GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
 from tico_quantizers import Registry, Report, load_quantized, quantizer_entry, report, save_quantized
-from tico_wrapq import coverage
+from tico_wrapq import coverage, load_calibration, save_calibration
 
 __all__ = [
     "BUILT_IN",
@@ -15,9 +15,11 @@ __all__ = [
     "SmoothQuantConfig",
     "convert",
     "coverage",
+    "load_calibration",
     "load_quantized",
     "prepare",
     "quantizer_entry",
     "report",
+    "save_calibration",
     "save_quantized",
 ]

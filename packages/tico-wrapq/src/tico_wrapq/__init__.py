@@ -1,5 +1,6 @@
 """How a model family takes part: wrappers with quantization points, and the quantizer that uses them."""
 
+from tico_wrapq._calibration_file import load_calibration, save_calibration
 from tico_wrapq._coverage import Coverage, CoverageLine, coverage
 from tico_wrapq._layers import (
     QuantConv,
@@ -71,8 +72,10 @@ __all__ = [
     "WrapperEntry",
     "WrapperRegistry",
     "coverage",
+    "load_calibration",
     "lookup",
     "register",
+    "save_calibration",
     "try_register",
     "wrapper_entry",
 ]

@@ -157,6 +157,10 @@ class QuantPoint(nn.Module):
         """What has been seen, where the point watches."""
         return self._watching
 
+    def resume(self, watching: Watching) -> None:
+        """Watch on, having seen what `watching` has."""
+        self._watching = watching
+
     @property
     def taken_by_one(self) -> float | None:
         """The share of the range seen that one channel has to itself; None where that is not known."""

@@ -8,8 +8,16 @@ from typing import final
 import torch
 from torch import Tensor
 
-from tico_config import Found, NumericsError, PerTensor, Problem
-from tico_observers import AnyObserver, MinMaxObserver, RangeStatistic, Statistic, require_float_tensor
+from tico_config import CalibrationError, Found, NumericsError, PerTensor, Problem
+from tico_observers import (
+    AbsMaxStatistic,
+    AnyObserver,
+    HistogramStatistic,
+    MinMaxObserver,
+    RangeStatistic,
+    Statistic,
+    require_float_tensor,
+)
 from tico_quantizers import Calibration, Recorder
 from tico_wrapq._channel_range import ChannelRange
 
@@ -80,6 +88,47 @@ class Watching:
         if not self.spans_range:
             return copy.copy(self._observer)
         return self._observer.merge_statistics(self.statistics)
+
+    def merged(self, statistics: Statistic, channels: Statistic | None) -> Watching:
+        """Return one that has also seen what `statistics` and, by channel, `channels` hold.
+
+        Raises:
+            CalibrationError: the grid needs a statistic of another kind, or of other units or settings.
+            UnsupportedError: the statistic depends on the order of the data.
+        """
+        watching = copy.copy(self)
+        watching.drop_unfinished()
+        with torch.inference_mode(mode=False):
+            fitting = _fitting(statistics, self._observer)
+            observer = self._observer.merge_statistics(fitting)
+            extremes = channels.seen.extremes if isinstance(channels, AbsMaxStatistic) else None
+            if extremes is not None:
+                seen = ChannelRange(extremes.minimum, extremes.maximum)
+                watching.channels = seen if self.channels is None else self.channels.merge(seen)
+        watching.batches += 1
+        watching._observer = self._observer if self.spans_range else observer
+        return watching
+
+
+def _fitting(statistics: Statistic, observer: AnyObserver) -> Statistic:
+    """Return `statistics`, or of a histogram its range where `observer` needs no more.
+
+    Raises:
+        CalibrationError: it needs a statistic of another kind.
+    """
+    wanted = type(observer.statistics)
+    if wanted is RangeStatistic and isinstance(statistics, HistogramStatistic):
+        return RangeStatistic(
+            granularity=statistics.granularity,
+            extremes=statistics.extremes,
+            on_nonfinite=statistics.on_nonfinite,
+            dropped=statistics.dropped,
+        )
+    if isinstance(statistics, wanted):
+        return statistics
+    found, expected = Found(f"a {type(statistics).__name__}"), f"a {wanted.__name__}"
+    remedy = "calibrate with a histogram, for example HistogramSpec(), which serves every kind but EMASpec()"
+    raise CalibrationError(Problem(field="statistics", value=found, expected=expected, remedy=remedy))
 
 
 @final

@@ -10,10 +10,12 @@ from tico_api import (
     SmoothQuantConfig,
     convert,
     coverage,
+    load_calibration,
     load_quantized,
     prepare,
     quantizer_entry,
     report,
+    save_calibration,
     save_quantized,
 )
 
@@ -27,9 +29,11 @@ __all__ = [
     "SmoothQuantConfig",
     "convert",
     "coverage",
+    "load_calibration",
     "load_quantized",
     "prepare",
     "quantizer_entry",
     "report",
+    "save_calibration",
     "save_quantized",
 ]
