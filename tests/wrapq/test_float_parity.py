@@ -132,11 +132,11 @@ def test_embedding_is_a_table_of_the_same_rows() -> None:
 
 
 def test_wrapper_that_stays_is_quantized() -> None:
-    """A norm keeps its parameters and its wrapper, whose points are frozen."""
-    wrapper = _quantized("LayerNorm").get_submodule("0")
+    """A PReLU keeps its parameter and its wrapper, whose points are frozen."""
+    wrapper = _quantized("PReLU").get_submodule("0")
     assert isinstance(wrapper, QuantModuleBase)
     assert wrapper.mode is Mode.QUANT
-    assert len(list(wrapper.parameters())) == 2
+    assert len(list(wrapper.parameters())) == 1
 
 
 class _Scaled(nn.LayerNorm):

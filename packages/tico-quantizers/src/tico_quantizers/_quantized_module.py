@@ -83,6 +83,11 @@ class QuantizedModule(RestorableModule):
         """The shape of the float weight."""
         return self.packed.shape
 
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """The shape of the bias."""
+        return self.packed.shape[:1]
+
     def dequantize(self) -> Tensor:
         """Return the weight as float32, in its own shape."""
         return self.packed.dequantize()
@@ -150,7 +155,7 @@ def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -
     Raises:
         ArtifactError: naming the tensor.
     """
-    shape, rows = module.weight_shape, module.packed.shape[:1]
+    shape, rows = module.weight_shape, module.bias_shape
     weight, bias = parameter(original, "weight"), module.bias
     if weight is not None and isinstance(original, TransposedLinear):
         weight = weight.T

@@ -2,8 +2,11 @@
 
 from tico_wrapq._calibration_file import load_calibration, save_calibration
 from tico_wrapq._coverage import Coverage, CoverageLine, coverage
+from tico_wrapq._embedding_bag import QuantEmbeddingBag, QuantizedEmbeddingBag
+from tico_wrapq._joints import Add, Concat, MatMul, Mul, QuantJoint, QuantOutput, QuantStub
 from tico_wrapq._layers import (
     QuantConv,
+    QuantConvTranspose,
     QuantEmbedding,
     QuantInteger,
     QuantIntegerEmbedding,
@@ -11,6 +14,7 @@ from tico_wrapq._layers import (
 )
 from tico_wrapq._llama import QuantLlamaMLP
 from tico_wrapq._mode import Mode
+from tico_wrapq._norms import QuantizedNorm, QuantNorm
 from tico_wrapq._point import (
     ACT_IN,
     ACT_OUT,
@@ -38,9 +42,16 @@ RESTORABLE_MODULES = (
     QuantLinear,
     QuantEmbedding,
     QuantConv,
+    QuantConvTranspose,
+    QuantEmbeddingBag,
+    QuantizedEmbeddingBag,
     QuantInteger,
     QuantIntegerEmbedding,
     QuantUnary,
+    QuantNorm,
+    QuantizedNorm,
+    QuantJoint,
+    QuantOutput,
     QuantLlamaMLP,
 )
 
@@ -48,24 +59,36 @@ __all__ = [
     "ACT_IN",
     "ACT_OUT",
     "RESTORABLE_MODULES",
+    "Add",
+    "Concat",
     "Coverage",
     "CoverageLine",
     "Frozen",
+    "MatMul",
     "Mode",
+    "Mul",
     "PTQCalibration",
     "PTQQuantizer",
     "PTQWrapper",
     "Passing",
     "PointDeclaration",
     "QuantConv",
+    "QuantConvTranspose",
     "QuantEmbedding",
+    "QuantEmbeddingBag",
     "QuantInteger",
     "QuantIntegerEmbedding",
+    "QuantJoint",
     "QuantLinear",
     "QuantLlamaMLP",
     "QuantModuleBase",
+    "QuantNorm",
+    "QuantOutput",
     "QuantPoint",
+    "QuantStub",
     "QuantUnary",
+    "QuantizedEmbeddingBag",
+    "QuantizedNorm",
     "Role",
     "Watching",
     "WeightCodes",

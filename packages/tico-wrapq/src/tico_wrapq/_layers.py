@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from tico_config import Found, PerChannel, PerGroup, Problem, QuantSpec, UnsupportedError
+from tico_config import Found, Granularity, PerChannel, PerGroup, Problem, QuantSpec, UnsupportedError
 from tico_observers import Observer, observer_for
 from tico_quantizers import (
     ActivationGrid,
     ConvSettings,
+    ConvTransposeSettings,
     Edit,
     PackedWeight,
     Parts,
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConv3d,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedConvTranspose3d,
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedModule,
@@ -34,23 +39,27 @@ from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
 from tico_wrapq._registry import register
 from tico_wrapq._work import layer_work
 
-WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerChannel(0))
+_PER_ROW = PerChannel(0)
+WEIGHT = PointDeclaration("weight", Role.WEIGHT, _PER_ROW)
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_FORWARDS = tuple(
-    kind.forward for kind in (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, QuantizedModule)
-)
+_LAYERS = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.Conv1d, nn.Conv2d, nn.Conv3d, QuantizedModule)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d)
+_FORWARDS = tuple(kind.forward for kind in (*_LAYERS, *_TRANSPOSED, *_NORMS))
 
 
-def packed_weight(weight: Tensor, spec: QuantSpec, path: str) -> PackedWeight:
-    """Return `weight` rounded to nearest on the grid that `spec` asks for.
+def packed_weight(
+    weight: Tensor, spec: QuantSpec, path: str, default: Granularity = _PER_ROW
+) -> PackedWeight:
+    """Return `weight` rounded to nearest on the grid that `spec` asks for, of `default` units unless it says.
 
     Raises:
         UnsupportedError: the spec's granularity or format is none that integer weights have.
         NumericsError: the weight holds NaN or infinity.
     """
     name = child_path(path, "weight")
-    observer = observer_for(spec, name, PerChannel(0))
+    observer = observer_for(spec, name, default)
     problem = spec_problem(name, WEIGHT, spec)
     if problem is not None or not isinstance(observer, Observer):
         found = Found(str(spec))
@@ -58,7 +67,7 @@ def packed_weight(weight: Tensor, spec: QuantSpec, path: str) -> PackedWeight:
             Problem(module=name, field="spec", value=found, expected="an integer grid that weights can have")
         )
     observer.collect(weight.detach().flatten(1))
-    granularity = spec.granularity_or(PerChannel(0))
+    granularity = spec.granularity_or(default)
     size = granularity.size if isinstance(granularity, PerGroup) else None
     return PackedWeight.on_grid(weight, observer.params, group_size=size)
 
@@ -76,11 +85,11 @@ def why_not_integer(layer: nn.Module) -> str | None:
         return "it has a forward of its own, which an integer layer would lose"
     if parameter(layer, "bias") is not getattr(layer, "bias", None):
         return "its bias is no parameter"
-    renormalized = isinstance(layer, nn.Embedding) and layer.max_norm is not None
+    renormalized = isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.max_norm is not None
     return "it renormalizes its rows (max_norm)" if renormalized else None
 
 
-class _LayerWrapper(QuantModuleBase):
+class LayerWrapper(QuantModuleBase):
     """A layer with a weight; `layer` is the float module."""
 
     points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_IN, WEIGHT, ACT_OUT)
@@ -125,12 +134,16 @@ class _LayerWrapper(QuantModuleBase):
         weight, spec = parameter(self.layer, "weight"), self.weight_specs["weight"]
         if weight is None or not spec.is_quantized:
             return super().finished(weights, edit)
-        packed = weights.get(weight, spec, lambda: packed_weight(weight, spec, self.path))
+        packed = self._codes(weight, spec, weights)
         bias = parameter(self.layer, "bias")
         grids = {name: point.determined() for name, point in self.named_points()}
         new = self._integer(_parts(packed, None if bias is None else bias.detach().clone(), grids))
         stand_in(self, new)
         return new
+
+    def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
+        """Return the codes of `weight`, those of a layer that it is tied to where there is one."""
+        return weights.get(weight, spec, lambda: packed_weight(weight, spec, self.path))
 
 
 def _parts(packed: PackedWeight, bias: Tensor | None, grids: Mapping[str, ActivationGrid | None]) -> Parts:
@@ -138,7 +151,7 @@ def _parts(packed: PackedWeight, bias: Tensor | None, grids: Mapping[str, Activa
 
 
 @register(nn.Linear)
-class QuantLinear(_LayerWrapper):
+class QuantLinear(LayerWrapper):
     """A linear layer; becomes a `QuantizedLinear`."""
 
     kind: ClassVar[str] = "ptq.linear"
@@ -148,7 +161,7 @@ class QuantLinear(_LayerWrapper):
 
 
 @register(nn.Embedding)
-class QuantEmbedding(_LayerWrapper):
+class QuantEmbedding(LayerWrapper):
     """An embedding; becomes a `QuantizedEmbedding`. Indices have no grid, so there is no `act_in`."""
 
     kind: ClassVar[str] = "ptq.embedding"
@@ -167,13 +180,17 @@ class QuantEmbedding(_LayerWrapper):
 _CONVOLUTIONS = {1: QuantizedConv1d, 2: QuantizedConv2d, 3: QuantizedConv3d}
 
 
+_CHANNELS_FIRST = tuple(attrs.evolve(point, channels=1) for point in (ACT_IN, WEIGHT, ACT_OUT))
+
+
 @register(nn.Conv1d)
 @register(nn.Conv2d)
 @register(nn.Conv3d)
-class QuantConv(_LayerWrapper):
+class QuantConv(LayerWrapper):
     """A convolution; becomes a `QuantizedConv1d`, `QuantizedConv2d` or `QuantizedConv3d`."""
 
     kind: ClassVar[str] = "ptq.conv"
+    points: ClassVar[tuple[PointDeclaration, ...]] = _CHANNELS_FIRST
 
     def _integer(self, parts: Parts) -> QuantizedModule:
         layer = self.layer
@@ -181,6 +198,42 @@ class QuantConv(_LayerWrapper):
             found = Found(type(layer).__name__)
             raise UnsupportedError(Problem(module=self.path, value=found, expected="a convolution"))
         return _CONVOLUTIONS[len(layer.kernel_size)](parts, ConvSettings.of(layer))
+
+
+_INTEGER_TRANSPOSED = {1: QuantizedConvTranspose1d, 2: QuantizedConvTranspose2d, 3: QuantizedConvTranspose3d}
+
+
+@register(nn.ConvTranspose1d)
+@register(nn.ConvTranspose2d)
+@register(nn.ConvTranspose3d)
+class QuantConvTranspose(LayerWrapper):
+    """A transposed convolution; becomes a `QuantizedConvTranspose1d`, `…2d` or `…3d`."""
+
+    kind: ClassVar[str] = "ptq.conv_transpose"
+    points: ClassVar[tuple[PointDeclaration, ...]] = _CHANNELS_FIRST
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # noqa: A002  # as torch
+        """Return the layer's output, of `output_size` where several are possible, by way of the points."""
+        output: Tensor = self.layer.forward(self.point("act_in")(input), output_size)
+        moved: Tensor = self.point("act_out")(output)
+        return moved
+
+    def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
+        # Rows are output channels here, so codes are shared with no convolution that has the same weight.
+        return packed_weight(self._settings().by_output(weight), spec, self.path)
+
+    def _settings(self) -> ConvTransposeSettings:
+        layer = self.layer
+        if not isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            found = Found(type(layer).__name__)
+            raise UnsupportedError(
+                Problem(module=self.path, value=found, expected="a transposed convolution")
+            )
+        return ConvTransposeSettings.of(layer)
+
+    def _integer(self, parts: Parts) -> QuantizedModule:
+        settings = self._settings()
+        return _INTEGER_TRANSPOSED[len(settings.stride)](parts, settings)
 
 
 @register(QuantizedModule)
@@ -199,9 +252,9 @@ class QuantInteger(QuantModuleBase):
         self.layer = module.with_parts(Parts(packed=module.packed, bias=module.bias))
         self.layer.training = module.training
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
+    def forward(self, input: Tensor, *args: object, **kwargs: object) -> Tensor:  # noqa: A002  # torch's name
         """Return the layer's output, input and output passed through their points."""
-        output: Tensor = self.layer.forward(self.point("act_in")(input))
+        output: Tensor = self.layer.forward(self.point("act_in")(input), *args, **kwargs)
         moved: Tensor = self.point("act_out")(output)
         return moved
 
@@ -234,7 +287,8 @@ class QuantIntegerEmbedding(QuantInteger):
     kind: ClassVar[str] = "ptq.integer_embedding"
     points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_OUT,)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
+    def forward(self, input: Tensor, *args: object, **kwargs: object) -> Tensor:  # noqa: A002  # torch's name
         """Return the rows at the indices `input`, passed through their point."""
-        moved: Tensor = self.point("act_out")(self.layer.forward(input))
+        output: Tensor = self.layer.forward(input, *args, **kwargs)
+        moved: Tensor = self.point("act_out")(output)
         return moved

@@ -198,3 +198,10 @@ def pass_reason(kind: type[nn.Module]) -> str | None:
     bases = [base for base in kind.__mro__ if dotted_path(base) in PASS_THROUGH]
     known = bases and getattr(kind, "forward", None) is getattr(bases[0], "forward", None)
     return PASS_THROUGH[dotted_path(bases[0])] if known else None
+
+
+def why_no_wrapper(kind: type[nn.Module]) -> str:
+    """Return why modules of this class are not supported."""
+    if issubclass(kind, nn.RNNBase | nn.RNNCellBase):
+        return "it has no wrapper: its steps are computed in one kernel, where no point can be"
+    return "it has no wrapper"

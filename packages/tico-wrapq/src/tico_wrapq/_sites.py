@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from tico_quantizers import QuantizedModule, RestorableModule, child_path, children, named_modules
 from tico_wrapq._point import PointDeclaration, QuantPoint
 from tico_wrapq._quant_module_base import QuantModuleBase
-from tico_wrapq._registry import WrapperRegistry, pass_reason
+from tico_wrapq._registry import WrapperRegistry, pass_reason, why_no_wrapper
 
 # Modules that read their children's weights without calling them, so that wrapping those changes nothing.
 _WHOLES = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -81,7 +81,7 @@ def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str)
             return Site(path=path, module=module, adopted=adopted, wrapper=wrapper)
         return Site(path=path, module=module, adopted=adopted, refusal=refusal)
     reason = _reason(module)
-    refusal = "" if reason else "it has no wrapper"
+    refusal = "" if reason else why_no_wrapper(type(adopted))
     return Site(path=path, module=module, adopted=adopted, reason=reason, refusal=refusal)
 
 

@@ -14,23 +14,21 @@ _TORCH = (
     nn.AdaptiveAvgPool1d,
     nn.AdaptiveAvgPool2d,
     nn.AdaptiveAvgPool3d,
+    nn.AdaptiveMaxPool1d,
+    nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
     nn.AvgPool1d,
     nn.AvgPool2d,
     nn.AvgPool3d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
     nn.CELU,
     nn.ELU,
     nn.GELU,
-    nn.GroupNorm,
     nn.Hardsigmoid,
     nn.Hardswish,
     nn.Hardtanh,
     nn.InstanceNorm1d,
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
-    nn.LayerNorm,
     nn.LeakyReLU,
     nn.LogSigmoid,
     nn.LogSoftmax,
@@ -39,7 +37,6 @@ _TORCH = (
     nn.MaxPool3d,
     nn.Mish,
     nn.PReLU,
-    nn.RMSNorm,
     nn.ReLU,
     nn.ReLU6,
     nn.SELU,
@@ -60,7 +57,7 @@ _TRANSFORMERS = (
 
 @try_register(*_TRANSFORMERS)
 class QuantUnary(QuantModuleBase):
-    """A module with one input and one output, each of which gets a grid; its own parameters stay float."""
+    """A module with one input and one output, each of which gets a grid; its parameters stay float."""
 
     kind: ClassVar[str] = "ptq.unary"
     points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_IN, ACT_OUT)
@@ -79,9 +76,13 @@ class QuantUnary(QuantModuleBase):
         """Return the module's output; the input, by whatever name, and the output pass through points."""
         moved_args = tuple(map(self._moved_in, args))
         moved_kwargs = {name: self._moved_in(value) for name, value in kwargs.items()}
-        output: Tensor = self.module(*moved_args, **moved_kwargs)
-        moved: Tensor = self.point("act_out")(output)
+        moved: Tensor = self.point("act_out")(self._output(*moved_args, **moved_kwargs))
         return moved
+
+    def _output(self, *args: object, **kwargs: object) -> Tensor:
+        """Return what the module makes of arguments that have passed through their points."""
+        output: Tensor = self.module(*args, **kwargs)
+        return output
 
     def _moved_in(self, value: object) -> object:
         """Return a tensor passed through `act_in`, and any other argument as it is."""

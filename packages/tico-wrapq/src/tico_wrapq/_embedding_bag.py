@@ -1,0 +1,134 @@
+"""Bags of embeddings: rows of an integer table, summed, averaged or compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, final
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from tico_config import Found, Problem, UnsupportedError
+from tico_quantizers import Layout, Parts, QuantizedModule, parameter
+from tico_wrapq._layers import WEIGHT, LayerWrapper, QuantIntegerEmbedding
+from tico_wrapq._point import ACT_OUT, PointDeclaration
+from tico_wrapq._registry import register
+
+_MODES = ("sum", "mean", "max")
+_DTYPES: Mapping[str, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+@attrs.frozen(kw_only=True)
+class BagSettings:
+    """How the rows of a bag are put together, and which index stands for none."""
+
+    mode: str
+    include_last_offset: bool
+    padding_idx: int | None
+
+    @classmethod
+    def of(cls, bag: nn.EmbeddingBag) -> BagSettings:
+        """Return the settings of a float layer."""
+        return cls(mode=bag.mode, include_last_offset=bag.include_last_offset, padding_idx=bag.padding_idx)
+
+
+@final
+class QuantizedEmbeddingBag(QuantizedModule):
+    """Bags of rows of an integer table of shape (num_embeddings, embedding_dim), in `dtype`."""
+
+    kind: ClassVar[str] = "ptq.embedding_bag"
+
+    def __init__(self, parts: Parts, bag: BagSettings, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(parts)
+        self.bag = bag
+        self.dtype = dtype
+
+    def forward(
+        self,
+        input: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return a row for each bag of the indices `input`, moved to `act_out`'s grid where there is one."""
+        output = F.embedding_bag(
+            input,
+            self.packed.dequantize().to(self.dtype),
+            offsets,
+            mode=self.bag.mode,
+            per_sample_weights=per_sample_weights,
+            include_last_offset=self.bag.include_last_offset,
+            padding_idx=self.bag.padding_idx,
+        )
+        return output if self.act_out is None else self._moved(self.act_out, output)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
+
+    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding_bag(x, weight, mode=self.bag.mode)
+
+    def with_parts(self, parts: Parts) -> QuantizedEmbeddingBag:
+        """Return a table of the same settings made of other parts."""
+        return QuantizedEmbeddingBag(parts, self.bag, self.dtype)
+
+    def settings(self) -> Mapping[str, object]:
+        """Return how bags are made, and the dtype of the rows."""
+        return {**attrs.asdict(self.bag), "dtype": str(self.dtype).removeprefix("torch.")}
+
+    @classmethod
+    def from_settings(cls, parts: Parts, settings: Layout) -> Self:
+        """Return the table made of `parts`.
+
+        Raises:
+            ArtifactError: a setting is none that a bag can have.
+        """
+        mode, dtype = settings.text("mode"), _DTYPES.get(settings.text("dtype"))
+        if mode not in _MODES:
+            raise settings.refused("mode", f"one of {', '.join(_MODES)}")
+        if dtype is None:
+            raise settings.refused("dtype", f"one of {', '.join(_DTYPES)}")
+        bag = BagSettings(
+            mode=mode,
+            include_last_offset=settings.boolean("include_last_offset"),
+            padding_idx=settings.optional_integer("padding_idx"),
+        )
+        return cls(parts, bag, dtype)
+
+
+@register(nn.EmbeddingBag)
+class QuantEmbeddingBag(LayerWrapper):
+    """A bag of embeddings; becomes a `QuantizedEmbeddingBag`. Indices have no grid."""
+
+    kind: ClassVar[str] = "ptq.embedding_bag_points"
+    points: ClassVar[tuple[PointDeclaration, ...]] = (WEIGHT, ACT_OUT)
+
+    def forward(
+        self,
+        input: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return a row for each bag of the indices `input`, passed through its point."""
+        output: Tensor = self.layer.forward(input, offsets, per_sample_weights)
+        moved: Tensor = self.point("act_out")(output)
+        return moved
+
+    def _integer(self, parts: Parts) -> QuantizedModule:
+        layer, weight = self.layer, parameter(self.layer, "weight")
+        if not isinstance(layer, nn.EmbeddingBag) or weight is None:
+            found = Found(type(layer).__name__)
+            raise UnsupportedError(Problem(module=self.path, value=found, expected="a bag of embeddings"))
+        return QuantizedEmbeddingBag(parts, BagSettings.of(layer), weight.dtype)
+
+
+register(QuantizedEmbeddingBag)(QuantIntegerEmbedding)

@@ -1,0 +1,204 @@
+"""Norms with a weight: after `convert` an integer module stands in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, TypeAlias, final
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from tico_config import PerTensor, Problem, UnsupportedError
+from tico_quantizers import Edit, Layout, PackedWeight, Parts, QuantizedModule, parameter, stand_in
+from tico_wrapq._layers import packed_weight, why_not_integer
+from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role
+from tico_wrapq._quant_module_base import Resolve, WeightCodes
+from tico_wrapq._registry import register
+from tico_wrapq._unary import QuantUnary
+
+_NORM_WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerTensor())
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+@attrs.frozen(kw_only=True)
+class NormSettings:
+    """Which norm, over axes of which `shape`, in how many `groups`; `eps` None is the dtype's own."""
+
+    norm: str
+    shape: tuple[int, ...]
+    eps: float | None
+    groups: int = 1
+
+    @classmethod
+    def of(cls, module: nn.Module) -> NormSettings | None:
+        """Return the settings of a norm of torch, None for any other module."""
+        if isinstance(module, nn.LayerNorm):
+            return cls(norm="layer", shape=tuple(module.normalized_shape), eps=module.eps)
+        if isinstance(module, nn.RMSNorm):
+            return cls(norm="rms", shape=tuple(module.normalized_shape), eps=module.eps)
+        if isinstance(module, nn.GroupNorm):
+            shape = (module.num_channels,)
+            return cls(norm="group", shape=shape, eps=module.eps, groups=module.num_groups)
+        if isinstance(module, _BATCH_NORMS) and module.track_running_stats:
+            return cls(norm="batch", shape=(module.num_features,), eps=module.eps)
+        return None
+
+    @classmethod
+    def read(cls, settings: Layout) -> NormSettings:
+        """Return the settings that a file holds.
+
+        Raises:
+            ArtifactError: a value is missing or wrong.
+        """
+        norm, eps = settings.text("norm"), settings.text("eps")
+        if norm not in _FUNCTIONS:
+            raise settings.refused("norm", f"one of {', '.join(_FUNCTIONS)}")
+        try:
+            number = float.fromhex(eps) if eps else None
+        except (ValueError, OverflowError):
+            raise settings.refused("eps", "a hexadecimal number or nothing") from None
+        return cls(norm=norm, shape=settings.integers("shape"), eps=number, groups=settings.integer("groups"))
+
+
+_Compute: TypeAlias = Callable[[NormSettings, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _layer(norm: NormSettings, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.layer_norm(x, norm.shape, weight, bias, norm.eps or 0.0)
+
+
+def _rms(norm: NormSettings, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.rms_norm(x, norm.shape, weight, norm.eps)
+
+
+def _group(norm: NormSettings, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.group_norm(x, norm.groups, weight, bias, norm.eps or 0.0)
+
+
+def _batch(norm: NormSettings, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``x * weight + bias`` of each channel: the statistics are in both."""
+    shape = (1, -1, *(1 for _ in range(x.ndim - 2)))
+    scaled = x * weight.view(shape)
+    return scaled if bias is None else scaled + bias.view(shape)
+
+
+_FUNCTIONS: Mapping[str, _Compute] = {"layer": _layer, "rms": _rms, "group": _group, "batch": _batch}
+
+
+@final
+class QuantizedNorm(QuantizedModule):
+    """A norm with an integer weight, packed as one row; the statistics are computed in floating point.
+
+    Of a batch norm, the weight is ``weight / sqrt(running_var + eps)`` and the bias has the rest.
+    """
+
+    kind: ClassVar[str] = "ptq.norm"
+
+    def __init__(self, parts: Parts, norm: NormSettings) -> None:
+        super().__init__(parts)
+        self.norm = norm
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the float weight."""
+        return self.norm.shape
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """The shape of the bias, that of the weight."""
+        return self.norm.shape
+
+    def dequantize(self) -> Tensor:
+        """Return the weight as float32, in its own shape."""
+        return self.packed.dequantize().view(self.norm.shape)
+
+    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return _FUNCTIONS[self.norm.norm](self.norm, x, weight, bias)
+
+    def with_parts(self, parts: Parts) -> QuantizedNorm:
+        """Return a norm of the same settings made of other parts."""
+        return QuantizedNorm(parts, self.norm)
+
+    def settings(self) -> Mapping[str, object]:
+        """Return which norm it is; `eps` as hexadecimal text, which is exact."""
+        eps = "" if self.norm.eps is None else self.norm.eps.hex()
+        return {
+            "norm": self.norm.norm,
+            "shape": list(self.norm.shape),
+            "eps": eps,
+            "groups": self.norm.groups,
+        }
+
+    @classmethod
+    def from_settings(cls, parts: Parts, settings: Layout) -> Self:
+        """Return the norm made of `parts` with the given settings."""
+        return cls(parts, NormSettings.read(settings))
+
+
+@register(nn.LayerNorm)
+@register(nn.RMSNorm)
+@register(nn.GroupNorm)
+@register(nn.BatchNorm1d)
+@register(nn.BatchNorm2d)
+@register(nn.BatchNorm3d)
+class QuantNorm(QuantUnary):
+    """A norm; becomes a `QuantizedNorm` where it has a weight and torch's own forward."""
+
+    kind: ClassVar[str] = "ptq.norm_points"
+    points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_IN, _NORM_WEIGHT, ACT_OUT)
+    takes_hooks: ClassVar[bool] = True
+
+    def __init__(self, module: nn.Module, path: str, resolve: Resolve) -> None:
+        super().__init__(module, path, resolve)
+        self.settings = NormSettings.of(self.module)
+        if self.settings is None or why_not_integer(self.module) is not None:
+            self.weight_specs.clear()
+
+    def _output(self, *args: object, **kwargs: object) -> Tensor:
+        output: Tensor = self.module.forward(*args, **kwargs)
+        return output
+
+    def finished(self, weights: WeightCodes, edit: Edit) -> nn.Module:
+        """Return the integer norm; the wrapper itself where the weight is to stay float."""
+        spec = self.weight_specs.get("weight")
+        if self.settings is None or spec is None or not spec.is_quantized:
+            return super().finished(weights, edit)
+        weight, bias = _affine(self.module)
+        packed = packed_weight(weight.view(1, -1), spec, self.path, PerTensor())
+        grids = {name: point.determined() for name, point in self.named_points()}
+        new = QuantizedNorm(
+            Parts(
+                packed=packed,
+                bias=_shifted(self.module, packed, bias),
+                act_in=grids["act_in"],
+                act_out=grids["act_out"],
+            ),
+            self.settings,
+        )
+        stand_in(self, new)
+        return new
+
+
+def _affine(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Return weight and bias of a norm, those of a batch norm as if its variances were 1."""
+    weight, bias = parameter(module, "weight"), parameter(module, "bias")
+    if weight is None:
+        raise UnsupportedError(Problem(field="weight", value=None, expected="a norm with a weight"))
+    if isinstance(module, _BATCH_NORMS) and module.running_var is not None:
+        spread = (module.running_var.double() + module.eps).sqrt()
+        weight = (weight.double() / spread).to(weight.dtype)
+    return weight.detach(), None if bias is None else bias.detach().clone()
+
+
+def _shifted(module: nn.Module, packed: PackedWeight, bias: Tensor | None) -> Tensor | None:
+    """Return the bias, less what the means of a batch norm come to on the grid of its weight."""
+    if not isinstance(module, _BATCH_NORMS) or module.running_mean is None:
+        return bias
+    means = module.running_mean
+    moved = means.double() * packed.dequantize().view(-1).double()
+    start = torch.zeros_like(moved) if bias is None else bias.double()
+    return (start - moved).to(means.dtype)
