@@ -221,7 +221,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "encoder": (lambda: nn.TransformerEncoderLayer(4, 2, 8), "it has no wrapper"),
     "lstm": (lambda: nn.LSTM(4, 4), "it has no wrapper"),
     "gru": (lambda: nn.GRU(4, 4), "it has no wrapper"),
-    "transposed": (lambda: nn.ConvTranspose2d(2, 2, 3), "it has no wrapper"),
+    "bilinear": (lambda: nn.Bilinear(4, 4, 4), "it has no wrapper"),
+    "gru cell": (lambda: nn.GRUCell(4, 4), "computed in one kernel"),
 }
 
 

@@ -53,7 +53,7 @@ class QuantizedEmbeddingBag(QuantizedModule):
 
     def forward(
         self,
-        input: Tensor,
+        input: Tensor,  # noqa: A002  # torch's own name, which callers may use
         offsets: Tensor | None = None,
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
@@ -114,7 +114,7 @@ class QuantEmbeddingBag(LayerWrapper):
 
     def forward(
         self,
-        input: Tensor,
+        input: Tensor,  # noqa: A002  # torch's own name, which callers may use
         offsets: Tensor | None = None,
         per_sample_weights: Tensor | None = None,
     ) -> Tensor:
