@@ -13,7 +13,7 @@ import gptq_reference as reference
 from model_state import refused
 from tico_config import ConfigError, DType, NumericsError, UnsupportedError
 from tico_quantizers import PackedWeight
-from tico_quantizers.gptq import Solution, _core, quantize_weight
+from tico_quantizers.gptq import Solution, _columns, quantize_weight
 from tiny_models import values
 
 CASES = [
@@ -97,8 +97,8 @@ def test_where_the_columns_are_split_does_not_matter(leaf: int, monkeypatch: pyt
     """The columns are corrected at once or later, in blocks of any size, with the same result."""
     weight, gram = values(3, 64, 150), reference.correlated_gram(150, 600)
     whole = quantize_weight(weight, gram, bits=4)
-    monkeypatch.setattr(_core, "_LEAF_COLUMNS", leaf)
-    monkeypatch.setattr(_core, "_PRODUCT_TERMS", 2 * leaf)
+    monkeypatch.setattr(_columns, "_LEAF_COLUMNS", leaf)
+    monkeypatch.setattr(_columns, "PRODUCT_TERMS", 2 * leaf)
     split = quantize_weight(weight, gram, bits=4)
     # Float32 sums in another order: one code in 10⁵ is as close to a tie, see above.
     assert (whole.codes == split.codes).double().mean() >= 0.999

@@ -34,8 +34,14 @@ def gptq(
     group_size: int | None = None,
     symmetric: bool = False,
     damping: float = 0.01,
+    static_groups: bool = False,
+    cross_gram: Tensor | None = None,
 ) -> Reference:
-    """Return algorithm 1 of arXiv 2210.17323 without its blocks: the factor of H⁻¹ spreads the errors."""
+    """Return algorithm 1 of arXiv 2210.17323 without its blocks: the factor of H⁻¹ spreads the errors.
+
+    With `cross_gram`, each column's share of the difference of inputs is made up for by the least squares
+    over the columns that follow, as arXiv 2504.02692 derives it.
+    """
     columns = weight.shape[1]
     dtype = DType(bits, signed=symmetric)
     alive = gram.diagonal() > 0
@@ -46,11 +52,16 @@ def gptq(
     for column in range(columns):
         if column % (group_size or columns) == 0:
             stop = min(column + (group_size or columns), columns)
-            scale, zero_point = _grid(work[:, column:stop], alive[column:stop], dtype)
+            held = (weight.to(torch.float64) if static_groups else work)[:, column:stop]
+            scale, zero_point = _grid(held, alive[column:stop], dtype)
         code = (work[:, column] / scale).round().add(zero_point).clamp(dtype.qmin, dtype.qmax)
         values[:, column] = (code - zero_point) * scale
-        error = (work[:, column] - values[:, column]) / factor[column, column]
+        target = work[:, column].clone()
+        error = (target - values[:, column]) / factor[column, column]
         work[:, column + 1 :] -= error[:, None] * factor[column, column + 1 :]
+        if cross_gram is not None:
+            later = torch.linalg.inv(damped[column + 1 :, column + 1 :])
+            work[:, column + 1 :] += target[:, None] * (cross_gram[column, column + 1 :] @ later)
         codes.append(code)
     return Reference(codes=torch.stack(codes, 1).to(torch.int32), values=values)
 

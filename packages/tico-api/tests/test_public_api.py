@@ -77,6 +77,7 @@ class TestPublicConfigAlias(PublicAPI):
         "FrozenMapping",
         "GPTQConfig",
         "Granularity",
+        "HessianMSESpec",
         "HistogramSpec",
         "LifecycleError",
         "MSESpec",

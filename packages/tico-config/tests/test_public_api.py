@@ -27,6 +27,7 @@ class TestPublicAPI(PublicAPI):
         "FrozenMapping",
         "GPTQConfig",
         "Granularity",
+        "HessianMSESpec",
         "HistogramSpec",
         "LifecycleError",
         "MSESpec",

@@ -22,6 +22,7 @@ from tico_config._module_config import ModuleConfig
 from tico_config._observer_specs import (
     EMASpec,
     EntropySpec,
+    HessianMSESpec,
     HistogramSpec,
     MinMaxSpec,
     MSESpec,
@@ -56,6 +57,7 @@ __all__ = [
     "FrozenMapping",
     "GPTQConfig",
     "Granularity",
+    "HessianMSESpec",
     "HistogramSpec",
     "LifecycleError",
     "MSESpec",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
 
 import attrs
 
 from tico_config._errors import Problem
 from tico_config._module_config import ModuleConfig
-from tico_config._validation import as_float, boolean, integer, number, optional_integer
+from tico_config._observer_specs import HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
+from tico_config._validation import as_float, boolean, instance, integer, number, one_of, optional_integer
+
+GPTQObserver: TypeAlias = MinMaxSpec | PercentileSpec | MSESpec | HessianMSESpec
+_OBSERVERS = "MinMaxSpec(), PercentileSpec(), MSESpec() or HessianMSESpec()"
 
 
 @attrs.frozen(kw_only=True)
@@ -21,9 +25,18 @@ class GPTQConfig(ModuleConfig):
     Attributes:
         bits: width of a code, 2 to 8.
         group_size: input columns that share a scale; None shares one per output row.
+        per_tensor: one scale for the whole weight; not with a `group_size`.
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
+        observer: how a grid follows from the weights that share it: `MinMaxSpec` spans them all, `MSESpec`
+            and `HessianMSESpec` search each row's share of that range, `PercentileSpec` counts from both
+            ends; see `static_groups` for which values the weights have then.
+        static_groups: find the grids of all groups first, from the original weights, instead of a group's
+            from what its weights have become when its turn comes. With `act_order`, groups stay runs of
+            neighbouring columns.
         act_order: handle the columns with the largest activations first.
-        damping: share of the Hessian's mean diagonal that is added to its diagonal, above 0 and up to 1.
+        damping: share of the Hessian's diagonal that is added to it, above 0 and up to 1.
+        damping_reference: ``"mean"`` or ``"median"``, what the share is of; a few inputs that are much
+            larger than all others raise the mean, not the median.
         min_expert_tokens: an expert (a module of a list of which some read less than others) that reads fewer
             tokens is rounded to nearest; 0 requires data for every one.
         show_progress: show a progress bar during `convert` where the extra `progress` is installed.
@@ -40,9 +53,13 @@ class GPTQConfig(ModuleConfig):
 
     bits: int = 4
     group_size: int | None = None
+    per_tensor: bool = False
     symmetric: bool = False
+    observer: GPTQObserver = attrs.field(factory=MinMaxSpec)
+    static_groups: bool = False
     act_order: bool = False
     damping: float = attrs.field(default=0.01, converter=as_float)
+    damping_reference: Literal["mean", "median"] = "mean"
     min_expert_tokens: int = 32
     show_progress: bool = True
 
@@ -50,9 +67,21 @@ class GPTQConfig(ModuleConfig):
         return [
             integer("bits", self.bits, 2, 8),
             optional_integer("group_size", self.group_size, 1),
+            boolean("per_tensor", self.per_tensor),
+            self._two_units_problem(),
             boolean("symmetric", self.symmetric),
+            instance("observer", self.observer, GPTQObserver, _OBSERVERS),
+            boolean("static_groups", self.static_groups),
             boolean("act_order", self.act_order),
             number("damping", self.damping, 0.0, 1.0, open_low=True),
+            one_of("damping_reference", self.damping_reference, ("mean", "median")),
             integer("min_expert_tokens", self.min_expert_tokens, 0),
             boolean("show_progress", self.show_progress),
         ]
+
+    def _two_units_problem(self) -> Problem | None:
+        if self.per_tensor is not True or self.group_size is None:
+            return None
+        remedy = "leave one of the two out, an override can set group_size to None"
+        expected = "None with per_tensor"
+        return Problem(field="group_size", value=self.group_size, expected=expected, remedy=remedy)

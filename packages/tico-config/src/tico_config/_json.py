@@ -19,6 +19,7 @@ from tico_config._grid import PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._observer_specs import (
     EMASpec,
     EntropySpec,
+    HessianMSESpec,
     HistogramSpec,
     MinMaxSpec,
     MSESpec,
@@ -48,6 +49,7 @@ _VALUES: tuple[type[attrs.AttrsInstance], ...] = (
     HistogramSpec,
     PercentileSpec,
     MSESpec,
+    HessianMSESpec,
     EntropySpec,
     MXSpec,
     NoQuant,

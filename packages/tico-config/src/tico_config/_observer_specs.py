@@ -82,6 +82,24 @@ class MSESpec:
 
 
 @attrs.frozen
+class HessianMSESpec:
+    """As `MSESpec`, with the error of each input column weighted by the mean square of that input.
+
+    That is the diagonal of the Hessian of the layer's output error: the clip search of a weight whose
+    inputs are known. For algorithms that know them; observers of tensors do not.
+
+    >>> HessianMSESpec(steps=20)
+    HessianMSESpec(steps=20)
+    """
+
+    steps: int = 100
+
+    def __attrs_post_init__(self) -> None:
+        """Validate the number of candidates."""
+        refuse(integer("steps", self.steps, 1, 10_000))
+
+
+@attrs.frozen
 class EntropySpec:
     """The range whose grid has the smallest Kullback-Leibler divergence, among `steps` shrunken ranges.
 

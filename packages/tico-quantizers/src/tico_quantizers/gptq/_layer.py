@@ -9,13 +9,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, GPTQConfig, TicoError
+from tico_config import DType, TicoError
 from tico_quantizers._grouped_gram import GroupedGram
 from tico_quantizers._input_grams import located
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._report import LayerReport
 from tico_quantizers._weight_view import Layer, groups, matrix, shape
-from tico_quantizers.gptq._core import Solution, quantize_weight
+from tico_quantizers.gptq._core import Solution, solve
 from tico_quantizers.gptq._plan import Target
 
 # Products over at most 512 terms do not depend on the thread count.
@@ -41,7 +41,7 @@ def solved(target: Target, gram: GroupedGram) -> QuantizedWeight:
     weights = matrix(target.layer).chunk(groups(target.layer))
     pairs = list(zip(weights, hessians, strict=True))
     try:
-        solutions = [_solution(weight, hessian, target.config) for weight, hessian in pairs]
+        solutions = [solve(weight, hessian, target.config) for weight, hessian in pairs]
     except TicoError as error:
         raise located(error, target.path) from None
     packed = _packed(target.layer, solutions)
@@ -88,18 +88,6 @@ def quadratic_loss(error: Tensor, gram: Tensor) -> float:
     return float(moved.mul_(error).sum(1, dtype=torch.float64).sum()) * unit
 
 
-def _solution(weight: Tensor, hessian: Tensor, config: GPTQConfig) -> Solution:
-    return quantize_weight(
-        weight,
-        hessian,
-        bits=config.bits,
-        group_size=config.group_size,
-        symmetric=config.symmetric,
-        act_order=config.act_order,
-        damping=config.damping,
-    )
-
-
 def _packed(layer: Layer, solutions: list[Solution]) -> PackedWeight:
     """Return the weight whose groups of rows the `solutions` hold."""
     first = solutions[0]
@@ -125,7 +113,8 @@ def _nearest(target: Target) -> PackedWeight:
 
 def _line(target: Target, figures: dict[str, float], seconds: float, reason: str) -> LayerReport:
     config = target.config
-    unit = "per row" if config.group_size is None else f"group {config.group_size}"
+    row = "per tensor" if config.per_tensor else "per row"
+    unit = row if config.group_size is None else f"group {config.group_size}"
     scheme = "symmetric" if config.symmetric else "asymmetric"
     grid = getattr(target.layer, "act_in", None)
     return LayerReport(

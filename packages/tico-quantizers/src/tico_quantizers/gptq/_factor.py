@@ -1,0 +1,150 @@
+"""The factor of a damped Hessian, computed by blocks so that it does not depend on the number of threads."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor
+
+from tico_config import GPTQConfig
+
+# Products over at most 512 terms and factorizations below 160 columns do not depend on the thread count.
+FACTOR_BLOCK = 64
+PRODUCT_TERMS = 512
+_DAMPING_STEPS = 6
+
+
+@attrs.frozen(eq=False)
+class Hessian:
+    """The Gram matrix with its columns in the order in which they are rounded, float64 where it is read."""
+
+    gram: Tensor
+    order: Tensor | None
+
+    def __len__(self) -> int:
+        """Return the number of columns."""
+        return len(self.gram)
+
+    def block(self, start: int, stop: int, low: int, high: int) -> Tensor:
+        """Return a copy of the rows from `start` to `stop` of the columns from `low` to `high`."""
+        return self.block_of(self.gram, start, stop, low, high)
+
+    def block_of(self, matrix: Tensor, start: int, stop: int, low: int, high: int) -> Tensor:
+        """Return the same block of another `matrix` over the same columns."""
+        if self.order is None:
+            return matrix[start:stop, low:high].to(torch.float64, copy=True)
+        rows = matrix.index_select(0, self.order[start:stop])
+        return rows.index_select(1, self.order[low:high]).to(torch.float64)
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal of H."""
+        diagonal = self.gram.diagonal().to(torch.float64)
+        return diagonal if self.order is None else diagonal[self.order]
+
+    def dead(self) -> Tensor:
+        """Return which columns belong to inputs that were always zero."""
+        return self.diagonal() == 0
+
+
+@attrs.frozen(eq=False)
+class Factor:
+    """H + added * I = U D Uᵀ: `feedback` is Uᵀ in float32, or I to round only, and `gains` is D.
+
+    `drift` is what carries on the difference of inputs, see `_drift`. What `feedback` and `drift` hold above
+    their diagonals is undefined.
+    """
+
+    feedback: Tensor
+    drift: Tensor | None
+    gains: Tensor
+    added: float
+    damping: float
+    rounded_only: bool
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the targets are those of GPTQ, and nothing else."""
+        return self.drift is None and not self.rounded_only
+
+
+def damped_factor(hessian: Hessian, config: GPTQConfig, cross_gram: Tensor | None) -> Factor:
+    """Return the factor of H with the smallest of the damping steps that makes it positive definite."""
+    diagonal = hessian.diagonal()
+    alive = diagonal[diagonal != 0]
+    size = _reference(alive, config.damping_reference)
+    share = config.damping
+    for _ in range(_DAMPING_STEPS):
+        factors = _factor(hessian, share * size)
+        if factors is not None:
+            lower, feedback = factors
+            drift = None if cross_gram is None else _drift(hessian, cross_gram, lower)
+            return Factor(feedback, drift, lower.diagonal().square(), share * size, share, False)
+        share *= 10
+    unit = torch.eye(len(hessian), dtype=torch.float32, device=diagonal.device)
+    return Factor(unit, None, diagonal.clone(), 0.0, 0.0, True)
+
+
+def _reference(alive: Tensor, kind: str) -> float:
+    """Return the size of the diagonal that the damping is a share of, 1 where nothing is alive."""
+    if not len(alive):
+        return 1.0
+    return float(alive.median() if kind == "median" else alive.sum() / len(alive)) or 1.0
+
+
+def _factor(hessian: Hessian, added: float) -> tuple[Tensor, Tensor] | None:
+    """Return (U √D)ᵀ, and Uᵀ in float32, of H + added * I = U D Uᵀ, or None if it is not positive definite.
+
+    Computed from the last block of rows to the first, each from all blocks after it, in terms of R = U √D.
+    """
+    size = len(hessian)
+    lower, feedback = (square(size, dtype, hessian.gram) for dtype in (torch.float64, torch.float32))
+    for start in reversed(range(0, size, FACTOR_BLOCK)):
+        stop = min(start + FACTOR_BLOCK, size)
+        panel = hessian.block(start, stop, 0, stop)
+        panel[:, start:].diagonal().add_(added)
+        for low in range(stop, size, PRODUCT_TERMS):
+            later = lower[low : low + PRODUCT_TERMS]
+            panel.addmm_(later[:, start:stop].T, later[:, :stop], alpha=-1)
+        corner, info = torch.linalg.cholesky_ex(panel[:, start:].flip(0, 1))
+        if int(info) or not bool(torch.isfinite(corner).all()):
+            return None
+        torch.mm(lower_inverse(corner).flip(0, 1), panel[:, :start], out=lower[start:stop, :start])
+        lower[start:stop, start:stop] = corner.flip(0, 1).T
+        root = lower.diagonal()[start:stop]
+        torch.div(lower[start:stop, :stop], root[:, None], out=feedback[start:stop, :stop])
+    return lower, feedback
+
+
+def _drift(hessian: Hessian, cross_gram: Tensor, lower: Tensor) -> Tensor:
+    """Return Sᵀ in float32, with S the part above the diagonal of C U⁻ᵀ D⁻¹, C = (X̃ - X)ᵀ X.
+
+    Where P = S U⁻¹ is what arXiv 2504.02692 adds to all later weights, target by target, S does so to the
+    targets themselves. With `lower` = Rᵀ and Z = C R⁻ᵀ, computed like the factor, it is Z √D⁻¹.
+    """
+    size = len(hessian)
+    solved, drift = (square(size, dtype, hessian.gram) for dtype in (torch.float64, torch.float32))
+    for start in reversed(range(0, size, FACTOR_BLOCK)):
+        stop = min(start + FACTOR_BLOCK, size)
+        panel = hessian.block_of(cross_gram.T, start, stop, 0, stop)
+        for low in range(stop, size, PRODUCT_TERMS):
+            high = low + PRODUCT_TERMS
+            panel.addmm_(lower[low:high, start:stop].T, solved[low:high, :stop], alpha=-1)
+        corner = lower[start:stop, start:stop]
+        torch.mm(lower_inverse(corner).T, panel, out=solved[start:stop, :stop])
+        torch.div(solved[start:stop, :stop], corner.diagonal()[:, None], out=drift[start:stop, :stop])
+    return drift
+
+
+def square(size: int, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """Return an uninitialized square matrix whose rows are not a power of two apart.
+
+    Such rows would compete for the same lines of the cache.
+    """
+    return torch.empty(size, size + 8, dtype=dtype, device=like.device)[:, :size]
+
+
+def lower_inverse(matrix: Tensor, *, unit: bool = False) -> Tensor:
+    """Return the inverse of a lower triangular matrix of at most a block; `unit` is its diagonal all ones."""
+    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    inverse: Tensor = torch.linalg.solve_triangular(matrix, eye, upper=False, unitriangular=unit)
+    return inverse
