@@ -9,9 +9,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 TOKENS = torch.arange(24).view(2, 12) * 7 % 40
 
 
-def tiny_llama(*, tied: bool = False) -> LlamaForCausalLM:
+def tiny_llama(*, tied: bool = False, attention: str = "sdpa") -> LlamaForCausalLM:
     """Return a random LLaMA of two layers, always the same one, in evaluation mode."""
-    config = LlamaConfig(
+    config = LlamaConfig(  # type: ignore[call-arg]  # its base takes the attention
         vocab_size=40,
         hidden_size=16,
         intermediate_size=24,
@@ -20,6 +20,7 @@ def tiny_llama(*, tied: bool = False) -> LlamaForCausalLM:
         num_key_value_heads=1,
         max_position_embeddings=64,
         tie_word_embeddings=tied,
+        attn_implementation=attention,
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -56,6 +56,7 @@ class TestPublicAPI(PublicAPI):
         "quantize_weight",
         "quantizer_entry",
         "remember",
+        "record_outputs",
         "report",
         "require_watched",
         "runs_of",

@@ -42,6 +42,7 @@ from tico_quantizers._quantizer import (
     installed_entries,
     quantizer_entry,
 )
+from tico_quantizers._recorded_outputs import record_outputs
 from tico_quantizers._report import LayerReport, Report
 from tico_quantizers._restorable import RestorableModule
 from tico_quantizers._run import Run
@@ -108,6 +109,7 @@ __all__ = [
     "parameter",
     "quantize_weight",
     "quantizer_entry",
+    "record_outputs",
     "remember",
     "report",
     "require_watched",

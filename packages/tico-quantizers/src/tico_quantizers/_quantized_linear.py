@@ -84,7 +84,7 @@ class QuantizedLinear(QuantizedModule):
 class QuantizedEmbedding(QuantizedModule):
     """Rows of an integer table of shape (num_embeddings, embedding_dim), looked up by index.
 
-    The rows come in `dtype`, which follows when the model is cast.
+    The rows come in `dtype`, which follows when the model is cast, and times `factor` (Gemma has one).
 
     >>> table = PackedWeight.round_to_nearest(torch.eye(3), DType.uint(4), symmetric=False, group_size=None)
     >>> QuantizedEmbedding(Parts(packed=table))(torch.tensor([2])).tolist()
@@ -93,13 +93,15 @@ class QuantizedEmbedding(QuantizedModule):
 
     kind: ClassVar[str] = "embedding"
 
-    def __init__(self, parts: Parts, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, parts: Parts, dtype: torch.dtype = torch.float32, factor: float = 1.0) -> None:
         super().__init__(parts)
         self.dtype = dtype
+        self.factor = factor
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the rows at the indices `input`, moved to `act_out`'s grid where there is one."""
         output = self.packed.rows(input).to(self.dtype)
+        output = output if self.factor == 1 else output * output.new_full((), self.factor)
         return output if self.act_out is None else self._moved(self.act_out, output)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -112,23 +114,26 @@ class QuantizedEmbedding(QuantizedModule):
 
     def with_parts(self, parts: Parts) -> QuantizedEmbedding:
         """Return an embedding made of other parts."""
-        return QuantizedEmbedding(parts, self.dtype)
+        return QuantizedEmbedding(parts, self.dtype, self.factor)
 
     def settings(self) -> Mapping[str, object]:
-        """Return the dtype of the rows."""
-        return {"dtype": str(self.dtype).removeprefix("torch.")}
+        """Return the dtype of the rows and their factor."""
+        return {"dtype": str(self.dtype).removeprefix("torch."), "factor": self.factor}
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
         """Return the embedding made of `parts`.
 
         Raises:
-            ArtifactError: the dtype is none that rows can have.
+            ArtifactError: the dtype is none that rows can have, or the factor is no number.
         """
         dtype = _ROW_DTYPES.get(settings.text("dtype"))
         if dtype is None:
             raise settings.refused("dtype", f"one of {', '.join(_ROW_DTYPES)}")
-        return cls(parts, dtype)
+        factor = settings.values.get("factor")
+        if not isinstance(factor, float):
+            raise settings.refused("factor", "a number")
+        return cls(parts, dtype, factor)
 
 
 def detached_bias(module: nn.Module) -> Tensor | None:

@@ -14,6 +14,7 @@ from tico_quantizers._layout import Layout, below
 from tico_quantizers._module_tree import Edit, child_path, children, named_modules
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._quantized_module import QuantizedModule
+from tico_quantizers._recorded_outputs import record_outputs
 from tico_quantizers._restorable import RestorableModule
 from tico_quantizers._run import Run
 
@@ -45,6 +46,7 @@ class Restoring:
             ArtifactError: one of them does not fit the model, or is in it already.
         """
         self._require_float()
+        record_outputs(self.root, self.edit)
         done: set[int] = set()
         for path, entry in sorted(entries.children(), key=lambda item: item[0].count(".")):
             original = self._original(path)

@@ -12,7 +12,9 @@ from tico_wrapq._layers import (
     QuantIntegerEmbedding,
     QuantLinear,
 )
-from tico_wrapq._llama import QuantLlamaMLP
+from tico_wrapq._llama import QuantLlamaDecoderLayer, QuantLlamaMLP
+from tico_wrapq._llama_attention import QuantLlamaAttention
+from tico_wrapq._llama_embedding import QuantScaledEmbedding
 from tico_wrapq._mode import Mode
 from tico_wrapq._norms import QuantizedNorm, QuantNorm
 from tico_wrapq._point import (
@@ -52,7 +54,10 @@ RESTORABLE_MODULES = (
     QuantizedNorm,
     QuantJoint,
     QuantOutput,
+    QuantLlamaAttention,
+    QuantLlamaDecoderLayer,
     QuantLlamaMLP,
+    QuantScaledEmbedding,
 )
 
 __all__ = [
@@ -80,11 +85,14 @@ __all__ = [
     "QuantIntegerEmbedding",
     "QuantJoint",
     "QuantLinear",
+    "QuantLlamaAttention",
+    "QuantLlamaDecoderLayer",
     "QuantLlamaMLP",
     "QuantModuleBase",
     "QuantNorm",
     "QuantOutput",
     "QuantPoint",
+    "QuantScaledEmbedding",
     "QuantStub",
     "QuantUnary",
     "QuantizedEmbeddingBag",

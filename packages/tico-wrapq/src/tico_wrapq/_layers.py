@@ -72,8 +72,8 @@ def packed_weight(
     return PackedWeight.on_grid(weight, observer.params, group_size=size)
 
 
-def why_not_integer(layer: nn.Module) -> str | None:
-    """Return why an integer layer cannot take the place of `layer`, or None."""
+def why_not_integer(layer: nn.Module, forwards: tuple[object, ...] = _FORWARDS) -> str | None:
+    """Return why an integer layer, which does what `forwards` do, cannot stand in for `layer`, or None."""
     weight: object = parameter(layer, "weight")
     if parametrize.is_parametrized(layer) or not isinstance(weight, Tensor):
         return "its weight is computed from other parameters"
@@ -81,7 +81,7 @@ def why_not_integer(layer: nn.Module) -> str | None:
         return "it has no weight before its first call"
     if weight.dtype not in _FLOATS or weight.layout is not torch.strided or not weight.numel():
         return f"its weight is {weight.dtype} of shape {tuple(weight.shape)}, {weight.layout}"
-    if "forward" in vars(layer) or type(layer).forward not in _FORWARDS:
+    if "forward" in vars(layer) or type(layer).forward not in forwards:
         return "it has a forward of its own, which an integer layer would lose"
     if parameter(layer, "bias") is not getattr(layer, "bias", None):
         return "its bias is no parameter"

@@ -1,4 +1,4 @@
-"""Wrappers of the LLaMA family's own modules."""
+"""Wrappers of the LLaMA family's MLP and decoder layer."""
 
 from __future__ import annotations
 
@@ -6,30 +6,23 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from tico_wrapq._point import PointDeclaration, Role
+from tico_wrapq._llama_family import classes_of
+from tico_wrapq._point import ACT_OUT, PointDeclaration, Role
 from tico_wrapq._quant_module_base import QuantModuleBase
 from tico_wrapq._registry import try_register
 
-_PRODUCT = PointDeclaration("product", Role.OTHER)
 
-
-@try_register("transformers.models.llama.modeling_llama.LlamaMLP")
+@try_register(*classes_of("MLP"))
 class QuantLlamaMLP(QuantModuleBase):
     """``down_proj(act_fn(gate_proj(x)) * up_proj(x))`` with a point for the product."""
 
     kind: ClassVar[str] = "ptq.llama_mlp"
-    points: ClassVar[tuple[PointDeclaration, ...]] = (_PRODUCT,)
+    points: ClassVar[tuple[PointDeclaration, ...]] = (PointDeclaration("product", Role.OTHER),)
+    replaces_forward: ClassVar[bool] = True
     gate_proj: nn.Module
     up_proj: nn.Module
     down_proj: nn.Module
     act_fn: nn.Module
-
-    @classmethod
-    def refusal(cls, module: nn.Module) -> str | None:
-        """Return that `module` computes something else than LLaMA's MLP, or None."""
-        forward = type(module).forward
-        own = "forward" in vars(module) or forward.__qualname__ != "LlamaMLP.forward"
-        return "it has a forward of its own" if own and not isinstance(module, cls) else None
 
     def adopt(self, module: nn.Module) -> None:
         """Keep the four modules under their own names."""
@@ -40,4 +33,36 @@ class QuantLlamaMLP(QuantModuleBase):
         """Return the gated product, projected down."""
         gated: Tensor = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
         output: Tensor = self.down_proj(self.point("product")(gated))
+        return output
+
+
+@try_register(*classes_of("DecoderLayer"))
+class QuantLlamaDecoderLayer(QuantModuleBase):
+    """Attention and MLP, each behind a norm and added to its input, with a point for either sum."""
+
+    kind: ClassVar[str] = "ptq.llama_decoder_layer"
+    points: ClassVar[tuple[PointDeclaration, ...]] = (
+        PointDeclaration("attention_sum", Role.OTHER),
+        ACT_OUT,
+    )
+    replaces_forward: ClassVar[bool] = True
+    self_attn: nn.Module
+    mlp: nn.Module
+    input_layernorm: nn.Module
+    post_attention_layernorm: nn.Module
+
+    def adopt(self, module: nn.Module) -> None:
+        """Keep the four modules under their own names."""
+        for name in ("self_attn", "mlp", "input_layernorm", "post_attention_layernorm"):
+            self.add_module(name, module.get_submodule(name))
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """Return the hidden states after the layer; every other argument goes to the attention."""
+        named = dict(zip(("attention_mask", "position_ids", "past_key_values"), args, strict=False))
+        attended: tuple[Tensor, Tensor | None] = self.self_attn(
+            hidden_states=self.input_layernorm(hidden_states), **named, **kwargs
+        )
+        middle: Tensor = self.point("attention_sum")(hidden_states + attended[0])
+        projected: Tensor = self.mlp(self.post_attention_layernorm(middle))
+        output: Tensor = self.point("act_out")(middle + projected)
         return output

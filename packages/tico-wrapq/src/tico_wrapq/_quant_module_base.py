@@ -58,6 +58,8 @@ class QuantModuleBase(RestorableModule):
     points: ClassVar[tuple[PointDeclaration, ...]] = ()
     takes_hooks: ClassVar[bool] = False
     """Whether hooks of a module that stays whole move to the wrapper, which then calls its `forward`."""
+    replaces_forward: ClassVar[bool] = False
+    """Whether `forward` is that of the class it is registered for, so that it cannot serve another one."""
 
     def __init__(self, module: nn.Module, path: str, resolve: Resolve) -> None:
         super().__init__()
@@ -73,7 +75,7 @@ class QuantModuleBase(RestorableModule):
             for part, training in modes:
                 part.training = training
         self.weight_specs: dict[str, QuantSpec] = {}
-        for declaration in self.points:
+        for declaration in self.points_of(module):
             point_path = child_path(path, declaration.name)
             spec = resolve(point_path)
             if declaration.role is Role.WEIGHT:
@@ -95,12 +97,17 @@ class QuantModuleBase(RestorableModule):
         """Return why this wrapper cannot serve `module` although it serves its class, or None."""
         return None
 
+    @classmethod
+    def points_of(cls, module: nn.Module) -> tuple[PointDeclaration, ...]:
+        """Return the points that the wrapper of `module` has: those of its class that `forward` reaches."""
+        return cls.points
+
     def named_points(self) -> Iterator[tuple[str, QuantPoint]]:
         """Yield each activation point of this wrapper (not of its children) with its name."""
         return (
             (declaration.name, self.point(declaration.name))
             for declaration in self.points
-            if declaration.role is not Role.WEIGHT
+            if declaration.name in self._modules and declaration.role is not Role.WEIGHT
         )
 
     def point(self, name: str) -> QuantPoint:

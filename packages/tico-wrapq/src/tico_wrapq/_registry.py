@@ -10,6 +10,7 @@ import attrs
 from torch import nn
 
 from tico_config import ConfigError, Found, Problem, UnsupportedError
+from tico_wrapq._llama_family import classes_of
 from tico_wrapq._quant_module_base import QuantModuleBase
 
 W = TypeVar("W", bound=type[QuantModuleBase])
@@ -81,6 +82,11 @@ class WrapperRegistry:
             if entry is not None:
                 return entry.wrapper
         return None
+
+    def served_by(self, wrapper: type[QuantModuleBase], kind: type[nn.Module]) -> list[type[nn.Module]]:
+        """Return those of `kind` and its bases that `wrapper` is registered for."""
+        targets = {entry.target for entry in self._entries.values() if entry.wrapper is wrapper}
+        return [base for base in kind.__mro__ if dotted_path(base) in targets]
 
     def serving(self, kind: type[nn.Module], variant: str) -> type[QuantModuleBase] | None:
         """Return the wrapper of the nearest base that has one, `variant` before the default one."""
@@ -181,12 +187,14 @@ _DROPS = (
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
 )
-_ROTARY = "transformers.models.llama.modeling_llama.LlamaRotaryEmbedding"
 
 PASS_THROUGH: Mapping[str, str] = {
     **{dotted_path(kind): "it does not compute" for kind in _HOLDS},
     **{dotted_path(kind): "it does nothing in evaluation mode" for kind in _DROPS},
-    _ROTARY: "it computes constants of the positions",
+    **dict.fromkeys(classes_of("RotaryEmbedding"), "it computes constants of the positions"),
+    **dict.fromkeys(
+        (*classes_of("Model"), *classes_of("ForCausalLM")), "it hands tensors on, and makes the mask"
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import attrs
@@ -35,7 +36,7 @@ class Site:
     @property
     def points(self) -> tuple[PointDeclaration, ...]:
         """The points that the wrapper will have."""
-        return () if self.wrapper is None else self.wrapper.points
+        return () if self.wrapper is None else self.wrapper.points_of(self.adopted)
 
     @property
     def is_container(self) -> bool:
@@ -76,13 +77,22 @@ def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str)
     taken_apart = isinstance(module, QuantModuleBase) and kept is None
     wrapper = type(module) if taken_apart else registry.serving(type(adopted), variant)
     if wrapper is not None and issubclass(wrapper, QuantModuleBase):
-        refusal = wrapper.refusal(adopted)
+        own = not taken_apart and _has_own_forward(wrapper, adopted, registry)
+        refusal = "it has a forward of its own" if own else wrapper.refusal(adopted)
         if refusal is None:
             return Site(path=path, module=module, adopted=adopted, wrapper=wrapper)
         return Site(path=path, module=module, adopted=adopted, refusal=refusal)
     reason = _reason(module)
     refusal = "" if reason else why_no_wrapper(type(adopted))
     return Site(path=path, module=module, adopted=adopted, reason=reason, refusal=refusal)
+
+
+def _has_own_forward(wrapper: type[QuantModuleBase], module: nn.Module, registry: WrapperRegistry) -> bool:
+    """Tell whether `wrapper` would replace a forward that is not that of a class it is registered for."""
+    if not wrapper.replaces_forward:
+        return False
+    known = [inspect.unwrap(base.forward) for base in registry.served_by(wrapper, type(module))]
+    return "forward" in vars(module) or inspect.unwrap(type(module).forward) not in known
 
 
 def _reason(module: nn.Module) -> str:

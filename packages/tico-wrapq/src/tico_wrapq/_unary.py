@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from tico_wrapq._llama_family import classes_of
 from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration
 from tico_wrapq._quant_module_base import QuantModuleBase
 from tico_wrapq._registry import register, try_register
@@ -51,7 +52,8 @@ _TORCH = (
 _TRANSFORMERS = (
     "transformers.activations.SiLUActivation",
     "transformers.activations.GELUActivation",
-    "transformers.models.llama.modeling_llama.LlamaRMSNorm",
+    "transformers.activations.GELUTanh",
+    *classes_of("RMSNorm"),
 )
 
 

@@ -20,7 +20,7 @@ from tico_config import (
     unmatched_problems,
     winning_rule,
 )
-from tico_quantizers import Edit, LayerReport, QuantizedModule, child_path, parameter
+from tico_quantizers import Edit, LayerReport, QuantizedModule, child_path, parameter, record_outputs
 from tico_wrapq._point import spec_problem
 from tico_wrapq._quant_module_base import QuantModuleBase
 from tico_wrapq._registry import WrapperRegistry
@@ -52,6 +52,7 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
     _require_supported(found, config)
     specs = _specs(found, config)
     _require_finite_weights(found)
+    record_outputs(model, edit)
     root = model
     wrappers: dict[str, QuantModuleBase] = {}
     for site in found:

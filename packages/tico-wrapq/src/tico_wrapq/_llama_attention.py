@@ -1,0 +1,209 @@
+"""The wrapper of the LLaMA family's attention."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Protocol
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from tico_wrapq._llama_family import classes_of
+from tico_wrapq._point import PointDeclaration, Role
+from tico_wrapq._quant_module_base import QuantModuleBase
+from tico_wrapq._registry import try_register
+
+_EXACT = ("eager", "sdpa", None)
+_HEADS = 1  # the axis whose channels are told apart, in tensors of shape (batch, heads, tokens, …)
+
+
+class KeyValueCache(Protocol):
+    """What the attention needs of a cache of transformers."""
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Add new keys and values (batch, heads, tokens, head_dim); return all that the layer attends to."""
+
+
+def _points(*names: str) -> tuple[PointDeclaration, ...]:
+    return tuple(PointDeclaration(name, Role.OTHER, channels=_HEADS) for name in names)
+
+
+_ROTARY = (
+    PointDeclaration("cos", Role.OTHER),
+    PointDeclaration("sin", Role.OTHER),
+    *_points("q_negated", "q_turned", "q_cos", "q_sin", "q_rotated"),
+    *_points("k_negated", "k_turned", "k_cos", "k_sin", "k_rotated"),
+)
+
+
+@try_register(*classes_of("Attention"))
+class QuantLlamaAttention(QuantModuleBase):
+    """Grouped-query attention with rotary positions (Su et al., arXiv 2104.09864), a point for each step.
+
+    In the order of the computation, with the rotation of `q` and `k` as
+    ``rotated = x * cos + turned * sin`` and ``turned = concat(-second half, first half)``:
+
+    - `cos`, `sin`: what the positions give,
+    - `q_negated`, `q_turned`, `q_cos`, `q_sin`, `q_rotated`: minus the second half, the concatenation, both
+      products and their sum; the same with `k_`,
+    - `key`, `value`: what the cache holds,
+    - `logits`, `scaled`, `masked`: the products of queries and keys, these times `scaling`, those masked,
+    - `softmax`, `attn_out`: the weights, and the weighted sum of the values.
+
+    A mask chooses: a masked logit is never seen, takes no part of a grid's range, and its weight is exactly 0
+    after the softmax, so that a token's output does not depend on what comes after it. Families differ in
+    data only: `q_norm` and `k_norm` where the module has them (Qwen3), no rotation in layers that use none
+    (SmolLM3), windows by the mask that the model makes.
+    """
+
+    kind: ClassVar[str] = "ptq.llama_attention"
+    points: ClassVar[tuple[PointDeclaration, ...]] = (
+        *_ROTARY,
+        *_points("key", "value", "logits", "scaled", "masked", "softmax", "attn_out"),
+    )
+    replaces_forward: ClassVar[bool] = True
+    q_proj: nn.Module
+    k_proj: nn.Module
+    v_proj: nn.Module
+    o_proj: nn.Module
+    config: object
+    layer_idx: int
+    head_dim: int
+    scaling: float
+    attention_dropout: float
+    num_key_value_groups: int
+
+    @classmethod
+    def refusal(cls, module: nn.Module) -> str | None:
+        """Return that another attention than eager and sdpa is asked for, or None."""
+        implementation = _implementation(getattr(module, "config", None))
+        if implementation in _EXACT:
+            return None
+        return f"its attention is {implementation}; the points need 'eager' or 'sdpa'"
+
+    @classmethod
+    def points_of(cls, module: nn.Module) -> tuple[PointDeclaration, ...]:
+        """Return the points; without those of the rotation in a layer that has none."""
+        rotates = getattr(module, "use_rope", True)
+        return cls.points if rotates else tuple(each for each in cls.points if each not in _ROTARY)
+
+    def adopt(self, module: nn.Module) -> None:
+        """Keep the projections and norms under their own names, and what says how to use them."""
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm"):
+            if name in module._modules:
+                self.add_module(name, module.get_submodule(name))
+        for name in (
+            "config",
+            "layer_idx",
+            "head_dim",
+            "scaling",
+            "attention_dropout",
+            "num_key_value_groups",
+        ):
+            setattr(self, name, getattr(module, name))
+        self.is_causal = bool(getattr(module, "is_causal", True))
+        self.use_rope = bool(getattr(module, "use_rope", True))
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        **kwargs: object,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the output (batch, tokens, width) and the weights (batch, heads, tokens, keys)."""
+        query, key = self._heads("q", hidden_states), self._heads("k", hidden_states)
+        value = self._heads("v", hidden_states)
+        if self.use_rope and position_embeddings is not None:
+            cos, sin = (
+                self.point(name)(each).unsqueeze(1)
+                for name, each in zip(("cos", "sin"), position_embeddings, strict=True)
+            )
+            query, key = self._rotated("q", query, cos, sin), self._rotated("k", key, cos, sin)
+        key, value = self.point("key")(key), self.point("value")(value)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        weights = self._weights(query, _repeated(key, self.num_key_value_groups), attention_mask)
+        mixed = torch.matmul(weights, _repeated(value, self.num_key_value_groups))
+        mixed = self.point("attn_out")(mixed).transpose(1, 2)
+        output: Tensor = self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
+        return output, weights
+
+    def _heads(self, name: str, hidden_states: Tensor) -> Tensor:
+        """Return the projection `name` of the hidden states as (batch, heads, tokens, head_dim)."""
+        modules: dict[str, nn.Module | None] = self._modules
+        projected: Tensor = self.get_submodule(f"{name}_proj")(hidden_states)
+        heads = projected.view(*hidden_states.shape[:-1], -1, self.head_dim)
+        norm = modules.get(f"{name}_norm")
+        return (heads if norm is None else norm(heads)).transpose(1, 2)
+
+    def _rotated(self, name: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        half = x.shape[-1] // 2
+        negated = self.point(f"{name}_negated")(-x[..., half:])
+        turned = self.point(f"{name}_turned")(torch.cat((negated, x[..., :half]), dim=-1))
+        along, across = self.point(f"{name}_cos")(x * cos), self.point(f"{name}_sin")(turned * sin)
+        rotated: Tensor = self.point(f"{name}_rotated")(along + across)
+        return rotated
+
+    def _weights(self, query: Tensor, key: Tensor, given: Tensor | None) -> Tensor:
+        """Return the attention weights; those of masked keys are 0."""
+        mask = self._mask(given, query, key)
+        logits = self._seen("logits", torch.matmul(query, key.transpose(2, 3)), mask)
+        logits = self._seen("scaled", logits * self.scaling, mask)
+        if mask is not None:
+            logits = logits + mask.added
+        logits = self._seen("masked", logits, mask)
+        weights = nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
+        if mask is not None and mask.of_sdpa:
+            weights = weights.masked_fill(mask.left_out.all(-1, keepdim=True), 0.0)
+        weights = self.point("softmax")(weights)
+        return nn.functional.dropout(weights, self.attention_dropout, self.training)
+
+    def _mask(self, given: Tensor | None, query: Tensor, key: Tensor) -> _Mask | None:
+        sdpa = _implementation(self.config) == "sdpa"
+        if given is None and sdpa and self.is_causal and query.shape[2] > 1:
+            # Where the mask is causal and nothing else, transformers leaves it to torch to make.
+            given = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+        if given is None:
+            return None
+        lowest = torch.finfo(query.dtype).min
+        if given.dtype is torch.bool:
+            added = torch.zeros_like(given, dtype=query.dtype).masked_fill(~given, lowest)
+            return _Mask(added=added, left_out=~given, of_sdpa=sdpa)
+        return _Mask(added=given, left_out=given < lowest / 2, of_sdpa=sdpa)
+
+    def _seen(self, name: str, logits: Tensor, mask: _Mask | None) -> Tensor:
+        """Return the logits passed through a point that sees 0 in the place of those left out."""
+        point = self.point(name)
+        if mask is None or not point.is_quantized:
+            passed: Tensor = point(logits)
+            return passed
+        moved: Tensor = point(logits.masked_fill(mask.left_out, 0.0))
+        if point.fixed is None:
+            return logits
+        return moved.masked_fill(mask.left_out, torch.finfo(moved.dtype).min)
+
+
+@attrs.frozen(eq=False)
+class _Mask:
+    """A mask in two forms: what is added to the logits, and which of them are left out.
+
+    `of_sdpa`: a row of which nothing is left has weights of 0; otherwise they are equal, as softmax has it.
+    """
+
+    added: Tensor
+    left_out: Tensor
+    of_sdpa: bool
+
+
+def _implementation(config: object) -> object:
+    return getattr(config, "_attn_implementation", None)
+
+
+def _repeated(x: Tensor, times: int) -> Tensor:
+    """Return each head of `x` (batch, heads, tokens, head_dim) `times` times, one after the other."""
+    if times == 1:
+        return x
+    batch, heads, tokens, width = x.shape
+    return x[:, :, None].expand(batch, heads, times, tokens, width).reshape(batch, -1, tokens, width)
