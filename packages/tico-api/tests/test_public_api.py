@@ -25,6 +25,7 @@ class TestPublicAPI(PublicAPI):
         "report",
         "save_calibration",
         "save_quantized",
+        "set_backend",
     )
 
 
@@ -50,6 +51,7 @@ class TestPublicAlias(PublicAPI):
         "report",
         "save_calibration",
         "save_quantized",
+        "set_backend",
     )
 
 

@@ -61,6 +61,7 @@ class TestPublicAPI(PublicAPI):
         "require_watched",
         "runs_of",
         "save_quantized",
+        "set_backend",
         "stand_in",
         "tensor_of",
         "tied_paths",

@@ -2,7 +2,15 @@
 
 from tico_api._facade import BUILT_IN, convert, prepare
 from tico_config import GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
-from tico_quantizers import Registry, Report, load_quantized, quantizer_entry, report, save_quantized
+from tico_quantizers import (
+    Registry,
+    Report,
+    load_quantized,
+    quantizer_entry,
+    report,
+    save_quantized,
+    set_backend,
+)
 from tico_wrapq import coverage, load_calibration, save_calibration
 
 __all__ = [
@@ -22,4 +30,5 @@ __all__ = [
     "report",
     "save_calibration",
     "save_quantized",
+    "set_backend",
 ]

@@ -2,6 +2,7 @@
 
 from tico_quantizers._activation_grid import ActivationGrid
 from tico_quantizers._artifact import load_quantized, save_quantized
+from tico_quantizers._backend import set_backend
 from tico_quantizers._blocks import find_blocks
 from tico_quantizers._exact_module import ExactModule
 from tico_quantizers._fingerprint import model_fingerprint
@@ -115,6 +116,7 @@ __all__ = [
     "require_watched",
     "runs_of",
     "save_quantized",
+    "set_backend",
     "stand_in",
     "tensor_of",
     "tied_paths",

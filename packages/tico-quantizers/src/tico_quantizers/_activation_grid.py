@@ -75,7 +75,7 @@ class ActivationGrid(ExactModule):
         """Return `x` moved to the grid, in the dtype of `x`."""
         scale, zero_point = self.scale, self.zero_point
         if isinstance(self.granularity, PerToken):
-            scale, zero_point = _token_grids(x, self.dtype, symmetric=self.symmetric)
+            scale, zero_point = token_grids(x, self.dtype, symmetric=self.symmetric)
         return round_to_grid(x, scale, zero_point, dtype=self.dtype, granularity=self.granularity)
 
     @property
@@ -144,7 +144,7 @@ def _require_dimensions(scale: Tensor, granularity: Granularity) -> None:
         raise ArtifactError(Problem(field="scale", value=found, expected=expected))
 
 
-def _token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+def token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Return what `tico_observers.params_per_token` does, without checks, so that it can be exported."""
     if x.shape[-1] == 0:
         low = high = x.new_zeros(x.shape[:-1], dtype=torch.float64)

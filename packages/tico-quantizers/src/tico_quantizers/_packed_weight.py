@@ -98,9 +98,9 @@ class PackedWeight(ExactModule):
             group_index=None if group_index is None else group_index.to(torch.int32),
         )
         problems = [*weight._problems()]
-        if not problems and tuple(codes.shape) != (shape[0], weight._columns()):
+        if not problems and tuple(codes.shape) != (shape[0], weight.columns):
             found = Found(f"of shape {tuple(codes.shape)}")
-            expected = f"a matrix of the {shape[0]} rows and {weight._columns()} columns of {tuple(shape)}"
+            expected = f"a matrix of the {shape[0]} rows and {weight.columns} columns of {tuple(shape)}"
             problems = [Problem(field="codes", value=found, expected=expected)]
         if problems:
             raise NumericsError(*problems)
@@ -158,10 +158,12 @@ class PackedWeight(ExactModule):
         return self._unpacked(self.codes)
 
     def _unpacked(self, codes: Tensor) -> Tensor:
-        unsigned = unpack(codes, self.bits, (codes.shape[0], self._columns()))
+        unsigned = unpack(codes, self.bits, (codes.shape[0], self.columns))
         return unsigned.to(torch.int32) + self.dtype.qmin
 
-    def _columns(self) -> int:
+    @property
+    def columns(self) -> int:
+        """Columns of the matrix: all axes but the first."""
         return int(torch.Size(self.shape[1:]).numel())
 
     def dequantize(self) -> Tensor:
@@ -185,15 +187,16 @@ class PackedWeight(ExactModule):
         return self._values(*parts).view(*index.shape, *self.shape[1:])
 
     def _values(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        steps = self._unpacked(codes) - self._per_column(zero_point)
-        return (steps.to(torch.float32) * self._per_column(scale)).clamp_(-_LARGEST, _LARGEST)
+        steps = self._unpacked(codes) - self.per_column(zero_point)
+        return (steps.to(torch.float32) * self.per_column(scale)).clamp_(-_LARGEST, _LARGEST)
 
-    def _per_column(self, values: Tensor) -> Tensor:
+    def per_column(self, values: Tensor) -> Tensor:
+        """Return what each column has of `values` (rows, groups); one group is left to broadcast."""
         if self.group_index is not None:
             return values.index_select(1, self.group_index)
         if self.group_size is None:
             return values
-        return values.repeat_interleave(self.group_size, 1)[:, : self._columns()]
+        return values.repeat_interleave(self.group_size, 1)[:, : self.columns]
 
     def layout(self) -> dict[str, object]:
         """Return what is needed besides the buffers to make this weight again, as JSON values."""
@@ -245,7 +248,7 @@ class PackedWeight(ExactModule):
                 field="shape", value=found, expected="of at least one axis, in groups of at least 1"
             )
             return
-        rows, columns = self.shape[0], self._columns()
+        rows, columns = self.shape[0], self.columns
         groups = _groups(columns, size)
         wanted: dict[str, tuple[Tensor | None, tuple[int, ...], torch.dtype]] = {
             "codes": (self.codes, (rows, packed_width(columns, self.bits)), torch.uint8),

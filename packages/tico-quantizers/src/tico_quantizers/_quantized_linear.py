@@ -13,6 +13,7 @@ from typing_extensions import Self
 from tico_config import DType
 from tico_quantizers._layout import Layout
 from tico_quantizers._module_tree import parameter
+from tico_quantizers._native_linear import Backend, NativeLinear
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._quantized_module import Parts, QuantizedModule
 
@@ -34,6 +35,8 @@ class QuantizedLinear(QuantizedModule):
     """
 
     kind: ClassVar[str] = "linear"
+    backend: Backend = "reference"
+    _native: NativeLinear | None = None
 
     @property
     def in_features(self) -> int:
@@ -58,6 +61,27 @@ class QuantizedLinear(QuantizedModule):
             linear.weight, dtype, symmetric=symmetric, group_size=group_size
         )
         return cls(Parts(packed=packed, bias=detached_bias(linear)))
+
+    def use(self, backend: Backend, native: NativeLinear | None = None) -> None:
+        """Compute by `backend` from now on, as `tico_quantizers.set_backend` says; `native` is the kernel."""
+        self.backend = backend
+        self._native = native
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
+        """Return the layer's output for `input`."""
+        if self.backend == "reference" or torch.compiler.is_compiling():
+            return super().forward(input)
+        parts = self.parts
+        if self._native is None or not self._native.is_of(parts):
+            self._native = NativeLinear.of(parts)
+        output = self._native.output(input, parts, self.backend)
+        if output is None:
+            return super().forward(input)
+        return output if self.act_out is None else self._moved(self.act_out, output)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what copies and pickles hold: all but the kernel, which is made again from the buffers."""
+        return {name: value for name, value in vars(self).items() if name != "_native"}
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))

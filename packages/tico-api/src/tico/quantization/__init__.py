@@ -17,6 +17,7 @@ from tico_api import (
     report,
     save_calibration,
     save_quantized,
+    set_backend,
 )
 
 __all__ = [
@@ -36,4 +37,5 @@ __all__ = [
     "report",
     "save_calibration",
     "save_quantized",
+    "set_backend",
 ]
