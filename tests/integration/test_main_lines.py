@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tico.quantization import report
+
 WEIGHT_LINES = """
 from tico.quantization import prepare, convert, PT2EConfig, GPTQConfig
 weight_config = GPTQConfig()
@@ -28,6 +30,10 @@ activation_config = PT2EConfig()
 q_model = prepare(model, activation_config, args=(input_tensor,), kwargs={'kwarg': value}, inplace=False)
 run_fn(q_model)
 q_model = convert(q_model, activation_config, inplace=False)
+weight_config = GPTQConfig()
+prepare(q_model, weight_config)
+run_fn(q_model)
+convert(q_model, weight_config)
 """
 
 
@@ -70,10 +76,12 @@ def test_model_is_quantized_in_three_steps() -> None:
     assert [type(layer).__name__ for layer in model] == ["QuantizedLinear", "QuantUnary"]
 
 
-def test_a_graph_is_quantized() -> None:
-    """A copy of the model is exported, calibrated with another batch size, and converted."""
+def test_a_graph_is_quantized_and_its_weights_once_more() -> None:
+    """A copy is exported, calibrated with another batch size and converted; then GPTQ takes over."""
     names = {"model": Scaled().eval(), "input_tensor": torch.ones(2, 16), "value": 2.0, "run_fn": run_fn}
     exec(GRAPH_LINES, names)  # noqa: S102 - the lines as they stand
     q_model = names["q_model"]
     assert isinstance(q_model, nn.Module)
-    assert "quantized_decomposed.dequantize_per_channel" in str(vars(q_model)["_code"])
+    weights = [line for line in report(q_model).layers if line.weight != "float"]
+    assert [line.weight for line in weights] == ["uint4 asymmetric per row"] * 2
+    assert "act_in uint8" in weights[0].activation

@@ -21,6 +21,7 @@ class TestPublicAPI(PublicAPI):
         "Edit",
         "ExactModule",
         "Example",
+        "GPTQEverywhere",
         "GPTQQuantizer",
         "LayerReport",
         "Layout",

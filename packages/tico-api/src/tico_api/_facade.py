@@ -30,7 +30,7 @@ from tico_config import (
 from tico_quantizers import (
     Edit,
     Example,
-    GPTQQuantizer,
+    GPTQEverywhere,
     PT2EQuantizer,
     Registry,
     installed_entries,
@@ -40,7 +40,7 @@ from tico_wrapq import PTQQuantizer
 
 BUILT_IN = Registry(
     (
-        quantizer_entry(GPTQConfig, GPTQQuantizer),
+        quantizer_entry(GPTQConfig, GPTQEverywhere),
         quantizer_entry(PTQConfig, PTQQuantizer),
         quantizer_entry(PT2EConfig, PT2EQuantizer),
     )

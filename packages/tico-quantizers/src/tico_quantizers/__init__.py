@@ -50,7 +50,7 @@ from tico_quantizers._run import Run
 from tico_quantizers._stand_in import stand_in
 from tico_quantizers._weight_view import tied_paths
 from tico_quantizers.gptq import GPTQQuantizer, quantize_weight
-from tico_quantizers.pt2e import PT2EQuantizer, QuantGraph
+from tico_quantizers.pt2e import GPTQEverywhere, PT2EQuantizer, QuantGraph
 
 INTEGER_MODULES = (
     QuantizedLinear,
@@ -76,6 +76,7 @@ __all__ = [
     "Edit",
     "ExactModule",
     "Example",
+    "GPTQEverywhere",
     "GPTQQuantizer",
     "LayerReport",
     "Layout",

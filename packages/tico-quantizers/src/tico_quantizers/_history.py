@@ -39,7 +39,8 @@ def report(model: nn.Module) -> Report:
     operators = dict.fromkeys(_operator_paths(model))
     places = {path for path, _ in named_modules(model)} | operators.keys()
     for run, paths in _runs_in_order(model):
-        known |= {layer.path: layer for layer in _moved(run.report, paths, places)}
+        graphs = [path for path in paths if "operator_paths" in vars(model.get_submodule(path))]
+        known |= {layer.path: layer for layer in _moved(run.report, graphs or paths, places, graphs)}
     lines: list[LayerReport] = []
     whole: list[str] = []
     for path, module in named_modules(model):
@@ -76,17 +77,18 @@ def _runs_in_order(model: nn.Module) -> list[tuple[Run, list[str]]]:
     return [(runs[key], paths[key]) for key in sorted(runs, key=lambda key: ages[key])]
 
 
-def _moved(run: Report, paths: list[str], places: set[str]) -> list[LayerReport]:
+def _moved(run: Report, paths: list[str], places: set[str], graphs: list[str]) -> list[LayerReport]:
     """Return the lines of `run` with the paths that they have in a model that has modules at `places`.
 
     Of the changes that would explain why modules of the run stand at `paths` now, it takes the one that
-    explains most of them, and then the one that finds a place for most lines.
+    explains most of them, and then the one that finds a place for most lines. The lines of a run that a
+    graph keeps, which stands at the only path in `graphs`, are below that path.
     """
     # A few modules are enough to tell, and each is compared with every line.
     changes = {change for path in paths[:16] for line in run.layers for change in _changes(line.path, path)}
     found = [
         [moved for line in run.layers for moved in _line_moved(line, *change) if moved.path in places]
-        for change in [("", ""), *sorted(changes)]
+        for change in [("", path) for path in graphs] or [("", ""), *sorted(changes)]
     ]
     standing = set(paths)
     return max(found, key=lambda lines: (sum(line.path in standing for line in lines), len(lines)))

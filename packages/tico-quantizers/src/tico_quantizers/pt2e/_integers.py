@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument
 
-from tico_config import INT32, DType, Found, PerChannel, Problem, UnsupportedError
+from tico_config import INT32, DType, Found, PerChannel, PerTensor, Problem, UnsupportedError
 from tico_observers import AffineParams, quantize
+from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers.pt2e._graph import QuantGraph
-from tico_quantizers.pt2e._nodes import describe_as, new_constant, value_of
+from tico_quantizers.pt2e._nodes import describe_as, new_constant, operator_of, value_of
 
 _HOMES: Final = ("torch.ao.quantization.fx._decomposed", "torchao.quantization.pt2e._decomposed")
 
@@ -120,3 +121,45 @@ def bias_params(weight: AffineParams, input_scale: float, channels: int) -> Affi
     granularity = weight.granularity if scale.ndim == 0 else PerChannel(0)
     zeros = torch.zeros_like(scale, dtype=torch.int32)
     return AffineParams(scale=scale, zero_point=zeros, dtype=INT32, granularity=granularity)
+
+
+def constant_of_groups(
+    model: QuantGraph, owner: str, packed: PackedWeight, place: fx.Node, shape: torch.Size
+) -> fx.Node:
+    """Return a node, before `place`, for a weight whose rows have a grid for each group of columns.
+
+    Columns that are no neighbours in their group are put there by an index; `shape` is the weight's own, the
+    outputs in front.
+    """
+    graph, dtype, codes = model.graph, packed.dtype, packed.integer_codes()
+    order = None if packed.group_index is None else torch.argsort(packed.group_index, stable=True)
+    kept = (codes if order is None else codes[:, order]).to(code_dtype(dtype))
+    limits = (dtype.qmin, dtype.qmax, code_dtype(dtype), packed.group_size, torch.float32)
+    with graph.inserting_before(place):
+        stored = new_constant(model, graph, owner, "weight_codes", kept)
+        scale = new_constant(model, graph, owner, "weight_scale", packed.scale)
+        zero_point = new_constant(model, graph, owner, "weight_zero_point", packed.zero_point)
+        node = graph.call_function(
+            operator("dequantize_per_channel_group"), (stored, scale, zero_point, *limits)
+        )
+        if order is not None:
+            index = new_constant(model, graph, owner, "weight_index", torch.argsort(order))
+            node = graph.call_function(torch.ops.aten.index_select.default, (node, 1, index))
+        if len(shape) > 2:
+            node = graph.call_function(torch.ops.aten.reshape.default, (node, list(shape)))
+    return node
+
+
+def grid_of(node: fx.Node) -> tuple[DType, PerTensor | PerChannel] | None:
+    """Return format and unit of the grid that `node` dequantizes from; None where it is another node."""
+    kind = operator_of(node)
+    if kind not in ("dequantize_per_tensor", "dequantize_per_channel"):
+        return None
+    low, high = node.args[-3], node.args[-2]
+    if not isinstance(low, int) or not isinstance(high, int):
+        return None
+    dtype = DType((high - low).bit_length(), signed=low < 0)
+    axis = node.args[3]
+    return dtype, PerTensor() if kind == "dequantize_per_tensor" else PerChannel(
+        axis if isinstance(axis, int) else 0
+    )

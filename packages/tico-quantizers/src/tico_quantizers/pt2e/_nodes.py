@@ -71,7 +71,7 @@ def tensor_of(root: nn.Module, node: fx.Node | None) -> Tensor | None:
 
 def new_constant(root: nn.Module, graph: fx.Graph, owner: str, name: str, value: Tensor) -> fx.Node:
     """Register `value` as a buffer below the module at `owner` and return a node for it."""
-    module = _container(root, owner)
+    module = container(root, owner)
     unused, number = name, 0
     while hasattr(module, unused):
         number += 1
@@ -82,7 +82,7 @@ def new_constant(root: nn.Module, graph: fx.Graph, owner: str, name: str, value:
     return node
 
 
-def _container(root: nn.Module, path: str) -> nn.Module:
+def container(root: nn.Module, path: str) -> nn.Module:
     """Return the module at `path`, made where it does not exist."""
     module = root
     for name in path.split(".") if path else ():

@@ -40,6 +40,12 @@ class SiteView:
         return str(holder.target).rpartition(".")[0]
 
     @property
+    def place(self) -> fx.Node:
+        """The node before which a node for the weight has to stand, so that all operators can read it."""
+        following: fx.Node = self.weight_node.next if self.weight_node.op == "get_attr" else self.node
+        return following
+
+    @property
     def channels(self) -> int:
         """The number of output channels."""
         wide = self.site.operator.startswith("conv_transpose")
@@ -112,17 +118,18 @@ def fitted(view: SiteView, params: AffineParams, bias: Tensor | None) -> AffineP
     return attrs.evolve(params, scale=torch.where(usable, fine, params.scale))
 
 
-def put_weight(model: QuantGraph, view: SiteView, weight: fx.Node, params: AffineParams) -> str:
+def put_weight(model: QuantGraph, view: SiteView, weight: fx.Node, params: AffineParams | None) -> str:
     """Make the operator read `weight`, and its bias as int32 where its input has a grid.
 
-    Returns what is to be said about the bias, nothing where all went as usual.
+    Without `params`, one grid a channel, the bias stays as it is. Returns what is to be said about the bias,
+    nothing where all went as usual.
     """
     with_argument(view.node, view.site.weight, weight)
-    bias = view.bias(model)
+    bias = view.bias(model) if params is not None else None
     if bias is None or view.site.bias is None:
         return ""
     scale = view.input_scale
-    grid = None if scale is None else bias_params(params, scale, view.channels)
+    grid = None if scale is None or params is None else bias_params(params, scale, view.channels)
     if grid is None or bias.shape != (view.channels,):
         return "bias in float"
     steps = bias.to(torch.float64).abs() / grid.scale.to(torch.float64)
@@ -136,6 +143,5 @@ def put_weight(model: QuantGraph, view: SiteView, weight: fx.Node, params: Affin
 
 def constant_before(model: QuantGraph, view: SiteView, codes: Tensor, params: AffineParams) -> fx.Node:
     """Return a node for the weight with the given codes, before every operator that may read it."""
-    place = view.weight_node.next if view.weight_node.op == "get_attr" else view.node
-    with model.graph.inserting_before(place):
+    with model.graph.inserting_before(view.place):
         return constant_of_codes(model, view.owner, "weight", codes, params, view.weight.dtype)
