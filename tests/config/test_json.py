@@ -26,7 +26,8 @@ GOLDEN: Final = (
     '"per_tensor":false,'
     '"show_progress":true,'
     '"static_groups":false,'
-    '"symmetric":false'
+    '"symmetric":false,'
+    '"token_weights":"auto"'
     '},"schema":1}'
 )
 

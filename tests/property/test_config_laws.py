@@ -47,6 +47,7 @@ def gptq_configs(draw: st.DrawFn) -> GPTQConfig:
         symmetric=draw(st.booleans()),
         act_order=draw(st.booleans()),
         damping=draw(st.floats(0.0, 1.0, exclude_min=True)),
+        token_weights=draw(st.sampled_from(("auto", "uniform", (200.0, 0.5)))),
         overrides=draw(exact_bits),
     )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from references import same_bits
+from tico_config import CalibrationError
 from tico_observers import ExactGramStatistic, GramStatistic
 from tico_observers.testing import layouts, tensors
 
@@ -104,6 +106,34 @@ def test_gram_merge_is_the_sum_up_to_rounding(seed: int, cut: int) -> None:
     # entry of the diagonal; both matrices do.
     bound = 2 * 512 * 2.0**-24 * float(whole.matrix().diagonal().max())
     assert torch.allclose(merged.matrix(), whole.matrix(), rtol=0.0, atol=bound)
+
+
+@given(seeds, cuts)
+def test_gram_of_weight_one_is_gram(seed: int, at: list[int]) -> None:
+    """Rows that count once each give the same bits as rows without weights."""
+    x, weighted = many_rows(seed), GramStatistic(columns=5)
+    for part in parts(x, at):
+        weighted = weighted.observe(part, torch.ones(len(part)))
+    assert same_bits(weighted.matrix(), GramStatistic(columns=5).observe(x).matrix())
+
+
+@given(whole_rows, st.data())
+def test_gram_of_weight_k_is_gram_of_k_rows(x: Tensor, data: st.DataObject) -> None:
+    """A row of weight k is that row k times: exactly where its root is exact."""
+    counts = data.draw(st.lists(st.sampled_from([0, 1, 4, 16]), min_size=len(x), max_size=len(x)))
+    seen = GramStatistic(columns=3).observe(x, torch.tensor(counts).float())
+    repeated = GramStatistic(columns=3).observe(x.repeat_interleave(torch.tensor(counts), 0))
+    zeros = torch.zeros(3, 3, dtype=torch.float64)
+    assert seen.rows == len(x)
+    assert torch.equal(seen.matrix(), zeros if repeated.is_empty else repeated.matrix())
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [1.0, float("nan")], [[1.0, 1.0]]])
+def test_gram_refuses_weights_that_are_none(weights: list[float]) -> None:
+    """Each row has one, and each is a finite number of at least 0."""
+    with pytest.raises(CalibrationError) as caught:
+        GramStatistic(columns=3).observe(torch.ones(2, 3), torch.tensor(weights))
+    assert caught.value.field == "weights"
 
 
 @given(rows)

@@ -18,6 +18,7 @@ from tico_quantizers import QuantizedLinear, QuantizedModule, quantize_weight, r
 from tiny_models import TOKENS, images, logits, net, tiny_llama, values
 
 CONFIG = GPTQConfig(show_progress=False)
+UNIFORM = GPTQConfig(show_progress=False, token_weights="uniform")
 
 
 class Block(nn.Module):
@@ -79,7 +80,7 @@ def require_same_codes(found: Tensor, expected: Tensor) -> None:
 def test_each_layer_solves_for_what_it_reads() -> None:
     """A layer is given the Gram matrix of its inputs as the layers before it, already integers, make them."""
     model, hidden = stack(), values(1, 40, 8)
-    found = quantized(model, hidden)
+    found = quantized(model, hidden, config=UNIFORM)
     for path in ("0", "1"):
         weight = block_of(model, path).one.weight
         expected = quantize_weight(weight, hidden.double().T @ hidden.double(), bits=4)

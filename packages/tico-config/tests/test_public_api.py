@@ -54,6 +54,7 @@ class TestPublicAPI(PublicAPI):
         "SmoothQuantConfig",
         "SpecConfig",
         "TicoError",
+        "TokenWeights",
         "UnsupportedError",
         "affine",
         "fingerprint",

@@ -15,7 +15,7 @@ from tico_config._errors import (
     UnsupportedError,
 )
 from tico_config._frozen_mapping import FrozenMapping
-from tico_config._gptq_config import GPTQConfig
+from tico_config._gptq_config import GPTQConfig, TokenWeights
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._json import fingerprint, from_json, to_json
 from tico_config._module_config import ModuleConfig
@@ -84,6 +84,7 @@ __all__ = [
     "SmoothQuantConfig",
     "SpecConfig",
     "TicoError",
+    "TokenWeights",
     "UnsupportedError",
     "affine",
     "fingerprint",

@@ -14,6 +14,12 @@ from tico_config._validation import as_float, boolean, instance, integer, number
 GPTQObserver: TypeAlias = MinMaxSpec | PercentileSpec | MSESpec | HessianMSESpec
 _OBSERVERS = "MinMaxSpec(), PercentileSpec(), MSESpec() or HessianMSESpec()"
 
+TokenWeights: TypeAlias = Literal["auto", "uniform"] | tuple[float, ...]
+
+
+def _as_weights(value: object) -> object:
+    return tuple(as_float(item) for item in value) if isinstance(value, list | tuple) else value
+
 
 @attrs.frozen(kw_only=True)
 class GPTQConfig(ModuleConfig):
@@ -39,6 +45,10 @@ class GPTQConfig(ModuleConfig):
             larger than all others raise the mean, not the median.
         min_expert_tokens: an expert (a module of a list of which some read less than others) that reads fewer
             tokens is rounded to nearest; 0 requires data for every one.
+        token_weights: how often a token counts in the Hessian. ``"auto"`` weighs it by how far an error in
+            the layer's output for it moves the output of the block: a first token, which all others
+            may attend to, then outweighs hundreds of them. ``"uniform"`` counts all alike, as the paper does.
+            Numbers are the weights of the first tokens of every sequence; those after them have weight 1.
         show_progress: show a progress bar during `convert` where the extra `progress` is installed.
 
     Raises:
@@ -61,6 +71,7 @@ class GPTQConfig(ModuleConfig):
     damping: float = attrs.field(default=0.01, converter=as_float)
     damping_reference: Literal["mean", "median"] = "mean"
     min_expert_tokens: int = 32
+    token_weights: TokenWeights = attrs.field(default="auto", converter=_as_weights)
     show_progress: bool = True
 
     def _field_problems(self) -> list[Problem | None]:
@@ -76,6 +87,7 @@ class GPTQConfig(ModuleConfig):
             number("damping", self.damping, 0.0, 1.0, open_low=True),
             one_of("damping_reference", self.damping_reference, ("mean", "median")),
             integer("min_expert_tokens", self.min_expert_tokens, 0),
+            self._weights_problem(),
             boolean("show_progress", self.show_progress),
         ]
 
@@ -85,3 +97,16 @@ class GPTQConfig(ModuleConfig):
         remedy = "leave one of the two out, an override can set group_size to None"
         expected = "None with per_tensor"
         return Problem(field="group_size", value=self.group_size, expected=expected, remedy=remedy)
+
+    def _weights_problem(self) -> Problem | None:
+        value: object = self.token_weights
+        if value in ("auto", "uniform"):
+            return None
+        if isinstance(value, tuple) and value and not any(map(_weight_problem, value)):
+            return None
+        expected = "'auto', 'uniform', or numbers from 0 to 1e+06, one for each of the first tokens"
+        return Problem(field="token_weights", value=value, expected=expected)
+
+
+def _weight_problem(value: object) -> Problem | None:
+    return number("token_weights", value, 0.0, 1e6)

@@ -50,16 +50,22 @@ class GramStatistic(Statistic):
         """Whether no row was seen."""
         return self.rows == 0
 
-    def observe(self, x: Tensor) -> Self:
-        """Return the statistic with the rows of `x` (..., columns) added."""
+    def observe(self, x: Tensor, weights: Tensor | None = None) -> Self:
+        """Return the statistic with the rows of `x` (..., columns) added, each times its `weights` (rows,).
+
+        A row of weight w enters multiplied by √w, which rounds nothing where w is a power of four.
+
+        Raises:
+            CalibrationError: another number of weights than rows, or weights below 0 or not finite.
+        """
         with torch.inference_mode(mode=False):
-            rows = finite_rows(x, self.columns)
+            rows = _weighted(finite_rows(x, self.columns), weights)
             return self._with_rows(rows, None if self.upper is None else self.upper.clone())
 
-    def observe_in_place(self, x: Tensor) -> Self:
+    def observe_in_place(self, x: Tensor, weights: Tensor | None = None) -> Self:
         """Return the same as `observe`, in the memory of this statistic, which must not be used again."""
         with torch.inference_mode(mode=False):
-            return self._with_rows(finite_rows(x, self.columns), self.upper)
+            return self._with_rows(_weighted(finite_rows(x, self.columns), weights), self.upper)
 
     def _with_rows(self, new: Tensor, upper: Tensor | None) -> Self:
         waiting = sum(len(part) for part in self.pending)
@@ -150,6 +156,20 @@ def finite_rows(x: Tensor, columns: int) -> Tensor:
     if extremes and not bool(extremes.min.isfinite() & extremes.max.isfinite()):
         require_finite(x, "Gram")
     return rows.to(arithmetic_dtype(x))
+
+
+def _weighted(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """Return `rows` times the roots of their weights."""
+    if weights is None:
+        return rows
+    counted = weights.detach()
+    if counted.shape != rows.shape[:1]:
+        found = Found(f"a tensor of shape {tuple(weights.shape)}")
+        raise CalibrationError(Problem(field="weights", value=found, expected=f"({len(rows)},), one a row"))
+    if not bool((counted.isfinite() & (counted >= 0)).all()):
+        found = Found("a value that is none")
+        raise CalibrationError(Problem(field="weights", value=found, expected="finite numbers of at least 0"))
+    return rows * counted.to(rows.dtype).sqrt()[:, None]
 
 
 def mirrored(upper: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
@@ -13,6 +14,8 @@ from tico_observers import GramStatistic
 class GroupedGram:
     """What a layer has read: a Gram matrix for each group of its channels, one where it has no groups.
 
+    `total` is the sum of the weights of its rows, `squares` that of their squares.
+
     >>> import torch
     >>> gram = GroupedGram.empty(groups=1, columns=2).observe(torch.tensor([[[1.0, 2.0]]]))
     >>> gram.rows, gram.parts[0].matrix().tolist()
@@ -20,6 +23,8 @@ class GroupedGram:
     """
 
     parts: tuple[GramStatistic, ...]
+    total: float = 0.0
+    squares: float = 0.0
 
     @classmethod
     def empty(cls, *, groups: int, columns: int) -> Self:
@@ -31,14 +36,27 @@ class GroupedGram:
         """How many rows each group has seen."""
         return self.parts[0].rows
 
-    def observe(self, rows: Tensor, *, in_place: bool = False) -> Self:
-        """Return the one with `rows` (groups, rows, columns) added; `in_place` uses up this one's memory."""
+    @property
+    def effective_rows(self) -> float:
+        """How many rows of equal weight tell as much as these: Kish's (Σw)² / Σw²."""
+        return self.total**2 / self.squares if self.squares else 0.0
+
+    def observe(self, rows: Tensor, weights: Tensor | None = None, *, in_place: bool = False) -> Self:
+        """Return the one with `rows` (groups, rows, columns) added, weighted by `weights` (rows,).
+
+        `in_place` uses up this one's memory.
+        """
         pairs = zip(self.parts, rows, strict=True)
-        return type(self)(
-            tuple(part.observe_in_place(own) if in_place else part.observe(own) for part, own in pairs)
+        parts = tuple(
+            part.observe_in_place(own, weights) if in_place else part.observe(own, weights)
+            for part, own in pairs
         )
+        counted = torch.ones(rows.shape[1]) if weights is None else weights
+        total, squares = (float(counted.double().pow(power).sum()) for power in (1, 2))
+        return type(self)(parts, self.total + total, self.squares + squares)
 
     def merge(self, other: Self) -> Self:
         """Return the one that has seen the rows of both."""
         pairs = zip(self.parts, other.parts, strict=True)
-        return type(self)(tuple(part.merge(own) for part, own in pairs))
+        parts = tuple(part.merge(own) for part, own in pairs)
+        return type(self)(parts, self.total + other.total, self.squares + other.squares)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import attrs
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tico_config import TicoError
+from tico_config import TicoError, TokenWeights
 from tico_quantizers._block_calls import BlockCalls
 from tico_quantizers._forward_watch import Calibration, Recorder
 from tico_quantizers._grouped_gram import GroupedGram
@@ -26,29 +27,42 @@ from tico_quantizers._weight_view import (
 
 
 @attrs.define(eq=False)
-class _Input:
-    """An input of the pass that goes on, its `added` as `input_rows` takes it, and who has read it."""
+class Reading:
+    """An input of the pass that goes on, its `added` as `input_rows` takes it, and who has read it.
+
+    `weights` say how much each of its rows counts; None counts all alike.
+    """
 
     original: Tensor
     layer: Layer
     kept: Tensor
     readers: list[str]
     added: tuple[int, ...] | None
+    weights: Tensor | None = None
 
 
 class InputGrams(Recorder):
     """Gram matrices of what the layers read, shared by layers that read the same tensors.
 
     They are kept by the set of layers that read an input. Layers that always read the same tensor (query,
-    key and value projections) thus share one matrix, whatever the model looks like.
+    key and value projections) thus share one matrix, whatever the model looks like, if they have the same
+    `token_weights`.
     """
 
-    def __init__(self, layers: Mapping[str, Layer], *, disposable: bool = False) -> None:
-        self._layers = layers
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        token_weights: Mapping[str, TokenWeights] | None = None,
+        *,
+        disposable: bool = False,
+    ) -> None:
+        self.layers = layers
+        self.token_weights = token_weights or {}
+        self.latest: dict[str, Reading] = {}
         self._disposable = disposable
         self._grams: dict[frozenset[str], GroupedGram] = {}
         self._digested: dict[frozenset[str], GroupedGram] | None = None
-        self._inputs: list[_Input] = []
+        self._inputs: list[Reading] = []
 
     def watch(
         self, calibration: Calibration, *, except_within: BlockCalls | None = None
@@ -58,7 +72,7 @@ class InputGrams(Recorder):
         Those that it reads while a block of `except_within` runs are left out.
         """
         handles: list[RemovableHandle] = []
-        for path, layer in self._layers.items():
+        for path, layer in self.layers.items():
             hook = _Read(self, path, layer, calibration, except_within)
             handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         return handles
@@ -66,16 +80,38 @@ class InputGrams(Recorder):
     def note(self, path: str, layer: Layer, x: Tensor, added: tuple[int, ...] | None = None) -> None:
         """Keep the input `x` of the layer at `path` until the pass ends."""
         for known in self._inputs:
-            same = known.original is x and path not in known.readers and _same_rows(known.layer, layer)
+            same = known.original is x and path not in known.readers and self._same_rows(known, path, layer)
             if same and same_bits(known.kept, x):
                 known.readers.append(path)
+                self.latest[path] = known
                 return
         # A copy: the model may write to the tensor before the pass ends.
-        self._inputs.append(_Input(x, layer, x.detach().clone(), [path], added))
+        self.latest[path] = Reading(x, layer, x.detach().clone(), [path], added)
+        self.latest[path].weights = self._given_weights(path, layer, x)
+        self._inputs.append(self.latest[path])
+
+    def _same_rows(self, known: Reading, path: str, layer: Layer) -> bool:
+        """Whether both make the same rows of the same input: linear layers without a grid of their own do."""
+        plain = all(
+            reads_rows(reader) and (not isinstance(reader, IntegerLayer) or reader.act_in is None)
+            for reader in (known.layer, layer)
+        )
+        return plain and self.token_weights.get(known.readers[0]) == self.token_weights.get(path)
+
+    def _given_weights(self, path: str, layer: Layer, x: Tensor) -> Tensor | None:
+        """Return what the config says of the first tokens of the sequences in `x` (..., tokens, columns)."""
+        given = self.token_weights.get(path)
+        if not isinstance(given, tuple) or not reads_rows(layer) or x.ndim < 3:
+            return None
+        weights = torch.ones(x.shape[:-1], device=x.device)
+        first = torch.tensor(given[: x.shape[-2]], device=x.device)
+        weights[..., : len(first)] = first
+        return weights
 
     def drop_unfinished(self) -> None:
         """Forget the inputs of a pass that did not end."""
         self._inputs = []
+        self.latest = {}
         self._digested = None
 
     def digest(self) -> None:
@@ -90,7 +126,8 @@ class InputGrams(Recorder):
             gram = digested.get(readers, empty)
             try:
                 for rows in input_rows(item.layer, item.kept, item.added):
-                    gram = gram.observe(rows, in_place=self._disposable)
+                    weights = None if item.weights is None else item.weights.reshape(-1)
+                    gram = gram.observe(rows, weights, in_place=self._disposable)
                 digested[readers] = gram
             except TicoError as error:
                 raise located(error, item.readers[0]) from None
@@ -102,6 +139,7 @@ class InputGrams(Recorder):
             self.digest()
         self._grams = self._digested or {}
         self._inputs = []
+        self.latest = {}
         self._digested = None
 
     def gram(self, path: str) -> GroupedGram | None:
@@ -118,14 +156,6 @@ def located(error: TicoError, path: str) -> TicoError:
     """Return `error` with the path of the module that it is about."""
     first, *others = (attrs.evolve(problem, module=path) for problem in error.problems)
     return type(error)(first, *others)
-
-
-def _same_rows(one: Layer, other: Layer) -> bool:
-    """Whether both make the same rows of the same input: linear layers without a grid of their own do."""
-    return all(
-        reads_rows(layer) and (not isinstance(layer, IntegerLayer) or layer.act_in is None)
-        for layer in (one, other)
-    )
 
 
 class _Read:

@@ -10,7 +10,7 @@ from tico_quantizers._grouped_gram import GroupedGram
 from tico_quantizers._input_grams import InputGrams
 from tico_quantizers._reached_layers import ReachedLayers
 from tico_quantizers.gptq._experts import less_read
-from tico_quantizers.gptq._plan import Plan, Target, layers_of
+from tico_quantizers.gptq._plan import Plan, Target, layers_of, weights_of
 
 
 @final
@@ -21,8 +21,10 @@ class GPTQCalibration(Calibration):
         self.plan = plan
         self.calls = BlockCalls(plan.blocks)
         self.reached = ReachedLayers({target.path: target.layer for target in plan.targets})
-        self.outside = InputGrams(layers_of(plan.of_block(None)))
-        self.strays = InputGrams(layers_of(tuple(t for t in plan.targets if t.block is not None)))
+        outside = plan.of_block(None)
+        inside = tuple(target for target in plan.targets if target.block is not None)
+        self.outside = InputGrams(layers_of(outside), weights_of(outside))
+        self.strays = InputGrams(layers_of(inside), weights_of(inside))
         super().__init__(self.calls, self.reached, self.outside, self.strays)
         self.handles += self.calls.watch(self) + self.reached.watch(self) + self.outside.watch(self)
         self.handles += self.strays.watch(self, except_within=self.calls)

@@ -57,6 +57,7 @@ def solved(target: Target, gram: GroupedGram) -> QuantizedWeight:
         "damping": max(solution.damping for solution in solutions),
         "dead columns": sum(solution.dead_columns for solution in solutions),
         "tokens": gram.rows,
+        "effective tokens": gram.effective_rows,
     }
     hopeless = any(solution.rounded_only for solution in solutions)
     reason = "no damping sufficed, so rounded to nearest" if hopeless else ""

@@ -17,7 +17,8 @@ from tico_quantizers._quantizer import BaseQuantizer, Converted, Example
 from tico_quantizers._report import Report
 from tico_quantizers.gptq._calibration import GPTQCalibration
 from tico_quantizers.gptq._conversion import Conversion
-from tico_quantizers.gptq._plan import Target, layers_of, plan_of
+from tico_quantizers.gptq._plan import Target, layers_of, plan_of, weights_of
+from tico_quantizers.gptq._token_weights import WITH_GRADIENTS, watch_sensitivity
 
 
 @final
@@ -67,13 +68,17 @@ class GPTQQuantizer(BaseQuantizer[GPTQConfig, GPTQCalibration]):
 def _block_grams(
     calls: BlockCalls, number: int, targets: tuple[Target, ...], outputs: dict[tuple[int, int], Tensor]
 ) -> InputGrams:
-    grams = InputGrams(layers_of(targets), disposable=True)
+    grams = InputGrams(layers_of(targets), weights_of(targets), disposable=True)
     collector = Calibration(grams)
     collector.in_forward = True
-    handles = grams.watch(collector)
+    handles = grams.watch(collector) + watch_sensitivity(calls.blocks[number], grams)
     try:
         for _ in calls.run(number, outputs, keep=False):
             collector.accept()
+    except RuntimeError as error:
+        if "auto" in grams.token_weights.values():
+            error.add_note(WITH_GRADIENTS)
+        raise
     finally:
         for handle in handles:
             handle.remove()

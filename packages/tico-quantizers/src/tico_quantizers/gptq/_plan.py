@@ -7,7 +7,15 @@ import torch
 from torch import nn
 from torch.nn import UninitializedParameter
 
-from tico_config import ConfigError, Found, GPTQConfig, NumericsError, Problem, unmatched_problems
+from tico_config import (
+    ConfigError,
+    Found,
+    GPTQConfig,
+    NumericsError,
+    Problem,
+    TokenWeights,
+    unmatched_problems,
+)
 from tico_quantizers._blocks import find_blocks
 from tico_quantizers._module_tree import named_modules
 from tico_quantizers._report import LayerReport
@@ -54,6 +62,11 @@ class Plan:
 def layers_of(targets: tuple[Target, ...]) -> dict[str, Layer]:
     """Return the layers of `targets` by path."""
     return {target.path: target.layer for target in targets}
+
+
+def weights_of(targets: tuple[Target, ...]) -> dict[str, TokenWeights]:
+    """Return what counts how much for each of `targets`, by path."""
+    return {target.path: target.config.token_weights for target in targets}
 
 
 def plan_of(model: nn.Module, config: GPTQConfig) -> Plan:
