@@ -11,7 +11,6 @@ from tico.quantization import (
     GPTQConfig,
     PTQConfig,
     Registry,
-    SmoothQuantConfig,
     convert,
     prepare,
     report,
@@ -146,16 +145,6 @@ def test_config_without_quantizer_is_refused() -> None:
     model = net()
     with refused(model, UnsupportedError, field="quant_config"):
         prepare(model, PTQConfig(), registry=Registry())
-
-
-@pytest.mark.parametrize("config", [SmoothQuantConfig()], ids=lambda config: config.name)
-def test_algorithm_that_is_still_to_come_is_refused(config: BaseConfig) -> None:
-    """The config exists; the error says that its algorithm does not, and which do."""
-    model = net()
-    with refused(model, UnsupportedError, field="quant_config") as error:
-        prepare(model, config, args=(images(0),), kwargs={}, inplace=False)
-    assert "not available yet" in str(error.value)
-    assert "GPTQConfig, PTQConfig" in str(error.value)
 
 
 def test_gptq_then_ptq_keeps_the_codes() -> None:

@@ -82,7 +82,10 @@ def spec_configs(draw: st.DrawFn) -> SpecConfig:
     )
 
 
-smoothquant_configs = st.builds(SmoothQuantConfig, alpha=st.just("auto") | st.floats(0.0, 1.0))
+mappings = st.dictionaries(paths, st.lists(paths, min_size=1, max_size=2), max_size=2)
+smoothquant_configs = st.builds(
+    SmoothQuantConfig, alpha=st.just("auto") | st.floats(0.0, 1.0), mappings=mappings
+)
 configs: st.SearchStrategy[BaseConfig] = st.one_of(gptq_configs(), spec_configs(), smoothquant_configs)
 
 

@@ -104,6 +104,7 @@ class TestPublicConfigAlias(PublicAPI):
         "Resolution",
         "Rule",
         "SmoothQuantConfig",
+        "SmoothingConfig",
         "SpecConfig",
         "TicoError",
         "UnsupportedError",

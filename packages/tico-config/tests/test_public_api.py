@@ -52,6 +52,7 @@ class TestPublicAPI(PublicAPI):
         "Resolution",
         "Rule",
         "SmoothQuantConfig",
+        "SmoothingConfig",
         "SpecConfig",
         "TicoError",
         "TokenWeights",

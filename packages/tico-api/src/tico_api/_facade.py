@@ -25,7 +25,6 @@ from tico_config import (
     PT2EConfig,
     PTQConfig,
     SmoothQuantConfig,
-    UnsupportedError,
 )
 from tico_quantizers import (
     Edit,
@@ -33,6 +32,7 @@ from tico_quantizers import (
     GPTQEverywhere,
     PT2EQuantizer,
     Registry,
+    SmoothQuantQuantizer,
     installed_entries,
     quantizer_entry,
 )
@@ -43,9 +43,9 @@ BUILT_IN = Registry(
         quantizer_entry(GPTQConfig, GPTQEverywhere),
         quantizer_entry(PTQConfig, PTQQuantizer),
         quantizer_entry(PT2EConfig, PT2EQuantizer),
+        quantizer_entry(SmoothQuantConfig, SmoothQuantQuantizer),
     )
 )
-_COMING = (SmoothQuantConfig,)
 
 
 def prepare(
@@ -87,7 +87,7 @@ def prepare(
     require_config(quant_config)
     require_arguments(args=args, kwargs=kwargs, inplace=inplace, registry=registry)
     require_unprepared(model)
-    quantizer = (registry or _registry(quant_config)).quantizer(quant_config)
+    quantizer = (registry or _registry()).quantizer(quant_config)
     require_possible_place(quantizer, quant_config, inplace=inplace)
     example = None if args is None and kwargs is None else Example(args=args or (), kwargs=kwargs or {})
     work = model if inplace else detached_copy(model)
@@ -130,9 +130,5 @@ def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: b
     return root
 
 
-def _registry(config: BaseConfig) -> Registry:
-    if isinstance(config, _COMING):
-        found = Found(f"{type(config).__name__}, which is not available yet")
-        served = ", ".join(kind.__name__ for kind in BUILT_IN.config_types)
-        raise UnsupportedError(Problem(field="quant_config", value=found, expected=f"one of {served}"))
+def _registry() -> Registry:
     return BUILT_IN.with_entries(installed_entries())

@@ -35,6 +35,7 @@ from tico_config._overrides import Rule, unmatched_problems, winning_rule
 from tico_config._pt2e_config import PT2EConfig
 from tico_config._ptq_config import PTQConfig
 from tico_config._quant_spec import QuantSpec, affine, mx, no_quant
+from tico_config._smoothing_config import SmoothingConfig
 from tico_config._smoothquant_config import SmoothQuantConfig
 from tico_config._spec_config import SpecConfig
 
@@ -82,6 +83,7 @@ __all__ = [
     "Resolution",
     "Rule",
     "SmoothQuantConfig",
+    "SmoothingConfig",
     "SpecConfig",
     "TicoError",
     "TokenWeights",

@@ -102,33 +102,33 @@ def _tie(path: str, one: Rule, other: Rule) -> Problem:
     )
 
 
-def pattern_problems(overrides: Iterable[str]) -> list[Problem]:
-    """Return what is wrong with the keys themselves: empty, or regular expressions that do not compile."""
+def pattern_problems(patterns: Iterable[str], field: str = "overrides") -> list[Problem]:
+    """Return what is wrong with patterns themselves: empty, or regular expressions that do not compile."""
     problems = []
-    for pattern in overrides:
+    for pattern in patterns:
         try:
             re.compile(pattern.removeprefix(_REGEX) if Rule(pattern).is_regex else "")
         except (re.error, RecursionError, OverflowError, Warning) as error:
             expected = f"a regular expression after 're:' ({error})"
-            problems.append(Problem(field="overrides", value=pattern, expected=expected))
+            problems.append(Problem(field=field, value=pattern, expected=expected))
         if not pattern:
-            problems.append(
-                Problem(field="overrides", value=pattern, expected="a path, a glob or 're:' pattern")
-            )
+            problems.append(Problem(field=field, value=pattern, expected="a path, a glob or 're:' pattern"))
     return problems
 
 
-def unmatched_problems(overrides: Iterable[str], paths: Collection[str]) -> list[Problem]:
-    """Return a problem for each rule that matches none of `paths`, with the nearest real paths.
+def unmatched_problems(
+    patterns: Iterable[str], paths: Collection[str], field: str = "overrides"
+) -> list[Problem]:
+    """Return a problem for each pattern that matches none of `paths`, with the nearest real paths.
 
     >>> unmatched_problems(["a.upp"], ["a.up", "a.down"])[0].remedy
     "the nearest paths are 'a.up', 'a.down'"
     """
     problems = []
-    for rule in map(Rule, overrides):
+    for rule in map(Rule, patterns):
         if not any(rule.matches(path) for path in paths):
             near = difflib.get_close_matches(rule.pattern, paths, n=3, cutoff=0.0)
             remedy = f"the nearest paths are {', '.join(map(repr, near))}" if near else None
             expected = "a rule that matches at least one module"
-            problems.append(Problem(field="overrides", value=rule.pattern, expected=expected, remedy=remedy))
+            problems.append(Problem(field=field, value=rule.pattern, expected=expected, remedy=remedy))
     return problems

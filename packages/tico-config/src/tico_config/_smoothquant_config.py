@@ -7,18 +7,21 @@ from typing import ClassVar, Literal
 import attrs
 
 from tico_config._errors import Problem
-from tico_config._module_config import ModuleConfig
+from tico_config._smoothing_config import SmoothingConfig
 from tico_config._validation import as_float, number
 
 
 @attrs.frozen(kw_only=True)
-class SmoothQuantConfig(ModuleConfig):
+class SmoothQuantConfig(SmoothingConfig):
     """Part of the activations' range moved into the weights before either is quantized.
 
-    Xiao et al. 2022, arXiv 2211.10438, equation 4.
+    Xiao et al. 2022, arXiv 2211.10438, equation 4. It works on pairs; the path of an override may be that of
+    the module that takes the scales or of a layer that reads it.
 
     Attributes:
         alpha: share of the difficulty that moves to the weights, 0 to 1, or ``"auto"`` for a search per pair.
+        mappings: patterns for the modules that take scales, each with patterns for the layers that read them;
+            without any, pairs are found by running the model.
 
     Raises:
         ConfigError: one or more fields are wrong; all are reported.
@@ -33,4 +36,6 @@ class SmoothQuantConfig(ModuleConfig):
 
     def _field_problems(self) -> list[Problem | None]:
         problem = None if self.alpha == "auto" else number("alpha", self.alpha, 0.0, 1.0)
-        return [problem and attrs.evolve(problem, expected=f"{problem.expected}, or 'auto'")]
+        alpha = problem and attrs.evolve(problem, expected=f"{problem.expected}, or 'auto'")
+        # Named, not super(): attrs' slotted copy of the class would lose the zero-argument form's cell.
+        return [alpha, *SmoothingConfig._field_problems(self)]

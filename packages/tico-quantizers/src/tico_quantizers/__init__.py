@@ -51,6 +51,7 @@ from tico_quantizers._stand_in import stand_in
 from tico_quantizers._weight_view import tied_paths
 from tico_quantizers.gptq import GPTQQuantizer, quantize_weight
 from tico_quantizers.pt2e import GPTQEverywhere, PT2EQuantizer, QuantGraph
+from tico_quantizers.smoothquant import SmoothQuantQuantizer, smoothing_scale
 
 INTEGER_MODULES = (
     QuantizedLinear,
@@ -100,6 +101,7 @@ __all__ = [
     "Report",
     "RestorableModule",
     "Run",
+    "SmoothQuantQuantizer",
     "below",
     "child_path",
     "children",
@@ -118,6 +120,7 @@ __all__ = [
     "runs_of",
     "save_quantized",
     "set_backend",
+    "smoothing_scale",
     "stand_in",
     "tensor_of",
     "tied_paths",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from torch import nn
@@ -34,6 +34,15 @@ def find_blocks(model: nn.Module, wanted: Iterable[nn.Module]) -> tuple[tuple[st
             if len(chain) >= 2 and distinct and all(counts) and (sum(counts), len(chain)) > best_size:
                 best, best_size = chain, (sum(counts), len(chain))
     return best
+
+
+def homes_in(blocks: Sequence[nn.Module]) -> dict[int, int | None]:
+    """Return, by the identity of a module, the number of its block; None where several blocks hold it."""
+    homes: dict[int, int | None] = {}
+    for number, block in enumerate(blocks):
+        for _, module in named_modules(block):
+            homes[id(module)] = None if id(module) in homes else number
+    return homes
 
 
 def _count(block: nn.Module, sought: set[int]) -> int:

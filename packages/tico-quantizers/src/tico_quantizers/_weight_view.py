@@ -118,6 +118,17 @@ def input_rows(layer: Layer, x: Tensor, added: tuple[int, ...] | None = None) ->
     return transposed_rows(x, kernel, conv, conv.output_padding if added is None else added)
 
 
+def feature_axis(layer: Layer) -> int:
+    """Return the axis of the channels in the inputs and outputs of `layer`, counted from the last."""
+    return -1 if reads_rows(layer) else 1 - len(shape(layer))
+
+
+def weight_axes(layer: FloatLayer) -> tuple[int, int]:
+    """Return the axes of the output and of the input channels in the weight of `layer`."""
+    swapped = isinstance(layer, TransposedLinear | FloatTransposed)
+    return (1, 0) if swapped else (0, 1)
+
+
 def reads_rows(layer: Layer) -> bool:
     """Return whether the rows of a layer are the last axis of its input, as those of linear layers are."""
     return isinstance(layer, nn.Linear | TransposedLinear | QuantizedLinear)

@@ -16,7 +16,7 @@ from tico_config import (
     TokenWeights,
     unmatched_problems,
 )
-from tico_quantizers._blocks import find_blocks
+from tico_quantizers._blocks import find_blocks, homes_in
 from tico_quantizers._module_tree import named_modules
 from tico_quantizers._report import LayerReport
 from tico_quantizers._weight_view import (
@@ -75,7 +75,7 @@ def plan_of(model: nn.Module, config: GPTQConfig) -> Plan:
     reasons = _reasons(model, config, layers)
     wanted = {path: layer for path, layer in layers.items() if path not in reasons}
     blocks = find_blocks(model, list(wanted.values()))
-    homes = _homes([block for _, block in blocks])
+    homes = homes_in([block for _, block in blocks])
     problems = _override_problems(config, list(wanted), reasons)
     if not wanted:
         found = Found("; ".join(f"{path}: {why}" for path, why in reasons.items()) or "none")
@@ -124,15 +124,6 @@ def _left_parameters(model: nn.Module, layers: dict[str, Layer]) -> list[LayerRe
 
 def _is_stack(tensor: nn.Parameter) -> bool:
     return not isinstance(tensor, UninitializedParameter) and tensor.ndim == 3 and len(tensor) > 1
-
-
-def _homes(blocks: list[nn.Module]) -> dict[int, int | None]:
-    """Return, by the identity of a module, the number of its block; None where several blocks hold it."""
-    homes: dict[int, int | None] = {}
-    for number, block in enumerate(blocks):
-        for _, module in named_modules(block):
-            homes[id(module)] = None if id(module) in homes else number
-    return homes
 
 
 def _override_problems(config: GPTQConfig, wanted: list[str], reasons: dict[str, str]) -> list[Problem]:

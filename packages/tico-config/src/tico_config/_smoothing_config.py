@@ -1,0 +1,56 @@
+"""What the configs of algorithms that move scales between layers have in common: which layers form a pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, cast
+
+import attrs
+
+from tico_config._errors import ConfigError, Problem
+from tico_config._frozen_mapping import FrozenMapping, frozen_value
+from tico_config._module_config import ModuleConfig
+from tico_config._overrides import pattern_problems
+
+_EXPECTED = "a mapping from a pattern to a non-empty list of patterns"
+
+
+def _as_mappings(value: object) -> Mapping[str, tuple[str, ...]]:
+    frozen = frozen_value(value)
+    if not isinstance(frozen, FrozenMapping):
+        raise ConfigError(Problem(field="mappings", value=value, expected=_EXPECTED))
+    problems = [
+        Problem(field=f"mappings[{key!r}]", value=patterns, expected=_EXPECTED)
+        for key, patterns in frozen.items()
+        if not _are_patterns(patterns)
+    ]
+    if problems:
+        raise ConfigError(*problems)
+    return cast("FrozenMapping[tuple[str, ...]]", frozen)
+
+
+def _are_patterns(value: object) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+@attrs.frozen(kw_only=True)
+class SmoothingConfig(ModuleConfig):
+    """A config of an algorithm that works on pairs.
+
+    A pair is a module whose output channels can be scaled (a norm, a linear layer, a convolution) and the
+    layers that read it, which undo the scale. Pairs are found by running the model; `mappings` says them
+    where that is not possible: a pattern for the modules that take the scales, with patterns for the layers
+    that read them. A layer belongs to the nearest of the modules that its pattern stands with.
+
+    >>> from tico_config import SmoothQuantConfig
+    >>> SmoothQuantConfig(mappings={"*.norm": ["*.q_proj", "*.k_proj"]}).mappings["*.norm"]
+    ('*.q_proj', '*.k_proj')
+    """
+
+    fixed_fields: ClassVar[frozenset[str]] = frozenset({"overrides", "mappings"})
+
+    mappings: Mapping[str, tuple[str, ...]] = attrs.field(factory=FrozenMapping, converter=_as_mappings)
+
+    def _field_problems(self) -> list[Problem | None]:
+        patterns = (pattern for values in self.mappings.values() for pattern in values)
+        return [*pattern_problems([*self.mappings, *patterns], "mappings")]
