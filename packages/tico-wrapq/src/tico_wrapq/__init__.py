@@ -1,5 +1,6 @@
 """How a model family takes part: wrappers with quantization points, and the quantizer that uses them."""
 
+from tico_wrapq._attention import QuantMultiheadAttention, QuantTransformerEncoderLayer
 from tico_wrapq._calibration_file import load_calibration, save_calibration
 from tico_wrapq._coverage import Coverage, CoverageLine, coverage
 from tico_wrapq._embedding_bag import QuantEmbeddingBag, QuantizedEmbeddingBag
@@ -56,6 +57,8 @@ RESTORABLE_MODULES = (
     QuantOutput,
     QuantLlamaAttention,
     QuantLlamaDecoderLayer,
+    QuantMultiheadAttention,
+    QuantTransformerEncoderLayer,
     QuantLlamaMLP,
     QuantScaledEmbedding,
 )
@@ -89,11 +92,13 @@ __all__ = [
     "QuantLlamaDecoderLayer",
     "QuantLlamaMLP",
     "QuantModuleBase",
+    "QuantMultiheadAttention",
     "QuantNorm",
     "QuantOutput",
     "QuantPoint",
     "QuantScaledEmbedding",
     "QuantStub",
+    "QuantTransformerEncoderLayer",
     "QuantUnary",
     "QuantizedEmbeddingBag",
     "QuantizedNorm",

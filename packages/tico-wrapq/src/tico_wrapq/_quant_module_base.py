@@ -60,6 +60,8 @@ class QuantModuleBase(RestorableModule):
     """Whether hooks of a module that stays whole move to the wrapper, which then calls its `forward`."""
     replaces_forward: ClassVar[bool] = False
     """Whether `forward` is that of the class it is registered for, so that it cannot serve another one."""
+    makes_parts: ClassVar[bool] = False
+    """Whether `adopt` makes modules that the float one has not; these get wrappers of their own too."""
 
     def __init__(self, module: nn.Module, path: str, resolve: Resolve) -> None:
         super().__init__()
@@ -159,10 +161,9 @@ class QuantModuleBase(RestorableModule):
     @property
     def multiplies_integers(self) -> bool:
         """Whether everything that comes in is moved to a grid, and every weight is."""
-        ins = [d.name for d in self.points if d.role is Role.ACTIVATION_IN]
-        return all(self.point(name).is_quantized for name in ins) and all(
-            spec.is_quantized for spec in self.weight_specs.values()
-        )
+        points = [point for _, point in self.named_points() if point.declaration.role is Role.ACTIVATION_IN]
+        quantized = [*(each.is_quantized for each in (*points, *self.weight_specs.values()))]
+        return all(quantized)
 
     def layout(self) -> Mapping[str, object]:
         """Return the grids of the points, as JSON values."""

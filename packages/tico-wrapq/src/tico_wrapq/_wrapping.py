@@ -17,6 +17,7 @@ from tico_config import (
     QuantSpec,
     TicoError,
     UnsupportedError,
+    no_quant,
     unmatched_problems,
     winning_rule,
 )
@@ -48,21 +49,44 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
         NumericsError: a weight holds NaN or infinity.
     """
     _require_variant(registry, config)
-    found = [_unless_float(site, config) for site in sites(model, registry, config.variant)]
+    root = _taken_apart(model, registry, config, edit)
+    found = [_unless_float(site, config) for site in sites(root, registry, config.variant)]
     _require_supported(found, config)
     specs = _specs(found, config)
     _require_finite_weights(found)
-    record_outputs(model, edit)
-    root = model
+    record_outputs(root, edit)
     wrappers: dict[str, QuantModuleBase] = {}
     for site in found:
-        wanted = any(specs[path].is_quantized for path in _point_paths(site))
+        wanted = any(specs[path].is_quantized for path in _point_paths(site)) or _is_apart(site)
         if site.wrapper is not None and wanted:
             wrapper = site.wrapper(site.adopted, site.path, lambda path: specs[path])
             root = edit.replace(root, site.module, wrapper)
             wrappers[site.path] = wrapper
     left = tuple(_left(site) for site in found if site.path not in wrappers and _is_reported(site))
     return Wrapped(root=root, wrappers=wrappers, left=left)
+
+
+def _taken_apart(model: nn.Module, registry: WrapperRegistry, config: PTQConfig, edit: Edit) -> nn.Module:
+    """Return `model` with the modules that wrappers take apart into others replaced, outer ones first."""
+    root, last = model, -1
+    replaced: list[Site] = []
+    while len(replaced) > last:
+        last = len(replaced)
+        for site in list(sites(root, registry, config.variant)):
+            if site.wrapper is not None and site.wrapper.makes_parts and not _stays_whole(site, config):
+                new = site.wrapper(site.adopted, site.path, lambda _: no_quant())
+                root = edit.replace(root, site.module, new)
+                replaced.append(site)
+    return root
+
+
+def _stays_whole(site: Site, config: PTQConfig) -> bool:
+    return _is_apart(site) or _asked_float(site, config)
+
+
+def _is_apart(site: Site) -> bool:
+    """Whether the wrapper's class stands there already, in the place of what it takes apart."""
+    return site.wrapper is not None and site.wrapper.makes_parts and isinstance(site.module, site.wrapper)
 
 
 def _is_reported(site: Site) -> bool:
@@ -87,13 +111,16 @@ def _require_variant(registry: WrapperRegistry, config: PTQConfig) -> None:
 
 def _unless_float(site: Site, config: PTQConfig) -> Site:
     """Return `site`, without its refusal where an override says that the module is to stay float."""
-    if not site.refusal:
-        return site
-    rule = winning_rule(config.overrides, (site.path,))
-    change = None if rule is None else config.overrides[rule.pattern]
-    if not isinstance(change, QuantSpec) or change.is_quantized:
+    if not site.refusal or not _asked_float(site, config):
         return site
     return attrs.evolve(site, refusal="", reason=_ASKED)
+
+
+def _asked_float(site: Site, config: PTQConfig) -> bool:
+    """Whether an override says of the whole module that it is to stay float."""
+    rule = winning_rule(config.overrides, (site.path,))
+    change = None if rule is None else config.overrides[rule.pattern]
+    return isinstance(change, QuantSpec) and not change.is_quantized
 
 
 def _require_supported(found: list[Site], config: PTQConfig) -> None:
