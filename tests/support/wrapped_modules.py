@@ -24,19 +24,35 @@ OUT = ("act_out",)
 class Row:
     """One module: `make`, the shapes of its `inputs` (or whole tensors), and the `points` it gets.
 
-    `integer` says whether an integer module takes its place at `convert`.
+    `integer` says whether an integer module takes its place at `convert`. `inside` are the points of the
+    modules that it is taken apart into, `first` the one that sees data first. `exact` is whether watching
+    changes no bit: torch's fused attention rounds otherwise than its steps. Inputs are passed `times` times.
     """
 
     make: Callable[[], nn.Module]
     inputs: tuple[tuple[int, ...] | Tensor, ...]
     points: tuple[str, ...] = UNARY
     integer: bool = False
+    inside: tuple[str, ...] = ()
+    first: str = ""
+    exact: bool = True
+    times: int = 1
+
+    @property
+    def all_points(self) -> list[str]:
+        """The paths of all points, sorted."""
+        return sorted(f"part.{name}" for name in (*self.points, *self.inside))
+
+    @property
+    def first_point(self) -> str:
+        """The path of the point that sees data first."""
+        return f"part.{self.first or self.points[0]}"
 
     def model(self) -> nn.Module:
         """Return the module as part `part` of a model, always the same one, in evaluation mode."""
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = Whole(self.make())
+            model = Whole(self.make(), self.times)
             for norm in model.modules():
                 if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
                     _as_if_trained(norm)
@@ -53,14 +69,15 @@ class Row:
 class Whole(nn.Module):
     """A model of one part."""
 
-    def __init__(self, part: nn.Module) -> None:
-        """Keep the part."""
+    def __init__(self, part: nn.Module, times: int) -> None:
+        """Keep the part, which takes each argument `times` times."""
         super().__init__()
         self.part = part
+        self.times = times
 
     def forward(self, *args: Tensor) -> Tensor:
         """Return what the part makes of the arguments; of several outputs the first."""
-        output: Tensor | tuple[Tensor, ...] = self.part(*args)
+        output: Tensor | tuple[Tensor, ...] = self.part(*args * self.times)
         return output[0] if isinstance(output, tuple) else output
 
 
@@ -85,6 +102,17 @@ def _bag(mode: str) -> Row:
     indices = torch.arange(12).view(3, 4)
     return Row(make=lambda: nn.EmbeddingBag(12, 4, mode=mode), inputs=(indices,), points=OUT, integer=True)
 
+
+def _of(path: str) -> tuple[str, ...]:
+    return tuple(f"{path}.{name}" for name in UNARY)
+
+
+STEPS = ("scaled_query", "logits", "probabilities", "context")
+SUMS = ("attention_sum", "feed_forward_sum")
+ENCODER = (
+    *(f"self_attn.{name}" for name in (*STEPS, *_of("in_proj"), *_of("out_proj"))),
+    *(name for part in ("linear1", "activation", "linear2", "norm1", "norm2") for name in _of(part)),
+)
 
 ROWS_BY_NAME: dict[str, Row] = {
     "Linear": _layer(lambda: nn.Linear(8, 3), ROWS),
@@ -163,6 +191,38 @@ ROWS_BY_NAME: dict[str, Row] = {
     "MatMul": Row(make=MatMul, inputs=((2, 5, 8), (2, 8, 3)), points=JOINT),
     "Concat": Row(make=Concat, inputs=(ROWS, (5, 3)), points=OUT),
     "QuantStub": Row(make=QuantStub, inputs=(ROWS,), points=OUT),
+    "MultiheadAttention": Row(
+        make=lambda: nn.MultiheadAttention(8, 2),
+        inputs=((5, 2, 8),),
+        points=STEPS,
+        inside=(*_of("in_proj"), *_of("out_proj")),
+        first="in_proj.act_in",
+        times=3,
+    ),
+    "MultiheadAttention without bias": Row(
+        make=lambda: nn.MultiheadAttention(8, 2, bias=False, batch_first=True),
+        inputs=((2, 5, 8),),
+        points=STEPS,
+        inside=(*_of("in_proj"), *_of("out_proj")),
+        first="in_proj.act_in",
+        times=3,
+    ),
+    "TransformerEncoderLayer": Row(
+        make=lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+        inputs=((2, 5, 8),),
+        points=SUMS,
+        inside=ENCODER,
+        first="self_attn.in_proj.act_in",
+        exact=False,
+    ),
+    "TransformerEncoderLayer with norms first": Row(
+        make=lambda: nn.TransformerEncoderLayer(8, 2, 16, norm_first=True, activation="gelu"),
+        inputs=((5, 2, 8),),
+        points=SUMS,
+        inside=ENCODER,
+        first="norm1.act_in",
+        exact=False,
+    ),
     "GELUActivation": _unary(GELUActivation),
     "LlamaRMSNorm": _unary(lambda: LlamaRMSNorm(8)),
     "SiLUActivation": _unary(SiLUActivation),

@@ -38,7 +38,7 @@ def _part(model: nn.Module) -> nn.Module:
 
 @every_row
 def test_wrapper_computes_the_float_function(row: Row) -> None:
-    """Neither without calibration nor with it is a bit of the output another."""
+    """Without calibration no bit of the output is another, nor with it but for fused attention's rounding."""
     expected = row.model()(*row.data())
     wrapper = PTQWrapper(row.model())
     assert wrapper.mode is Mode.NO_QUANT
@@ -46,7 +46,8 @@ def test_wrapper_computes_the_float_function(row: Row) -> None:
     assert same_bits(output, expected)
     wrapper.enable_calibration()
     watched: Tensor = wrapper(*row.data())
-    assert same_bits(watched, expected)
+    # Steps of length 8 in float32: the sums of products may round differently, by some 2**-24 of the output.
+    assert same_bits(watched, expected) if row.exact else torch.allclose(watched, expected, atol=1e-5, rtol=0)
 
 
 @every_row
@@ -58,9 +59,11 @@ def test_calibration_sees_every_point(row: Row) -> None:
     assert tuple(name for name, _ in wrapper.named_points()) == row.points
     with refused(model, CalibrationError, module=f"part.{row.points[0]}") as error:
         convert(model)
-    assert [problem.module for problem in error.value.problems] == [f"part.{name}" for name in row.points]
+    assert sorted(str(problem.module) for problem in error.value.problems) == row.all_points
     model(*row.data())
-    assert not [point.path for _, point in wrapper.named_points() if point.lacks_data]
+    points = [point for point in model.modules() if isinstance(point, QuantPoint)]
+    assert sorted(point.path for point in points) == row.all_points
+    assert not [point.path for point in points if point.lacks_data]
 
 
 @every_row
@@ -69,7 +72,7 @@ def test_result_is_integer_and_near(row: Row) -> None:
     model = _quantized(row)
     assert isinstance(_part(model), QuantizedModule) == row.integer
     grids = [module for module in model.modules() if isinstance(module, ActivationGrid)]
-    assert len(grids) == len(row.points)
+    assert len(grids) == len(row.all_points)
     assert not [point for point in model.modules() if isinstance(point, QuantPoint) and point.fixed is None]
     expected, found = row.model()(*row.data()), model(*row.data())
     assert found.shape == expected.shape
@@ -134,7 +137,7 @@ def test_exported_program_has_one_node_for_every_point(row: Row) -> None:
         exported: Tensor = program.module()(*row.data())
         output: Tensor = model(*row.data())
     names = _on_the_way(program)
-    assert sum("fake_quantize" in name for name in names) == len(row.points)
+    assert sum("fake_quantize" in name for name in names) == len(row.all_points)
     if not isinstance(row.inputs[0], Tensor):  # rows of an integer table are cast after they are looked up
         assert _casts(names) == _casts(_on_the_way(original))
     assert same_bits(exported, output)
@@ -145,7 +148,7 @@ def test_data_that_are_not_finite_are_refused(row: Row) -> None:
     """The first point that sees them is named, and the batch does not count."""
     model = prepare(row.model(), PTQConfig())
     first, *others = row.data()
-    with refused(model, NumericsError, field="x", module=f"part.{row.points[0]}"):
+    with refused(model, NumericsError, field="x", module=row.first_point):
         model(first / 0, *others)
     assert coverage(model).macs is None
     with pytest.raises(CalibrationError):
@@ -158,5 +161,5 @@ def test_data_that_are_no_floats_are_refused(name: str) -> None:
     row = float_rows[name]
     model = prepare(row.model(), PTQConfig())
     first, *others = row.data()
-    with refused(model, UnsupportedError, field="dtype", module=f"part.{row.points[0]}"):
+    with refused(model, UnsupportedError, field="dtype", module=row.first_point):
         model(first.to(torch.complex64), *others)

@@ -32,16 +32,19 @@ class QuantMultiheadAttention(QuantModuleBase):
     kind: ClassVar[str] = "ptq.multihead_attention"
     points: ClassVar[tuple[PointDeclaration, ...]] = tuple(PointDeclaration(s, Role.OTHER) for s in _STEPS)
     makes_parts: ClassVar[bool] = True
+    replaces_forward: ClassVar[bool] = True
     in_proj: nn.Module
     out_proj: nn.Module
+    num_heads: int
+    batch_first: bool
 
     @classmethod
     def refusal(cls, module: nn.Module) -> str | None:
         """Return why torch's formula does not hold for `module`, or None."""
         if isinstance(module, cls):
             return None
-        if not isinstance(module, nn.MultiheadAttention) or _own_forward(module, nn.MultiheadAttention):
-            return "it has a forward of its own"
+        if not isinstance(module, nn.MultiheadAttention):
+            return f"it is a {type(module).__name__}"
         if not module._qkv_same_embed_dim:
             return "its keys or values have a width of their own (kdim, vdim)"
         extra = module.bias_k is not None or module.add_zero_attn
@@ -101,13 +104,13 @@ class QuantMultiheadAttention(QuantModuleBase):
             query.shape[-1],
             self.num_heads,
             _tensor(self.in_proj, "weight"),
-            _tensor(self.in_proj, "bias"),
+            _optional(self.in_proj, "bias"),
             None,
             None,
             False,
             0.0,
             _tensor(self.out_proj, "weight"),
-            _tensor(self.out_proj, "bias"),
+            _optional(self.out_proj, "bias"),
             training=False,
             need_weights=need_weights,
             average_attn_weights=average_attn_weights,
@@ -140,7 +143,7 @@ class QuantMultiheadAttention(QuantModuleBase):
         return q, k, v
 
     def _heads(self, x: Tensor) -> Tensor:
-        """Return ``(length, batch, width)`` or ``(length, width)`` as ``(batch * heads, length, head_dim)``."""
+        """Return (length, batch, width) or (length, width) as (batch * heads, length, head_dim)."""
         batch = x.shape[1] if x.ndim == 3 else 1
         split = x.reshape(x.shape[0], batch * self.num_heads, x.shape[-1] // self.num_heads)
         return split.transpose(0, 1)
@@ -159,10 +162,6 @@ class QuantMultiheadAttention(QuantModuleBase):
     def multiplies_integers(self) -> bool:
         """Whether both products have both operands on a grid; keys and values have that of `in_proj`."""
         return self.point("scaled_query").is_quantized and self.point("probabilities").is_quantized
-
-
-def _own_forward(module: nn.Module, kind: type[nn.Module]) -> bool:
-    return "forward" in vars(module) or type(module).forward is not kind.forward
 
 
 def _stacked(attention: nn.MultiheadAttention) -> nn.Linear:
@@ -199,14 +198,19 @@ def _as_float(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _averaged(weights: Tensor, query: Tensor, kwargs: Mapping[str, bool]) -> Tensor:
-    """Return the probabilities as torch does: by batch if there is one, averaged over heads unless told not to."""
+    """Return the probabilities by batch, if there is one, and averaged over heads unless told not to."""
     batch = query.shape[1] if query.ndim == 3 else 1
     by_head = weights.view(batch, -1, *weights.shape[1:])
     found = by_head.mean(1) if kwargs.get("average_attn_weights", True) else by_head
     return found if query.ndim == 3 else found.squeeze(0)
 
 
-def _tensor(layer: nn.Module, name: str) -> Tensor | None:
+def _tensor(layer: nn.Module, name: str) -> Tensor:
+    value: Tensor = getattr(layer, name)
+    return value
+
+
+def _optional(layer: nn.Module, name: str) -> Tensor | None:
     value: Tensor | None = getattr(layer, name)
     return value
 
@@ -217,7 +221,7 @@ _LAYER_PARTS = ("self_attn", "linear1", "dropout", "linear2", "norm1", "norm2", 
 
 @register(nn.TransformerEncoderLayer)
 class QuantTransformerEncoderLayer(QuantModuleBase):
-    """Attention and feed-forward, each added to its input, norms before or after, with a point for each sum."""
+    """Attention and feed-forward, each added to its input, with a point for each sum."""
 
     kind: ClassVar[str] = "ptq.transformer_encoder_layer"
     points: ClassVar[tuple[PointDeclaration, ...]] = (
@@ -225,6 +229,7 @@ class QuantTransformerEncoderLayer(QuantModuleBase):
         PointDeclaration("feed_forward_sum", Role.OTHER),
     )
     makes_parts: ClassVar[bool] = True
+    replaces_forward: ClassVar[bool] = True
     self_attn: nn.Module
     linear1: nn.Module
     dropout: nn.Module
@@ -240,13 +245,7 @@ class QuantTransformerEncoderLayer(QuantModuleBase):
         """Return why torch's formula does not hold for `module`, or None."""
         if isinstance(module, cls):
             return None
-        if not isinstance(module, nn.TransformerEncoderLayer) or _own_forward(
-            module, nn.TransformerEncoderLayer
-        ):
-            return "it has a forward of its own"
-        return (
-            None if _activation(module) is not None else "its activation is neither a module, relu nor gelu"
-        )
+        return "its activation is no module, relu or gelu" if _activation(module) is None else None
 
     def adopt(self, module: nn.Module) -> None:
         """Keep the parts under their own names, the activation as a module."""
@@ -271,11 +270,11 @@ class QuantTransformerEncoderLayer(QuantModuleBase):
         x = src
         if self.norm_first:
             x = self.point("attention_sum")(x + self._attended(self.norm1(x), masks))
-            y: Tensor = self.point("feed_forward_sum")(x + self._fed(self.norm2(x)))
-            return y
+            last: Tensor = self.point("feed_forward_sum")(x + self._fed(self.norm2(x)))
+            return last
         x = self.norm1(self.point("attention_sum")(x + self._attended(x, masks)))
-        y = self.norm2(self.point("feed_forward_sum")(x + self._fed(x)))
-        return y
+        normed: Tensor = self.norm2(self.point("feed_forward_sum")(x + self._fed(x)))
+        return normed
 
     def _attended(self, x: Tensor, masks: Mapping[str, Tensor | bool | None]) -> Tensor:
         found: tuple[Tensor, None] = self.self_attn(x, x, x, need_weights=False, **masks)

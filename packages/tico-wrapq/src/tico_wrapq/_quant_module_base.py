@@ -161,9 +161,9 @@ class QuantModuleBase(RestorableModule):
     @property
     def multiplies_integers(self) -> bool:
         """Whether everything that comes in is moved to a grid, and every weight is."""
-        points = [point for _, point in self.named_points() if point.declaration.role is Role.ACTIVATION_IN]
-        quantized = [*(each.is_quantized for each in (*points, *self.weight_specs.values()))]
-        return all(quantized)
+        ins = [point for _, point in self.named_points() if point.declaration.role is Role.ACTIVATION_IN]
+        weights = self.weight_specs.values()
+        return all(point.is_quantized for point in ins) and all(spec.is_quantized for spec in weights)
 
     def layout(self) -> Mapping[str, object]:
         """Return the grids of the points, as JSON values."""
