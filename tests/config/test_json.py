@@ -24,6 +24,7 @@ GOLDEN: Final = (
     '"observer":{"kind":"MinMaxSpec"},'
     '"overrides":{"items":{},"kind":"Mapping"},'
     '"per_tensor":false,'
+    '"ragged_groups":false,'
     '"show_progress":true,'
     '"static_groups":false,'
     '"symmetric":false,'

@@ -321,6 +321,14 @@ def test_groups_that_do_not_divide_the_columns_are_all_named() -> None:
     assert "12 input columns" in caught.value.expected
 
 
+def test_the_last_group_of_a_row_may_be_shorter() -> None:
+    """Where the config says so."""
+    config = GPTQConfig(group_size=8, ragged_groups=True, show_progress=False)
+    found = quantized(stack(1), values(18, 30, 8), config=config)
+    assert integer_at(found, "0.one").packed.scale.shape == (12, 1)
+    assert integer_at(found, "0.two").packed.scale.shape == (8, 2)
+
+
 def test_a_weight_that_is_not_finite_is_refused() -> None:
     """In prepare, with its place."""
     model = stack(1)

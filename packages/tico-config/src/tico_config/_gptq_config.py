@@ -32,6 +32,8 @@ class GPTQConfig(ModuleConfig):
         bits: width of a code, 2 to 8.
         group_size: input columns that share a scale; None shares one per output row.
         per_tensor: one scale for the whole weight; not with a `group_size`.
+        ragged_groups: let the last group of a row be a shorter one where `group_size` is no divisor of the
+            columns; otherwise such a layer is refused.
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
         observer: how a grid follows from the weights that share it: `MinMaxSpec` spans them all, `MSESpec`
             and `HessianMSESpec` search each row's share of that range, `PercentileSpec` counts from both
@@ -64,6 +66,7 @@ class GPTQConfig(ModuleConfig):
     bits: int = 4
     group_size: int | None = None
     per_tensor: bool = False
+    ragged_groups: bool = False
     symmetric: bool = False
     observer: GPTQObserver = attrs.field(factory=MinMaxSpec)
     static_groups: bool = False
@@ -80,6 +83,7 @@ class GPTQConfig(ModuleConfig):
             optional_integer("group_size", self.group_size, 1),
             boolean("per_tensor", self.per_tensor),
             self._two_units_problem(),
+            boolean("ragged_groups", self.ragged_groups),
             boolean("symmetric", self.symmetric),
             instance("observer", self.observer, GPTQObserver, _OBSERVERS),
             boolean("static_groups", self.static_groups),

@@ -168,8 +168,9 @@ def _output_embedding(model: nn.Module) -> object:
 def _target_problems(target: Target) -> list[Problem]:
     size, width = target.config.group_size, columns(target.layer)
     remedy = "choose another, for all or by an override for this module"
-    if size is not None and (size > width or width % size):
+    if size is not None and (size > width or width % size) and not target.config.ragged_groups:
         expected = f"None or a divisor of its {width} input columns"
+        remedy = f"{remedy}, or set ragged_groups"
         return [Problem(module=target.path, field="group_size", value=size, expected=expected, remedy=remedy)]
     parts = groups(target.layer)
     if target.config.act_order and size not in (None, width) and parts > 1:

@@ -1,0 +1,272 @@
+"""What GPTQ over a whole language model costs on one thread, and what it does to the perplexity.
+
+Run with ``python benchmarks/gptq_model.py --tokens 8192 --peer-path DIR``: each candidate runs in a process
+of its own, so that its peak of resident memory is its own. CPU seconds are given beside those of two passes
+of the float model's blocks over the same tokens, which any method needs that quantizes block by block: one
+to learn what a block reads, one to give the next block what it will read. ``--perplexity`` prints what each
+candidate does to the perplexity of a text that it has not seen, for four grids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
+from gptq_solver import solver_module
+from language_models import WIKI_LLAMA, LanguageModel, load, perplexity, text_of
+from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
+
+# Not by the name tico.quantization, which the peer has, too.
+from tico_api import GPTQConfig, PTQConfig, convert, prepare
+from tico_config import DType, PerChannel, PerGroup, affine, no_quant
+
+MEGABYTE: Final = 1e6
+PROBE_TOKENS: Final = 1024
+
+
+@attrs.frozen(kw_only=True)
+class Task:
+    """What is quantized, how, and on what."""
+
+    folder: Path
+    bits: int
+    group_size: int | None
+    window: int
+    tokens: int
+    act_order: bool
+    damping: float
+
+    def texts(self) -> tuple[str, str]:
+        """Return the text to calibrate on and the one to test on."""
+        if self.folder == WIKI_LLAMA:
+            return text_of("calibration"), text_of("heldout")
+        articles = wiki_articles()
+        return "\n\n".join(articles[CALIBRATION_ARTICLES]), "\n\n".join(articles[TEST_ARTICLES])
+
+
+Quantize = Callable[[nn.Module, Tensor, Task], nn.Module]
+
+
+def untouched(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
+    """Return the float model."""
+    return model
+
+
+def rounded(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
+    """Return the model with its weights rounded to nearest; the same layers as GPTQ quantizes."""
+    granularity = PerChannel(0) if task.group_size is None else PerGroup(1, task.group_size)
+    weight = affine(DType.uint(task.bits), granularity=granularity)
+    ends = {"model.embed_tokens": no_quant(), "lm_head": no_quant()}
+    return convert(prepare(model, PTQConfig(activation=no_quant(), weight=weight, overrides=ends)))
+
+
+def ours(**options: object) -> Quantize:
+    """Return GPTQ as this project does it."""
+
+    def quantize(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
+        config = GPTQConfig(
+            bits=task.bits,
+            group_size=task.group_size,
+            act_order=task.act_order,
+            damping=task.damping,
+            ragged_groups=True,  # as the peers do
+            show_progress=False,
+            **options,  # type: ignore[arg-type]
+        )
+        model = prepare(model, config)
+        run(model, calibration)
+        return convert(model)
+
+    return quantize
+
+
+def tico(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
+    """Return GPTQ as Samsung's tico does it, with the same settings."""
+    configs = solver_module("tico.quantization.config.gptq")  # first: the other module imports it
+    quantizers = solver_module("tico.quantization.algorithm.gptq.quantizer")
+    config = configs.GPTQConfig(
+        weight_bits=task.bits,
+        groupsize=task.group_size or -1,
+        actorder=task.act_order,
+        percdamp=task.damping,
+        show_progress=False,
+    )
+    quantizer = quantizers.GPTQQuantizer(config)
+    model = quantizer.prepare(model)
+    run(model, calibration)
+    converted: nn.Module = quantizer.convert(model)
+    return converted
+
+
+OURS: Final[Mapping[str, Quantize]] = {"ours": ours()}
+PEERS: Final[Mapping[str, Quantize]] = {"tico": tico}
+ALL: Final[Mapping[str, Quantize]] = {"float": untouched, "rounded": rounded, **OURS, **PEERS}
+
+
+def run(model: nn.Module, windows: Tensor) -> None:
+    """Show `windows` to a prepared model, one at a time."""
+    with torch.no_grad():
+        for row in windows:
+            model(row[None], use_cache=False)
+
+
+def two_passes(model: nn.Module, windows: Tensor) -> float:
+    """Return the CPU seconds of two passes through the blocks of a model, without its head."""
+    body: nn.Module = model.get_submodule("model")
+    start = time.process_time()
+    for _ in range(2):
+        run(body, windows)
+    return time.process_time() - start
+
+
+def resident(field: str) -> float:
+    """Return a number of the kernel about this process's memory, in MB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    line = next(line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024 / MEGABYTE
+
+
+def child(name: str, task: Task) -> dict[str, float]:
+    """Quantize with one candidate and return what it took."""
+    torch.set_num_threads(1)
+    source = load(task.folder, task.window)
+    calibration = source.windows(task.texts()[0], task.tokens)
+    if name == "float":
+        return {"CPU s": two_passes(source.model, calibration), "MB": 0.0}
+    before, start = resident("VmRSS"), time.process_time()
+    quantized = ALL[name](source.model, calibration, task)
+    figures = {"CPU s": time.process_time() - start, "MB": resident("VmHWM") - before}
+    return figures | {"output error": _output_error(quantized, source, task)}
+
+
+def _output_error(quantized: nn.Module, source: LanguageModel, task: Task) -> float:
+    """Return the relative error of the last hidden states on text that was not seen."""
+    heldout = source.windows(task.texts()[1], max(PROBE_TOKENS, task.window))
+    wanted, found = (_hidden(model, heldout) for model in (load(task.folder, task.window).model, quantized))
+    return float((found - wanted).norm() / wanted.norm())
+
+
+def _hidden(model: nn.Module, windows: Tensor) -> Tensor:
+    body: nn.Module = model.get_submodule("model")
+    with torch.no_grad():
+        states: Tensor = body(windows, use_cache=False).last_hidden_state
+    return states
+
+
+def in_child(name: str, argv: Sequence[str]) -> dict[str, float] | None:
+    """Return what a candidate took in a process of its own, or None where it cannot be run."""
+    command = [sys.executable, __file__, *argv, "--child", name]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode:
+        print(f"{name} left out: {(finished.stderr.strip().splitlines() or ['no reason'])[-1]}")
+        return None
+    figures: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    return figures
+
+
+def compare_costs(names: Sequence[str], argv: Sequence[str]) -> None:
+    """Print one line for each candidate."""
+    floor = in_child("float", argv)
+    if floor is None:
+        raise SystemExit(1)
+    print(f"two passes of the float blocks: {floor['CPU s']:.1f} CPU s\n")
+    print(f"{'':24}{'CPU s':>9}{'/ passes':>10}{'peak MB above the model':>25}{'output error':>14}")
+    for name in names:
+        figures = in_child(name, argv)
+        if figures is not None:
+            ratio = figures["CPU s"] / floor["CPU s"]
+            cells = (
+                f"{figures['CPU s']:9.1f}{ratio:10.2f}{figures['MB']:25.0f}{figures['output error']:14.4f}"
+            )
+            print(f"{name:24}{cells}", flush=True)
+
+
+GRIDS: Final = ((4, None), (4, 64), (4, 128), (3, 64))
+
+
+def compare_perplexities(names: Sequence[str], task: Task, heldout_tokens: int) -> None:
+    """Print one line for each grid, with the perplexity that each candidate leaves."""
+    source = load(task.folder, task.window)
+    calibration, heldout = (
+        source.windows(text, tokens)
+        for text, tokens in zip(task.texts(), (task.tokens, heldout_tokens), strict=True)
+    )
+    print(f"float: {_perplexity(source.model, heldout):.2f}\n")
+    print(f"{'grid':20}" + "".join(f"{name:>20}" for name in names))
+    for bits, group_size in GRIDS:
+        if group_size is not None and task.folder == WIKI_LLAMA and group_size > 128:
+            continue
+        row = f"W{bits} " + ("per channel" if group_size is None else f"group {group_size}")
+        print(f"{row:20}", end="", flush=True)
+        for name in names:
+            fresh = load(task.folder, task.window).model
+            changed = attrs.evolve(task, bits=bits, group_size=group_size)
+            print(f"{_perplexity(ALL[name](fresh, calibration, changed), heldout):20.2f}", end="", flush=True)
+        print()
+
+
+def _perplexity(model: nn.Module, heldout: Tensor) -> float:
+    # Weights alone are rounded: bfloat16 forwards change the perplexity by far less than they do.
+    with torch.autocast("cpu", torch.bfloat16):
+        found = perplexity(model, heldout)
+    return found if math.isfinite(found) else math.inf
+
+
+def _folder(name: str) -> Path:
+    if name == "smollm2":
+        return smollm2_directory()
+    return WIKI_LLAMA if name == "wiki" else Path(name)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare costs, or perplexities."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2", help="smollm2, wiki, or a folder")
+    parser.add_argument("--tokens", type=int, default=8192, help="calibration tokens")
+    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--bits", type=int, default=4)
+    parser.add_argument("--group-size", type=int, default=128, help="0 for one grid a row")
+    parser.add_argument("--act-order", action="store_true")
+    parser.add_argument("--damping", type=float, default=0.01)
+    parser.add_argument("--only", action="append", help="a candidate; more than once for more")
+    parser.add_argument("--peer-path", action="append", default=[], help="a folder to look for peers in")
+    parser.add_argument("--perplexity", action="store_true")
+    parser.add_argument("--heldout-tokens", type=int, default=8192)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(given)
+    sys.path += arguments.peer_path
+    task = Task(
+        folder=_folder(arguments.model),
+        bits=arguments.bits,
+        group_size=arguments.group_size or None,
+        window=arguments.window,
+        tokens=arguments.tokens,
+        act_order=arguments.act_order,
+        damping=arguments.damping,
+    )
+    names = arguments.only or [*OURS, *PEERS]
+    if arguments.child:
+        print(json.dumps(child(arguments.child, task)))
+    elif arguments.perplexity:
+        compare_perplexities(arguments.only or ["rounded", *OURS, *PEERS], task, arguments.heldout_tokens)
+    else:
+        print(f"torch {torch.__version__}, one thread, {task.bits} bits, {task.tokens} tokens")
+        compare_costs(names, given)
+
+
+if __name__ == "__main__":
+    main()
