@@ -14,9 +14,10 @@ from transformers import LlamaForCausalLM
 
 from references import same_bits
 from tico_config import CalibrationError
-from tico_quantizers import Calibration, find_blocks
+from tico_quantizers import Calibration, _activation_store, find_blocks
+from tico_quantizers._activation_store import ActivationStore
 from tico_quantizers._block_calls import BlockCalls
-from tico_quantizers._calls import FromPrevious, tensor_leaves
+from tico_quantizers._calls import FromPrevious, leaves_of, tensor_leaves
 from tico_quantizers._forward_watch import watch_forward
 from tiny_models import TOKENS, tiny_llama, values
 
@@ -32,12 +33,12 @@ class Watched:
     real: list[list[list[Tensor]]]
 
 
-def watch(model: nn.Module) -> Watched:
+def watch(model: nn.Module, store: ActivationStore | None = None) -> Watched:
     """Watch the blocks of a model from now on."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     blocks = tuple(block for _, block in find_blocks(model, layers))
     assert blocks
-    calls = BlockCalls(blocks)
+    calls = BlockCalls(blocks, store)
     calibration = Calibration(calls)
     calls.watch(calibration)
     watch_forward(model, calibration)
@@ -180,6 +181,19 @@ def test_what_blocks_get_and_give_is_repeated(style: str, mode: str) -> None:
     with MODES[mode]():
         for seed in range(3):
             watched.model(values(seed, 2 + seed, 6))
+    require_same_replay(watched)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_is_kept_on_disk_is_repeated(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every argument comes back from there with the same bits, and shared ones are written once."""
+    monkeypatch.setattr(_activation_store, "_SMALLEST", 1)
+    watched = watch(Stack(style), ActivationStore(offload=True))
+    with torch.no_grad():
+        for seed in range(2):
+            watched.model(values(seed, 2 + seed, 6))
+    kept = [leaf for calls in watched.calls.accepted for call in calls for leaf in leaves_of(call)]
+    assert not any(isinstance(leaf, Tensor) for leaf in kept)
     require_same_replay(watched)
 
 

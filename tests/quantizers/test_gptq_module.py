@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from gptq_models import CONFIG, Block, block_of, integer_at, quantized, require_same_codes, stack
 from model_state import refused, same_tensors, tensors_of, unchanged
 from references import same_bits
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
@@ -17,64 +18,12 @@ from tico_config import CalibrationError, ConfigError, NumericsError
 from tico_quantizers import QuantizedLinear, QuantizedModule, quantize_weight, report
 from tiny_models import TOKENS, images, logits, net, tiny_llama, values
 
-CONFIG = GPTQConfig(show_progress=False)
 UNIFORM = GPTQConfig(show_progress=False, token_weights="uniform")
-
-
-class Block(nn.Module):
-    """A block whose rows do not depend on each other."""
-
-    def __init__(self) -> None:
-        """Make the parts."""
-        super().__init__()
-        self.one, self.two = nn.Linear(8, 12), nn.Linear(12, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the next hidden state."""
-        hidden: Tensor = self.one(x).relu()
-        output: Tensor = x + self.two(hidden)
-        return output
-
-
-def stack(blocks: int = 2) -> nn.Sequential:
-    """Return some blocks, always the same ones."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(*(Block() for _ in range(blocks)), nn.Linear(8, 4)).eval()
-
-
-def quantized(model: nn.Module, *batches: Tensor, config: GPTQConfig = CONFIG) -> nn.Module:
-    """Return a converted copy of `model`, calibrated with `batches`."""
-    prepared = prepare(model, config, inplace=False)
-    with torch.no_grad():
-        for batch in batches:
-            prepared(batch)
-    return convert(prepared)
 
 
 def whole(seed: int, rows: int) -> Tensor:
     """Return rows of small integers."""
     return torch.randint(-3, 4, (rows, 8), generator=torch.Generator().manual_seed(seed)).float()
-
-
-def block_of(model: nn.Module, path: str) -> Block:
-    """Return the block at `path`."""
-    found = model.get_submodule(path)
-    assert isinstance(found, Block)
-    return found
-
-
-def integer_at(model: nn.Module, path: str) -> QuantizedModule:
-    """Return the integer layer at `path`."""
-    found = model.get_submodule(path)
-    assert isinstance(found, QuantizedModule)
-    return found
-
-
-def require_same_codes(found: Tensor, expected: Tensor) -> None:
-    """Compare codes for Gram matrices that differ in their last bits: one may have been at a tie."""
-    assert int((found != expected).sum()) <= 1
-    assert int((found - expected).abs().max()) <= 1
 
 
 def test_each_layer_solves_for_what_it_reads() -> None:

@@ -25,8 +25,8 @@ def _as_weights(value: object) -> object:
 class GPTQConfig(ModuleConfig):
     """Weights rounded one column at a time, each error made up for by the columns that follow.
 
-    Frantar et al. 2022, arXiv 2210.17323. Every field except `show_progress` can be set per module by
-    `overrides`, for example ``{"*.down_proj": {"bits": 8}}``.
+    Frantar et al. 2022, arXiv 2210.17323. Every field up to `min_expert_tokens` can be set per module
+    by `overrides`, for example ``{"*.down_proj": {"bits": 8}}``.
 
     Attributes:
         bits: width of a code, 2 to 8.
@@ -51,6 +51,15 @@ class GPTQConfig(ModuleConfig):
             the layer's output for it moves the output of the block: a first token, which all others
             may attend to, then outweighs hundreds of them. ``"uniform"`` counts all alike, as the paper does.
             Numbers are the weights of the first tokens of every sequence; those after them have weight 1.
+        true_sequential: quantize the layers of a block one after the other in the order in which they read,
+            each for what the quantized ones before it give; a pass of the block more for each.
+        forward_dtype: ``"bfloat16"`` to compute the passes of `convert` in it, where torch's autocast does.
+        activation_dtype: ``"bfloat16"`` to keep what goes from block to block in it.
+        offload: ``"disk"`` to keep that in temporary files without a name, in the folder of ``TMPDIR``.
+        checkpoint_dir: a folder to keep each finished block in, so that `convert` can go on where it was
+            interrupted: for the same config, data and model, which have a folder of their own in it.
+        stop_after_capture: end a forward pass during calibration, all but the first one, as soon as there is
+            nothing more in it to learn from; it then returns None.
         show_progress: show a progress bar during `convert` where the extra `progress` is installed.
 
     Raises:
@@ -61,7 +70,18 @@ class GPTQConfig(ModuleConfig):
     """
 
     name: ClassVar[str] = "gptq"
-    fixed_fields: ClassVar[frozenset[str]] = frozenset({"overrides", "show_progress"})
+    fixed_fields: ClassVar[frozenset[str]] = frozenset(
+        {
+            "overrides",
+            "true_sequential",
+            "forward_dtype",
+            "activation_dtype",
+            "offload",
+            "checkpoint_dir",
+            "stop_after_capture",
+            "show_progress",
+        }
+    )
 
     bits: int = 4
     group_size: int | None = None
@@ -75,6 +95,12 @@ class GPTQConfig(ModuleConfig):
     damping_reference: Literal["mean", "median"] = "mean"
     min_expert_tokens: int = 32
     token_weights: TokenWeights = attrs.field(default="auto", converter=_as_weights)
+    true_sequential: bool = False
+    forward_dtype: Literal["bfloat16"] | None = None
+    activation_dtype: Literal["bfloat16"] | None = None
+    offload: Literal["disk"] | None = None
+    checkpoint_dir: str | None = None
+    stop_after_capture: bool = False
     show_progress: bool = True
 
     def _field_problems(self) -> list[Problem | None]:
@@ -92,6 +118,12 @@ class GPTQConfig(ModuleConfig):
             one_of("damping_reference", self.damping_reference, ("mean", "median")),
             integer("min_expert_tokens", self.min_expert_tokens, 0),
             self._weights_problem(),
+            boolean("true_sequential", self.true_sequential),
+            _only("forward_dtype", self.forward_dtype, "bfloat16"),
+            _only("activation_dtype", self.activation_dtype, "bfloat16"),
+            _only("offload", self.offload, "disk"),
+            _folder("checkpoint_dir", self.checkpoint_dir),
+            boolean("stop_after_capture", self.stop_after_capture),
             boolean("show_progress", self.show_progress),
         ]
 
@@ -114,3 +146,15 @@ class GPTQConfig(ModuleConfig):
 
 def _weight_problem(value: object) -> Problem | None:
     return number("token_weights", value, 0.0, 1e6)
+
+
+def _only(field: str, value: object, choice: str) -> Problem | None:
+    if value is None or value == choice:
+        return None
+    return Problem(field=field, value=value, expected=f"None or {choice!r}")
+
+
+def _folder(field: str, value: object) -> Problem | None:
+    if value is None or (isinstance(value, str) and value and "\0" not in value):
+        return None
+    return Problem(field=field, value=value, expected="None or the path of a folder, as text")

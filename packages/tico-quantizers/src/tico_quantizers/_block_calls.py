@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 import attrs
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tico_quantizers._calls import Call, FromPrevious, Replay, map_leaves, tensor_leaves
+from tico_quantizers._activation_store import ActivationStore
+from tico_quantizers._calls import (
+    Call,
+    FromPrevious,
+    Kept,
+    Replay,
+    leaves_of,
+    tensor_leaves,
+    with_leaves,
+)
 from tico_quantizers._forward_watch import Calibration, Recorder
 from tico_quantizers._snapshots import Snapshots, fingerprint
 
@@ -34,10 +44,13 @@ class BlockCalls(Recorder):
     is an output of the block before, its place is noted instead. What else a block is given (a mask, the
     output of an earlier block, one that something has written to since) is kept as it was in that pass. An
     object that every block is given, such as a cache, has for each block the state that this block gave it.
+    The tensors are kept in `store`; those that stand where other calls have an output of the block before
+    are hidden states, which it may keep in fewer bits.
     """
 
-    def __init__(self, blocks: tuple[nn.Module, ...]) -> None:
+    def __init__(self, blocks: tuple[nn.Module, ...], store: ActivationStore | None = None) -> None:
         self.blocks = blocks
+        self.store = store or ActivationStore()
         self._accepted: list[list[Call]] = [[] for _ in blocks]
         self._unfinished: list[list[Call]] = [[] for _ in blocks]
         self._outputs: list[list[_Output]] = [[] for _ in blocks]
@@ -69,11 +82,38 @@ class BlockCalls(Recorder):
         self._unfinished = [[] for _ in self.blocks]
         self._running = 0
 
+    def digest(self) -> None:
+        """Put the tensors of the pass that has ended into the store."""
+        whole = [leaves_of(call) for calls in self._unfinished for call in calls]
+        hidden = {
+            index for leaves in whole for index, leaf in enumerate(leaves) if isinstance(leaf, FromPrevious)
+        }
+        stored: dict[tuple[int, bool], object] = {}
+
+        def kept(leaf: object, exactly: bool) -> object:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            key = id(leaf), exactly
+            if key not in stored:
+                stored[key] = self.store.keep(leaf, exactly=exactly)
+            return stored[key]
+
+        self._unfinished = [
+            [
+                with_leaves(
+                    call, [kept(leaf, index not in hidden) for index, leaf in enumerate(leaves_of(call))]
+                )
+                for call in calls
+            ]
+            for calls in self._unfinished
+        ]
+
     def accept(self) -> None:
         """Count the calls of the pass that has ended."""
         for accepted, new in zip(self._accepted, self._unfinished, strict=True):
             accepted.extend(new)
         self._unfinished = [[] for _ in self.blocks]
+        self._running = 0
 
     def note_call(self, number: int, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         """Keep the arguments of a call of block `number`."""
@@ -95,17 +135,29 @@ class BlockCalls(Recorder):
         outputs = self._outputs[number - 1] if number else []
         return next((output.place for output in outputs if output.is_still(tensor)), None)
 
-    def run(
-        self, number: int, outputs: Mapping[tuple[int, int], Tensor], *, keep: bool
-    ) -> Iterator[dict[tuple[int, int], Tensor]]:
-        """Call block `number` as it was called, on the `outputs` of the block before.
+    @property
+    def accepted(self) -> list[list[Call]]:
+        """The calls of each block in passes that ended well."""
+        return self._accepted
 
-        Yields after each call; with `keep`, what is yielded are the output tensors by call and leaf.
+    def run(
+        self,
+        number: int,
+        outputs: Mapping[tuple[int, int], Kept],
+        *,
+        keep: bool,
+        forward_dtype: torch.dtype | None = None,
+        block: nn.Module | None = None,
+    ) -> Iterator[dict[tuple[int, int], Tensor]]:
+        """Call block `number`, or `block` in its place, as it was called, on `outputs` of the block before.
+
+        `forward_dtype` is what to compute in as far as that can be cast automatically. Yields after each
+        call; with `keep`, what is yielded are the output tensors by call and leaf.
         """
         replay = Replay(self._accepted[number], outputs)
         for index, (args, kwargs, autocast) in enumerate(replay):
-            with torch.no_grad(), autocast.again():
-                output: object = self.blocks[number](*args, **kwargs)
+            with torch.no_grad(), autocast.again(), _computing_in(forward_dtype):
+                output: object = (block or self.blocks[number])(*args, **kwargs)
             leaves = enumerate(tensor_leaves(output)) if keep else ()
             yield {(index, leaf): tensor for leaf, tensor in leaves}
 
@@ -116,17 +168,31 @@ class BlockCalls(Recorder):
 
     def wanted_by_next(self, number: int) -> frozenset[tuple[int, int]]:
         """Return which outputs of block `number`, by call and leaf, the next block reads."""
-        found: set[tuple[int, int]] = set()
+        return frozenset(places(self._accepted[number + 1]))
 
-        def note(leaf: object) -> object:
-            if isinstance(leaf, FromPrevious):
-                found.add((leaf.call, leaf.leaf))
-            return leaf
+    def last_reads(self, number: int) -> dict[int, list[tuple[int, int]]]:
+        """Return, for each call of block `number`, which outputs of the block before no later one reads."""
+        last = {place: index for index, call in enumerate(self._accepted[number]) for place in places([call])}
+        found: dict[int, list[tuple[int, int]]] = {}
+        for place, index in last.items():
+            found.setdefault(index, []).append(place)
+        return found
 
-        for call in self._accepted[number + 1]:
-            for value in (*call.args, *call.kwargs.values()):
-                map_leaves(value, note)
-        return frozenset(found)
+
+def places(calls: Sequence[Call]) -> list[tuple[int, int]]:
+    """Return which outputs of the block before `calls` read, by call and leaf."""
+    leaves = (leaf for call in calls for leaf in leaves_of(call))
+    return [(leaf.call, leaf.leaf) for leaf in leaves if isinstance(leaf, FromPrevious)]
+
+
+def _computing_in(dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    if dtype is None:
+        return nullcontext()
+    stack = ExitStack()
+    stack.enter_context(torch.autocast("cpu", dtype=dtype))
+    if torch.cuda.is_available():  # which of both a block computes on is not known here
+        stack.enter_context(torch.autocast("cuda", dtype=dtype))
+    return stack
 
 
 class _Before:

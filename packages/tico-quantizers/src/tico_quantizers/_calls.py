@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from tico_quantizers._activation_store import StoredTensor
+
 _DEVICES = ("cpu", "cuda")
 
 
@@ -68,6 +70,7 @@ class Call:
 
 
 Leaf: TypeAlias = object
+Kept: TypeAlias = Tensor | StoredTensor
 
 
 def map_leaves(tree: object, change: Callable[[Leaf], object]) -> object:
@@ -85,6 +88,27 @@ def map_leaves(tree: object, change: Callable[[Leaf], object]) -> object:
         make: Callable[[tuple[object, ...]], object] = getattr(type(tree), "_make", tuple)
         return make(items)
     return change(tree)
+
+
+def leaves_of(call: Call) -> list[Leaf]:
+    """Return the leaves of the arguments of `call`, in order."""
+    found: list[Leaf] = []
+
+    def note(leaf: Leaf) -> Leaf:
+        found.append(leaf)
+        return leaf
+
+    for value in (*call.args, *call.kwargs.values()):
+        map_leaves(value, note)
+    return found
+
+
+def with_leaves(call: Call, leaves: Sequence[Leaf]) -> Call:
+    """Return `call` with other leaves, given in order."""
+    given = iter(leaves)
+    args = tuple(map_leaves(value, lambda _: next(given)) for value in call.args)
+    kwargs = {name: map_leaves(value, lambda _: next(given)) for name, value in call.kwargs.items()}
+    return attrs.evolve(call, args=args, kwargs=kwargs)
 
 
 def tensor_leaves(tree: object) -> list[Tensor]:
@@ -105,7 +129,7 @@ def tensor_leaves(tree: object) -> list[Tensor]:
 class Replay:
     """Makes the arguments of `calls` again, in order; opaque objects go on from call to call as at first."""
 
-    def __init__(self, calls: Sequence[Call], outputs: Mapping[tuple[int, int], Tensor]) -> None:
+    def __init__(self, calls: Sequence[Call], outputs: Mapping[tuple[int, int], Kept]) -> None:
         self._calls = calls
         self._outputs = outputs
         self._objects: dict[int, object] = {}
@@ -123,10 +147,10 @@ class Replay:
     def _arguments(self, call: Call) -> tuple[tuple[object, ...], dict[str, object]]:
         copies: dict[int, Tensor] = {}
 
-        def copy_of(tensor: Tensor) -> Tensor:
-            if id(tensor) not in copies:
-                copies[id(tensor)] = tensor.clone()
-            return copies[id(tensor)]
+        def copy_of(kept: Kept) -> Tensor:
+            if id(kept) not in copies:
+                copies[id(kept)] = kept.clone() if isinstance(kept, Tensor) else kept.tensor()
+            return copies[id(kept)]
 
         def made(leaf: object) -> object:
             match leaf:
@@ -136,7 +160,7 @@ class Replay:
                     if id(leaf) not in self._objects:
                         self._objects[id(leaf)] = deepcopy(original)
                     return self._objects[id(leaf)]
-                case Tensor():
+                case Tensor() | StoredTensor():
                     return copy_of(leaf)
                 case _:
                     return leaf
@@ -146,13 +170,4 @@ class Replay:
 
 
 def _opaque_leaves(call: Call) -> list[Opaque]:
-    found: list[Opaque] = []
-
-    def note(leaf: object) -> object:
-        if isinstance(leaf, Opaque):
-            found.append(leaf)
-        return leaf
-
-    for value in (*call.args, *call.kwargs.values()):
-        map_leaves(value, note)
-    return found
+    return [leaf for leaf in leaves_of(call) if isinstance(leaf, Opaque)]

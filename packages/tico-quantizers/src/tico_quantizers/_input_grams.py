@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import attrs
 import torch
@@ -141,6 +141,15 @@ class InputGrams(Recorder):
         self._inputs = []
         self.latest = {}
         self._digested = None
+
+    def readers(self) -> list[frozenset[str]]:
+        """Return who read each input, in the order in which they first did."""
+        return list(self._grams)
+
+    def matrices(self) -> Iterator[tuple[str, list[Tensor]]]:
+        """Yield the paths of those who read an input, as one text, with its matrices."""
+        for readers, gram in self._grams.items():
+            yield " ".join(sorted(readers)), [part.matrix() for part in gram.parts if part.rows]
 
     def gram(self, path: str) -> GroupedGram | None:
         """Return the statistic of everything that the layer at `path` has read; None if that is nothing."""

@@ -129,16 +129,16 @@ class Snapshots:
 
 
 def _is_unchanged(kept: _Kept, leaf: object) -> bool:
-    tensors = _tensors_in(leaf)
+    tensors = tensors_in(leaf)
     pairs = zip(kept.state, tensors, strict=False)
     return len(tensors) == len(kept.state) and all(seen.is_still(tensor) for seen, tensor in pairs)
 
 
 def _state(leaf: object) -> list[_Seen]:
-    return [_Seen.now(tensor) for tensor in _tensors_in(leaf)]
+    return [_Seen.now(tensor) for tensor in tensors_in(leaf)]
 
 
-def _tensors_in(leaf: object) -> list[Tensor]:
+def tensors_in(leaf: object) -> list[Tensor]:
     """Return the tensors that an object holds, as far as they can be reached by attributes and containers."""
     found: list[Tensor] = []
     seen: set[int] = set()

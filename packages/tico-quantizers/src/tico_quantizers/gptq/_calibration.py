@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import final
 
+from tico_config import GPTQConfig
+from tico_quantizers._activation_store import ActivationStore
 from tico_quantizers._block_calls import BlockCalls
 from tico_quantizers._forward_watch import Calibration, require_watched
 from tico_quantizers._grouped_gram import GroupedGram
 from tico_quantizers._input_grams import InputGrams
 from tico_quantizers._reached_layers import ReachedLayers
+from tico_quantizers.gptq._early_end import EarlyEnd
 from tico_quantizers.gptq._experts import less_read
 from tico_quantizers.gptq._plan import Plan, Target, layers_of, weights_of
 
@@ -17,17 +20,28 @@ from tico_quantizers.gptq._plan import Plan, Target, layers_of, weights_of
 class GPTQCalibration(Calibration):
     """The calls of every block, and the Gram matrices of what layers have read outside of their block."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, config: GPTQConfig) -> None:
         self.plan = plan
-        self.calls = BlockCalls(plan.blocks)
+        offload, narrow = config.offload is not None, config.activation_dtype is not None
+        self.calls = BlockCalls(plan.blocks, ActivationStore(offload=offload, narrow=narrow))
         self.reached = ReachedLayers({target.path: target.layer for target in plan.targets})
         outside = plan.of_block(None)
         inside = tuple(target for target in plan.targets if target.block is not None)
         self.outside = InputGrams(layers_of(outside), weights_of(outside))
         self.strays = InputGrams(layers_of(inside), weights_of(inside))
-        super().__init__(self.calls, self.reached, self.outside, self.strays)
+        self.early_end = EarlyEnd() if config.stop_after_capture else None
+        recorders = (self.calls, self.reached, self.outside, self.strays)
+        super().__init__(*recorders, *([self.early_end] if self.early_end else []))
         self.handles += self.calls.watch(self) + self.reached.watch(self) + self.outside.watch(self)
         self.handles += self.strays.watch(self, except_within=self.calls)
+        if self.early_end:
+            captured = (*plan.blocks, *layers_of(outside).values())
+            self.handles += self.early_end.watch(captured, self, counts=_always)
+            strays = tuple(layers_of(inside).values())
+            self.handles += self.early_end.watch(strays, self, counts=self._is_outside)
+
+    def _is_outside(self) -> bool:
+        return not self.calls.is_running
 
     def accept_unless_in_forward(self) -> None:
         """Count at once what a block or layer that was called by itself has shown."""
@@ -77,3 +91,7 @@ class GPTQCalibration(Calibration):
         read = {path for path, count in rows.items() if count}
         require_watched(read, tuple(path for path in rows if path not in starved))
         return found | starved
+
+
+def _always() -> bool:
+    return True

@@ -28,11 +28,16 @@ class Conversion:
         self._edit = edit
         self._progress = progress
 
-    def quantize(self, targets: tuple[Target, ...], grams: Mapping[str, GroupedGram | int]) -> None:
+    def quantize(
+        self, targets: tuple[Target, ...], grams: Mapping[str, GroupedGram | int]
+    ) -> list[QuantizedWeight]:
         """Quantize `targets` by what they have read; where that is but a number of tokens, to nearest."""
+        weights = []
         for target in targets:
             gram = grams[target.path]
-            self.put(target, rounded(target, gram) if isinstance(gram, int) else solved(target, gram))
+            weights.append(rounded(target, gram) if isinstance(gram, int) else solved(target, gram))
+            self.put(target, weights[-1])
+        return weights
 
     def put(self, target: Target, weight: QuantizedWeight) -> None:
         """Put an integer layer with the given weight into the model."""

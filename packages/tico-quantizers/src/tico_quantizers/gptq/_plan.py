@@ -173,9 +173,11 @@ def _target_problems(target: Target) -> list[Problem]:
         remedy = f"{remedy}, or set ragged_groups"
         return [Problem(module=target.path, field="group_size", value=size, expected=expected, remedy=remedy)]
     parts = groups(target.layer)
-    if target.config.act_order and size not in (None, width) and parts > 1:
+    ordered = target.config.act_order and not target.config.static_groups
+    if ordered and size not in (None, width) and parts > 1:
         # Each group of channels would have an order, and so groups of columns, of its own.
         expected = f"False for a convolution of {parts} groups of channels with group_size={size}"
+        remedy = f"{remedy}, or set static_groups"
         return [Problem(module=target.path, field="act_order", value=True, expected=expected, remedy=remedy)]
     return []
 
