@@ -173,7 +173,7 @@ def bench(session: nox.Session) -> None:
     if name not in names:
         session.error(f"`nox -s bench -- NAME [OPTIONS]` needs one of these names: {', '.join(names)}")
     _develop(session)
-    _run(session, DEVELOPMENT, "python", f"benchmarks/{name}.py", *options)
+    _run(session, DEVELOPMENT, "python", f"benchmarks/{name}.py", *options, PYTHONPATH="examples")
 
 
 @nox.session(python=False, default=False)

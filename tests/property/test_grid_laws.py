@@ -144,3 +144,14 @@ def test_all_zero_tensors_have_scale_one(dtype: DType) -> None:
     params = grid(torch.zeros(3), dtype)
     assert params.scale.item() == 1.0
     assert same_bits(fake_quantize(torch.zeros(3), params), torch.zeros(3))
+
+
+@given(tensors(shape=(4,)), dtypes, st.booleans())
+def test_one_range_is_a_channel_alone(x: Tensor, dtype: DType, symmetric: bool) -> None:
+    """The grid of one range, computed in Python's floats, is that of a channel, bit for bit."""
+    symmetric = symmetric and dtype.signed
+    low, high = x.amin(), x.amax()
+    one = params_from_range(low, high, dtype, symmetric=symmetric, granularity=PerTensor())
+    many = params_from_range(low[None], high[None], dtype, symmetric=symmetric, granularity=PerChannel(0))
+    assert same_bits(one.scale, many.scale[0])
+    assert same_bits(one.zero_point, many.zero_point[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 import torch
 from torch import Tensor
@@ -34,7 +36,7 @@ def _tensor_field(dtype: torch.dtype) -> Tensor:
 def _exact_zero_point(value: Tensor) -> Tensor:
     given = torch.as_tensor(value).detach()
     rounded = given.to(torch.int64)
-    if not torch.equal(rounded.to(torch.float64), given.to(torch.float64)):
+    if given.is_floating_point() and not torch.equal(rounded.to(torch.float64), given.to(torch.float64)):
         found = Found(str(given.flatten()[:4].tolist()))
         raise NumericsError(Problem(field="zero_point", value=found, expected="whole numbers"))
     return rounded
@@ -76,6 +78,8 @@ class AffineParams:
         return Problem(field="zero_point", value=Found(tuple(self.zero_point.shape)), expected=expected)
 
     def _range_problem(self) -> Problem | None:
+        if self.scale.numel() == 1 and self._is_in_range(self.scale.item(), int(self.zero_point.item())):
+            return None
         normal = torch.isfinite(self.scale) & (self.scale >= SMALLEST_SCALE)
         if not bool(normal.all()):
             wrong = Found(str(self.scale[~normal].flatten()[:4].tolist()))
@@ -86,6 +90,9 @@ class AffineParams:
             expected = f"from {self.dtype.qmin} to {self.dtype.qmax}, the codes of {self.dtype}"
             return Problem(field="zero_point", value=wrong, expected=expected)
         return None
+
+    def _is_in_range(self, scale: float, zero_point: int) -> bool:
+        return SMALLEST_SCALE <= scale < math.inf and self.dtype.qmin <= zero_point <= self.dtype.qmax
 
     def to(self, device: torch.device) -> AffineParams:
         """Return the same grid with its tensors on `device`."""
@@ -115,6 +122,9 @@ def params_from_range(
     >>> round(params.scale.item(), 4), params.zero_point.item()
     (0.2667, 4)
     """
+    if minimum.ndim == 0 and minimum.is_cpu and math.isfinite(maximum.item() - minimum.item()):
+        ends = (minimum.item(), maximum.item())
+        return _of_one_range(*ends, dtype, symmetric=symmetric, granularity=granularity)
     low = minimum.detach().to(torch.float64).clamp(max=0.0)
     high = maximum.detach().to(torch.float64).clamp(min=0.0)
     if symmetric:
@@ -127,6 +137,21 @@ def params_from_range(
     else:
         offset = torch.round(low / scale.to(torch.float64)).clamp(min=dtype.qmin - dtype.qmax)
         zero_point = (dtype.qmin - offset).to(torch.int32)
+    return AffineParams(scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity)
+
+
+def _of_one_range(
+    minimum: float, maximum: float, dtype: DType, *, symmetric: bool, granularity: Granularity
+) -> AffineParams:
+    """Return what `params_from_range` does, with the same bits: Python's floats are float64."""
+    low, high = min(minimum, 0.0), max(maximum, 0.0)
+    if symmetric:
+        width = max(high / dtype.qmax, low / dtype.qmin)
+    else:
+        width = (high - low) / (dtype.qmax - dtype.qmin)
+    scale = torch.tensor(width or 1.0, dtype=torch.float64).to(torch.float32).clamp_(min=SMALLEST_SCALE)
+    offset = 0 if symmetric else max(round(low / scale.item()), dtype.qmin - dtype.qmax)
+    zero_point = torch.tensor(0 if symmetric else dtype.qmin - offset, dtype=torch.int32)
     return AffineParams(scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity)
 
 

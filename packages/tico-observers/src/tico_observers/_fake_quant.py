@@ -43,7 +43,9 @@ def quantize(x: Tensor, params: AffineParams) -> Tensor:
     scale, low, high = grid_in(
         params.scale, params.zero_point, params.dtype, params.granularity, x.shape, wide
     )
-    steps = (x.detach().to(wide) / scale).round_().clamp_(low, high)
+    steps = (x.detach().to(wide) / scale).round_()
+    # Not `clamp`: with tensors as bounds it takes five times as long.
+    steps = torch.minimum(torch.maximum(steps, low), high)
     return steps.add_(params.dtype.qmin - low).to(_code_dtype(params))
 
 

@@ -35,6 +35,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     [33, 3]
     """
     _require_bits(bits)
+    if codes.dtype == torch.uint8 and bits == 8:
+        return codes.contiguous()
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 2**bits):
         found = Found(f"{int(codes.min())} to {int(codes.max())}")
         raise NumericsError(Problem(field="codes", value=found, expected=f"from 0 to {2**bits - 1}"))

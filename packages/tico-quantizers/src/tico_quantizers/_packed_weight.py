@@ -89,7 +89,7 @@ class PackedWeight(ExactModule):
         _require_codes(codes, dtype)
         AffineParams(scale=scale, zero_point=zero_point, dtype=dtype)
         weight = cls(
-            pack(codes.to(torch.int64) - dtype.qmin, dtype.bits),
+            pack(_from_zero(codes, dtype), dtype.bits),
             scale.to(torch.float32).contiguous(),
             zero_point.to(torch.int32).contiguous(),
             dtype=dtype,
@@ -187,8 +187,11 @@ class PackedWeight(ExactModule):
         return self._values(*parts).view(*index.shape, *self.shape[1:])
 
     def _values(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        steps = self._unpacked(codes) - self.per_column(zero_point)
-        return (steps.to(torch.float32) * self.per_column(scale)).clamp_(-_LARGEST, _LARGEST)
+        unsigned = unpack(codes, self.bits, (codes.shape[0], self.columns))
+        # Codes of up to 16 bits, zero points and their differences are exact in float32.
+        start = self.per_column(zero_point - self.dtype.qmin).to(torch.float32)
+        steps = unsigned.to(torch.float32).sub_(start)
+        return steps.mul_(self.per_column(scale)).clamp_(-_LARGEST, _LARGEST)
 
     def per_column(self, values: Tensor) -> Tensor:
         """Return what each column has of `values` (rows, groups); one group is left to broadcast."""
@@ -275,6 +278,11 @@ def _groups(columns: int, size: int | None) -> int:
     return 1 if size is None else -(-columns // size)
 
 
+def _from_zero(codes: Tensor, dtype: DType) -> Tensor:
+    """Return the codes counted from the smallest one."""
+    return codes.to(torch.int32) - dtype.qmin if dtype.qmin else codes
+
+
 def _require_codes(codes: Tensor, dtype: DType) -> None:
     """Refuse what is no matrix of codes of `dtype`.
 
@@ -286,7 +294,7 @@ def _require_codes(codes: Tensor, dtype: DType) -> None:
     if codes.ndim != 2 or not integers or dtype.bits > 16:
         found = Found(f"{codes.dtype} of shape {tuple(codes.shape)} for {dtype}")
         raise NumericsError(Problem(field="codes", value=found, expected=expected))
-    if codes.numel():
+    if codes.numel() and not (codes.dtype == torch.uint8 and dtype == DType.uint(8)):
         low, high = int(codes.min()), int(codes.max())
         if low < dtype.qmin or high > dtype.qmax:
             raise NumericsError(Problem(field="codes", value=Found(f"{low} to {high}"), expected=expected))

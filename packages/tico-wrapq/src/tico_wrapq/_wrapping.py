@@ -183,7 +183,7 @@ def _require_finite_weights(found: list[Site]) -> None:
 
 def _first_nonfinite(module: nn.Module) -> str | None:
     weight = None if isinstance(module, QuantizedModule) else parameter(module, "weight")
-    if weight is None or bool(torch.isfinite(weight).all()):
+    if weight is None or not weight.numel() or bool(torch.isfinite(weight.amin()) & weight.amax().isfinite()):
         return None
     index = tuple(torch.nonzero(~torch.isfinite(weight))[0].tolist())
     return f"{weight[index].item()} at {index}"
