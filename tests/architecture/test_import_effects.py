@@ -9,10 +9,10 @@ from typing import Final
 from public_api import loaded_by
 
 IMPORT_TIME: Final = """
-from time import perf_counter
-start = perf_counter()
+from time import process_time
+start = process_time()
 import tico_config
-print(perf_counter() - start)
+print(process_time() - start)
 """
 
 # torch changes some of these itself when it is imported; what comes after it may not.
