@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import attrs
 import pytest
 import torch
 from torch import Tensor
 
 import gptq_reference as reference
-from tico_quantizers.gptq import Solution, quantize_weight
+from tico_config import GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec
+from tico_quantizers.gptq import Solution, quantize_weight, solve
 from tiny_models import values
 
 
@@ -20,10 +22,12 @@ def _threads_restored() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def on_threads(count: int, weight: Tensor, gram: Tensor, group_size: int | None, act_order: bool) -> Solution:
+def on_threads(
+    count: int, weight: Tensor, gram: Tensor, config: GPTQConfig, cross: Tensor | None
+) -> Solution:
     """Return the solution that `count` threads find."""
     torch.set_num_threads(count)
-    return quantize_weight(weight, gram, bits=4, group_size=group_size, act_order=act_order, damping=1e-4)
+    return solve(weight, gram, config, cross_gram=cross)
 
 
 @pytest.mark.parametrize("act_order", [False, True])
@@ -31,33 +35,52 @@ def on_threads(count: int, weight: Tensor, gram: Tensor, group_size: int | None,
 def test_many_blocks_give_the_codes_of_the_definition(group_size: int | None, act_order: bool) -> None:
     """Several blocks of the factor, groups that cross the splits of the columns, and ragged ends."""
     weight, gram = values(31, 24, 333), reference.correlated_gram(333, 1000)
-    order = torch.argsort(gram.diagonal(), descending=True, stable=True) if act_order else torch.arange(333)
-    found = quantize_weight(weight, gram, bits=4, group_size=group_size, act_order=act_order)
-    ordered = gram[order][:, order]
-    expected = reference.gptq(weight[:, order], ordered, bits=4, group_size=group_size)
+    config = GPTQConfig(bits=4, group_size=group_size, act_order=act_order)
+    found, expected = solve(weight, gram, config), reference.gptq(weight, gram, config)
     # Targets are float32 sums: one code in 10⁵ is so close to a tie that it may flip, see test_gptq_core.
-    assert (found.codes[:, order] == expected.codes).double().mean() >= 0.999
-    wanted = reference.loss(weight[:, order], expected.values, ordered)
+    assert (found.codes == expected.codes).double().mean() >= 0.999
+    wanted = reference.loss(weight, expected.values, gram)
     # And both choices at a tie are equally far.
     assert found.loss == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.usefixtures("_threads_restored")
-@pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize(
-    ("rows", "columns", "group_size"), [(1, 700, 128), (2, 520, None), (2501, 130, 32), (4099, 70, None)]
+    "config",
+    [
+        GPTQConfig(group_size=32),
+        GPTQConfig(act_order=True),
+        GPTQConfig(group_size=40, act_order=True, static_groups=True, observer=HessianMSESpec(30)),
+        GPTQConfig(per_tensor=True, observer=MSESpec(20)),
+        GPTQConfig(symmetric=True, observer=PercentileSpec(1, 99), damping_reference="median"),
+    ],
+    ids=reference.fields_of,
 )
-def test_threads_do_not_change_a_bit(
-    rows: int, columns: int, group_size: int | None, act_order: bool
-) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(1, 700), (2501, 70)])
+def test_threads_do_not_change_a_bit(rows: int, columns: int, config: GPTQConfig) -> None:
     """A single row is a matrix-vector product; many rows are divided among threads at odd places."""
+    config = attrs.evolve(config, damping=1e-4)
     weight, gram = values(32, rows, columns), reference.correlated_gram(columns, 2 * columns)
-    one, *others = (on_threads(count, weight, gram, group_size, act_order) for count in (1, 2, 3))
+    cross = values(34, columns, columns).double() if config.group_size is None else None
+    one, *others = (on_threads(count, weight, gram, config, cross) for count in (1, 2, 3))
     for other in others:
         assert torch.equal(one.codes, other.codes)
         assert torch.equal(one.scale, other.scale)
         assert torch.equal(one.zero_point, other.zero_point)
         assert one.loss == other.loss
+
+
+@pytest.mark.usefixtures("_threads_restored")
+@pytest.mark.parametrize("shift", [0.02, 0.5, 1e9])
+def test_threads_do_not_change_the_damping(shift: float) -> None:
+    """What no Gram matrix is takes the same steps of damping, or is rounded to nearest, on every count."""
+    weight, gram = values(35, 6, 300), reference.correlated_gram(300, 900)
+    gram -= shift * gram.diagonal().mean() * torch.eye(300)
+    gram.diagonal().clamp_(min=0)
+    found = [on_threads(count, weight, gram, GPTQConfig(), None) for count in (1, 2, 3)]
+    assert len({each.damping for each in found}) == 1
+    assert all(torch.equal(each.codes, found[0].codes) for each in found)
+    assert bool(found[0].dequantize().isfinite().all())
 
 
 def test_a_gram_matrix_of_any_format_is_read_as_float64() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType
+from tico_config import DType, GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec
 
 
 @attrs.frozen(kw_only=True)
@@ -26,50 +29,95 @@ def correlated_gram(columns: int, rows: int, seed: int = 0) -> Tensor:
     return gram
 
 
-def gptq(
-    weight: Tensor,
-    gram: Tensor,
-    *,
-    bits: int,
-    group_size: int | None = None,
-    symmetric: bool = False,
-    damping: float = 0.01,
-    static_groups: bool = False,
-    cross_gram: Tensor | None = None,
-) -> Reference:
+def fields_of(config: GPTQConfig) -> str:
+    """Return a short name for a test's case: the fields that do not have their defaults."""
+    default = GPTQConfig()
+    names = [field.name for field in attrs.fields(GPTQConfig)]
+    changed = {
+        name: getattr(config, name) for name in names if getattr(config, name) != getattr(default, name)
+    }
+    return ", ".join(f"{name}={value}" for name, value in changed.items()) or "defaults"
+
+
+def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor | None = None) -> Reference:
     """Return algorithm 1 of arXiv 2210.17323 without its blocks: the factor of H⁻¹ spreads the errors.
 
     With `cross_gram`, each column's share of the difference of inputs is made up for by the least squares
     over the columns that follow, as arXiv 2504.02692 derives it.
     """
     columns = weight.shape[1]
-    dtype = DType(bits, signed=symmetric)
-    alive = gram.diagonal() > 0
-    damped = gram + damping * gram.diagonal()[alive].mean() * torch.eye(columns, dtype=torch.float64)
+    order = torch.arange(columns)
+    if config.act_order:
+        order = torch.argsort(gram.diagonal(), descending=True, stable=True)
+    damped, dtype = _damped(gram, config)[order][:, order], DType(config.bits, signed=config.symmetric)
     factor: Tensor = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
-    work, codes = weight.to(torch.float64), []
-    values = torch.zeros_like(work)
-    for column in range(columns):
-        if column % (group_size or columns) == 0:
-            stop = min(column + (group_size or columns), columns)
-            held = (weight.to(torch.float64) if static_groups else work)[:, column:stop]
-            scale, zero_point = _grid(held, alive[column:stop], dtype)
-        code = (work[:, column] / scale).round().add(zero_point).clamp(dtype.qmin, dtype.qmax)
-        values[:, column] = (code - zero_point) * scale
+    work = weight.to(torch.float64)[:, order]
+    codes, values = torch.zeros_like(work), torch.zeros_like(work)
+    size = config.group_size or columns
+    grids: dict[int, tuple[Tensor, Tensor]] = {}
+    for column, original in enumerate(order.tolist()):
+        group = original // size if config.static_groups else column // size
+        if group not in grids:
+            members = slice(group * size, (group + 1) * size)
+            held = weight.to(torch.float64) if config.static_groups else work
+            diagonal = gram.diagonal() if config.static_groups else gram.diagonal()[order]
+            grids[group] = _grid(held[:, members], diagonal[members], config)
+        scale, zero_point = grids[group]
         target = work[:, column].clone()
-        error = (target - values[:, column]) / factor[column, column]
+        codes[:, original] = (target / scale).round().add(zero_point).clamp(dtype.qmin, dtype.qmax)
+        values[:, original] = (codes[:, original] - zero_point) * scale
+        error = (target - values[:, original]) / factor[column, column]
         work[:, column + 1 :] -= error[:, None] * factor[column, column + 1 :]
         if cross_gram is not None:
             later = torch.linalg.inv(damped[column + 1 :, column + 1 :])
-            work[:, column + 1 :] += target[:, None] * (cross_gram[column, column + 1 :] @ later)
-        codes.append(code)
-    return Reference(codes=torch.stack(codes, 1).to(torch.int32), values=values)
+            drift = cross_gram[original, order[column + 1 :]] @ later
+            work[:, column + 1 :] += target[:, None] * drift
+    return Reference(codes=codes.to(torch.int32), values=values)
 
 
-def _grid(columns: Tensor, alive: Tensor, dtype: DType) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point of each row: the smallest grid with 0 for every column that counts."""
-    counted = columns[:, alive] if bool(alive.any()) else columns
-    low, high = counted.amin(1).clamp(max=0), counted.amax(1).clamp(min=0)
+def _damped(gram: Tensor, config: GPTQConfig) -> Tensor:
+    """Return the Gram matrix with the share of its diagonal's size added to its diagonal."""
+    alive = sorted(value for value in gram.diagonal().tolist() if value > 0)
+    median = alive[(len(alive) - 1) // 2]
+    size = median if config.damping_reference == "median" else sum(alive) / len(alive)
+    damped: Tensor = gram + config.damping * size * torch.eye(len(gram), dtype=torch.float64)
+    return damped
+
+
+def _grid(columns: Tensor, diagonal: Tensor, config: GPTQConfig) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of each row, from every column that counts."""
+    if bool((diagonal > 0).any()):
+        columns, diagonal = columns[:, diagonal > 0], diagonal[diagonal > 0]
+    units = columns.reshape(1, -1) if config.per_tensor else columns
+    weights = diagonal.repeat(len(columns)) if config.per_tensor else diagonal
+    found = [_row_grid(row, weights, config) for row in units]
+    scale, zero_point = (torch.stack(each).expand(len(columns)) for each in zip(*found, strict=True))
+    return scale, zero_point
+
+
+def _row_grid(row: Tensor, diagonal: Tensor, config: GPTQConfig) -> tuple[Tensor, Tensor]:
+    observer, ordered = config.observer, row.sort().values
+    if isinstance(observer, PercentileSpec):
+        low, high = (Fraction(repr(end)) * (len(row) - 1) / 100 for end in attrs.astuple(observer))
+        return _affine(ordered[math.floor(low)], ordered[math.ceil(high)], config)
+    if not isinstance(observer, MSESpec | HessianMSESpec):
+        return _affine(ordered[0], ordered[-1], config)
+    weights = diagonal if isinstance(observer, HessianMSESpec) else torch.ones_like(diagonal)
+    dtype = DType(config.bits, signed=config.symmetric)
+    errors, grids = [], []
+    for number in range(observer.steps, 0, -1):
+        scale, zero_point = _affine(
+            ordered[0] * number / observer.steps, ordered[-1] * number / observer.steps, config
+        )
+        codes = (row / scale).round().add(zero_point).clamp(dtype.qmin, dtype.qmax)
+        errors.append(float((((codes - zero_point) * scale - row).square() * weights).sum()))
+        grids.append((scale, zero_point))
+    return grids[errors.index(min(errors))]
+
+
+def _affine(low: Tensor, high: Tensor, config: GPTQConfig) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of the smallest grid that holds 0 and both ends."""
+    low, high, dtype = low.clamp(max=0), high.clamp(min=0), DType(config.bits, signed=config.symmetric)
     if dtype.signed:
         scale = torch.maximum(high / dtype.qmax, low / dtype.qmin).to(torch.float32).to(torch.float64)
         return scale, torch.zeros_like(scale)

@@ -7,7 +7,7 @@ narrower one lose at least: rows whose best error is smaller than that are done.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import attrs
 import torch
@@ -16,20 +16,23 @@ from torch import Tensor
 from tico_observers import AffineParams
 
 # Elementwise functions and sums over so few elements are one piece of work, whatever the number of threads.
-_PIECE_COLUMNS = 64
-_PIECE_ROWS = 256
+_PIECE_COLUMNS = 31
+_PIECE_ROWS = 1024
 _BATCH = 8
 
 
 @attrs.frozen(eq=False)
 class _Rows:
-    """The rows still searched, (columns, rows), with scale and zero point, and the weight of each column."""
+    """The rows still searched, (columns, rows), with scale and zero point.
+
+    `roots` (columns, ) are those of the weight of each column's squared error.
+    """
 
     columns: Tensor
     scale: Tensor
     zero: Tensor
     levels: int
-    importance: Tensor | None
+    roots: Tensor | None
 
     def only(self, kept: Tensor) -> _Rows:
         """Return some of the rows, by their index."""
@@ -37,34 +40,34 @@ class _Rows:
 
     def errors(self, shares: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Return the squared error (shares, rows) of each candidate, and what the last one cuts off."""
-        rows = self.columns.shape[1]
-        found = torch.zeros(len(shares) + 1, rows, dtype=torch.float64, device=self.columns.device)
-        for start in range(0, rows, _PIECE_ROWS):
-            for low in range(0, len(self.columns), _PIECE_COLUMNS):
-                found[:, start : start + _PIECE_ROWS] += torch.stack(list(self._piece(start, low, shares)))
+        pieces = range(0, self.columns.shape[1], _PIECE_ROWS)
+        found = torch.cat([self._errors_of(start, shares) for start in pieces], 1).to(torch.float64)
         factors = torch.tensor([*shares, shares[-1]], dtype=torch.float64, device=found.device)
         found *= factors.square()[:, None]
         return found[:-1], found[-1]
 
-    def _piece(self, start: int, low: int, shares: Sequence[float]) -> Iterator[Tensor]:
-        """Yield, in units of each candidate's scale, the error of a few columns, then what is cut off."""
-        stop = start + _PIECE_ROWS
-        steps = self.columns[low : low + _PIECE_COLUMNS, start:stop] / self.scale[start:stop]
-        zero, weights = self.zero[start:stop], self.importance
-        if weights is not None:
-            weights = weights[low : low + _PIECE_COLUMNS, None]
-        exact, rounded = torch.empty_like(steps), torch.empty_like(steps)
-        for share in shares:
-            torch.add(zero, steps, alpha=1 / share, out=exact)
-            torch.round(exact, out=rounded).clamp_(0, self.levels).sub_(exact)
-            yield _squares(rounded, weights)
-        # The outermost codes lie at most half a step beyond the range.
-        yield _squares(torch.clamp(exact, -0.5, self.levels + 0.5, out=rounded).sub_(exact), weights)
+    def _errors_of(self, start: int, shares: Sequence[float]) -> Tensor:
+        """Return, in units of each candidate's scale, the errors of some rows, then what is cut off."""
+        part = self.columns[:, start : start + _PIECE_ROWS]
+        scale, zero = (each[start : start + _PIECE_ROWS] for each in (self.scale, self.zero))
+        whole = torch.empty(3, _PIECE_COLUMNS, part.shape[1], dtype=scale.dtype, device=scale.device)
+        sums = scale.new_zeros(len(shares) + 1, _PIECE_COLUMNS, part.shape[1])
+        for low in range(0, len(part), _PIECE_COLUMNS):
+            high = min(low + _PIECE_COLUMNS, len(part))
+            steps, exact, rounded = whole[:, : high - low]
+            torch.div(part[low:high], scale, out=steps)
+            roots = None if self.roots is None else self.roots[low:high, None]
+            for share, total in zip(shares, sums, strict=False):
+                torch.add(zero, steps, alpha=1 / share, out=exact)
+                _add_squares(total, torch.round(exact, out=rounded).clamp_(0, self.levels).sub_(exact), roots)
+            cut_off = torch.clamp(exact, 0, self.levels, out=rounded).sub_(exact)
+            _add_squares(sums[-1], cut_off, roots)
+        return torch.stack([total.sum(0) for total in sums])
 
 
-def _squares(errors: Tensor, weights: Tensor | None) -> Tensor:
-    squares = errors.square_()
-    return (squares if weights is None else squares.mul_(weights)).sum(0)
+def _add_squares(sums: Tensor, errors: Tensor, roots: Tensor | None) -> None:
+    weighted = errors if roots is None else errors.mul_(roots)
+    sums[: len(errors)].addcmul_(weighted, weighted)
 
 
 def least_error_share(
@@ -84,15 +87,15 @@ def least_error_share(
         errors, cut_off = rows.errors(shares)
         if shared:
             errors, cut_off = errors.sum(1, keepdim=True), cut_off.sum(0, keepdim=True)
-        which = errors.argmin(0)
-        least = errors.gather(0, which[None])[0]
-        better = least < best[searched]
-        won = searched[better]
-        best[won], found[won] = least[better], _chosen(shares, which[better], found)
+        least, share = best[searched], found[searched]
+        for candidate, error in zip(shares, errors, strict=True):
+            share = torch.where(error < least, candidate, share)
+            least = torch.minimum(error, least)
+        best[searched], found[searched] = least, share
         left = (cut_off < best[searched]).nonzero().flatten()
         if not len(left):
             break
-        if 2 * len(left) < len(searched):
+        if 8 * len(left) < 7 * len(searched):
             rows, searched = rows.only(left), searched[left]
     return found
 
@@ -100,11 +103,6 @@ def least_error_share(
 def _rows(columns: Tensor, whole: AffineParams, importance: Tensor | None) -> _Rows:
     count = columns.shape[1]
     zero = (whole.zero_point - whole.dtype.qmin).to(torch.float32)
-    if importance is not None:
-        importance = (importance / importance.max()).to(torch.float32)
+    roots = None if importance is None else (importance / importance.max()).sqrt().to(torch.float32)
     levels = whole.dtype.qmax - whole.dtype.qmin
-    return _Rows(columns, whole.scale.expand(count), zero.expand(count), levels, importance)
-
-
-def _chosen(shares: Sequence[float], which: Tensor, like: Tensor) -> Tensor:
-    return torch.tensor(shares, dtype=like.dtype, device=like.device)[which]
+    return _Rows(columns, whole.scale.expand(count), zero.expand(count), levels, roots)

@@ -1,0 +1,158 @@
+"""The grids that GPTQ rounds to: where they come from, and which columns share one."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+import torch
+
+import gptq_reference as reference
+from model_state import refused
+from tico_config import ConfigError, GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
+from tico_quantizers import PackedWeight
+from tico_quantizers.gptq import solve
+from tiny_models import values
+
+CONFIGS = [
+    GPTQConfig(group_size=32, static_groups=True),
+    GPTQConfig(group_size=32, act_order=True),
+    GPTQConfig(group_size=32, act_order=True, static_groups=True),
+    GPTQConfig(group_size=7, act_order=True, static_groups=True, symmetric=True),
+    GPTQConfig(act_order=True, static_groups=True),
+    GPTQConfig(per_tensor=True),
+    GPTQConfig(per_tensor=True, symmetric=True, act_order=True, bits=8),
+    GPTQConfig(group_size=32, observer=MSESpec(20)),
+    GPTQConfig(bits=2, observer=MSESpec(100)),
+    GPTQConfig(bits=3, symmetric=True, observer=MSESpec(11)),
+    GPTQConfig(per_tensor=True, observer=MSESpec(40)),
+    GPTQConfig(group_size=32, observer=HessianMSESpec(20)),
+    GPTQConfig(bits=3, act_order=True, observer=HessianMSESpec(50)),
+    GPTQConfig(per_tensor=True, observer=HessianMSESpec(30), symmetric=True),
+    GPTQConfig(group_size=32, observer=PercentileSpec(5, 95)),
+    GPTQConfig(per_tensor=True, observer=PercentileSpec(0.3, 99.9)),
+    GPTQConfig(group_size=16, observer=PercentileSpec(2.5, 100), static_groups=True, act_order=True),
+    GPTQConfig(group_size=32, damping_reference="median"),
+]
+
+
+def uneven_gram(columns: int) -> torch.Tensor:
+    """Return a Gram matrix of inputs of very different size, two of which are always zero."""
+    sizes = 1 + torch.arange(columns).double() * 11 % 40
+    sizes[[5, 6]] = 0
+    return reference.correlated_gram(columns, 3 * columns) * torch.outer(sizes, sizes)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=reference.fields_of)
+def test_every_grid_is_that_of_its_definition(config: GPTQConfig) -> None:
+    """Codes and values are those found by sorting each row and trying each share, in float64."""
+    weight, gram = values(61, 40, 96), uneven_gram(96)
+    found, expected = solve(weight, gram, config), reference.gptq(weight, gram, config)
+    # Float32 sums flip one code in 10⁵, see test_gptq_core; two shares that are equally good to 10⁻⁶, which
+    # would change a row, do not occur here.
+    assert (found.codes == expected.codes).double().mean() >= 0.999
+    wanted = reference.loss(weight, expected.values, gram)
+    assert found.loss == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=reference.fields_of)
+def test_every_solution_is_a_packed_weight(config: GPTQConfig) -> None:
+    """Scales, zero points and the index of groups reproduce the weight bit for bit."""
+    found = solve(values(62, 12, 96), uneven_gram(96), config)
+    packed = PackedWeight.from_codes(
+        found.codes,
+        found.scale,
+        found.zero_point,
+        dtype=found.dtype,
+        shape=(12, 96),
+        group_size=found.group_size,
+        group_index=found.group_index,
+    )
+    assert torch.equal(packed.dequantize(), found.dequantize())
+
+
+def test_static_groups_need_no_index() -> None:
+    """Whatever the order, groups are runs of neighbours, and their grids those of the original weights."""
+    weight, gram = values(63, 6, 64), uneven_gram(64)
+    config = GPTQConfig(group_size=16, static_groups=True)
+    plain, ordered = (solve(weight, gram, attrs.evolve(config, act_order=order)) for order in (False, True))
+    assert ordered.group_index is None
+    assert torch.equal(plain.scale, ordered.scale)
+    assert torch.equal(plain.zero_point, ordered.zero_point)
+    assert not torch.equal(plain.codes, ordered.codes)
+
+
+def test_one_group_a_row_is_static_by_itself() -> None:
+    """Without groups, a row's only grid is found before its first column."""
+    weight, gram = values(64, 6, 64), uneven_gram(64)
+    one, other = (solve(weight, gram, GPTQConfig(static_groups=static)) for static in (False, True))
+    assert torch.equal(one.codes, other.codes)
+    assert torch.equal(one.scale, other.scale)
+
+
+def test_per_tensor_is_one_grid() -> None:
+    """Every row has the same scale and zero point, which span the whole weight."""
+    weight = values(65, 6, 64)
+    found = solve(weight, torch.eye(64), GPTQConfig(per_tensor=True))
+    assert found.scale.shape == (6, 1)
+    assert bool((found.scale == found.scale[0]).all())
+    assert bool((found.zero_point == found.zero_point[0]).all())
+    assert (found.dequantize() - weight).abs().max() <= found.scale.max() / 2 * (1 + 2**-20)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [None, 32])
+def test_the_searched_grid_is_better_in_its_own_measure(bits: int, group_size: int | None) -> None:
+    """For inputs that do not depend on each other, each search finds the least of what it measures."""
+    weight = values(66, 64, 96) ** 3
+    diagonal = 1 + torch.arange(96.0) * 7 % 19
+    config = GPTQConfig(bits=bits, group_size=group_size)
+    found = {
+        observer: solve(weight, torch.diag(diagonal), attrs.evolve(config, observer=observer))
+        for observer in (MinMaxSpec(), MSESpec(), HessianMSESpec())
+    }
+    squares = {observer: (each.dequantize() - weight).square() for observer, each in found.items()}
+    plain = {observer: float(square.sum()) for observer, square in squares.items()}
+    weighted = {observer: float((square * diagonal).sum()) for observer, square in squares.items()}
+    assert plain[MSESpec()] <= plain[HessianMSESpec()] * (1 + 1e-6)
+    assert plain[MSESpec()] <= plain[MinMaxSpec()] * (1 + 1e-6)
+    assert weighted[HessianMSESpec()] <= weighted[MSESpec()] * (1 + 1e-6)
+
+
+def test_one_step_is_the_whole_range() -> None:
+    """With a single candidate there is nothing to search."""
+    weight, gram = values(67, 8, 40), uneven_gram(40)
+    one, other = (solve(weight, gram, GPTQConfig(observer=spec)) for spec in (MinMaxSpec(), MSESpec(1)))
+    assert torch.equal(one.scale, other.scale)
+    assert torch.equal(one.codes, other.codes)
+
+
+@pytest.mark.parametrize("observer", [MSESpec(), HessianMSESpec(), PercentileSpec(1, 99)], ids=str)
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-38, 1e-20, 1e20, 3e38])
+def test_weights_of_every_size_have_a_grid(size: float, observer: MSESpec) -> None:
+    """Zero, subnormal rows and rows at the limit of float32 give finite values within the weight's range."""
+    weight = torch.stack([values(68, 24).clamp(-1, 1), torch.linspace(-1, 1, 24)]) * size
+    for config in (GPTQConfig(observer=observer), GPTQConfig(observer=observer, per_tensor=True)):
+        found = solve(weight, torch.eye(24), config).dequantize()
+        assert bool(found.isfinite().all())
+        assert found.abs().max() <= weight.abs().max() * 1.5 + 2.0**-126
+
+
+def test_median_damping_ignores_a_few_huge_inputs() -> None:
+    """The share is of the median input's square: the mean's, times how much smaller that is."""
+    weight, gram = values(69, 8, 41), reference.correlated_gram(41, 120)
+    gram[3] *= 100
+    gram[:, 3] *= 100
+    diagonal = gram.diagonal()
+    ratio = float(diagonal.median() / diagonal.mean())
+    by_median = solve(weight, gram, GPTQConfig(damping=0.05, damping_reference="median"))
+    by_mean = solve(weight, gram, GPTQConfig(damping=0.05 * ratio))
+    assert ratio < 0.01
+    assert torch.equal(by_median.codes, by_mean.codes)
+
+
+def test_two_units_at_once_are_refused() -> None:
+    """A grid belongs to a group or to the whole weight; an override may leave the groups out."""
+    with refused(None, ConfigError, field="group_size"):
+        GPTQConfig(group_size=8, per_tensor=True)
+    config = GPTQConfig(group_size=8, overrides={"head": {"per_tensor": True, "group_size": None}})
+    assert config.resolve("head").spec.per_tensor
