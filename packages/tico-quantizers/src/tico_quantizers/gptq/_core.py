@@ -14,16 +14,15 @@ diagonal of C U⁻ᵀ D⁻¹ and C = (X̃ - X)ᵀ X for the inputs X̃ that the 
 
 from __future__ import annotations
 
-import math
-
 import attrs
 import torch
 from torch import Tensor
 
 from tico_config import ConfigError, DType, Found, GPTQConfig, NumericsError, Problem
-from tico_observers import require_finite, require_float_tensor
-from tico_quantizers.gptq._columns import LARGEST, Columns
-from tico_quantizers.gptq._factor import PRODUCT_TERMS, Factor, Hessian, damped_factor
+from tico_observers import AffineParams, require_finite, require_float_tensor
+from tico_quantizers.gptq._columns import LARGEST, Columns, transposed
+from tico_quantizers.gptq._factor import PRODUCT_TERMS, Factor, Hessian, damped_factor, rounding_only
+from tico_quantizers.gptq._grids import GridRule
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -95,8 +94,9 @@ def solve(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tenso
     """Return `weight` (rows, columns) rounded as `config` says with feedback by `gram` = XᵀX.
 
     Columns whose inputs were always zero are rounded to nearest and do not widen the grid of the others.
-    Where H is not positive definite, ten times the damping is tried, up to 10⁵ times. `overrides` are not
-    looked at.
+    Where H is not positive definite, ten times the damping is tried, up to 10⁵ times; where none suffices, or
+    the feedback is beyond the finite numbers, all columns are rounded to nearest. `overrides` are not looked
+    at.
 
     `cross_gram` (columns, columns) = (X̃ - X)ᵀ X makes the calibration asymmetric: X are the inputs, row by
     row a token, that the layer has in the quantized model, which `gram` is of, and X̃ those in the float
@@ -116,26 +116,76 @@ def solve(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tenso
     order = torch.argsort(gram.diagonal(), descending=True, stable=True) if config.act_order else None
     hessian = Hessian(gram, order)
     factor = damped_factor(hessian, config, cross_gram)
-    return _solved(weight, hessian, factor, config)
+    columns = _rounded(weight, hessian, factor, config)
+    if columns is None:
+        factor = rounding_only(hessian)
+        columns = Columns(weight, hessian, factor, config)
+        columns.solve(0, len(hessian))
+    return _solution(columns, hessian, factor)
 
 
-def _solved(weight: Tensor, hessian: Hessian, factor: Factor, config: GPTQConfig) -> Solution:
-    """Return the codes in the original order of the columns, with the loss."""
+def nearest(weight: Tensor, config: GPTQConfig, diagonal: Tensor | None = None) -> Solution:
+    """Return `weight` rounded to nearest, without feedback, on the grids that `config` finds for it.
+
+    `diagonal` (columns,) is that of H, all ones if not given; `loss` is that of an H which has nothing else.
+
+    >>> nearest(torch.eye(4) * 15, GPTQConfig(bits=4)).codes[0].tolist()
+    [15, 0, 0, 0]
+    """
+    weight = weight.detach().to(torch.float32)
+    if diagonal is None:
+        diagonal = weight.new_ones(weight.shape[1], dtype=torch.float64)
+    rule = GridRule(config, diagonal.to(torch.float64))
+    params, codes = [], []
+    for start in range(0, weight.shape[1], rule.group):
+        columns = weight.T[start : start + rule.group]
+        params.append(rule.params(columns, start))
+        zero_point = params[-1].zero_point.to(torch.float32)
+        steps = (columns / params[-1].scale).round_().add_(zero_point)
+        codes.append(steps.clamp_(rule.dtype.qmin, rule.dtype.qmax).to(torch.int32))
+    found = _on_grid(transposed(torch.cat(codes)), params, rule, rounded_only=True)
+    error = (weight - found.dequantize()).to(torch.float64)
+    return attrs.evolve(found, loss=float((error.square_().sum(0) * rule.diagonal).sum()))
+
+
+def _rounded(weight: Tensor, hessian: Hessian, factor: Factor, config: GPTQConfig) -> Columns | None:
+    """Return the columns, all rounded, or None if a target went beyond the finite numbers."""
     columns = Columns(weight, hessian, factor, config)
-    columns.solve(0, len(hessian))
+    try:
+        columns.solve(0, len(hessian))
+    except NumericsError:  # a group's range
+        return None
+    return columns if bool(columns.norms.isfinite().all()) else None
+
+
+def _solution(columns: Columns, hessian: Hessian, factor: Factor) -> Solution:
+    """Return the codes in the original order of the columns, with the loss."""
     back = None if hessian.order is None else torch.argsort(hessian.order)
-    rows = len(weight)
-    return Solution(
+    rows = columns.rows
+    codes = transposed(columns.codes if back is None else columns.codes[back])[:rows]
+    return attrs.evolve(
+        _on_grid(codes, columns.params, columns.rule, rounded_only=factor.rounded_only),
         loss=_loss(columns, factor, hessian) * rows / columns.error.shape[1],
-        codes=(columns.codes if back is None else columns.codes[back]).T[:rows],
-        scale=torch.stack([params.scale.expand(rows) for params in columns.params], 1),
-        zero_point=torch.stack([params.zero_point.expand(rows) for params in columns.params], 1),
-        dtype=columns.rule.dtype,
-        group_size=config.group_size,
         group_index=_group_index(columns, back),
         damping=factor.damping,
         dead_columns=int(hessian.dead().sum()),
-        rounded_only=factor.rounded_only,
+    )
+
+
+def _on_grid(codes: Tensor, params: list[AffineParams], rule: GridRule, *, rounded_only: bool) -> Solution:
+    """Return the solution that the grids of all groups make of `codes` (rows, columns)."""
+    rows = len(codes)
+    return Solution(
+        codes=codes,
+        scale=torch.stack([grid.scale.expand(rows) for grid in params], 1),
+        zero_point=torch.stack([grid.zero_point.expand(rows) for grid in params], 1),
+        dtype=rule.dtype,
+        group_size=rule.config.group_size,
+        group_index=None,
+        loss=0.0,
+        damping=0.0,
+        dead_columns=int((rule.diagonal == 0).sum()),
+        rounded_only=rounded_only,
     )
 
 
@@ -178,8 +228,6 @@ def _loss(columns: Columns, factor: Factor, hessian: Hessian) -> float:
     """Return tr((W - Q) H (W - Q)ᵀ), read off the residual of each target where that is exact."""
     residuals, errors = columns.norms.square()
     damped = float((residuals * factor.gains).sum())
-    if math.isnan(damped):
-        require_finite(residuals, "gptq", "target")
     error = float(errors.sum())
     loss = damped - factor.added * error
     # A residual is a float32 number as wide as the grid, less its code: what little is left of a large

@@ -80,6 +80,12 @@ def damped_factor(hessian: Hessian, config: GPTQConfig, cross_gram: Tensor | Non
             drift = None if cross_gram is None else _drift(hessian, cross_gram, lower)
             return Factor(feedback, drift, lower.diagonal().square(), share * size, share, False)
         share *= 10
+    return rounding_only(hessian)
+
+
+def rounding_only(hessian: Hessian) -> Factor:
+    """Return the factor that makes up for nothing, so that every column is rounded to nearest."""
+    diagonal = hessian.diagonal()
     unit = torch.eye(len(hessian), dtype=torch.float32, device=diagonal.device)
     return Factor(unit, None, diagonal.clone(), 0.0, 0.0, True)
 
@@ -112,6 +118,8 @@ def _factor(hessian: Hessian, added: float) -> tuple[Tensor, Tensor] | None:
         lower[start:stop, start:stop] = corner.flip(0, 1).T
         root = lower.diagonal()[start:stop]
         torch.div(lower[start:stop, :stop], root[:, None], out=feedback[start:stop, :stop])
+        if not bool(torch.isfinite(feedback[start:stop, :stop].sum())):
+            return None
     return lower, feedback
 
 

@@ -15,7 +15,7 @@ from tico_quantizers._input_grams import located
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._report import LayerReport
 from tico_quantizers._weight_view import Layer, groups, matrix, shape
-from tico_quantizers.gptq._core import Solution, solve
+from tico_quantizers.gptq._core import Solution, nearest, solve
 from tico_quantizers.gptq._plan import Target
 
 # Products over at most 512 terms do not depend on the thread count.
@@ -46,10 +46,9 @@ def solved(target: Target, gram: GroupedGram) -> QuantizedWeight:
         raise located(error, target.path) from None
     packed = _packed(target.layer, solutions)
     seconds = time.perf_counter() - start
-    nearest = _nearest(target).dequantize().flatten(1).chunk(groups(target.layer))
     rounded = sum(
-        quadratic_loss(weight - other, hessian)
-        for (weight, hessian), other in zip(pairs, nearest, strict=True)
+        quadratic_loss(weight - nearest(weight, target.config, hessian.diagonal()).dequantize(), hessian)
+        for weight, hessian in pairs
     )
     figures = {
         "loss": sum(solution.loss for solution in solutions),
@@ -67,7 +66,8 @@ def solved(target: Target, gram: GroupedGram) -> QuantizedWeight:
 def rounded(target: Target, tokens: int) -> QuantizedWeight:
     """Return the weight of `target`, an expert that read too few `tokens`, rounded to nearest."""
     start = time.perf_counter()
-    packed = _nearest(target)
+    weights = matrix(target.layer).chunk(groups(target.layer))
+    packed = _packed(target.layer, [nearest(weight, target.config) for weight in weights])
     least = target.config.min_expert_tokens
     reason = f"an expert that read {tokens} tokens, fewer than {least}, so rounded to nearest"
     return QuantizedWeight(packed, _line(target, {"tokens": tokens}, time.perf_counter() - start, reason))
@@ -100,15 +100,6 @@ def _packed(layer: Layer, solutions: list[Solution]) -> PackedWeight:
         shape=shape(layer),
         group_size=first.group_size,
         group_index=first.group_index,
-    )
-
-
-def _nearest(target: Target) -> PackedWeight:
-    config = target.config
-    weight = matrix(target.layer).view(shape(target.layer))
-    dtype = DType(config.bits, signed=config.symmetric)
-    return PackedWeight.round_to_nearest(
-        weight, dtype, symmetric=config.symmetric, group_size=config.group_size
     )
 
 
