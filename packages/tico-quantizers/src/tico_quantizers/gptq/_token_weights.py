@@ -13,10 +13,12 @@ GuidedQuant, arXiv 2505.07004); this needs neither an attention that is known by
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from tico_quantizers._calls import Autocast, tensor_leaves
@@ -47,52 +49,56 @@ def watch_sensitivity(block: nn.Module, grams: InputGrams) -> list[RemovableHand
         block.register_forward_pre_hook(run.begin, with_kwargs=True),
         block.register_forward_hook(run.end),
     ]
-    return handles + [layer.register_forward_hook(_Tap(run, path)) for path, layer in layers.items()]
+    for path, layer in layers.items():
+        handles.append(layer.register_forward_hook(_Tap(run, path)))
+    return handles
 
 
 @attrs.define(eq=False)
 class _Run:
-    """One call of a block: what its layers gave, and what they had read."""
+    """One call of a block: where its derivatives end, and what they are so far for what layers have read."""
 
     grams: InputGrams
-    given: list[Tensor] = attrs.field(factory=list)
-    read: list[Reading] = attrs.field(factory=list)
+    ends: list[Tensor] = attrs.field(factory=list)
+    tapped: list[Node] = attrs.field(factory=list)
     masks: list[Tensor] = attrs.field(factory=list)
+    squares: dict[int, tuple[Reading, Tensor]] = attrs.field(factory=dict)
 
     def begin(self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        self.given, self.read = [], []
+        self._forget()
         self.masks = [leaf for leaf in (*tensor_leaves(args), *tensor_leaves(kwargs)) if leaf.ndim == 4]
         torch.set_grad_enabled(True)
 
-    def tap(self, path: str, output: Tensor) -> Tensor:
-        """Return `output` such that it leads from the output of the block back to what is kept of it."""
-        kept = output if output.requires_grad else output.detach().requires_grad_()
-        self.given.append(kept)
-        self.read.append(self.grams.latest[path])
-        # A copy: what the block writes to it later must not be taken for what the layer gave.
-        return kept.clone()
+    def _forget(self) -> None:
+        self.ends, self.tapped, self.masks, self.squares = [], [], [], {}
+
+    def tap(self, reading: Reading, output: Tensor) -> Tensor:
+        """Return `output` such that the derivative by it is noted."""
+        if not _leads_to(output.grad_fn, self.tapped):
+            self.ends.append(output.detach().requires_grad_())
+            output = self.ends[-1].clone()  # the block may write to it
+        note = partial(self._note, reading)
+        output.register_hook(note)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if output.grad_fn is not None:
+            self.tapped.append(output.grad_fn)
+        return output
+
+    def _note(self, reading: Reading, slope: Tensor) -> None:
+        squares = torch.linalg.vector_norm(slope, dim=-1, dtype=torch.float32).square() / slope.shape[-1]
+        known = self.squares.get(id(reading))
+        self.squares[id(reading)] = reading, squares if known is None else known[1] + squares
 
     def end(self, block: nn.Module, args: object, output: object) -> None:
         torch.set_grad_enabled(False)
         result = next((leaf for leaf in tensor_leaves(output) if leaf.requires_grad), None)
-        if result is not None and self.given:
+        if result is not None and self.ends:
+            direction = signs(result) * _counted(self.masks, result)
             with Autocast((False, False), Autocast.now().dtypes).again():
-                self._weigh(result)
-        self.given, self.masks = [], []
-
-    def _weigh(self, result: Tensor) -> None:
-        direction = (signs(result) * _counted(self.masks, result)).to(result.dtype).expand_as(result)
-        found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            result, self.given, direction, allow_unused=True
-        )
-        derivatives = list(zip(self.read, found, strict=True))
-        for reading in {id(reading): reading for reading in self.read}.values():
-            squares = [
-                slope.float().square().mean(-1)
-                for reader, slope in derivatives
-                if reader is reading and slope is not None
-            ]
-            reading.weights = power_of_four(torch.stack(squares).sum(0)) if squares else None
+                slopes = direction.to(result.dtype).expand_as(result)
+                torch.autograd.grad(result, self.ends, slopes, allow_unused=True)
+        for reading, squares in self.squares.values():
+            reading.weights = power_of_four(squares)
+        self._forget()
 
 
 @attrs.frozen(eq=False)
@@ -102,8 +108,22 @@ class _Tap:
 
     def __call__(self, layer: nn.Module, args: object, output: object) -> object:
         if isinstance(output, Tensor) and output.is_floating_point() and torch.is_grad_enabled():
-            return self.run.tap(self.path, output)
+            return self.run.tap(self.run.grams.latest[self.path], output)
         return None
+
+
+def _leads_to(node: Node | None, known: list[Node]) -> bool:
+    """Return whether one of `known` is among what `node` was computed from; it may be parameters alone."""
+    waiting = [node]
+    seen: set[Node | None] = {None}
+    while waiting:
+        node = waiting.pop()
+        if node in known:
+            return True
+        if node not in seen and node is not None:
+            waiting += [earlier for earlier, _ in node.next_functions]
+        seen.add(node)
+    return False
 
 
 def power_of_four(squares: Tensor) -> Tensor | None:
