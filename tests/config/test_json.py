@@ -16,6 +16,7 @@ GOLDEN: Final = (
     '{"config":{'
     '"act_order":false,'
     '"activation_dtype":null,'
+    '"asymmetric":0.0,'
     '"bits":4,'
     '"checkpoint_dir":null,'
     '"damping":0.01,'

@@ -18,6 +18,7 @@ from model_state import refused, same_tensors, state_of, tensors_of
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import CalibrationError, ConfigError
 from tico_quantizers import _activation_store, quantize_weight
+from tico_quantizers.gptq._core import solve
 from tiny_models import TOKENS, tiny_llama, values
 
 
@@ -105,6 +106,40 @@ def test_later_layers_of_a_block_see_the_quantized_earlier_ones() -> None:
     plain = quantized(model, x, config=config(bits=2))
     assert torch.equal(integer_at(plain, "0.one").packed.codes, integer_at(found, "0.one").packed.codes)
     assert not torch.equal(integer_at(plain, "0.two").packed.codes, integer_at(found, "0.two").packed.codes)
+
+
+def test_layers_may_make_up_for_the_errors_of_earlier_ones() -> None:
+    """Each layer is then solved for what it reads beside what the float model has in its place."""
+    model, x = stack(), values(1, 40, 8)
+    found = quantized(model, x, config=config(bits=2, asymmetric=0.25, token_weights="uniform"))
+    true, hidden = x, x
+    for path in ("0", "1"):
+        weight = block_of(model, path).one.weight
+        drift, rows = (true - hidden).double(), hidden.double()
+        options = GPTQConfig(bits=2)
+        expected = solve(weight, rows.T @ rows, options, cross_gram=0.25 * drift.T @ rows)
+        require_same_codes(integer_at(found, f"{path}.one").packed.integer_codes(), expected.codes)
+        with torch.no_grad():
+            true, hidden = block_of(model, path)(true), block_of(found, path)(hidden)
+    plain = quantized(model, x, config=config(bits=2, token_weights="uniform"))
+    assert torch.equal(integer_at(plain, "0.one").packed.codes, integer_at(found, "0.one").packed.codes)
+    assert not torch.equal(integer_at(plain, "1.one").packed.codes, integer_at(found, "1.one").packed.codes)
+
+
+@pytest.mark.parametrize("fields", [{}, {"token_weights": "uniform"}])
+def test_asymmetric_calibration_of_a_llama(fields: dict[str, object], tmp_path: Path) -> None:
+    """It gives other codes than plain GPTQ, finite ones, and the same again from finished blocks."""
+    plain, found = (bits_of(tiny_llama(), TOKENS, asymmetric=share, **fields) for share in (0.0, 0.5))
+    assert not same_tensors(plain, found)
+    for _ in range(2):
+        again = bits_of(tiny_llama(), TOKENS, asymmetric=0.5, checkpoint_dir=str(tmp_path), **fields)
+        assert same_tensors(again, found)
+
+
+def test_asymmetric_calibration_has_one_order() -> None:
+    """Not the true sequential one, in which the float layers of a block are gone when they are needed."""
+    with refused(None, ConfigError, field="asymmetric"):
+        config(asymmetric=0.25, true_sequential=True)
 
 
 def test_passes_in_bfloat16_compute_in_it() -> None:

@@ -53,6 +53,9 @@ class GPTQConfig(ModuleConfig):
             Numbers are the weights of the first tokens of every sequence; those after them have weight 1.
         true_sequential: quantize the layers of a block one after the other in the order in which they read,
             each for what the quantized ones before it give; a pass of the block more for each.
+        asymmetric: share of the distance between the inputs that a layer has in the float model and in the
+            quantized one that it makes up for (GPTAQ, Li et al. 2025, arXiv 2504.02692, whose code takes
+            0.25); 0 for none. It needs a pass of each float block more; not with `true_sequential`.
         forward_dtype: ``"bfloat16"`` to compute the passes of `convert` in it, where torch's autocast does.
         activation_dtype: ``"bfloat16"`` to keep what goes from block to block in it.
         offload: ``"disk"`` to keep that in temporary files without a name, in the folder of ``TMPDIR``.
@@ -74,6 +77,7 @@ class GPTQConfig(ModuleConfig):
         {
             "overrides",
             "true_sequential",
+            "asymmetric",
             "forward_dtype",
             "activation_dtype",
             "offload",
@@ -96,6 +100,7 @@ class GPTQConfig(ModuleConfig):
     min_expert_tokens: int = 32
     token_weights: TokenWeights = attrs.field(default="auto", converter=_as_weights)
     true_sequential: bool = False
+    asymmetric: float = attrs.field(default=0.0, converter=as_float)
     forward_dtype: Literal["bfloat16"] | None = None
     activation_dtype: Literal["bfloat16"] | None = None
     offload: Literal["disk"] | None = None
@@ -119,6 +124,8 @@ class GPTQConfig(ModuleConfig):
             integer("min_expert_tokens", self.min_expert_tokens, 0),
             self._weights_problem(),
             boolean("true_sequential", self.true_sequential),
+            number("asymmetric", self.asymmetric, 0.0, 1.0),
+            self._two_orders_problem(),
             _only("forward_dtype", self.forward_dtype, "bfloat16"),
             _only("activation_dtype", self.activation_dtype, "bfloat16"),
             _only("offload", self.offload, "disk"),
@@ -133,6 +140,12 @@ class GPTQConfig(ModuleConfig):
         remedy = "leave one of the two out, an override can set group_size to None"
         expected = "None with per_tensor"
         return Problem(field="group_size", value=self.group_size, expected=expected, remedy=remedy)
+
+    def _two_orders_problem(self) -> Problem | None:
+        if self.true_sequential is not True or not self.asymmetric:
+            return None
+        expected = "0 with true_sequential"
+        return Problem(field="asymmetric", value=self.asymmetric, expected=expected)
 
     def _weights_problem(self) -> Problem | None:
         value: object = self.token_weights

@@ -30,7 +30,8 @@ from tico_quantizers._weight_view import (
 class Reading:
     """An input of the pass that goes on, its `added` as `input_rows` takes it, and who has read it.
 
-    `weights` say how much each of its rows counts; None counts all alike.
+    `weights` say how much each of its rows counts; None counts all alike. `twin` is what the float model has
+    in its place, None where that is the same.
     """
 
     original: Tensor
@@ -39,6 +40,17 @@ class Reading:
     readers: list[str]
     added: tuple[int, ...] | None
     weights: Tensor | None = None
+    twin: Tensor | None = None
+
+    def rows(self) -> Iterator[Tensor]:
+        """Yield the rows (groups, rows, columns) that it has for the layer."""
+        return input_rows(self.layer, self.kept, self.added)
+
+    def drifted_rows(self) -> Iterator[Tensor]:
+        """Yield the rows (groups, rows, 2 * columns): the twin's less its own, then its own."""
+        twin = self.kept if self.twin is None else self.twin
+        for rows, others in zip(self.rows(), input_rows(self.layer, twin, self.added), strict=True):
+            yield torch.cat([others - rows, rows], -1)
 
 
 class InputGrams(Recorder):
@@ -46,7 +58,7 @@ class InputGrams(Recorder):
 
     They are kept by the set of layers that read an input. Layers that always read the same tensor (query,
     key and value projections) thus share one matrix, whatever the model looks like, if they have the same
-    `token_weights`.
+    `token_weights`. If `asymmetric`, they are those of rows twice as long: of `Reading.drifted_rows`.
     """
 
     def __init__(
@@ -55,11 +67,13 @@ class InputGrams(Recorder):
         token_weights: Mapping[str, TokenWeights] | None = None,
         *,
         disposable: bool = False,
+        asymmetric: bool = False,
     ) -> None:
         self.layers = layers
         self.token_weights = token_weights or {}
         self.latest: dict[str, Reading] = {}
         self._disposable = disposable
+        self._asymmetric = asymmetric
         self._grams: dict[frozenset[str], GroupedGram] = {}
         self._digested: dict[frozenset[str], GroupedGram] | None = None
         self._inputs: list[Reading] = []
@@ -108,6 +122,19 @@ class InputGrams(Recorder):
         weights[..., : len(first)] = first
         return weights
 
+    def pair_with(self, others: InputGrams) -> None:
+        """Take the inputs of the pass that goes on in `others` for what the float model has in their place.
+
+        An input of which there is none of that shape, as where experts get other tokens, has no twin.
+        """
+        places: dict[str, list[Tensor]] = {}
+        for other in others._inputs:
+            for path in other.readers:
+                places.setdefault(path, []).append(other.kept)
+        for item in self._inputs:
+            found = [places[path].pop(0) for path in item.readers if places.get(path)]
+            item.twin = found[0] if found and found[0].shape == item.kept.shape else None
+
     def drop_unfinished(self) -> None:
         """Forget the inputs of a pass that did not end."""
         self._inputs = []
@@ -122,10 +149,10 @@ class InputGrams(Recorder):
         digested = dict(self._grams)
         for item in self._inputs:
             readers = frozenset(item.readers)
-            empty = GroupedGram.empty(groups=groups(item.layer), columns=columns(item.layer))
-            gram = digested.get(readers, empty)
+            width = columns(item.layer) * (2 if self._asymmetric else 1)
+            gram = digested.get(readers, GroupedGram.empty(groups=groups(item.layer), columns=width))
             try:
-                for rows in input_rows(item.layer, item.kept, item.added):
+                for rows in item.drifted_rows() if self._asymmetric else item.rows():
                     weights = None if item.weights is None else item.weights.reshape(-1)
                     gram = gram.observe(rows, weights, in_place=self._disposable)
                 digested[readers] = gram

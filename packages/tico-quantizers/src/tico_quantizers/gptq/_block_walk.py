@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from types import TracebackType
 
 import torch
+from typing_extensions import Self
 
 from tico_quantizers._block_calls import BlockCalls
 from tico_quantizers._calls import Kept
@@ -15,28 +17,84 @@ from tico_quantizers.gptq._plan import Target, layers_of, weights_of
 from tico_quantizers.gptq._token_weights import WITH_GRADIENTS, watch_sensitivity
 
 
-class BlockWalk:
-    """Where a conversion stands: at the block `number`, with the outputs of the one before it at hand.
+class _Stream:
+    """What goes from block to block in one version of the model: the outputs before the block `number`.
 
     A block draws the same random numbers in each of its passes, whatever was run before.
     """
 
-    def __init__(self, calls: BlockCalls, forward_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, calls: BlockCalls, forward_dtype: torch.dtype | None) -> None:
         self.number = 0
         self._calls = calls
         self._forward_dtype = forward_dtype
         self._outputs: dict[tuple[int, int], Kept] = {}
 
+    def calls(self) -> Iterator[None]:
+        """Make each call of the block."""
+        return (None for _ in self._run(keep=False))
+
+    def last_calls(self) -> Iterator[None]:
+        """Make each call of the block for the last time, and go on to the next block."""
+        found: dict[tuple[int, int], Kept] = {}
+        wanted, done = self._wanted(), self._calls.last_reads(self.number)
+        store = self._calls.store.another()
+        for index, tensors in enumerate(self._run(keep=True)):
+            found |= {key: store.keep(tensors[key]) for key in tensors if key in wanted}
+            for key in done.get(index, ()):
+                del self._outputs[key]
+            yield
+        self._outputs = found
+        self.number += 1
+
+    def advance(self) -> None:
+        """Go on to the next block, for which this one is run only if it reads what this one gives."""
+        if self._wanted():
+            for _ in self.last_calls():
+                pass
+        else:
+            self._outputs = {}
+            self.number += 1
+
+    def _wanted(self) -> frozenset[tuple[int, int]]:
+        is_last = self.number + 1 == len(self._calls.blocks)
+        return frozenset() if is_last else self._calls.wanted_by_next(self.number)
+
+    def _run(self, *, keep: bool) -> Iterator[dict[tuple[int, int], torch.Tensor]]:
+        torch.default_generator.manual_seed(self.number)
+        return self._calls.run(self.number, self._outputs, keep=keep, forward_dtype=self._forward_dtype)
+
+
+class BlockWalk:
+    """Where a conversion stands: at one block, with the outputs of the quantized one before it at hand.
+
+    With `asymmetric` those of the float model are, too. A block is then to be met by either `grams` or
+    `pass_by` while its weights are float still.
+    """
+
+    def __init__(
+        self, calls: BlockCalls, forward_dtype: torch.dtype | None = None, *, asymmetric: bool = False
+    ) -> None:
+        self._calls = calls
+        self._stream = _Stream(calls, forward_dtype)
+        self._float = _Stream(calls, forward_dtype) if asymmetric else None
+
     def grams(self, targets: tuple[Target, ...]) -> InputGrams:
         """Return what `targets` read when the block is run on the data."""
-        return self._grams(targets, self._run(keep=False))
+        if self._float is None:
+            return self._grams(targets, self._stream.calls())
+        return self._paired_grams(targets, self._float.last_calls())
+
+    def pass_by(self) -> None:
+        """Run the float block, if that is needed, without learning from it."""
+        if self._float is not None:
+            self._float.advance()
 
     def stages(self, targets: tuple[Target, ...]) -> list[tuple[Target, ...]]:
         """Return `targets` by what they read, in the order in which the first call of the block reads it.
 
         Those that it does not reach come last.
         """
-        grams = self._grams(targets, itertools.islice(self._run(keep=False), 1))
+        grams = self._grams(targets, itertools.islice(self._stream.calls(), 1))
         waiting = {target.path: target for target in targets}
         stages = []
         for readers in grams.readers():
@@ -46,37 +104,50 @@ class BlockWalk:
 
     def advance(self) -> None:
         """Go on to the next block, on what this one gives."""
-        found: dict[tuple[int, int], Kept] = {}
-        if self.number + 1 < len(self._calls.blocks):
-            wanted = self._calls.wanted_by_next(self.number)
-            done = self._calls.last_reads(self.number)
-            store = self._calls.store.another()
-            for index, tensors in enumerate(self._run(keep=True) if wanted else ()):
-                found |= {key: store.keep(tensors[key]) for key in tensors if key in wanted}
-                for key in done.get(index, ()):
-                    del self._outputs[key]
-        self._outputs = found
-        self.number += 1
+        self._stream.advance()
 
-    def _grams(
-        self, targets: tuple[Target, ...], passes: Iterator[dict[tuple[int, int], torch.Tensor]]
-    ) -> InputGrams:
+    def _grams(self, targets: tuple[Target, ...], calls: Iterator[None]) -> InputGrams:
         grams = InputGrams(layers_of(targets), weights_of(targets), disposable=True)
-        collector = Calibration(grams)
-        collector.in_forward = True
-        handles = grams.watch(collector) + watch_sensitivity(self._calls.blocks[self.number], grams)
-        try:
-            for _ in passes:
-                collector.accept()
-        except RuntimeError as error:
-            if "auto" in grams.token_weights.values():
-                error.add_note(WITH_GRADIENTS)
-            raise
-        finally:
-            for handle in handles:
-                handle.remove()
+        with _Watched(self._calls, self._stream.number, grams) as watched:
+            for _ in calls:
+                watched.collector.accept()
         return grams
 
-    def _run(self, *, keep: bool) -> Iterator[dict[tuple[int, int], torch.Tensor]]:
-        torch.default_generator.manual_seed(self.number)
-        return self._calls.run(self.number, self._outputs, keep=keep, forward_dtype=self._forward_dtype)
+    def _paired_grams(self, targets: tuple[Target, ...], float_calls: Iterator[None]) -> InputGrams:
+        """Return the same, each input beside the one that the float model has in its place."""
+        number, layers = self._stream.number, layers_of(targets)
+        grams = InputGrams(layers, weights_of(targets), disposable=True, asymmetric=True)
+        calls = self._stream.calls()
+        for _ in range(len(self._calls.accepted[number])):
+            twins = InputGrams(layers)
+            with _Watched(self._calls, number, twins):
+                next(float_calls, None)
+            with _Watched(self._calls, number, grams) as watched:
+                next(calls)
+                grams.pair_with(twins)
+                watched.collector.accept()
+        next(float_calls, None)
+        return grams
+
+
+class _Watched:
+    """Hooks by which `grams` learn from a block, and weigh what they learn, while the context lasts."""
+
+    def __init__(self, calls: BlockCalls, number: int, grams: InputGrams) -> None:
+        self.collector = Calibration(grams)
+        self.collector.in_forward = True
+        self._grams = grams
+        self._handles = grams.watch(self.collector) + watch_sensitivity(calls.blocks[number], grams)
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        if isinstance(error, RuntimeError) and "auto" in self._grams.token_weights.values():
+            error.add_note(WITH_GRADIENTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -38,6 +38,12 @@ class Conversion:
             weights.append(rounded(target, gram) if isinstance(gram, int) else solved(target, gram))
             self.put(target, weights[-1])
         return weights
+
+    def put_all(self, targets: Sequence[Target], weights: Sequence[QuantizedWeight]) -> None:
+        """Put the `weights` that an earlier conversion has left of `targets` into the model."""
+        by_path = {target.path: target for target in targets}
+        for weight in weights:
+            self.put(by_path[weight.line.path], weight)
 
     def put(self, target: Target, weight: QuantizedWeight) -> None:
         """Put an integer layer with the given weight into the model."""

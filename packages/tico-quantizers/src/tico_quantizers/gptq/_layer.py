@@ -14,7 +14,7 @@ from tico_quantizers._grouped_gram import GroupedGram
 from tico_quantizers._input_grams import located
 from tico_quantizers._packed_weight import PackedWeight
 from tico_quantizers._report import LayerReport
-from tico_quantizers._weight_view import Layer, groups, matrix, shape
+from tico_quantizers._weight_view import Layer, columns, groups, matrix, shape
 from tico_quantizers.gptq._core import Solution, nearest, solve
 from tico_quantizers.gptq._plan import Target
 
@@ -37,11 +37,14 @@ def solved(target: Target, gram: GroupedGram) -> QuantizedWeight:
         TicoError: the solver refuses the weight or the data; with the path of the layer.
     """
     start = time.perf_counter()
-    hessians = [part.matrix() for part in gram.parts]
     weights = matrix(target.layer).chunk(groups(target.layer))
+    hessians, drifts = _matrices(target, gram)
     pairs = list(zip(weights, hessians, strict=True))
     try:
-        solutions = [solve(weight, hessian, target.config) for weight, hessian in pairs]
+        solutions = [
+            solve(weight, hessian, target.config, cross_gram=drift)
+            for (weight, hessian), drift in zip(pairs, drifts, strict=True)
+        ]
     except TicoError as error:
         raise located(error, target.path) from None
     packed = _packed(target.layer, solutions)
@@ -87,6 +90,15 @@ def quadratic_loss(error: Tensor, gram: Tensor) -> float:
         high = low + _PRODUCT_TERMS
         moved.addmm_(error[:, low:high], hessian[low:high])
     return float(moved.mul_(error).sum(1, dtype=torch.float64).sum()) * unit
+
+
+def _matrices(target: Target, gram: GroupedGram) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Return H of each group, and the share of (X̃ - X)ᵀ X that is to be made up for where it is known."""
+    whole, size = [part.matrix() for part in gram.parts], columns(target.layer)
+    if len(whole[0]) == size:
+        return whole, [None] * len(whole)
+    share = target.config.asymmetric
+    return [each[size:, size:] for each in whole], [each[:size, size:] * share for each in whole]
 
 
 def _packed(layer: Layer, solutions: list[Solution]) -> PackedWeight:

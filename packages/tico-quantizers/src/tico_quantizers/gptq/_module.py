@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from tico_config import GPTQConfig
-from tico_quantizers._input_grams import InputGrams
 from tico_quantizers._module_tree import Edit, named_modules
 from tico_quantizers._progress import Progress
 from tico_quantizers._quantizer import BaseQuantizer, Converted, Example
@@ -53,31 +52,33 @@ class GPTQQuantizer(BaseQuantizer[GPTQConfig, GPTQCalibration]):
             work = Conversion(model, edit, bar)
             self._convert_blocks(calibration, work, checkpoint)
             outside = plan.of_block(None)
-            if outside and not _resumed(outside, "outside", work, checkpoint):
+            saved = checkpoint.load("outside", outside) if outside else []
+            if saved is None:
                 grams = calibration.statistics(outside, calibration.outside)
                 checkpoint.save("outside", work.quantize(outside, grams))
+            work.put_all(outside, saved or ())
         layers = {layer.path: layer for layer in (*plan.left, *work.done)}
         ordered = [layers[path] for path, _ in named_modules(model) if path in layers]
         return Converted(root=work.root, modules=tuple(work.modules), report=Report(layers=tuple(ordered)))
 
     def _convert_blocks(self, calibration: GPTQCalibration, work: Conversion, checkpoint: Checkpoint) -> None:
         dtype = None if self.config.forward_dtype is None else torch.bfloat16
-        walk = BlockWalk(calibration.calls, dtype)
+        walk = BlockWalk(calibration.calls, dtype, asymmetric=self.config.asymmetric > 0)
         for number in range(len(calibration.plan.blocks)):
             targets, name = calibration.plan.of_block(number), f"block-{number:05d}"
-            if targets and not _resumed(targets, name, work, checkpoint):
-                weights: list[QuantizedWeight] = []
-                for stage in walk.stages(targets) if self.config.true_sequential else [targets]:
-                    grams: InputGrams = walk.grams(stage)
-                    weights += work.quantize(stage, calibration.statistics(stage, grams, calibration.strays))
-                checkpoint.save(name, weights)
+            saved = checkpoint.load(name, targets) if targets else []
+            if saved is None:
+                checkpoint.save(name, self._converted_block(targets, calibration, work, walk))
+            else:
+                walk.pass_by()
+                work.put_all(targets, saved)
             walk.advance()
 
-
-def _resumed(targets: tuple[Target, ...], name: str, work: Conversion, checkpoint: Checkpoint) -> bool:
-    """Put the weights that an earlier conversion has left of `targets` into the model, if it has."""
-    weights = checkpoint.load(name, targets)
-    by_path = {target.path: target for target in targets}
-    for weight in weights or ():
-        work.put(by_path[weight.line.path], weight)
-    return weights is not None
+    def _converted_block(
+        self, targets: tuple[Target, ...], calibration: GPTQCalibration, work: Conversion, walk: BlockWalk
+    ) -> list[QuantizedWeight]:
+        weights: list[QuantizedWeight] = []
+        for stage in walk.stages(targets) if self.config.true_sequential else [targets]:
+            grams = walk.grams(stage)
+            weights += work.quantize(stage, calibration.statistics(stage, grams, calibration.strays))
+        return weights
