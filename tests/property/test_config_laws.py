@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tico_config import (
+    AWQConfig,
     BaseConfig,
     ConfigError,
     DType,
@@ -86,7 +87,18 @@ mappings = st.dictionaries(paths, st.lists(paths, min_size=1, max_size=2), max_s
 smoothquant_configs = st.builds(
     SmoothQuantConfig, alpha=st.just("auto") | st.floats(0.0, 1.0), mappings=mappings
 )
-configs: st.SearchStrategy[BaseConfig] = st.one_of(gptq_configs(), spec_configs(), smoothquant_configs)
+awq_configs = st.builds(
+    AWQConfig,
+    bits=st.integers(2, 8),
+    group_size=st.none() | st.integers(1, 4096),
+    n_grid=st.integers(1, 1000),
+    clip=st.booleans(),
+    overrides=exact_bits,
+    mappings=mappings,
+)
+configs: st.SearchStrategy[BaseConfig] = st.one_of(
+    gptq_configs(), spec_configs(), smoothquant_configs, awq_configs
+)
 
 
 @given(configs)
@@ -209,6 +221,7 @@ def _samples() -> list[BaseConfig]:
         GPTQConfig(overrides=rule),
         PTQConfig(activation=wide, overrides={"a.b": wide, "*.c": {"dtype": DType.uint(4)}}),
         SmoothQuantConfig(),
+        AWQConfig(overrides=rule),
         PT2EConfig(),
     ]
 

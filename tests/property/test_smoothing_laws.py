@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from smoothing import model_with_data, output_of
+from smoothing_models import model_with_data, output_of
 from tico_quantizers import Edit, smoothing_scale
 from tico_quantizers._folding import fold
 from tico_quantizers._output_error import output_error

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from model_state import refused, unchanged
-from smoothing import Encoder, converted, model_with_data, output_of, relative_difference
+from smoothing_models import Encoder, converted, model_with_data, output_of, relative_difference
 from tico.quantization import GPTQConfig, SmoothQuantConfig, convert, prepare
 from tico_config import CalibrationError, ConfigError, NumericsError
 from tico_quantizers._channel_scale import as_channel_scale

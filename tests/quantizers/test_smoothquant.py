@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from faults import TorchCalls, calls_of, sampled
 from language_models import WIKI_LLAMA, load, logits_of, text_of
 from model_state import refused, same_tensors, tensors_of, unchanged
-from smoothing import MODELS, converted, model_with_data, output_of, relative_difference
+from smoothing_models import MODELS, converted, model_with_data, output_of, relative_difference
 from tico.quantization import (
     GPTQConfig,
     PTQConfig,

@@ -10,6 +10,7 @@ class TestPublicAPI(PublicAPI):
     hidden = ("transformers", "torchao")
     names = (
         "BUILT_IN",
+        "AWQConfig",
         "GPTQConfig",
         "PT2EConfig",
         "PTQConfig",
@@ -36,6 +37,7 @@ class TestPublicAlias(PublicAPI):
     hidden = ("transformers", "torchao")
     names = (
         "BUILT_IN",
+        "AWQConfig",
         "GPTQConfig",
         "PT2EConfig",
         "PTQConfig",
@@ -68,6 +70,7 @@ class TestPublicConfigAlias(PublicAPI):
         "UINT4",
         "UINT8",
         "UINT16",
+        "AWQConfig",
         "ArtifactError",
         "BaseConfig",
         "CalibrationError",

@@ -16,6 +16,7 @@ class TestPublicAPI(PublicAPI):
         "UINT4",
         "UINT8",
         "UINT16",
+        "AWQConfig",
         "ArtifactError",
         "BaseConfig",
         "CalibrationError",

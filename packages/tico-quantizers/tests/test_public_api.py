@@ -10,6 +10,7 @@ class TestPublicAPI(PublicAPI):
     hidden = ("tico_wrapq", "tico_api", "tico")
     names = (
         "INTEGER_MODULES",
+        "AWQQuantizer",
         "ActivationGrid",
         "AnyPrepared",
         "AnyQuantizer",

@@ -1,7 +1,7 @@
 """Post-training quantization in three steps: prepare, calibrate, convert."""
 
 from tico_api._facade import BUILT_IN, convert, prepare
-from tico_config import GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
+from tico_config import AWQConfig, GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
 from tico_quantizers import (
     Registry,
     Report,
@@ -15,6 +15,7 @@ from tico_wrapq import coverage, load_calibration, save_calibration
 
 __all__ = [
     "BUILT_IN",
+    "AWQConfig",
     "GPTQConfig",
     "PT2EConfig",
     "PTQConfig",

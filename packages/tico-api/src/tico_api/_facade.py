@@ -17,6 +17,7 @@ from tico_api._preconditions import (
 )
 from tico_api._unchanged_process import detached_copy, unchanged_process
 from tico_config import (
+    AWQConfig,
     BaseConfig,
     ConfigError,
     Found,
@@ -27,6 +28,7 @@ from tico_config import (
     SmoothQuantConfig,
 )
 from tico_quantizers import (
+    AWQQuantizer,
     Edit,
     Example,
     GPTQEverywhere,
@@ -44,6 +46,7 @@ BUILT_IN = Registry(
         quantizer_entry(PTQConfig, PTQQuantizer),
         quantizer_entry(PT2EConfig, PT2EQuantizer),
         quantizer_entry(SmoothQuantConfig, SmoothQuantQuantizer),
+        quantizer_entry(AWQConfig, AWQQuantizer),
     )
 )
 

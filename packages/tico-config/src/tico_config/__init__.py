@@ -1,5 +1,6 @@
 """What is asked for: number formats, grids, observer specs and one config class per algorithm."""
 
+from tico_config._awq_config import AWQConfig
 from tico_config._base_config import BaseConfig, Resolution, partial_problems
 from tico_config._dtype import INT4, INT8, INT16, INT32, UINT4, UINT8, UINT16, DType, MXFormat
 from tico_config._errors import (
@@ -47,6 +48,7 @@ __all__ = [
     "UINT4",
     "UINT8",
     "UINT16",
+    "AWQConfig",
     "ArtifactError",
     "BaseConfig",
     "CalibrationError",

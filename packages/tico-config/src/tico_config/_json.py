@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 
 import attrs
 
+from tico_config._awq_config import AWQConfig
 from tico_config._base_config import BaseConfig
 from tico_config._dtype import DType, MXFormat
 from tico_config._errors import ConfigError, Found, Problem
@@ -37,7 +38,7 @@ _MAX_CHARACTERS = 2**20
 _MAX_DEPTH = 32
 _KIND = "kind"
 
-_CONFIGS: tuple[type[BaseConfig], ...] = (GPTQConfig, PTQConfig, SmoothQuantConfig, PT2EConfig)
+_CONFIGS: tuple[type[BaseConfig], ...] = (GPTQConfig, PTQConfig, SmoothQuantConfig, PT2EConfig, AWQConfig)
 _VALUES: tuple[type[attrs.AttrsInstance], ...] = (
     DType,
     PerTensor,

@@ -49,6 +49,7 @@ from tico_quantizers._restorable import RestorableModule
 from tico_quantizers._run import Run
 from tico_quantizers._stand_in import stand_in
 from tico_quantizers._weight_view import tied_paths
+from tico_quantizers.awq import AWQQuantizer
 from tico_quantizers.gptq import GPTQQuantizer, quantize_weight
 from tico_quantizers.pt2e import GPTQEverywhere, PT2EQuantizer, QuantGraph
 from tico_quantizers.smoothquant import SmoothQuantQuantizer, smoothing_scale
@@ -66,6 +67,7 @@ INTEGER_MODULES = (
 
 __all__ = [
     "INTEGER_MODULES",
+    "AWQQuantizer",
     "ActivationGrid",
     "AnyPrepared",
     "AnyQuantizer",

@@ -9,7 +9,7 @@ from tico_config import Found, NumericsError, Problem
 from tico_quantizers._channel_scale import ChannelScale
 from tico_quantizers._module_tree import Edit, parameter
 from tico_quantizers._smoothing_pairs import Pair, Reader
-from tico_quantizers._weight_view import FloatLayer, weight_axes
+from tico_quantizers._weight_view import FloatLayer, shape, weight_axes
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -37,11 +37,23 @@ def exact_for(pair: Pair, scale: Tensor) -> Tensor:
     Multiplying a short float by anything else would round it once more.
     """
     weights = [parameter(reader.layer, "weight") for reader in pair.readers]
-    source = pair.source.module if isinstance(pair.source, ChannelScale) else pair.source
     short = any(
-        weight is not None and weight.dtype in _HALF for weight in (*weights, parameter(source, "weight"))
+        weight is not None and weight.dtype in _HALF
+        for weight in (*weights, parameter(pair.module, "weight"))
     )
     return torch.ldexp(torch.ones_like(scale), scale.log2().round()) if short else scale
+
+
+def put_matrix(path: str, layer: FloatLayer, values: Tensor, edit: Edit) -> None:
+    """Give `layer` the weight whose matrix is `values` (rows, columns).
+
+    Raises:
+        NumericsError: it is not finite.
+    """
+    weight = values.view(shape(layer))
+    if weight_axes(layer) == (1, 0):
+        weight = weight.transpose(0, 1).contiguous()
+    _put(path, layer, "weight", weight.to(layer.weight.dtype), edit)
 
 
 def _divide_norm(path: str, source: ChannelScale, scale: Tensor, edit: Edit) -> Tensor:

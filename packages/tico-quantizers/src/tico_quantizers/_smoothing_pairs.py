@@ -20,6 +20,7 @@ from tico_quantizers._weight_view import (
     IntegerLayer,
     Layer,
     as_layer,
+    columns,
     feature_axis,
     groups,
     input_tensor,
@@ -39,6 +40,11 @@ class Reader:
     layer: FloatLayer
     channels: Tensor
 
+    @property
+    def columns(self) -> Tensor:
+        """The number of the channel that each column of the layer's matrix multiplies."""
+        return self.channels.repeat_interleave(columns(self.layer) // len(self.channels))
+
 
 @attrs.frozen(eq=False, kw_only=True)
 class Pair:
@@ -47,6 +53,11 @@ class Pair:
     path: str
     source: Source
     readers: tuple[Reader, ...]
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that takes the scales."""
+        return self.source.module if isinstance(self.source, ChannelScale) else self.source
 
     @property
     def channels(self) -> int:

@@ -2,6 +2,7 @@
 
 from tico_api import (
     BUILT_IN,
+    AWQConfig,
     GPTQConfig,
     PT2EConfig,
     PTQConfig,
@@ -22,6 +23,7 @@ from tico_api import (
 
 __all__ = [
     "BUILT_IN",
+    "AWQConfig",
     "GPTQConfig",
     "PT2EConfig",
     "PTQConfig",

@@ -141,7 +141,7 @@ def _override_problems(config: GPTQConfig, wanted: list[str], reasons: dict[str,
 def _reasons(model: nn.Module, config: GPTQConfig, layers: dict[str, Layer]) -> dict[str, str]:
     """Return the layers that are left alone, each with the reason."""
     tied = tied_paths(model)
-    head = _output_embedding(model)
+    head = output_embedding(model)
     attention = tuple(
         f"{path}." if path else "out_proj"
         for path, module in named_modules(model)
@@ -159,7 +159,7 @@ def _reasons(model: nn.Module, config: GPTQConfig, layers: dict[str, Layer]) -> 
     return found
 
 
-def _output_embedding(model: nn.Module) -> object:
+def output_embedding(model: nn.Module) -> object:
     """Return the head of a language model that says which module it is."""
     getter = getattr(model, "get_output_embeddings", None)
     return getter() if callable(getter) else None

@@ -11,9 +11,8 @@ from torch import Tensor
 from tico_config import DType, PerChannel
 from tico_observers import fake_quantize, params_from_range
 from tico_quantizers._output_error import output_error
+from tico_quantizers._powers import power
 
-# Powers of so few elements are one piece of work, whatever the number of threads.
-_PIECE = 2**14
 _STEPS = 20
 
 
@@ -30,11 +29,6 @@ def smoothing_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:
     largest, smallest = torch.finfo(torch.float32).max, torch.finfo(torch.float32).smallest_normal
     ratio = (power(x, alpha) / power(w, 1 - alpha)).clamp(smallest, largest)
     return torch.where((x > 0) & (w > 0), ratio, 1.0).to(torch.float32)
-
-
-def power(x: Tensor, exponent: float) -> Tensor:
-    """Return ``x ** exponent`` (float64, one axis): the same bits for every number of threads."""
-    return torch.cat([x[start : start + _PIECE].pow(exponent) for start in range(0, len(x), _PIECE)])
 
 
 @attrs.frozen(eq=False, kw_only=True)

@@ -16,7 +16,7 @@ from tico_quantizers._pair_search import candidates_of, known_pairs
 from tico_quantizers._quantizer import BaseQuantizer, Converted, Example
 from tico_quantizers._report import LayerReport, Report
 from tico_quantizers._smoothing_pairs import FoundPairs, Pair, Reader
-from tico_quantizers._weight_view import columns, matrix, shape
+from tico_quantizers._weight_view import matrix, shape
 from tico_quantizers.smoothquant._calibration import SmoothQuantCalibration
 from tico_quantizers.smoothquant._core import Reading, best_alpha, smoothing_scale
 
@@ -92,11 +92,9 @@ def _searched_scales(
 
 
 def _reading(reader: Reader, gram: GroupedGram) -> Reading:
-    """Return what the search needs of a layer, a channel for each column of its matrix."""
-    repeats = columns(reader.layer) // len(reader.channels)
     return Reading(
         weight=matrix(reader.layer),
-        channels=reader.channels.repeat_interleave(repeats),
+        channels=reader.columns,
         gram=(gram.parts[0].matrix() / gram.rows).to(torch.float32),
     )
 

@@ -1,0 +1,69 @@
+"""The config of AWQ."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import attrs
+
+from tico_config._errors import Problem
+from tico_config._smoothing_config import SmoothingConfig
+from tico_config._validation import boolean, integer, optional_integer
+
+
+@attrs.frozen(kw_only=True)
+class AWQConfig(SmoothingConfig):
+    """Weights scaled up where the activations are large, clipped, and rounded to nearest.
+
+    Lin et al. 2023, arXiv 2306.00978. It works on pairs, as SmoothQuant does; layers in no pair are clipped
+    and rounded only. Every field except `mappings`, `round_weights` and `show_progress` can be set per
+    module by `overrides`.
+
+    Attributes:
+        bits: width of a code, 2 to 8.
+        group_size: input columns that share a scale; None shares one per output row.
+        ragged_groups: let the last group of a row be a shorter one where `group_size` is no divisor of the
+            columns; otherwise such a layer is refused.
+        symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
+        n_grid: how many shares of the activations' magnitude are tried for the scales of a pair, from 0 on in
+            steps of ``1 / n_grid``; 1 scales nothing.
+        clip: whether the range of each group is cut off where that lowers the error.
+        round_weights: False leaves float weights, scaled and clipped, to an algorithm that rounds them.
+        mappings: patterns for the modules that take scales, each with patterns for the layers that read them;
+            without any, pairs are found by running the model.
+        show_progress: show a progress bar during `convert` where the extra `progress` is installed.
+
+    Raises:
+        ConfigError: one or more fields are wrong; all are reported.
+
+    >>> AWQConfig(overrides={"*.q_proj": {"clip": False}}).resolve("layers.0.q_proj").spec.clip
+    False
+    """
+
+    name: ClassVar[str] = "awq"
+    fixed_fields: ClassVar[frozenset[str]] = frozenset(
+        {"overrides", "mappings", "round_weights", "show_progress"}
+    )
+
+    bits: int = 4
+    group_size: int | None = 128
+    ragged_groups: bool = False
+    symmetric: bool = False
+    n_grid: int = 20
+    clip: bool = True
+    round_weights: bool = True
+    show_progress: bool = True
+
+    def _field_problems(self) -> list[Problem | None]:
+        return [
+            integer("bits", self.bits, 2, 8),
+            optional_integer("group_size", self.group_size, 1),
+            boolean("ragged_groups", self.ragged_groups),
+            boolean("symmetric", self.symmetric),
+            integer("n_grid", self.n_grid, 1, 1000),
+            boolean("clip", self.clip),
+            boolean("round_weights", self.round_weights),
+            boolean("show_progress", self.show_progress),
+            # Named, not super(): attrs' slotted copy of the class would lose the zero-argument form's cell.
+            *SmoothingConfig._field_problems(self),
+        ]
