@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graph_models import Function, calibrated, conv_net, encoder, photos, quantized
+from faults import TorchCalls, calls_of, sampled
+from graph_models import Function, calibrated, conv_net, decibels, encoder, photos, quantized
 from model_state import refused, unchanged
-from tico.quantization import GPTQConfig, convert, prepare
+from tico.quantization import GPTQConfig, convert, prepare, report
 from tico_config import (
     CalibrationError,
     ConfigError,
@@ -20,9 +21,10 @@ from tico_config import (
     NumericsError,
     PT2EConfig,
     UnsupportedError,
+    no_quant,
 )
 from tico_quantizers import QuantGraph
-from tiny_models import values
+from tiny_models import TOKENS, tiny_llama, values
 
 
 def test_the_model_is_not_touched() -> None:
@@ -282,3 +284,52 @@ def test_overrides_that_match_nothing_are_refused_together() -> None:
     assert [problem.field for problem in caught.value.problems] == ["overrides", "module_types", "operators"]
     assert "stem.0" in str(caught.value)
     assert "'Conv2d'" in str(caught.value)
+
+
+def test_conversions_that_fail_anywhere_change_nothing() -> None:
+    """Wherever `convert` fails, in place or not, the graph stays prepared, and then gives the same bits."""
+    x = photos(1)
+    expected = convert(calibrated(conv_net(), PT2EConfig(), photos(0)))(x)
+    graph = calibrated(conv_net(), PT2EConfig(), photos(0))
+    count = calls_of(lambda: convert(graph, inplace=False))
+    for index, call in enumerate(sampled(count, 12)):
+        error = (RuntimeError, KeyboardInterrupt, MemoryError)[index % 3]
+        with unchanged(graph), pytest.raises(error, match="injected"), TorchCalls(call, error):
+            convert(graph, inplace=index % 2 == 0)
+    assert torch.equal(convert(graph)(x), expected)
+
+
+def test_formats() -> None:
+    """bfloat16 models keep their format; float64, which the operators do not take, is refused by name."""
+    x = values(0, 8, 4)
+    narrow = nn.Linear(4, 4).to(torch.bfloat16)
+    graph = quantized(narrow, PT2EConfig(), x.to(torch.bfloat16))
+    assert graph(x.to(torch.bfloat16)).dtype == torch.bfloat16
+    wide = nn.Linear(4, 4).to(torch.float64)
+    with refused(wide, ConfigError, field="model") as caught:
+        prepare(wide, PT2EConfig(), args=(x.double(),), inplace=False)
+    assert "linear in torch.float64" in str(caught.value)
+
+
+def test_integer_modules_are_exported_with_their_weights() -> None:
+    """What GPTQ has left in a module comes out as the graph's constants, exact where weights stay float."""
+    model, x = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), values(0, 64, 16)
+    prepare(model, GPTQConfig(show_progress=False))
+    model(x)
+    convert(model)
+    config = PT2EConfig(activation=no_quant(), weight=no_quant())
+    assert torch.equal(quantized(model, config, x)(x), model(x))
+    graph = quantized(model, PT2EConfig(), x)
+    assert {"0", "2"} <= {line.path for line in report(graph).layers if line.weight.startswith("uint8")}
+
+
+def test_a_language_model_is_quantized() -> None:
+    """Norms written out, rotary embeddings, masks and grouped queries: a tiny LLaMA, any batch."""
+    model = tiny_llama()
+    options = {"input_ids": TOKENS, "use_cache": False}
+    graph = prepare(model, PT2EConfig(), kwargs=options, inplace=False)
+    graph(**options)
+    graph = convert(graph)
+    tokens = TOKENS.flip(0).repeat(2, 1)
+    logits = graph(input_ids=tokens, use_cache=False).logits
+    assert decibels(model(tokens).logits, logits) > 25

@@ -16,7 +16,7 @@ from tico_quantizers._module_tree import named_modules
 from tico_quantizers._quantizer import Example
 from tico_quantizers.pt2e._graph import quiet
 from tico_quantizers.pt2e._input_check import input_check
-from tico_quantizers.pt2e._nodes import module_of, operator_of
+from tico_quantizers.pt2e._nodes import module_of, operator_of, writes
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _LONGEST_REASON = 300
@@ -57,7 +57,8 @@ def _exported(model: nn.Module, example: Example, shapes: Mapping[str, object]) 
     made: fx.GraphModule = program.module()
     graph = made.graph
     for node in list(graph.nodes):
-        if node.op == "call_module" and node.target == "_guards_fn":
+        # Guards are checked below; the others say what the exporter knows already.
+        if node.target == "_guards_fn" or operator_of(node) == "_assert_tensor_metadata":
             graph.erase_node(node)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     if placeholders:
@@ -82,7 +83,7 @@ def _require_no_writes(exported: fx.GraphModule) -> None:
             remedy="pass that state in and return it, or leave it out (for example use_cache=False)",
         )
         for node in exported.graph.nodes
-        if operator_of(node).endswith("_")
+        if writes(node)
     ]
     if problems:
         raise UnsupportedError(*problems)

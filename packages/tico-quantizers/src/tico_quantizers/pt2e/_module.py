@@ -207,9 +207,8 @@ def _weight_params(view: SiteView, spec: QuantSpec) -> AffineParams:
 
 def _lines(annotated: Sequence[Annotated], left: Counter[str]) -> tuple[LayerReport, ...]:
     """Return a line for all operators that stay in float, and one for each of the others."""
-    counted = ", ".join(f"{name} {count}" for name, count in sorted(left.items()))
     figures = tuple((name, float(count)) for name, count in sorted(left.items()))
-    reason = f"left in float: {counted or 'nothing'}"
+    reason = "operators left in float" if left else "no operator left in float"
     rest = LayerReport(path="", module="graph", algorithm="pt2e", reason=reason, figures=figures)
     return rest, *(_line(item) for item in annotated if not item.operation.shares)
 

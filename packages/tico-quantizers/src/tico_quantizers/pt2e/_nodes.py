@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument
 
 from tico_quantizers._module_tree import child_path
 
@@ -21,6 +23,12 @@ def operator_of(node: fx.Node) -> str:
         return parts[1]
     name: object = getattr(node.target, "__name__", node.target)
     return str(name)
+
+
+def writes(node: fx.Node) -> bool:
+    """Return whether `node` writes to one of the tensors that it is given."""
+    schema: object = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and bool(getattr(schema, "is_mutable", False))
 
 
 def value_of(node: fx.Node) -> Tensor | None:
@@ -93,19 +101,37 @@ def container(root: nn.Module, path: str) -> nn.Module:
 
 
 def constant_value(root: nn.Module, node: fx.Node) -> Tensor | None:
-    """Return the tensor that `node` gives in every call; None where that depends on the inputs."""
-    if node.op == "get_attr":
-        return attribute(root, str(node.target))
-    sources = node.all_input_nodes
-    if node.op != "call_function" or not callable(node.target):
-        return None
-    known = {source: constant_value(root, source) for source in sources}
-    if not known or any(value is None for value in known.values()):
-        return None
-    arguments = fx.map_arg(node.args, lambda source: known[source])
-    keywords = fx.map_arg(node.kwargs, lambda source: known[source])
-    found: object = node.target(*arguments, **keywords)
+    """Return the tensor that `node` gives in every call; None where that may differ."""
+    found = _constant(root, node, {})
     return found if isinstance(found, Tensor) else None
+
+
+def _constant(root: nn.Module, node: fx.Node, known: dict[fx.Node, object]) -> object:
+    """Return what `node` gives in every call, None where that may differ; `known` is what was found so far."""
+    if node not in known:
+        known[node] = attribute(root, str(node.target)) if node.op == "get_attr" else None
+        sources = {source: _constant(root, source, known) for source in node.all_input_nodes}
+        if _is_certain(node) and all(value is not None for value in sources.values()):
+            known[node] = _called(node, sources)
+    return known[node]
+
+
+def _is_certain(node: fx.Node) -> bool:
+    """Return whether `node` calls a function whose result follows from its arguments."""
+    tags: Collection[object] = getattr(node.target, "tags", ())
+    return node.op == "call_function" and torch.Tag.nondeterministic_seeded not in tags
+
+
+def _called(node: fx.Node, sources: Mapping[fx.Node, object]) -> object:
+    call = cast("_Call", node.target)
+    values: Mapping[fx.Node, Argument] = cast("Mapping[fx.Node, Argument]", sources)
+    arguments = cast("tuple[object, ...]", fx.map_arg(node.args, values.__getitem__))
+    keywords = cast("dict[str, object]", fx.map_arg(node.kwargs, values.__getitem__))
+    return call(*arguments, **keywords)
+
+
+class _Call(Protocol):
+    def __call__(self, *args: object, **kwargs: object) -> object: ...
 
 
 def node_called(graph: fx.Graph, name: str) -> fx.Node:

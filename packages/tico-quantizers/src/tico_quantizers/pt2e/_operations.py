@@ -67,7 +67,10 @@ def find_operations(graph: fx.Graph) -> Found:
     inner: set[fx.Node] = set()
     left: Counter[str] = Counter()
     for node in graph.nodes:
-        if node in inner or not is_float(node) or node.op != "call_function":
+        if node in inner or node.op != "call_function":
+            continue
+        if not is_float(node):
+            left += _wide(node)
             continue
         pattern = _pattern(node)
         if pattern is None:
@@ -100,6 +103,13 @@ def _pattern(node: fx.Node) -> Pattern | None:
         return None  # only a zero is on every grid
     feeds_softmax = {operator_of(user) for user in node.users} == {"softmax"}
     return None if operator in BEFORE_SOFTMAX and feeds_softmax else PATTERNS.get(operator)
+
+
+def _wide(node: fx.Node) -> Counter[str]:
+    """Return what to count for a node in a format that the operators of quantization do not take."""
+    value = value_of(node)
+    wide = value is not None and value.is_floating_point()
+    return Counter({f"{operator_of(node)} in {value.dtype}": 1}) if wide and value is not None else Counter()
 
 
 def _described(node: fx.Node) -> str:
