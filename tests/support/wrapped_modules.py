@@ -53,9 +53,8 @@ class Row:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = Whole(self.make(), self.times)
-            for norm in model.modules():
-                if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-                    _as_if_trained(norm)
+            for module in model.modules():
+                as_if_trained(module)
         return model.eval()
 
     def data(self, seed: int = 0) -> tuple[Tensor, ...]:
@@ -81,13 +80,16 @@ class Whole(nn.Module):
         return output[0] if isinstance(output, tuple) else output
 
 
-def _as_if_trained(norm: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> None:
-    if norm.running_mean is not None and norm.running_var is not None:
-        norm.running_mean.normal_()
-        norm.running_var.uniform_(0.5, 2.0)
-    if norm.affine:
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.normal_(norm.bias)
+def as_if_trained(module: nn.Module) -> None:
+    """Give a batch norm random statistics, weight and bias; leave any other module as it is."""
+    if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+        return
+    if module.running_mean is not None and module.running_var is not None:
+        module.running_mean.normal_()
+        module.running_var.uniform_(0.5, 2.0)
+    if module.affine:
+        nn.init.uniform_(module.weight, 0.5, 1.5)
+        nn.init.normal_(module.bias)
 
 
 def _layer(make: Callable[[], nn.Module], *inputs: tuple[int, ...]) -> Row:

@@ -15,6 +15,7 @@ class TestPublicAPI(PublicAPI):
         "Concat",
         "Coverage",
         "CoverageLine",
+        "FoldedNorm",
         "Frozen",
         "MatMul",
         "Mode",

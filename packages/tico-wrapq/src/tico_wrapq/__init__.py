@@ -4,6 +4,7 @@ from tico_wrapq._attention import QuantMultiheadAttention, QuantTransformerEncod
 from tico_wrapq._calibration_file import load_calibration, save_calibration
 from tico_wrapq._coverage import Coverage, CoverageLine, coverage
 from tico_wrapq._embedding_bag import QuantEmbeddingBag, QuantizedEmbeddingBag
+from tico_wrapq._folds import FoldedNorm
 from tico_wrapq._joints import Add, Concat, MatMul, Mul, QuantJoint, QuantOutput, QuantStub
 from tico_wrapq._layers import (
     QuantConv,
@@ -53,6 +54,7 @@ RESTORABLE_MODULES = (
     QuantUnary,
     QuantNorm,
     QuantizedNorm,
+    FoldedNorm,
     QuantJoint,
     QuantOutput,
     QuantLlamaAttention,
@@ -71,6 +73,7 @@ __all__ = [
     "Concat",
     "Coverage",
     "CoverageLine",
+    "FoldedNorm",
     "Frozen",
     "MatMul",
     "Mode",

@@ -141,7 +141,7 @@ def _line(path: str, module: nn.Module, run: LayerReport) -> CoverageLine:
         path=path,
         module=_kind(module),
         points=points,
-        reason="" if isinstance(module, RestorableModule) else run.reason,
+        reason="" if points else run.reason,
         macs=int(figures["macs"]) if "macs" in figures else None,
         multiplies_integers=_multiplies_integers(module),
         taken_by_one=tuple(shares.items()),

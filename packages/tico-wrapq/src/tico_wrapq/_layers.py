@@ -141,6 +141,14 @@ class LayerWrapper(QuantModuleBase):
         stand_in(self, new)
         return new
 
+    def integer_of(self, weight: Tensor, bias: Tensor, act_out: ActivationGrid | None) -> QuantizedModule:
+        """Return the integer module of this layer with another weight, bias and grid of its output."""
+        packed = packed_weight(weight, self.weight_specs["weight"], self.path)
+        grids = {"act_in": self.point("act_in").determined(), "act_out": act_out}
+        new = self._integer(_parts(packed, bias, grids))
+        stand_in(self, new)
+        return new
+
     def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
         """Return the codes of `weight`, those of a layer that it is tied to where there is one."""
         return weights.get(weight, spec, lambda: packed_weight(weight, spec, self.path))

@@ -22,6 +22,7 @@ from tico_quantizers import (
     named_modules,
     parameter,
 )
+from tico_wrapq._folds import Fold, Folds, foldable
 from tico_wrapq._point import require_data
 from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
 from tico_wrapq._registry import REGISTRY
@@ -39,18 +40,21 @@ ONE_CHANNEL = "range taken by one channel"
 class PTQCalibration(Calibration):
     """The wrappers of a model, each with its points, and how much each module multiplies."""
 
-    def __init__(self, wrapped: Wrapped, edit: Edit) -> None:
+    def __init__(self, wrapped: Wrapped, folds: list[Fold], edit: Edit) -> None:
         self.wrapped = wrapped
         self.points = [point for wrapper in wrapped.wrappers.values() for _, point in wrapper.named_points()]
         passage = Passage()
         self.work = Work(self)
-        super().__init__(passage, self.work)
+        self.folds = Folds(folds, self)
+        super().__init__(passage, self.work, self.folds)
         passage.calibration = self
         for point in self.points:
             point.follow(passage)
         for path, module in self._multiplying():
             self.work.measure(path, module)
-            edit.on_undo(self.handles[-1].remove)
+        self.folds.watch()
+        for handle in self.handles:
+            edit.on_undo(handle.remove)
 
     def _multiplying(self) -> list[tuple[str, nn.Module]]:
         wrappers = self.wrapped.wrappers
@@ -84,7 +88,8 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         wrapped = wrap(model, self.config, REGISTRY.with_installed(), edit)
         for wrapper in wrapped.wrappers.values():
             wrapper.enable_calibration()
-        return wrapped.root, PTQCalibration(wrapped, edit)
+        folds = list(foldable(wrapped.root, self.config))
+        return wrapped.root, PTQCalibration(wrapped, folds, edit)
 
     def convert(self, model: nn.Module, calibration: PTQCalibration, edit: Edit) -> Converted:
         """Put integer layers in the place of wrappers, and fix the points of the others."""
@@ -93,13 +98,17 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         require_data(calibration.points)
         left = calibration.wrapped.left
         figures = {path: calibration.figures(path) for path in (*wrappers, *(line.path for line in left))}
-        finished = {path: wrapper.finished(weights, edit) for path, wrapper in wrappers.items()}
-        untied = _untied(wrappers, finished)
+        folded = {path: new for fold in calibration.folds.shown() for path, new in fold.finished().items()}
+        finished = {
+            path: folded[path] if path in folded else wrapper.finished(weights, edit)
+            for path, wrapper in wrappers.items()
+        }
+        notes = _untied(wrappers, finished) | calibration.folds.notes()
         root, lines = model, list(left)
         for path, wrapper in wrappers.items():
             new = finished[path]
             root = edit.replace(root, wrapper, new) if new is not wrapper else root
-            lines.append(_line(path, wrapper, new, untied.get(path, "")))
+            lines.append(_line(path, wrapper, new, notes.get(path, "")))
         by_path = {line.path: attrs.evolve(line, figures=figures[line.path]) for line in lines}
         ordered = [by_path[path] for path, _ in named_modules(root) if path in by_path]
         return Converted(root=root, modules=tuple(finished.values()), report=Report(layers=tuple(ordered)))

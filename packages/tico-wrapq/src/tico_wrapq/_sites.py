@@ -9,7 +9,7 @@ import attrs
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tico_quantizers import QuantizedModule, RestorableModule, child_path, children, named_modules
+from tico_quantizers import RestorableModule, child_path, children, named_modules
 from tico_wrapq._point import PointDeclaration, QuantPoint
 from tico_wrapq._quant_module_base import QuantModuleBase
 from tico_wrapq._registry import WrapperRegistry, pass_reason, why_no_wrapper
@@ -97,7 +97,7 @@ def _has_own_forward(wrapper: type[QuantModuleBase], module: nn.Module, registry
 
 def _reason(module: nn.Module) -> str:
     """Return why it is right that `module` has no wrapper; empty where it is not."""
-    if isinstance(module, QuantizedModule | QuantModuleBase):
+    if isinstance(module, RestorableModule):
         return "it is quantized already"
     passing = pass_reason(type(module))
     holds_others = children(module) and not isinstance(module, _WHOLES)
