@@ -175,19 +175,61 @@ def test_passes_that_end_early_give_the_same_bits(use: str) -> None:
 
 
 def test_passes_end_where_nothing_more_is_to_be_learned() -> None:
-    """At the last block, as soon as its input is known; layers behind the blocks still get theirs."""
+    """At the first block where it tells what all others get; layers behind the blocks still get theirs."""
     calls: list[str] = []
     model = prepare(nn.Sequential(Block(), Block()).eval(), config(stop_after_capture=True))
     for path in ("0.one", "1.one"):
         model.get_submodule(path).register_forward_hook(lambda *_, path=path: calls.append(path))
     for seed in range(2):
         model(values(seed, 20, 8))
-    assert calls == ["0.one", "1.one", "0.one"]
+    assert calls == ["0.one", "1.one"]
     behind = prepare(stack(), config(stop_after_capture=True))
     results = [behind(values(seed, 20, 8)) for seed in range(2)]
     assert [result is None for result in results] == [False, True]
     expected = bits_of(stack(), values(0, 20, 8), values(1, 20, 8))
     assert same_tensors(tensors_of(convert(behind)), expected)
+
+
+class Masked(nn.Module):
+    """Blocks of which each gets a mask of its own, or all the same, or from the second batch on none."""
+
+    def __init__(self, style: str) -> None:
+        """Make the parts."""
+        super().__init__()
+        self.blocks, self.style, self.calls = nn.Sequential(Block(), Block(), Block()), style, 0
+        for block in self.blocks:
+            block.register_forward_pre_hook(self._mask, with_kwargs=True)
+
+    @staticmethod
+    def _mask(
+        block: nn.Module, args: tuple[Tensor], kwargs: dict[str, Tensor | None]
+    ) -> tuple[tuple[Tensor], dict[str, Tensor | None]]:
+        mask = kwargs.pop("mask")
+        return (args[0] if mask is None else args[0] * mask,), kwargs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the last hidden state."""
+        self.calls += 1
+        mask = (x > 0).float()
+        for number, block in enumerate(self.blocks):
+            own = mask * number if self.style == "own" else mask
+            x = block(x, mask=None if self.style == "at first" and self.calls > 1 else own)
+        return x
+
+
+@pytest.mark.parametrize("style", ["own", "shared", "at first"])
+def test_what_blocks_get_besides_hidden_states_decides_where_passes_end(style: str) -> None:
+    """The codes are those of whole passes, whether the first block's arguments tell the others' or not."""
+    found = []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = Masked(style).eval()
+    for early in (False, True):
+        model = prepare(made, config(stop_after_capture=early), inplace=False)
+        ended = [model(values(seed, 20, 8)) is None for seed in range(3)]
+        assert ended == ([False, True, True] if early else [False] * 3)
+        found.append(tensors_of(convert(model)))
+    assert same_tensors(*found)
 
 
 def test_ending_early_leaves_nothing_behind() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tico_quantizers._activation_store import ActivationStore
+from tico_quantizers._call_template import CallTemplate
 from tico_quantizers._calls import (
     Call,
     FromPrevious,
@@ -56,6 +57,7 @@ class BlockCalls(Recorder):
         self._outputs: list[list[_Output]] = [[] for _ in blocks]
         self._snapshots = Snapshots()
         self._running = 0
+        self._template: CallTemplate | None = None
 
     @property
     def is_running(self) -> bool:
@@ -84,6 +86,7 @@ class BlockCalls(Recorder):
 
     def digest(self) -> None:
         """Put the tensors of the pass that has ended into the store."""
+        self._template = self._template or CallTemplate.of(self._unfinished)
         whole = [leaves_of(call) for calls in self._unfinished for call in calls]
         hidden = {
             index for leaves in whole for index, leaf in enumerate(leaves) if isinstance(leaf, FromPrevious)
@@ -114,6 +117,19 @@ class BlockCalls(Recorder):
             accepted.extend(new)
         self._unfinished = [[] for _ in self.blocks]
         self._running = 0
+
+    def rest_is_known(self) -> bool:
+        """Whether all calls of this pass follow from that of the first block, the only one yet."""
+        first, *others = self._unfinished
+        known = self._template is not None and len(first) == 1 and not any(others)
+        return known and self._template is not None and self._template.fits(first[0])
+
+    def complete(self) -> None:
+        """Note the calls that the other blocks of the pass that goes on would have got."""
+        if self._template is not None and self.rest_is_known():
+            numbers = [len(accepted) for accepted in self._accepted[:-1]]
+            made = self._template.calls(self._unfinished[0][0], numbers)
+            self._unfinished = [self._unfinished[0], *([call] for call in made)]
 
     def note_call(self, number: int, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         """Keep the arguments of a call of block `number`."""

@@ -29,7 +29,7 @@ class GPTQCalibration(Calibration):
         inside = tuple(target for target in plan.targets if target.block is not None)
         self.outside = InputGrams(layers_of(outside), weights_of(outside))
         self.strays = InputGrams(layers_of(inside), weights_of(inside), asymmetric=config.asymmetric > 0)
-        self.early_end = EarlyEnd() if config.stop_after_capture else None
+        self.early_end = EarlyEnd(self.calls) if config.stop_after_capture else None
         recorders = (self.calls, self.reached, self.outside, self.strays)
         super().__init__(*recorders, *([self.early_end] if self.early_end else []))
         self.handles += self.calls.watch(self) + self.reached.watch(self) + self.outside.watch(self)

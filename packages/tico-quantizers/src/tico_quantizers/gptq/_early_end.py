@@ -9,6 +9,7 @@ from typing import Protocol
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from tico_quantizers._block_calls import BlockCalls
 from tico_quantizers._forward_watch import Calibration, Recorder
 from tico_quantizers._module_tree import Edit
 
@@ -24,11 +25,13 @@ class _NothingMore(Exception):  # noqa: N818  # it is none
 class EarlyEnd(Recorder):
     """Counts in the first pass how often something is captured, and ends later ones after as many times.
 
-    A pass that captures less often runs to its end, and so do those of the model's `generate`, which goes on
-    from what they return.
+    Where that was nothing but a call of each block, and the calls follow from that of the first one, later
+    passes end there. A pass that captures less often than the first runs to its end, and so do those of the
+    model's `generate`, which goes on from what they return.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls: BlockCalls) -> None:
+        self._calls = calls
         self._in_first: int | None = None
         self._in_this = 0
         self.is_off = False
@@ -57,7 +60,12 @@ class EarlyEnd(Recorder):
             Exception: of a kind that the model's `forward` catches.
         """
         self._in_this += 1
-        if self._in_this == self._in_first and not self.is_off:
+        if self.is_off or self._in_first is None:
+            return
+        if self._in_first == len(self._calls.blocks) and self._calls.rest_is_known():
+            self._calls.complete()
+            raise _NothingMore
+        if self._in_this == self._in_first:
             raise _NothingMore
 
     def install(self, root: nn.Module, edit: Edit) -> None:
