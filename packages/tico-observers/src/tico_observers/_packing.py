@@ -72,18 +72,32 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     if bits > 8:
         low, high = packed.to(torch.int32).reshape(*shape, 2).unbind(-1)
         return low | (high << 8)
-    if bits in (2, 4):
-        parts = (packed.unsqueeze(-1) >> _shifts(bits, 8 // bits, packed, torch.uint8)) & (2**bits - 1)
-        narrow: Tensor = parts.flatten(-2)[..., :columns]
-        return narrow
-    padding = -(-columns // 8) * bits - packed.shape[-1]
-    padded = torch.nn.functional.pad(packed.to(torch.int64), (0, padding)).reshape(
-        *rows, -(-columns // 8), bits
-    )
-    word = (padded << _shifts(8, bits, packed)).sum(-1, keepdim=True)
-    codes: Tensor = (word >> _shifts(bits, 8, packed)) & (2**bits - 1)
-    flat: Tensor = codes.flatten(-2)[..., :columns]
-    return flat.to(torch.uint8)
+    codes = _spread(packed, bits) if bits in (2, 4) else _words(packed, bits, columns)
+    narrow: Tensor = codes[..., :columns]
+    return narrow
+
+
+def _spread(packed: Tensor, bits: int) -> Tensor:
+    """Return the codes of 2 or 4 bits, each byte spread over as many bytes as it has codes, all at once."""
+    wide, mask = (torch.int16, 0x0F0F) if bits == 4 else (torch.int32, 0x03030303)
+    word = packed.contiguous().to(wide)
+    parts = word.clone()
+    for step in range(1, 8 // bits):
+        parts |= word << (8 - bits) * step
+    codes: Tensor = (parts & mask).view(torch.uint8)
+    return codes
+
+
+def _words(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Return the codes of 3, 5, 6 or 7 bits, by way of an integer for each eight of them."""
+    wide = torch.int32 if bits == 3 else torch.int64
+    count = -(-columns // 8)
+    padded = torch.nn.functional.pad(packed.to(wide), (0, count * bits - packed.shape[-1]))
+    parts = padded.reshape(*packed.shape[:-1], count, bits) << _shifts(8, bits, packed, wide)
+    word = parts.sum(-1, keepdim=True, dtype=wide)
+    codes: Tensor = (word >> _shifts(bits, 8, packed, wide)) & (2**bits - 1)
+    flat: Tensor = codes.to(torch.uint8).flatten(-2)
+    return flat
 
 
 def _shifts(step: int, count: int, like: Tensor, dtype: torch.dtype = torch.int64) -> Tensor:

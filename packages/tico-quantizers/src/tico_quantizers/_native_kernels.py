@@ -97,7 +97,7 @@ class IntegerProduct:
         sums = steps.sum(-1)
         if math.isnan(float(sums.sum())):
             return None
-        product = operators.int8_sums(steps.add_(offset).to(torch.uint8), offset, self.packed)
+        product = operators.int8_sums(_as_bytes(steps.add_(offset - 128)), offset, self.packed)
         if self.zero is not None:
             product.addr_(sums, self.zero, alpha=-1)
         return product.mul_(self.scale) if bias is None else torch.addcmul(bias, product, self.scale)
@@ -108,12 +108,13 @@ class IntegerProduct:
         if math.isnan(float(scale.sum())):
             return None
         codes = (x / scale.unsqueeze(-1)).round_().add_(offsets.unsqueeze(-1)).clamp_(0, self._last)
+        sums = None if self.zero is None else codes.sum(-1) - offsets * x.shape[1]
         middle = self._last // 2 + 1
-        product = operators.int8_sums(codes.to(torch.uint8), middle, self.packed)
+        product = operators.int8_sums(_as_bytes(codes.sub_(128)), middle, self.packed)
         if not self.grid.symmetric:
             product.addr_(middle - offsets, self.total)
-        if self.zero is not None:
-            product.addr_(codes.sum(-1) - offsets * x.shape[1], self.zero, alpha=-1)
+        if sums is not None and self.zero is not None:
+            product.addr_(sums, self.zero, alpha=-1)
         product.mul_(self.scale).mul_(scale.unsqueeze(-1))
         return product if bias is None else product.add_(bias)
 
@@ -121,6 +122,11 @@ class IntegerProduct:
     def _last(self) -> int:
         """The largest code, counted from the smallest."""
         return self.grid.dtype.qmax - self.grid.dtype.qmin
+
+
+def _as_bytes(codes: Tensor) -> Tensor:
+    """Return float codes from -128 to 127 as uint8 from 0 to 255; the direct cast takes twice as long."""
+    return codes.to(torch.int8).view(torch.uint8).bitwise_xor_(128)
 
 
 def centred(weight: PackedWeight) -> tuple[Tensor, Tensor | None]:

@@ -189,9 +189,14 @@ class PackedWeight(ExactModule):
     def _values(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         unsigned = unpack(codes, self.bits, (codes.shape[0], self.columns))
         # Codes of up to 16 bits, zero points and their differences are exact in float32.
-        start = self.per_column(zero_point - self.dtype.qmin).to(torch.float32)
-        steps = unsigned.to(torch.float32).sub_(start)
-        return steps.mul_(self.per_column(scale)).clamp_(-_LARGEST, _LARGEST)
+        steps, start = unsigned.to(torch.float32), (zero_point - self.dtype.qmin).to(torch.float32)
+        if self.group_index is not None or self.columns % (self.group_size or 1):
+            start, scale = self.per_column(start), self.per_column(scale)
+        else:
+            steps = steps.reshape(*start.shape, self.group_size or self.columns)
+            start, scale = start.unsqueeze(-1), scale.unsqueeze(-1)
+        values = steps.sub_(start).mul_(scale).clamp_(-_LARGEST, _LARGEST)
+        return values.reshape(codes.shape[0], self.columns)
 
     def per_column(self, values: Tensor) -> Tensor:
         """Return what each column has of `values` (rows, groups); one group is left to broadcast."""
