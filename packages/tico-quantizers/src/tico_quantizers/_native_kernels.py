@@ -33,7 +33,7 @@ from tico_quantizers._packed_weight import PackedWeight
 MOST_COLUMNS: Final = 65_536
 
 # Up to so many tokens the kernel that reads packed codes is faster than a bfloat16 product with the codes
-# turned into bfloat16 first: where the two cross in ``python benchmarks/inference.py --crossover``.
+# turned into bfloat16 first: where the two cross in ``python benchmarks/inference.py crossover``.
 INT4_TOKENS: Final = 32
 INT8_TOKENS: Final = 12
 
@@ -204,16 +204,22 @@ class RowScaledProduct:
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return ``x Wᵀ + bias``."""
         narrow = x.to(torch.bfloat16)
-        if self.few and len(x) <= INT8_TOKENS:
-            product = operators.bfloat_by_int8(narrow, self.codes).to(torch.float32)
-        else:
-            product = x.new_empty(len(x), len(self.codes), dtype=torch.float32)
-            for start, stop in pieces(self.codes.shape):
-                product[:, start:stop] = narrow @ self.codes[start:stop].to(torch.bfloat16).T
-        product.mul_(self.scale)
+        few = self.few and len(x) <= INT8_TOKENS
+        product = (self.by_codes(narrow) if few else self.by_pieces(narrow)).mul_(self.scale)
         if self.zero is not None:
             product.addr_(narrow.sum(-1, dtype=torch.float32), self.zero, alpha=-1)
         return product if bias is None else product.add_(bias)
+
+    def by_codes(self, x: Tensor) -> Tensor:
+        """Return the product of bfloat16 `x` with the codes, which are read as they are."""
+        return operators.bfloat_by_int8(x, self.codes).to(torch.float32)
+
+    def by_pieces(self, x: Tensor) -> Tensor:
+        """Return the product of bfloat16 `x` with the codes, which become bfloat16 first."""
+        product = x.new_empty(len(x), len(self.codes), dtype=torch.float32)
+        for start, stop in pieces(self.codes.shape):
+            product[:, start:stop] = x @ self.codes[start:stop].to(torch.bfloat16).T
+        return product
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -250,10 +256,11 @@ class GroupScaledProduct:
         if self.few is not None and len(x) <= INT4_TOKENS:
             product = self.few(narrow).to(torch.float32)
         else:
-            product = self._many(narrow)
+            product = self.by_pieces(narrow)
         return product if bias is None else product.add_(bias)
 
-    def _many(self, x: Tensor) -> Tensor:
+    def by_pieces(self, x: Tensor) -> Tensor:
+        """Return the product of bfloat16 `x` with the weight, which becomes bfloat16 first."""
         paired = self._paired
         if paired:
             x = x.view(len(x), -1, 2).transpose(1, 2).flatten(1)
