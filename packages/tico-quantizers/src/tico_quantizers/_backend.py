@@ -49,10 +49,12 @@ def set_backend(model: nn.Module, backend: Backend) -> dict[str, str]:
             Problem(field="model", value=found, expected=expected, remedy="convert the model first")
         )
     linear = {path: layer for path, layer in layers.items() if isinstance(layer, QuantizedLinear)}
-    made = {path: NativeLinear.of(layer.parts) for path, layer in linear.items() if backend != "reference"}
-    for path, layer in linear.items():
-        layer.use(backend, made.get(path))
     if backend == "reference":
+        for layer in linear.values():
+            layer.use(backend)
         return dict.fromkeys(layers, "reference")
+    made = {path: NativeLinear.of(layer.packed, layer.act_in) for path, layer in linear.items()}
+    for path, layer in linear.items():
+        layer.use(backend, made[path])
     other = "reference: only linear layers have kernels"
     return {path: made[path].label(backend) if path in made else other for path in layers}

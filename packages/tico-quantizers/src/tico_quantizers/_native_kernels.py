@@ -49,7 +49,7 @@ class Kernel(Protocol):
         """What it is, for people."""
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Return ``x Wᵀ + bias`` as float32 for `x` (tokens, columns), or None where it can't."""
+        """Return ``x Wᵀ + bias`` for `x` (tokens, columns), not yet in its format, or None where it can't."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -254,10 +254,10 @@ class GroupScaledProduct:
         """Return ``x Wᵀ + bias``."""
         narrow = x.to(torch.bfloat16)
         if self.few is not None and len(x) <= INT4_TOKENS:
-            product = self.few(narrow).to(torch.float32)
+            product = self.few(narrow)
         else:
             product = self.by_pieces(narrow)
-        return product if bias is None else product.add_(bias)
+        return product if bias is None else product + bias
 
     def by_pieces(self, x: Tensor) -> Tensor:
         """Return the product of bfloat16 `x` with the weight, which becomes bfloat16 first."""

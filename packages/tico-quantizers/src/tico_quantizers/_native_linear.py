@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Final, Literal, TypeAlias
 
 import attrs
@@ -19,7 +20,6 @@ from tico_quantizers._native_kernels import (
     RowScaledProduct,
 )
 from tico_quantizers._packed_weight import PackedWeight
-from tico_quantizers._quantized_module import Parts
 
 Backend: TypeAlias = Literal["reference", "native", "auto"]
 
@@ -28,26 +28,31 @@ _INPUTS: Final = (torch.float32, torch.bfloat16)
 
 @attrs.frozen(eq=False)
 class NativeLinear:
-    """The kernel of one layer, or the reason why it has none, and the tensors it was made of."""
+    """The kernel of one layer, or the reason why it has none, and what it was made of."""
 
     kernel: Kernel | None
     reason: str
-    _sources: tuple[tuple[Tensor, int], ...]
+    _weight: PackedWeight
+    _grid: ActivationGrid | None
+    _sources: tuple[tuple[dict[str, Tensor | None], str, Tensor, int], ...]
 
     @classmethod
-    def of(cls, parts: Parts) -> NativeLinear:
-        """Return the native form of the linear layer made of `parts`."""
-        reason = _reason_against(parts.packed)
-        kernel = None if reason else _kernel(parts.packed, parts.act_in)
-        return cls(kernel, reason, tuple((tensor, _version(tensor)) for tensor in _tensors(parts)))
-
-    def is_of(self, parts: Parts) -> bool:
-        """Tell whether the tensors of `parts` are still those it was made of, unchanged."""
-        now = _tensors(parts)
-        return len(now) == len(self._sources) and all(
-            tensor is source and _version(tensor) == version
-            for tensor, (source, version) in zip(now, self._sources, strict=True)
+    def of(cls, weight: PackedWeight, grid: ActivationGrid | None) -> NativeLinear:
+        """Return the native form of the linear layer with this weight and this grid of its input."""
+        reason = _reason_against(weight)
+        kernel = None if reason else _kernel(weight, grid)
+        return cls(
+            kernel, reason, weight, grid, (*_sources(weight), *(() if grid is None else _sources(grid)))
         )
+
+    def is_of(self, modules: Mapping[str, nn.Module | None]) -> bool:
+        """Tell whether the children of a layer are still those it was made of, unchanged."""
+        if modules["packed"] is not self._weight or modules["act_in"] is not self._grid:
+            return False
+        for buffers, name, tensor, version in self._sources:  # a loop, since this is done at each call
+            if buffers[name] is not tensor or _version(tensor) != version:
+                return False
+        return True
 
     def label(self, backend: Backend) -> str:
         """Return what computes the layer, in a few words."""
@@ -61,16 +66,16 @@ class NativeLinear:
         exact = isinstance(self.kernel, IntegerProduct)
         return self.kernel is not None and (backend == "native" or exact or dtype == torch.bfloat16)
 
-    def output(self, x: Tensor, parts: Parts, backend: Backend) -> Tensor | None:
+    def output(self, x: Tensor, bias: Tensor | None, backend: Backend) -> Tensor | None:
         """Return the layer's output for `x` but for `act_out`, or None where the reference has to do it."""
         kernel = self.kernel
-        if kernel is None or not self.serves(x.dtype, backend) or not is_plain(x, parts.packed.columns):
+        if kernel is None or not self.serves(x.dtype, backend) or not is_plain(x, self._weight.columns):
             return None
-        if parts.act_in is not None and not isinstance(kernel, IntegerProduct):
-            x = parts.act_in(x)
-        bias = None if parts.bias is None else parts.bias.to(torch.float32)
-        product = kernel(x.reshape(-1, x.shape[-1]), bias)
-        return None if product is None else product.view(*x.shape[:-1], -1).to(x.dtype)
+        if self._grid is not None and not isinstance(kernel, IntegerProduct):
+            x = self._grid(x)
+        wide = None if bias is None else bias.to(torch.float32)
+        product = kernel(x.reshape(-1, x.shape[-1]), wide)
+        return None if product is None else product.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def is_plain(x: Tensor, columns: int) -> bool:
@@ -102,12 +107,12 @@ def _suits_integers(grid: ActivationGrid, columns: int) -> bool:
     return unit and grid.dtype.bits <= 8 and columns <= MOST_COLUMNS and operators.int8_works()
 
 
-def _tensors(parts: Parts) -> tuple[Tensor, ...]:
-    """Return the tensors that a kernel depends on."""
-    weight, grid = parts.packed, parts.act_in
-    index = () if weight.group_index is None else (weight.group_index,)
-    moved = () if grid is None else (grid.scale, grid.zero_point)
-    return (weight.codes, weight.scale, weight.zero_point, *index, *moved)
+def _sources(module: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str, Tensor, int]]:
+    """Yield the buffers of `module`: where each stands, and how often it was written to."""
+    buffers: dict[str, Tensor | None] = module._buffers
+    for name, tensor in buffers.items():
+        if tensor is not None:
+            yield buffers, name, tensor, _version(tensor)
 
 
 def _version(tensor: Tensor) -> int:

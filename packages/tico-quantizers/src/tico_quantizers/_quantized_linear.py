@@ -71,10 +71,10 @@ class QuantizedLinear(QuantizedModule):
         """Return the layer's output for `input`."""
         if self.backend == "reference" or torch.compiler.is_compiling():
             return super().forward(input)
-        parts = self.parts
-        if self._native is None or not self._native.is_of(parts):
-            self._native = NativeLinear.of(parts)
-        output = self._native.output(input, parts, self.backend)
+        native = self._native
+        if native is None or not native.is_of(self._modules):
+            native = self._native = NativeLinear.of(self.packed, self.act_in)
+        output = native.output(input, self.bias, self.backend)
         if output is None:
             return super().forward(input)
         return output if self.act_out is None else self._moved(self.act_out, output)
