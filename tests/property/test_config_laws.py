@@ -85,7 +85,10 @@ def spec_configs(draw: st.DrawFn) -> SpecConfig:
 
 mappings = st.dictionaries(paths, st.lists(paths, min_size=1, max_size=2), max_size=2)
 smoothquant_configs = st.builds(
-    SmoothQuantConfig, alpha=st.just("auto") | st.floats(0.0, 1.0), mappings=mappings
+    SmoothQuantConfig,
+    alpha=st.just("auto") | st.floats(0.0, 1.0),
+    mappings=mappings,
+    insert_mul=st.booleans(),
 )
 awq_configs = st.builds(
     AWQConfig,

@@ -37,7 +37,7 @@ def test_powers_of_two_cancel_exactly(name: str, seed: int) -> None:
     with torch.no_grad(), Edit() as edit:
         pairs = find_pairs(smooth, Candidates.of(smooth), lambda: smooth(x)).pairs
         for number, pair in enumerate(pairs):
-            fold(pair, torch.exp2(drawn(seed + number, pair.channels)), edit)
+            fold(smooth, pair, torch.exp2(drawn(seed + number, pair.channels)), edit)
     assert pairs
     assert torch.equal(output_of(model, x), output_of(smooth, x))
 

@@ -26,7 +26,7 @@ from tico.quantization import (
 from tico.quantization.config import DType, affine, no_quant
 from tico_config import CalibrationError, ConfigError, NumericsError
 from tico_observers import load_statistics, save_statistics
-from tico_quantizers import Edit, QuantizedLinear, SmoothQuantQuantizer
+from tico_quantizers import Edit, QuantizedLinear, ScaledInput, SmoothQuantQuantizer
 from tiny_models import values
 
 CONFIGS = [SmoothQuantConfig(alpha=alpha) for alpha in (0.0, 0.5, 0.9, 1.0, "auto")]
@@ -165,6 +165,42 @@ def test_short_floats_are_multiplied_by_powers_of_two() -> None:
     smooth = converted(model, SmoothQuantConfig(), x)
     assert torch.equal(output_of(smooth, x), output_of(model, x))
     assert not same_tensors(tensors_of(model), tensors_of(smooth))
+
+
+INSERTED = SmoothQuantConfig(alpha=0.75, insert_mul=True)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_with_multiplications_the_float_function_stays(name: str) -> None:
+    """Every layer that is no reader of a pair gets one in front of it."""
+    model, x = model_with_data(name)
+    smooth = converted(model, INSERTED, x)
+    assert relative_difference(output_of(model, x), output_of(smooth, x)) < 1e-5
+
+
+def test_a_multiplication_takes_the_scale_that_nothing_else_can(tmp_path: Path) -> None:
+    """What follows quantizes the layer behind it, and what is saved is loaded into the float model."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)).eval()
+    x = values(1, 4, 8) * torch.logspace(-2, 2, 8)
+    smooth = converted(model, INSERTED, x)
+    assert isinstance(smooth.get_submodule("2"), ScaledInput)
+    assert relative_difference(output_of(model, x), output_of(smooth, x)) < 1e-5
+    assert report(smooth).layers[0].reason == "columns multiplied, and the input by the inverse"
+    quantized = converted(converted(smooth, GPTQ, x), PTQConfig(), x)
+    layer = quantized.get_submodule("2.layer")
+    assert isinstance(layer, QuantizedLinear)
+    assert layer.act_in is not None
+    save_quantized(quantized, tmp_path / "saved")
+    loaded = load_quantized(tmp_path / "saved", copy.deepcopy(model))
+    assert torch.equal(output_of(loaded, x), output_of(quantized, x))
+
+
+def test_a_lone_layer_gets_a_multiplication() -> None:
+    """It replaces the model as a whole."""
+    model, x = nn.Linear(8, 4).eval(), values(1, 4, 8) * torch.logspace(-2, 2, 8)
+    smooth = converted(model, INSERTED, x)
+    assert isinstance(smooth, ScaledInput)
+    assert relative_difference(output_of(model, x), output_of(smooth, x)) < 1e-5
 
 
 def test_overrides_name_a_module_of_the_pair() -> None:

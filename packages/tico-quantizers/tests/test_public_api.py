@@ -46,6 +46,7 @@ class TestPublicAPI(PublicAPI):
         "Report",
         "RestorableModule",
         "Run",
+        "ScaledInput",
         "SmoothQuantQuantizer",
         "below",
         "child_path",

@@ -8,7 +8,7 @@ import attrs
 
 from tico_config._errors import Problem
 from tico_config._smoothing_config import SmoothingConfig
-from tico_config._validation import as_float, number
+from tico_config._validation import as_float, boolean, number
 
 
 @attrs.frozen(kw_only=True)
@@ -22,6 +22,8 @@ class SmoothQuantConfig(SmoothingConfig):
         alpha: share of the difficulty that moves to the weights, 0 to 1, or ``"auto"`` for a search per pair.
         mappings: patterns for the modules that take scales, each with patterns for the layers that read them;
             without any, pairs are found by running the model.
+        insert_mul: whether a layer whose input nothing can scale gets a multiplication in front of it, which
+            stays in the model.
 
     Raises:
         ConfigError: one or more fields are wrong; all are reported.
@@ -32,10 +34,13 @@ class SmoothQuantConfig(SmoothingConfig):
 
     name: ClassVar[str] = "smoothquant"
 
+    fixed_fields: ClassVar[frozenset[str]] = frozenset({"overrides", "mappings", "insert_mul"})
+
     alpha: float | Literal["auto"] = attrs.field(default=0.5, converter=as_float)
+    insert_mul: bool = False
 
     def _field_problems(self) -> list[Problem | None]:
         problem = None if self.alpha == "auto" else number("alpha", self.alpha, 0.0, 1.0)
         alpha = problem and attrs.evolve(problem, expected=f"{problem.expected}, or 'auto'")
         # Named, not super(): attrs' slotted copy of the class would lose the zero-argument form's cell.
-        return [alpha, *SmoothingConfig._field_problems(self)]
+        return [alpha, boolean("insert_mul", self.insert_mul), *SmoothingConfig._field_problems(self)]

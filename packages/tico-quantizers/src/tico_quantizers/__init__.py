@@ -47,6 +47,7 @@ from tico_quantizers._recorded_outputs import record_outputs
 from tico_quantizers._report import LayerReport, Report
 from tico_quantizers._restorable import RestorableModule
 from tico_quantizers._run import Run
+from tico_quantizers._scaled_input import ScaledInput
 from tico_quantizers._stand_in import stand_in
 from tico_quantizers._weight_view import tied_paths
 from tico_quantizers.awq import AWQQuantizer
@@ -55,6 +56,7 @@ from tico_quantizers.pt2e import GPTQEverywhere, PT2EQuantizer, QuantGraph
 from tico_quantizers.smoothquant import SmoothQuantQuantizer, smoothing_scale
 
 INTEGER_MODULES = (
+    ScaledInput,
     QuantizedLinear,
     QuantizedEmbedding,
     QuantizedConv1d,
@@ -103,6 +105,7 @@ __all__ = [
     "Report",
     "RestorableModule",
     "Run",
+    "ScaledInput",
     "SmoothQuantQuantizer",
     "below",
     "child_path",

@@ -8,14 +8,17 @@ from torch import Tensor, nn
 from tico_config import Found, NumericsError, Problem
 from tico_quantizers._channel_scale import ChannelScale
 from tico_quantizers._module_tree import Edit, parameter
+from tico_quantizers._scaled_input import ScaledInput
 from tico_quantizers._smoothing_pairs import Pair, Reader
-from tico_quantizers._weight_view import FloatLayer, shape, weight_axes
+from tico_quantizers._weight_view import FloatLayer, feature_axis, shape, weight_axes
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def fold(pair: Pair, scale: Tensor, edit: Edit) -> None:
+def fold(root: nn.Module, pair: Pair, scale: Tensor, edit: Edit) -> nn.Module:
     """Divide the channels of the pair's source by `scale` (channels,), and multiply the readers' columns.
+
+    Returns the root of the model, which is another one if a multiplication is put in front of it.
 
     Computed in float64. What the weight of a norm is off by, after rounding, goes into the columns, so
     that a norm with an offset loses nothing.
@@ -23,12 +26,22 @@ def fold(pair: Pair, scale: Tensor, edit: Edit) -> None:
     Raises:
         NumericsError: a folded weight is not finite.
     """
-    if isinstance(pair.source, ChannelScale):
+    if pair.source is None:
+        root = _multiply_input(root, pair.readers[0], scale, edit)
+    elif isinstance(pair.source, ChannelScale):
         scale = _divide_norm(pair.path, pair.source, scale.to(torch.float64), edit)
     else:
         _divide_rows(pair.path, pair.source, scale.to(torch.float64), edit)
     for reader in pair.readers:
         _multiply_columns(reader, scale.to(torch.float64), edit)
+    return root
+
+
+def _multiply_input(root: nn.Module, reader: Reader, scale: Tensor, edit: Edit) -> nn.Module:
+    factor = 1 / scale[reader.channels]
+    new = ScaledInput(reader.layer, factor.to(reader.layer.weight.dtype), axis=feature_axis(reader.layer))
+    new.train(reader.layer.training)
+    return edit.replace(root, reader.layer, new)
 
 
 def exact_for(pair: Pair, scale: Tensor) -> Tensor:

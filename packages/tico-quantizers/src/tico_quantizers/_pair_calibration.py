@@ -77,7 +77,7 @@ class PairCalibration(Calibration):
                 remedy="pass args to prepare that reach it",
             )
             for path in sorted(self.reached.paths)
-            if called is not None and path not in called
+            if called is not None and path and path not in called
         ]
         if problems:
             raise CalibrationError(*problems)

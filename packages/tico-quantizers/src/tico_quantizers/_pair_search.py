@@ -14,6 +14,7 @@ from tico_config import (
     Problem,
     Rule,
     SmoothingConfig,
+    SmoothQuantConfig,
     TicoError,
     unmatched_problems,
 )
@@ -21,7 +22,14 @@ from tico_quantizers._calls import Replay
 from tico_quantizers._forward_watch import require_evaluation_mode
 from tico_quantizers._module_tree import named_modules
 from tico_quantizers._quantizer import Example
-from tico_quantizers._smoothing_pairs import Candidates, FoundPairs, Pair, Reader, find_pairs
+from tico_quantizers._smoothing_pairs import (
+    Candidates,
+    FoundPairs,
+    Pair,
+    Reader,
+    find_pairs,
+    with_multiplications,
+)
 from tico_quantizers._snapshots import Snapshots
 from tico_quantizers._weight_view import shape
 
@@ -38,7 +46,7 @@ def candidates_of(model: nn.Module, config: SmoothingConfig) -> Candidates:
     problems = unmatched_problems(config.overrides, paths)
     readers = [path for path in candidates.layers if candidates.reader(path) is not None]
     sources = [path for path, _ in candidates.atoms() if candidates.source(path) is not None]
-    if not readers or len({*sources, *readers}) < 2:
+    if not readers or (len({*sources, *readers}) < 2 and not _inserts(config)):
         problems.append(_no_pair(candidates.reasons))
     if problems:
         raise ConfigError(*problems)
@@ -56,7 +64,8 @@ def known_pairs(
         CalibrationError: the model is in training mode.
     """
     if config.mappings:
-        return mapped_pairs(candidates, config.mappings)
+        pairs = mapped_pairs(candidates, config.mappings)
+        return with_multiplications(pairs, candidates) if _inserts(config) else pairs
     if example is None:
         return None
     try:
@@ -90,10 +99,16 @@ def traced_pairs(
 
     with torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         found = find_pairs(model, candidates, run)
+    if _inserts(config):
+        found = with_multiplications(found, candidates)
     if not found.pairs:
         raise ConfigError(_no_pair(found.left))
     require_overrides_used(config, found)
     return found
+
+
+def _inserts(config: SmoothingConfig) -> bool:
+    return isinstance(config, SmoothQuantConfig) and config.insert_mul
 
 
 def require_overrides_used(config: SmoothingConfig, found: FoundPairs) -> None:

@@ -13,9 +13,13 @@ from tico_quantizers._layout import Layout
 
 
 class RestorableModule(nn.Module, ABC):
-    """A module that `convert` leaves behind: `kind` names its class in files, `layout` its settings."""
+    """A module that `convert` leaves behind: `kind` names its class in files, `layout` its settings.
+
+    Its children are parts of it, unless `holds_modules`: then they are modules of the model.
+    """
 
     kind: ClassVar[str]
+    holds_modules: ClassVar[bool] = False
 
     @abstractmethod
     def layout(self) -> Mapping[str, object]:

@@ -48,20 +48,27 @@ class Reader:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Pair:
-    """A module whose output channels can be scaled, and the layers that have to undo it."""
+    """A module whose output channels can be scaled, and the layers that have to undo it.
+
+    Without a source, a multiplication is to be put in front of the one reader, which has the same path.
+    """
 
     path: str
-    source: Source
+    source: Source | None
     readers: tuple[Reader, ...]
 
     @property
     def module(self) -> nn.Module:
-        """The module that takes the scales."""
+        """The module that takes the scales, or behind a multiplication that does."""
+        if self.source is None:
+            return self.readers[0].layer
         return self.source.module if isinstance(self.source, ChannelScale) else self.source
 
     @property
     def channels(self) -> int:
         """The number of channels that have a scale each."""
+        if self.source is None:
+            return len(self.readers[0].channels)
         return self.source.channels if isinstance(self.source, ChannelScale) else shape(self.source)[0]
 
 
@@ -135,6 +142,20 @@ class FoundPairs:
     pairs: tuple[Pair, ...]
     left: Mapping[str, str]
     called: frozenset[str] | None
+
+
+def with_multiplications(found: FoundPairs, candidates: Candidates) -> FoundPairs:
+    """Return `found` with a pair without source for each layer that is no reader of another one."""
+    read = {reader.path for pair in found.pairs for reader in pair.readers}
+    more = []
+    for path in candidates.layers:
+        layer = candidates.reader(path)
+        called = found.called is None or path in found.called or not path  # the root always is
+        if layer is not None and path not in read and called:
+            channels = torch.arange(shape(layer)[1], device=layer.weight.device)
+            reader = Reader(path=path, layer=layer, channels=channels)
+            more.append(Pair(path=path, source=None, readers=(reader,)))
+    return attrs.evolve(found, pairs=(*found.pairs, *more))
 
 
 def find_pairs(model: nn.Module, candidates: Candidates, run: Callable[[], object]) -> FoundPairs:

@@ -67,7 +67,8 @@ def inner(module: nn.Module) -> set[str]:
     if isinstance(module, QuantModuleBase):
         points = {name for name in names if isinstance(children(module)[name], QuantPoint)}
         return points if module.kept is None else names
-    whole = isinstance(module, (RestorableModule, *_WHOLES)) or parametrize.is_parametrized(module)
+    left_whole = isinstance(module, RestorableModule) and not module.holds_modules
+    whole = left_whole or isinstance(module, _WHOLES) or parametrize.is_parametrized(module)
     return names if whole else set()
 
 

@@ -80,7 +80,7 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
                 search.learn(grams, bar)
             require_watched(set(search.shares), tuple(plan.targets))
             for pair in search.pairs:
-                fold(pair, search.scales[pair.path][1], edit)
+                fold(model, pair, search.scales[pair.path][1], edit)
             return _converted(model, search, found, edit)
 
 

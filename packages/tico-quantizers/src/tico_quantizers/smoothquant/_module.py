@@ -45,9 +45,10 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         # Blocks may run again here: neither the caller's gradients nor its random numbers may notice.
         with torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
             scales = self._scales(calibration, found)
+            root = model
             for pair in found.pairs:
-                fold(pair, scales[pair.path][1], edit)
-        return _converted(model, found, scales)
+                root = fold(root, pair, scales[pair.path][1], edit)
+        return _converted(root, found, scales)
 
     def _scales(
         self, calibration: SmoothQuantCalibration, found: FoundPairs
@@ -125,17 +126,22 @@ def weight_maximum(pair: Pair) -> Tensor:
     return largest
 
 
+def _note(pair: Pair) -> str:
+    if pair.source is None:
+        return "columns multiplied, and the input by the inverse"
+    return f"channels divided for {', '.join(reader.path for reader in pair.readers)}"
+
+
 def _converted(model: nn.Module, found: FoundPairs, scales: dict[str, tuple[float, Tensor]]) -> Converted:
     """Report what was done to each module."""
     notes: dict[str, list[str]] = {}
     figures: dict[str, tuple[tuple[str, float], ...]] = {}
     for pair in found.pairs:
         alpha, scale = scales[pair.path]
-        readers = ", ".join(reader.path for reader in pair.readers)
-        notes.setdefault(pair.path, []).append(f"channels divided for {readers}")
+        notes.setdefault(pair.path, []).append(_note(pair))
         spread = ("smallest scale", float(scale.min())), ("largest scale", float(scale.max()))
         figures[pair.path] = (("alpha", alpha), *spread)
-        for reader in pair.readers:
+        for reader in pair.readers if pair.source is not None else ():
             notes.setdefault(reader.path, []).insert(0, f"columns multiplied for {pair.path}")
     lines = tuple(
         LayerReport(
