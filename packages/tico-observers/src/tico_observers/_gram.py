@@ -60,10 +60,17 @@ class GramStatistic(Statistic):
         """
         with torch.inference_mode(mode=False):
             rows = _weighted(finite_rows(x, self.columns), weights)
-            return self._with_rows(rows, None if self.upper is None else self.upper.clone())
+            # Rows that only wait leave the sum as it is, so that it can be shared.
+            finished = sum(len(part) for part in self.pending) + len(rows) >= CHUNK_ROWS
+            return self._with_rows(
+                rows, self.upper.clone() if finished and self.upper is not None else self.upper
+            )
 
     def observe_in_place(self, x: Tensor, weights: Tensor | None = None) -> Self:
-        """Return the same as `observe`, in the memory of this statistic, which must not be used again."""
+        """Return the same as `observe`, in the memory of this statistic.
+
+        Neither it nor any that it came from must be used again.
+        """
         with torch.inference_mode(mode=False):
             return self._with_rows(_weighted(finite_rows(x, self.columns), weights), self.upper)
 

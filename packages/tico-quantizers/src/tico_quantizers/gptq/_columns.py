@@ -160,8 +160,8 @@ class Columns:
             self._drift[1][start:stop] = target
         self.error[start:stop] = error
         self.codes[start:stop] = leaf.steps[:count]
-        self.norms[0, start:stop] = _norms(target.sub_(value))
-        self.norms[1, start:stop] = _norms(error)
+        self.norms[0, start:stop] = column_norms(target.sub_(value))
+        self.norms[1, start:stop] = column_norms(error)
 
     def width(self) -> float:
         """Return the squared width of the grid, summed over all elements."""
@@ -179,6 +179,7 @@ def transposed(matrix: Tensor) -> Tensor:
     return copy
 
 
-def _norms(columns: Tensor) -> Tensor:
+def column_norms(columns: Tensor) -> Tensor:
+    """Return the norm of each column (columns, rows), float64."""
     norms: Tensor = torch.linalg.vector_norm(columns, dim=1, dtype=torch.float64)
     return norms

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tico_config import ConfigError, DType, Found, GPTQConfig, NumericsError, Problem
 from tico_observers import AffineParams, require_finite, require_float_tensor
-from tico_quantizers.gptq._columns import LARGEST, Columns, transposed
+from tico_quantizers.gptq._columns import LARGEST, Columns, column_norms, transposed
 from tico_quantizers.gptq._factor import PRODUCT_TERMS, Factor, Hessian, damped_factor, rounding_only
 from tico_quantizers.gptq._grids import GridRule
 
@@ -132,20 +132,20 @@ def nearest(weight: Tensor, config: GPTQConfig, diagonal: Tensor | None = None) 
     >>> nearest(torch.eye(4) * 15, GPTQConfig(bits=4)).codes[0].tolist()
     [15, 0, 0, 0]
     """
-    weight = weight.detach().to(torch.float32)
+    error = transposed(weight.detach().to(torch.float32))
     if diagonal is None:
-        diagonal = weight.new_ones(weight.shape[1], dtype=torch.float64)
+        diagonal = error.new_ones(len(error), dtype=torch.float64)
     rule = GridRule(config, diagonal.to(torch.float64))
-    params, codes = [], []
-    for start in range(0, weight.shape[1], rule.group):
-        columns = weight.T[start : start + rule.group]
+    params, codes = [], torch.empty_like(error, dtype=torch.int32)
+    for start in range(0, len(error), rule.group):
+        columns = error[start : start + rule.group]
         params.append(rule.params(columns, start))
-        zero_point = params[-1].zero_point.to(torch.float32)
-        steps = (columns / params[-1].scale).round_().add_(zero_point)
-        codes.append(steps.clamp_(rule.dtype.qmin, rule.dtype.qmax).to(torch.int32))
-    found = _on_grid(transposed(torch.cat(codes)), params, rule, rounded_only=True)
-    error = (weight - found.dequantize()).to(torch.float64)
-    return attrs.evolve(found, loss=float((error.square_().sum(0) * rule.diagonal).sum()))
+        scale, zero_point = params[-1].scale, params[-1].zero_point.to(torch.float32)
+        steps = (columns / scale).round_().add_(zero_point).clamp_(rule.dtype.qmin, rule.dtype.qmax)
+        codes[start : start + rule.group] = steps
+        columns.sub_(steps.sub_(zero_point).mul_(scale).clamp_(-LARGEST, LARGEST))
+    found = _on_grid(transposed(codes), params, rule, rounded_only=True)
+    return attrs.evolve(found, loss=float((column_norms(error).square() * rule.diagonal).sum()))
 
 
 def _rounded(weight: Tensor, hessian: Hessian, factor: Factor, config: GPTQConfig) -> Columns | None:
