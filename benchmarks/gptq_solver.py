@@ -22,7 +22,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from tico_quantizers.gptq import Solution, quantize_weight
+from tico_config import GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec
+from tico_quantizers.gptq import Solution, nearest, solve
 
 DAMPING: Final = 0.01
 
@@ -45,16 +46,41 @@ Prepare = Callable[[Task], Solve]
 """Copies what a solver consumes, untimed."""
 
 
+def config_of(task: Task) -> GPTQConfig:
+    """Return what is asked for, as a config."""
+    groups = None if task.group_size == len(task.gram) else task.group_size
+    return GPTQConfig(bits=task.bits, group_size=groups, act_order=task.act_order, damping=DAMPING)
+
+
 def ours(task: Task) -> Solve:
     """Return the solver of this project."""
-    return lambda: quantize_weight(
-        task.weight,
-        task.gram,
-        bits=task.bits,
-        group_size=task.group_size,
-        act_order=task.act_order,
-        damping=DAMPING,
-    )
+    return lambda: solve(task.weight, task.gram, config_of(task))
+
+
+def two_rows(task: Task) -> Solve:
+    """Return the solver on two rows, which costs the factorization in float64 and what is once a column."""
+    return lambda: solve(task.weight[:2], task.gram, config_of(task))
+
+
+def with_fields(change: Callable[[GPTQConfig], GPTQConfig]) -> Prepare:
+    """Return the solver of this project with some fields of its config changed."""
+    return lambda task: lambda: solve(task.weight, task.gram, change(config_of(task)))
+
+
+VARIANTS: Final[Mapping[str, Prepare]] = {
+    "static groups": with_fields(lambda config: attrs.evolve(config, static_groups=True)),
+    "  and act_order": with_fields(lambda config: attrs.evolve(config, static_groups=True, act_order=True)),
+    "percentile 1, 99": with_fields(lambda config: attrs.evolve(config, observer=PercentileSpec(1, 99))),
+    "MSE": with_fields(lambda config: attrs.evolve(config, observer=MSESpec())),
+    "MSE, 50 steps": with_fields(lambda config: attrs.evolve(config, observer=MSESpec(50))),
+    "Hessian MSE": with_fields(lambda config: attrs.evolve(config, observer=HessianMSESpec())),
+    "asymmetric": lambda task: (
+        lambda: solve(task.weight, task.gram, config_of(task), cross_gram=task.gram / 100)
+    ),
+    "nearest": lambda task: lambda: nearest(task.weight, config_of(task)),
+    "two rows only": two_rows,
+}
+"""Other ways to use the solver of this project."""
 
 
 def floor(task: Task) -> Solve:
@@ -265,6 +291,18 @@ def report(task: Task, measured: Mapping[str, Measured], *, with_reference: bool
         print(line, flush=True)
 
 
+def report_variants(task: Task, rounds: int) -> None:
+    """Print a line for each other way to use the solver of this project."""
+    measured = measure({"ours": ours} | dict(VARIANTS), task, rounds)
+    wanted, base = loss(task, measured["ours"].values), measured["ours"].seconds
+    print(f"\n{task.weight.shape[1]} x {task.weight.shape[0]}, relative to the first line")
+    print(f"{'':18}{'CPU s':>9}{'ratio':>8}{'loss':>11}")
+    for name, result in measured.items():
+        line = f"{name:18}{result.seconds:9.4f}{result.seconds / base:8.2f}"
+        whole = result.values.shape == task.weight.shape
+        print(line + (f"{loss(task, result.values) / wanted:11.6f}" if whole else ""), flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure each size."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -275,13 +313,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer-path", action="append", default=[], help="a folder to look for peers in")
     parser.add_argument("--reference-up-to", type=int, default=1024)
+    parser.add_argument("--variants", action="store_true", help="other grids and orders, and no peers")
     arguments = parser.parse_args(argv)
     sys.path += arguments.peer_path
-    solvers = {"ours": ours} | importable(PEERS, task_of(128, arguments)) | {"floor": floor}
+    peers = {} if arguments.variants else PEERS
+    solvers = {"ours": ours} | importable(peers, task_of(128, arguments)) | {"floor": floor}
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, {arguments.bits} bits, {arguments.rounds} rounds")
     for size in arguments.sizes:
         task = task_of(size, arguments)
+        if arguments.variants:
+            report_variants(task, arguments.rounds)
+            continue
         measured = measure(solvers, task, arguments.rounds)
         report(task, measured, with_reference=size <= arguments.reference_up_to)
 

@@ -121,7 +121,8 @@ def print_memory(arguments: argparse.Namespace) -> None:
     measured(CANDIDATES[arguments.only], task_of(small, None))
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
-    measured(CANDIDATES[arguments.only], task)
+    with torch.no_grad():
+        CANDIDATES[arguments.only](task)
     print(json.dumps(resident("VmHWM") - before))
 
 
