@@ -5,9 +5,11 @@ from __future__ import annotations
 import attrs
 import pytest
 import torch
+from torch import nn
 
 import gptq_reference as reference
 from model_state import refused
+from tico.quantization import convert, prepare
 from tico_config import ConfigError, GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
 from tico_quantizers import PackedWeight
 from tico_quantizers.gptq import solve
@@ -148,6 +150,33 @@ def test_median_damping_ignores_a_few_huge_inputs() -> None:
     by_mean = solve(weight, gram, GPTQConfig(damping=0.05 * ratio))
     assert ratio < 0.01
     assert torch.equal(by_median.codes, by_mean.codes)
+
+
+def test_modules_of_one_model_have_grids_of_their_own() -> None:
+    """Every choice can be made for a single module, and is what the solver gets for it."""
+    changes: dict[str, dict[str, object]] = {
+        "0": {"per_tensor": True, "group_size": None, "bits": 8},
+        "2": {"observer": MSESpec(9), "static_groups": True},
+        "4": {"act_order": True, "damping": 0.1, "damping_reference": "median"},
+    }
+    config = GPTQConfig(group_size=4, show_progress=False, overrides=changes)
+    linears = {number: nn.Linear(8, 8) for number in (0, 2, 4)}
+    model = nn.Sequential(linears[0], nn.Tanh(), linears[2], nn.Tanh(), linears[4]).eval()
+    x, expected = values(70, 64, 8), {}
+    for number, linear in linears.items():
+        linear.weight = nn.Parameter(values(number, 8, 8))
+        with torch.no_grad():
+            hidden = model[:number](x).double()
+        expected[number] = solve(linear.weight, hidden.T @ hidden, config.resolve(str(number)).spec)
+    prepared = prepare(model, config)
+    prepared(x)
+    converted = convert(prepared)
+    for number, solution in expected.items():
+        packed = converted.get_submodule(str(number)).packed
+        assert isinstance(packed, PackedWeight)
+        # The model's own Gram matrices are float32 products: another rounding may decide a tie.
+        assert (packed.integer_codes() == solution.codes).double().mean() > 0.95
+        assert packed.scale.shape == solution.scale.shape
 
 
 def test_two_units_at_once_are_refused() -> None:
