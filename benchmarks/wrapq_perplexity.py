@@ -28,6 +28,7 @@ WINDOW: Final = 512
 A8: Final = affine(DType.uint(8))
 A16: Final = affine(DType.int(16))
 TOKEN: Final = affine(DType.int(8), granularity=PerToken())
+ASYMMETRIC: Final = affine(DType.uint(8), granularity=PerToken())
 
 
 def inputs(spec: QuantSpec, more: Mapping[str, QuantSpec] | None = None) -> PTQConfig:
@@ -52,6 +53,7 @@ ROWS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
     "W8A16, linear inputs": (inputs(A16),),
     "W8A8 per token, every point": (PTQConfig(activation=TOKEN),),
     "W8A8 per token, linear inputs": (inputs(TOKEN),),
+    "W8A8 per token asymmetric, linear inputs": (inputs(ASYMMETRIC),),
     "W8A8 static, every point": (PTQConfig(activation=A8),),
     "W8A8 static, every point, outliers A16": (PTQConfig(activation=A8, overrides=OUTLIERS),),
     "W8A8 static, linear inputs": (inputs(A8),),

@@ -43,9 +43,8 @@ def quantize(x: Tensor, params: AffineParams) -> Tensor:
     scale, low, high = grid_in(
         params.scale, params.zero_point, params.dtype, params.granularity, x.shape, wide
     )
-    steps = (x.detach().to(wide) / scale).round_()
-    # Not `clamp`: with tensors as bounds it takes five times as long.
-    steps = torch.minimum(torch.maximum(steps, low), high)
+    # Not `clamp_`: with two tensors as bounds it takes five times as long.
+    steps = (x.detach().to(wide) / scale).round_().clamp_min_(low).clamp_max_(high)
     return steps.add_(params.dtype.qmin - low).to(_code_dtype(params))
 
 

@@ -85,7 +85,7 @@ def _on_grids(x: Tensor, scale: Tensor, zero_point: Tensor, dtype: DType, granul
     largest = torch.finfo(x.dtype).max
     lowest, highest = ((end * scale).clamp_(-largest, largest) for end in (low, high))
     steps = (x.to(wide) / scale).round_()
-    return torch.minimum(torch.maximum(steps.mul_(scale), lowest), highest).add_(0.0)
+    return steps.mul_(scale).clamp_min_(lowest).clamp_max_(highest).add_(0.0)
 
 
 def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -22,7 +22,7 @@ from tico_config import (
     QuantSpec,
     UnsupportedError,
 )
-from tico_observers import Observer, observer_for
+from tico_observers import observer_for
 from tico_quantizers import ActivationGrid, Edit
 from tico_wrapq._watching import Passage, Watching
 
@@ -187,8 +187,8 @@ class QuantPoint(nn.Module):
             return None
         if self.is_dynamic:
             return ActivationGrid.per_token(self.spec.dtype, symmetric=self.spec.is_symmetric)
-        observer = None if self._watching is None else self._watching.observer()
-        return ActivationGrid.static(observer.params) if isinstance(observer, Observer) else self.fixed
+        params = None if self._watching is None else self._watching.params()
+        return self.fixed if params is None else ActivationGrid.static(params)
 
     def fix(self, grid: ActivationGrid | None, edit: Edit) -> None:
         """Move tensors to `grid` from now on; None lets them pass."""

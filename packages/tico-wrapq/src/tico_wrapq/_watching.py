@@ -11,11 +11,13 @@ from torch import Tensor
 from tico_config import CalibrationError, Found, NumericsError, PerTensor, Problem
 from tico_observers import (
     AbsMaxStatistic,
+    AffineParams,
     AnyObserver,
     HistogramStatistic,
     MinMaxObserver,
     RangeStatistic,
     Statistic,
+    params_from_range,
     require_float_tensor,
 )
 from tico_quantizers import Calibration, Recorder
@@ -88,6 +90,29 @@ class Watching:
         if not self.spans_range:
             return copy.copy(self._observer)
         return self._observer.merge_statistics(self.statistics)
+
+    def params(self) -> AffineParams:
+        """Return the grid that all of it determines.
+
+        Raises:
+            CalibrationError: nothing has been seen.
+            NumericsError: the range needs a scale that float32 cannot hold.
+        """
+        return self._params_of_range() or self.observer().params
+
+    def _params_of_range(self) -> AffineParams | None:
+        """Return what the observer of a plain range would, without the way through its statistic."""
+        plain = self._observer if isinstance(self._observer, MinMaxObserver) else None
+        if plain is None or not self.spans_range or self.channels is None:
+            return None
+        with torch.inference_mode(mode=False):
+            low, high = self.channels.low.amin(), self.channels.high.amax()
+            try:
+                return params_from_range(
+                    low, high, plain.dtype, symmetric=plain.symmetric, granularity=PerTensor()
+                )
+            except NumericsError:
+                return None  # the observer names itself in the error
 
     def merged(self, statistics: Statistic, channels: Statistic | None) -> Watching:
         """Return one that has also seen what `statistics` and, by channel, `channels` hold.
