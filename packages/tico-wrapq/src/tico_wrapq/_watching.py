@@ -60,6 +60,11 @@ class Watching:
         if seen is not None:
             self.latest = seen if self.latest is None else self.latest.merge(seen)
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the forward pass under way has shown nothing yet."""
+        return self.latest is None and self._collecting is None
+
     def drop_unfinished(self) -> None:
         """Forget what the forward pass under way has shown."""
         self._collecting = self.latest = self._next = None
@@ -72,10 +77,11 @@ class Watching:
 
     def accept(self) -> None:
         """Count what was digested."""
-        self.channels = self._next
-        self._observer = self._collecting or self._observer
-        self.batches += 1
-        self.drop_unfinished()
+        if not self.is_untouched:
+            self.channels = self._next
+            self._observer = self._collecting or self._observer
+            self.batches += 1
+            self._collecting = self.latest = self._next = None
 
     @property
     def statistics(self) -> Statistic:
@@ -167,8 +173,9 @@ class Passage(Recorder):
 
     def see(self, path: str, watching: Watching, x: Tensor) -> None:
         """Show `x` to the point at `path`; outside of a pass of the model it counts at once."""
+        if watching.is_untouched:
+            self._reached.append((path, watching))
         watching.see(x)
-        self._reached.append((path, watching))
         if not (self.under_way or (self.calibration is not None and self.calibration.in_forward)):
             self.finish()
 
@@ -199,12 +206,12 @@ class Passage(Recorder):
         """
         with torch.inference_mode(mode=False), torch.no_grad():
             self._require_finite()
-            for watching in {id(watching): watching for _, watching in self._reached}.values():
+            for _, watching in self._reached:
                 watching.digest()
 
     def accept(self) -> None:
         """Count what the pass has shown."""
-        for watching in {id(watching): watching for _, watching in self._reached}.values():
+        for _, watching in self._reached:
             watching.accept()
         self._reached.clear()
 
