@@ -7,8 +7,8 @@ to learn what a block reads, one to give the next block what it will read. ``--p
 candidate does to the perplexity of a text that it has not seen, for four grids.
 
 CPU seconds are those of everything and those of `convert` alone, without the user's own passes; memory is
-the peak above that with the float model loaded; the error is that of the last hidden states, relative to their
-norm, on text that was not seen.
+the peak above that with the float model loaded; the error is that of the last hidden states on text that was
+not seen, relative to their norm.
 """
 
 from __future__ import annotations
