@@ -30,7 +30,7 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 from gptq_solver import solver_module
-from language_models import WIKI_LLAMA, LanguageModel, load, perplexity, text_of
+from language_models import WIKI_LLAMA, load, perplexity, text_of
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
 
 # Not by the name tico.quantization, which the peer has, too.
@@ -39,6 +39,7 @@ from tico_config import DType, PerChannel, PerGroup, affine, no_quant
 
 MEGABYTE: Final = 1e6
 PROBE_TOKENS: Final = 1024
+STACK: Final = Path("stack")
 
 
 @attrs.frozen(kw_only=True)
@@ -137,12 +138,19 @@ def run(model: nn.Module, windows: Tensor) -> None:
     """Show `windows` to a prepared model, one at a time."""
     with torch.no_grad():
         for row in windows:
-            model(row[None], use_cache=False)
+            _called(model, row[None])
+
+
+def _called(model: nn.Module, windows: Tensor) -> object:
+    """Return what a language model makes of tokens, or another model of rows."""
+    # A cache would be kept with the calls of the blocks.
+    with torch.no_grad():
+        return model(windows) if windows.is_floating_point() else model(windows, use_cache=False)
 
 
 def two_passes(model: nn.Module, windows: Tensor) -> float:
     """Return the CPU seconds of two passes through the blocks of a model, without its head."""
-    body: nn.Module = model.get_submodule("model")
+    body = model if windows.is_floating_point() else model.get_submodule("model")
     start = time.process_time()
     for _ in range(2):
         run(body, windows)
@@ -159,16 +167,34 @@ def resident(field: str) -> float:
 def child(name: str, task: Task) -> dict[str, float]:
     """Quantize with one candidate and return what it took."""
     torch.set_num_threads(1)
-    source = load(task.folder, task.window)
-    calibration = source.windows(task.texts()[0], task.tokens)
+    model, calibration, heldout = stacked(task) if task.folder == STACK else language(task)
     if name == "float":
-        return {"CPU s": two_passes(source.model, calibration), "MB": 0.0}
-    _touch(source.model)
+        return {"CPU s": two_passes(model, calibration)}
+    _touch(model)
+    wanted = _last_states(model, heldout)
     before, start = resident("VmRSS"), time.process_time()
-    quantized = ALL[name](source.model, calibration, task)
+    quantized = ALL[name](model, calibration, task)
     end = time.process_time()
     figures = {"CPU s": end - start, "convert": end - SHOWN[-1], "MB": resident("VmHWM") - before}
-    return figures | {"output error": _output_error(quantized, source, task)}
+    return figures | {"error": float((_last_states(quantized, heldout) - wanted).norm() / wanted.norm())}
+
+
+def language(task: Task) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a language model, tokens to calibrate it on, and others."""
+    source = load(task.folder, task.window)
+    texts, tokens = task.texts(), (task.tokens, max(PROBE_TOKENS, task.window))
+    calibration, heldout = (source.windows(*pair) for pair in zip(texts, tokens, strict=True))
+    return source.model, calibration, heldout
+
+
+def stacked(task: Task) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return four linear layers, and rows whose columns depend on each other."""
+    random = torch.Generator().manual_seed(0)
+    size, rows = 1024, (task.tokens // task.window, task.window)
+    model = nn.Sequential(*(nn.Linear(size, size) for _ in range(4))).eval()
+    mixing = torch.randn(size, size, generator=random) / size**0.5
+    calibration, heldout = (torch.randn(*rows, size, generator=random) @ mixing for _ in range(2))
+    return model, calibration, heldout
 
 
 def _touch(model: nn.Module) -> None:
@@ -177,17 +203,11 @@ def _touch(model: nn.Module) -> None:
         tensor.sum()
 
 
-def _output_error(quantized: nn.Module, source: LanguageModel, task: Task) -> float:
-    """Return the relative error of the last hidden states on text that was not seen."""
-    heldout = source.windows(task.texts()[1], max(PROBE_TOKENS, task.window))
-    wanted, found = (_hidden(model, heldout) for model in (load(task.folder, task.window).model, quantized))
-    return float((found - wanted).norm() / wanted.norm())
-
-
-def _hidden(model: nn.Module, windows: Tensor) -> Tensor:
-    body: nn.Module = model.get_submodule("model")
-    with torch.no_grad():
-        states: Tensor = body(windows, use_cache=False).last_hidden_state
+def _last_states(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the last hidden states of a language model, or the output of another."""
+    body = model if inputs.is_floating_point() else model.get_submodule("model")
+    output = _called(body, inputs)
+    states: Tensor = output if isinstance(output, Tensor) else vars(output)["last_hidden_state"]
     return states
 
 
@@ -212,11 +232,9 @@ def compare_costs(names: Sequence[str], argv: Sequence[str]) -> None:
     for name in names:
         figures = in_child(name, argv)
         if figures is not None:
-            ratio = figures["CPU s"] / floor["CPU s"]
-            cells = (
-                f"{figures['CPU s']:9.1f}{ratio:10.2f}{figures['MB']:25.0f}{figures['output error']:14.4f}"
-            )
-            print(f"{name:24}{cells}", flush=True)
+            seconds = [figures[key] for key in ("CPU s", "convert")]
+            cells = "".join(f"{each:9.1f}{each / floor['CPU s']:10.2f}" for each in seconds)
+            print(f"{name:24}{cells}{figures['MB']:9.0f}{figures['error']:9.4f}", flush=True)
 
 
 GRIDS: Final = ((4, None), (4, 64), (4, 128), (3, 64))
@@ -260,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Compare costs, or perplexities."""
     given = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="smollm2", help="smollm2, wiki, or a folder")
+    parser.add_argument("--model", default="smollm2", help="smollm2, wiki, stack, or a folder")
     parser.add_argument("--tokens", type=int, default=8192, help="calibration tokens")
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--bits", type=int, default=4)
