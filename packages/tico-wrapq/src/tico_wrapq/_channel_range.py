@@ -59,7 +59,8 @@ class ChannelRange:
         """Return the share of the range, 0 to 1, that the largest channel has to itself.
 
         That is ``1 - typical / largest`` of the channels' largest magnitudes, where the median is typical:
-        at 0.9 half of the channels fill at most a tenth of the grid. None where channels are not told apart.
+        at 0.99 half of the channels fill at most a hundredth of the grid. None where channels are not told
+        apart.
         """
         magnitudes = torch.maximum(self.high, -self.low)
         if magnitudes.numel() < 2 or not bool(magnitudes.any()):

@@ -30,7 +30,7 @@ class CoverageLine:
 
     `macs` are the multiply-accumulates that calibration has measured, None where it has not.
     `taken_by_one` has the share of its range that one channel has to itself, by point: of each point while
-    the model is prepared, and of those from 0.9 on afterwards.
+    the model is prepared, and of those from 0.99 on afterwards.
     """
 
     path: str
@@ -81,7 +81,24 @@ class Coverage:
         """Return the coverage as a Markdown table with the shares below."""
         head = f"| path | module | points | {ONE_CHANNEL} | macs | reason |\n|---|---|---|---|---|---|"
         parameters = f"{self.share:.1%} of {self.parameters} parameters are quantized"
-        return "\n".join([head, *map(_row, self.lines), "", parameters, self._macs_sentence()])
+        sentences = [parameters, self._macs_sentence(), *self._spoiled_sentences()]
+        return "\n".join([head, *map(_row, self.lines), "", *sentences])
+
+    @property
+    def spoiled(self) -> tuple[tuple[str, float], ...]:
+        """The points of whose range one channel takes 0.99 or more, by path, the largest share first."""
+        every = (
+            (child_path(line.path, name), share) for line in self.lines for name, share in line.taken_by_one
+        )
+        return tuple(sorted((one for one in every if one[1] >= CONSPICUOUS), key=lambda one: -one[1]))
+
+    def _spoiled_sentences(self) -> list[str]:
+        if not self.spoiled:
+            return []
+        first = ", ".join(f"{path} {share:.2%}" for path, share in self.spoiled[:3])
+        return [
+            f"one channel takes at least {CONSPICUOUS:.0%} of the range of {len(self.spoiled)} points: {first}"
+        ]
 
     def _macs_sentence(self) -> str:
         if self.macs_share is None:
@@ -94,7 +111,7 @@ class Coverage:
 
 
 def _row(line: CoverageLine) -> str:
-    shares = [f"{name} {share:.0%}" for name, share in line.taken_by_one if share >= CONSPICUOUS]
+    shares = [f"{name} {share:.2%}" for name, share in line.taken_by_one if share >= CONSPICUOUS]
     macs = "" if line.macs is None else str(line.macs)
     cells = (line.path, line.module, ", ".join(line.points), ", ".join(shares), macs, line.reason)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

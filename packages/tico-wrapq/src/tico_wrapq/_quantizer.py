@@ -30,7 +30,7 @@ from tico_wrapq._watching import Passage
 from tico_wrapq._work import Work, multiplies
 from tico_wrapq._wrapping import Wrapped, wrap
 
-CONSPICUOUS = 0.9
+CONSPICUOUS = 0.99
 """From this share of its range on, one channel spoils a point: the report names it."""
 
 ONE_CHANNEL = "range taken by one channel"
