@@ -154,6 +154,8 @@ class QuantLlamaAttention(QuantModuleBase):
         if mask is not None:
             logits = logits + mask.added
         logits = self._seen("masked", logits, mask)
+        if mask is not None and self.point("masked").fixed is not None:
+            logits = logits.masked_fill(mask.left_out, torch.finfo(logits.dtype).min)
         weights = nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
         if mask is not None and mask.of_sdpa:
             weights = weights.masked_fill(mask.left_out.all(-1, keepdim=True), 0.0)
@@ -180,9 +182,7 @@ class QuantLlamaAttention(QuantModuleBase):
             passed: Tensor = point(logits)
             return passed
         moved: Tensor = point(logits.masked_fill(mask.left_out, 0.0))
-        if point.fixed is None:
-            return logits
-        return moved.masked_fill(mask.left_out, torch.finfo(moved.dtype).min)
+        return logits if point.fixed is None else moved
 
 
 @attrs.frozen(eq=False)
