@@ -16,7 +16,6 @@ import importlib
 import re
 import subprocess
 import sys
-import time
 import warnings
 import zipfile
 from collections import deque
@@ -27,6 +26,8 @@ from typing import Final, Protocol, cast
 import attrs
 import torch
 from torch import Tensor, fx, nn
+
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 from real_models import DigestMismatchError, DownloadError, cache_directory
 from tico.quantization import GPTQConfig, PT2EConfig, convert, prepare
@@ -285,19 +286,17 @@ def measure(task: Task, quantizers: Mapping[str, Quantize]) -> None:
     print(f"\n{task.name}, {len(task.test)} inputs of which {sum(map(len, task.batches))} for calibration")
     if task.labels is not None:
         print(f"float top-1: {int((expected.argmax(-1) == task.labels).sum())} of {len(task.labels)}")
-    print(f"{'':20}{'int. weights':>13}{'SQNR dB':>9}{'agreement':>11}{'top-1':>7}{'seconds':>9}")
+    print(f"{'':20}{'int. weights':>13}{'SQNR dB':>9}{'agreement':>11}{'top-1':>7}")
     for name, quantize in quantizers.items():
-        start = time.perf_counter()
         try:
             model = quantize(task.model, task.batches)
         except ImportError as error:
             print(f"{name:20}  not measured: {error}")
             continue
-        seconds = time.perf_counter() - start
         result = logits(model, task.test)
         same = (result.argmax(-1) == expected.argmax(-1)).double().mean()
         right = "" if task.labels is None else str(int((result.argmax(-1) == task.labels).sum()))
-        figures = f"{decibels(expected, result):9.2f}{float(same):11.1%}{right:>7}{seconds:9.1f}"
+        figures = f"{decibels(expected, result):9.2f}{float(same):11.1%}{right:>7}"
         print(f"{name:20}{integer_weights(model):>13}{figures}", flush=True)
 
 
@@ -306,12 +305,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=["efficientnet", "encoder"], help="which to measure")
     parser.add_argument("--peer-path", action="append", default=[], help="a folder to look for packages in")
+    parser.add_argument("--only", nargs="+", default=[*OURS, *PEERS], help="which candidates to measure")
     arguments = parser.parse_args(argv)
     sys.path += arguments.peer_path
     warnings.simplefilter("ignore")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    candidates = {name: ({**OURS, **PEERS})[name] for name in arguments.only}
     for name in arguments.models:
-        measure({"efficientnet": efficientnet, "encoder": encoder}[name](), {**OURS, **PEERS})
+        measure({"efficientnet": efficientnet, "encoder": encoder}[name](), candidates)
 
 
 if __name__ == "__main__":

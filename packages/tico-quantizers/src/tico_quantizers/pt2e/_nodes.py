@@ -107,7 +107,7 @@ def constant_value(root: nn.Module, node: fx.Node) -> Tensor | None:
 
 
 def _constant(root: nn.Module, node: fx.Node, known: dict[fx.Node, object]) -> object:
-    """Return what `node` gives in every call, None where that may differ; `known` is what was found so far."""
+    """Return what `node` gives in every call, None where that may differ; `known` are results so far."""
     if node not in known:
         known[node] = attribute(root, str(node.target)) if node.op == "get_attr" else None
         sources = {source: _constant(root, source, known) for source in node.all_input_nodes}
