@@ -22,14 +22,14 @@ from tico_quantizers.pt2e._patterns import PATTERNS
 
 _INFERENCE = "_native_batch_norm_legit_no_training"
 _COPIES = ("clone", "alias", "detach", "lift_fresh_copy", "contiguous", "dropout")
-_VIEWS = ("view", "_unsafe_view")
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _LAYERS = ("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 
 def without_copies(graph: fx.Graph) -> None:
     """Drop copies, as the graph writes to no tensor; views then take tensors of any layout."""
     for node in list(graph.nodes):
-        if operator_of(node) in _VIEWS:
+        if node.target in _VIEWS:
             node.target = torch.ops.aten.reshape.default
         source = node_argument(node, 0)
         if source is not None and operator_of(node) in _COPIES:
