@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -246,6 +247,96 @@ def test_copies_and_files_keep_every_bit(make: Callable[[], QuantizedModule], x:
     pickled = pickle.loads(pickle.dumps(module))  # noqa: S301  # our own bytes
     for each in (copy.deepcopy(module), pickled, other):
         assert same_bits(each(x), module(x))
+
+
+@every_module
+def test_a_module_is_made_real_from_the_meta_device(make: Callable[[], QuantizedModule], x: Tensor) -> None:
+    """Without data it keeps its shapes; a state dict that is assigned gives it the tensors themselves."""
+    module, state = make(), make().state_dict()
+    expected = module(x)
+    empty = copy.deepcopy(module).to("meta")
+    assert all(buffer.is_meta for buffer in empty.buffers())
+    empty.load_state_dict(module.state_dict(), strict=True, assign=True)
+    assert all(empty.state_dict()[name].data_ptr() == module.state_dict()[name].data_ptr() for name in state)
+    assert same_bits(empty(x), expected)
+
+
+@every_module
+def test_safetensors_hold_a_module(make: Callable[[], QuantizedModule], x: Tensor, tmp_path: Path) -> None:
+    """Its state dict is tensors by name and no more."""
+    from safetensors.torch import load_file, save_file
+
+    module, other = make(), make()
+    save_file(module.state_dict(), tmp_path / "state.safetensors")
+    for buffer in other.buffers():
+        buffer.zero_()
+    other.load_state_dict(load_file(tmp_path / "state.safetensors"), strict=True)
+    assert same_bits(other(x), module(x))
+
+
+@every_module
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_cast_module_keeps_its_grids(
+    make: Callable[[], QuantizedModule], x: Tensor, dtype: torch.dtype
+) -> None:
+    """Codes, scales and zero points are the same bytes; inputs and outputs have the new format."""
+    module = make()
+    cast = copy.deepcopy(module).to(dtype)
+    state, kept = module.state_dict(), cast.state_dict()
+    assert all(same_bits(kept[name], state[name]) for name in state if name != "bias")
+    moved = x.to(dtype) if x.is_floating_point() else x
+    assert cast(moved).dtype == dtype
+
+
+@every_module
+def test_it_says_what_it_is_made_of(make: Callable[[], QuantizedModule], x: Tensor) -> None:
+    """Format, granularity and bytes are in the line of the module itself."""
+    module = make()
+    text = module.extra_repr()
+    assert f"uint{module.bits}" in text
+    assert ("per row" if module.group_size is None else f"group {module.group_size}") in text
+    assert f"{module.packed.bytes} bytes" in text
+
+
+def test_a_state_dict_of_a_newer_layout_is_refused() -> None:
+    """State dicts carry the version of the layout; what this library can't read it doesn't read."""
+    layer = linear()
+    state = layer.state_dict()
+    assert state._metadata["packed"] == {"version": 1}  # type: ignore[attr-defined]
+    state._metadata["packed"]["version"] = 2  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="version 2"):
+        layer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("missing", ["packed.scale", "bias"])
+def test_a_state_dict_fits_strictly(missing: str) -> None:
+    """One tensor less, or one of another shape, is an error."""
+    layer = linear()
+    state = layer.state_dict()
+    taken = state.pop(missing)
+    with pytest.raises(RuntimeError, match=missing):
+        layer.load_state_dict(state)
+    with pytest.raises(RuntimeError, match=missing):
+        layer.load_state_dict(state | {missing: taken[:1]})
+
+
+def test_a_tied_embedding_and_head_stay_one() -> None:
+    """One packed weight serves both: after copying, casting and loading too."""
+    table = embedding()
+    tied = nn.ModuleDict({"table": table, "head": QuantizedLinear(Parts(packed=table.packed))})
+    for other in (copy.deepcopy(tied), copy.deepcopy(tied).to(torch.bfloat16)):
+        other.load_state_dict(tied.state_dict(), strict=True)
+        head, rows = other["head"], other["table"]
+        assert isinstance(head, QuantizedLinear)
+        assert head.packed is rows.packed
+        assert same_bits(head.dequantize(), table.dequantize())
+
+
+def test_a_replica_computes_the_same() -> None:
+    """What data parallelism copies is enough."""
+    layer = linear(grids=True)
+    replica: QuantizedLinear = layer._replicate_for_data_parallel()  # type: ignore[no-untyped-call]
+    assert same_bits(replica(values(6, 2, 12)), layer(values(6, 2, 12)))
 
 
 @every_module

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 from typing_extensions import Self
 
 
 class ExactModule(nn.Module):
-    """A module whose own buffers follow to another device, but are never cast: a grid stays float32."""
+    """A module whose own buffers follow to another device, but are never cast: a grid stays float32.
+
+    State dicts carry the version of the buffers' layout; one of a version that is newer is refused.
+    """
+
+    _version: int = 1
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         own: dict[str, Tensor | None] = self._buffers
@@ -20,3 +25,23 @@ class ExactModule(nn.Module):
             if moved is not None and moved.dtype != buffer.dtype:
                 own[name] = buffer.to(moved.device)
         return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        prefix: str,
+        local_metadata: Mapping[str, object],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        version = local_metadata.get("version", self._version)
+        if isinstance(version, int) and version > self._version:
+            error_msgs.append(
+                f"{prefix.removesuffix('.')}: the layout is of version {version}, this library reads up to "
+                f"{self._version}; update tico-quantizers"
+            )
+            return
+        load = super()._load_from_state_dict
+        load(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)

@@ -273,10 +273,14 @@ class PackedWeight(ExactModule):
             found = Found(f"{int(index.min())} to {int(index.max())}")
             yield Problem(field="group_index", value=found, expected=f"from 0 to {groups - 1}")
 
+    @property
+    def unit(self) -> str:
+        """What shares a scale, for people: ``per row`` or ``group 64``."""
+        return "per row" if self.group_size is None else f"group {self.group_size}"
+
     def extra_repr(self) -> str:
         """Return format, granularity and bytes."""
-        unit = "per row" if self.group_size is None else f"group {self.group_size}"
-        return f"{self.dtype}, {unit}, shape {tuple(self.shape)}, {self.bytes} bytes"
+        return f"{self.dtype}, {self.unit}, shape {tuple(self.shape)}, {self.bytes} bytes"
 
 
 def _groups(columns: int, size: int | None) -> int:

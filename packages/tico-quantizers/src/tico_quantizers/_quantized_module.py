@@ -139,9 +139,10 @@ class QuantizedModule(RestorableModule):
         """Return the module made of `parts` whose `settings()` are the given ones."""
 
     def extra_repr(self) -> str:
-        """Return the settings that are not visible in the children."""
+        """Return the settings, and format, granularity and bytes of the weight."""
         settings = [f"{name}={value}" for name, value in self.settings().items()]
-        return ", ".join([*settings, f"bias={self.bias is not None}"])
+        weight = f"{self.packed.dtype} {self.packed.unit}, {self.packed.bytes} bytes"
+        return ", ".join([*settings, weight, f"bias={self.bias is not None}"])
 
 
 def _restored_grid(layout: Layout, name: str, tensors: Mapping[str, Tensor]) -> ActivationGrid | None:
