@@ -2,7 +2,8 @@
 
 python benchmarks/inference.py layers       layers called from Python, and how far they are from the reference
 python benchmarks/inference.py crossover    few tokens by packed codes against many by a bfloat16 product
-python benchmarks/inference.py smollm2      prefill, decoding and resident memory of SmolLM2-135M
+python benchmarks/inference.py smollm2      prefill and decoding of SmolLM2-135M
+python benchmarks/inference.py memory       what SmolLM2-135M adds to the resident memory of a process
 
 The candidates take turns in one process, and every ratio is the median over rounds of times in the same
 round: seconds of the processor on one thread, of the clock on more. Peers are looked for on the path of
@@ -46,7 +47,6 @@ Layer = Callable[[Tensor], object]
 
 INT8, UINT8, UINT4 = DType.int(8), DType.uint(8), DType.uint(4)
 PROMPT: Final = 512
-DECODED: Final = 64
 COLUMNS: Final = "ms, times faster than float32 and bfloat16"
 EXAMPLES: Final = Path(__file__).parents[1] / "examples"
 
@@ -229,30 +229,38 @@ def _both_ways(packed: PackedWeight) -> tuple[Layer, Layer]:
 
 
 def smollm2(arguments: argparse.Namespace) -> None:
-    """Print what prefill and decoding take, and the memory of the model."""
+    """Print what prefill and decoding take."""
     from language_models import load, text_of
     from real_models import smollm2_directory
 
     prompt = load(smollm2_directory(), PROMPT).windows(text_of("heldout"), PROMPT)
     models = {name: model_of(name) for name in ("float32", "bfloat16", "W8A8", "W4", "W4, bf16")}
-    for what, run in (("prefill of 512 tokens", prefill), ("64 tokens decoded", decode)):
-        candidates = {name: _bound(run, model, prompt) for name, model in models.items()}
+    steps: dict[str, Callable[[nn.Module], object]] = {
+        f"prefill of {PROMPT} tokens": lambda model: prefill(model, prompt),
+        f"{arguments.decoded} tokens decoded": lambda model: decode(model, prompt, arguments.decoded),
+    }
+    for what, run in steps.items():
+        candidates = {name: _bound(run, model) for name, model in models.items()}
         taken = timed(candidates, arguments.rounds, 0.0)
         print(f"\nSmolLM2-135M, {what}: {COLUMNS}")
         report(taken, {})
-    del models
-    gc.collect()
+
+
+def memory(arguments: argparse.Namespace) -> None:
+    """Print the memory of the model, after prefill and decoding in a process of its own."""
+    from real_models import smollm2_directory
+
     with tempfile.TemporaryDirectory() as folder:
         save_quantized(model_of("W4"), folder)
-        print("\nresident memory that the model adds to a process, after prefill and decoding")
-        base = _resident("float32", str(smollm2_directory()))
+        print("\nresident memory that SmolLM2-135M adds to a process")
+        base = _resident("float32", str(smollm2_directory()), arguments.decoded)
         for name in ("float32", "W4 reference", "W4"):
-            size = base if name == "float32" else _resident(name, folder)
+            size = base if name == "float32" else _resident(name, folder, arguments.decoded)
             print(f"  {name:28}{size / 1e6:8.1f} MB  {size / base:5.2f} of float32")
 
 
-def _bound(run: Callable[[nn.Module, Tensor], object], model: nn.Module, prompt: Tensor) -> Call:
-    return lambda: run(model, prompt)
+def _bound(run: Callable[[nn.Module], object], model: nn.Module) -> Call:
+    return lambda: run(model)
 
 
 def model_of(name: str) -> nn.Module:
@@ -291,17 +299,18 @@ def prefill(model: nn.Module, prompt: Tensor) -> object:
     return answer
 
 
-def decode(model: nn.Module, prompt: Tensor) -> None:
-    """Decode greedily after a few tokens of `prompt`."""
+def decode(model: nn.Module, prompt: Tensor, count: int) -> None:
+    """Decode `count` tokens greedily after a few tokens of `prompt`."""
     tokens, cache = prompt[:, :8], None
-    for _ in range(DECODED):
+    for _ in range(count):
         answer = model(tokens, use_cache=True, past_key_values=cache, logits_to_keep=1)
         cache, tokens = answer.past_key_values, answer.logits[:, -1:].argmax(-1)
 
 
-def _resident(name: str, folder: str) -> int:
+def _resident(name: str, folder: str, decoded: int) -> int:
     """Return the bytes that the model adds to the resident memory of a process of its own."""
-    command = [sys.executable, __file__, "resident", name, folder, "--threads", str(torch.get_num_threads())]
+    options = ("--threads", str(torch.get_num_threads()), "--decoded", str(decoded))
+    command = [sys.executable, __file__, "resident", name, folder, *options]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -320,7 +329,7 @@ def resident(arguments: argparse.Namespace) -> None:
         model = load_quantized(folder)
         set_backend(model, "reference" if name.endswith("reference") else "native")
     prefill(model, prompt)
-    decode(model, prompt)
+    decode(model, prompt, arguments.decoded)
     gc.collect()
     print(_memory() - before)
 
@@ -335,6 +344,7 @@ COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], None]]] = {
     "layers": layers,
     "crossover": crossover,
     "smollm2": smollm2,
+    "memory": memory,
     "resident": resident,
 }
 
@@ -349,6 +359,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--decoded", type=int, default=64, help="tokens to decode")
     parser.add_argument("--peer-path", action="append", default=[], help="a folder to look for peers in")
     arguments = parser.parse_args(argv)
     sys.path += [str(EXAMPLES), *arguments.peer_path]

@@ -106,7 +106,7 @@ cases = st.builds(
     Case,
     rows=st.one_of(st.integers(1, 40), st.sampled_from([16, 32, 64])),
     columns=st.one_of(st.integers(1, 80), st.sampled_from([32, 64, 128, 256])),
-    tokens=st.integers(1, 40),
+    tokens=st.integers(1, 60),
     dtype=dtypes,
     groups=st.sampled_from(["row", "row", "run", "index"]),
     size=st.one_of(st.integers(1, 40), st.sampled_from([32, 64, 128])),
@@ -120,7 +120,7 @@ cases = st.builds(
 W8A8 = Case(
     rows=33,
     columns=65,
-    tokens=40,
+    tokens=60,
     dtype=DType.uint(8),
     groups="row",
     size=1,

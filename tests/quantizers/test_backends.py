@@ -69,10 +69,10 @@ def is_native(layer: nn.Module, inputs: Tensor) -> bool:
 LAYERS: list[tuple[Callable[[], QuantizedLinear], str]] = [
     (linear, "8-bit integer product"),
     (lambda: linear(UINT4), "8-bit integer product"),
-    (lambda: linear(grid=None), "int8 codes up to 12 tokens, bfloat16 product"),
-    (lambda: linear(UINT4, grid=None, group_size=32), "int4 codes up to 32 tokens, bfloat16 product"),
-    (lambda: linear(DType.int(3), grid=None), "int4 codes up to 32 tokens, bfloat16 product"),
-    (lambda: linear(UINT4, grid=DType.int(16)), "int4 codes up to 32 tokens, bfloat16 product"),
+    (lambda: linear(grid=None), "int8 codes up to 15 tokens, bfloat16 product"),
+    (lambda: linear(UINT4, grid=None, group_size=32), "int4 codes up to 48 tokens, bfloat16 product"),
+    (lambda: linear(DType.int(3), grid=None), "int4 codes up to 48 tokens, bfloat16 product"),
+    (lambda: linear(UINT4, grid=DType.int(16)), "int4 codes up to 48 tokens, bfloat16 product"),
     (lambda: linear(UINT4, grid=None, group_size=9), "bfloat16 product"),
     (lambda: linear(UINT8, group_size=32), "bfloat16 product"),
     (lambda: linear(DType.uint(12)), "reference: codes of 12 bits have no kernel"),
@@ -110,7 +110,7 @@ def test_auto_rounds_no_more_coarsely_than_its_input() -> None:
     model = nn.Sequential(linear(), linear(UINT4, grid=None))
     assert set_backend(model, "auto") == {
         "0": "8-bit integer product",
-        "1": "int4 codes up to 32 tokens, bfloat16 product, for bfloat16 activations",
+        "1": "int4 codes up to 48 tokens, bfloat16 product, for bfloat16 activations",
     }
     assert is_native(model[0], x())
     assert not is_native(model[1], x())

@@ -34,8 +34,8 @@ MOST_COLUMNS: Final = 65_536
 
 # Up to so many tokens the kernel that reads packed codes is faster than a bfloat16 product with the codes
 # turned into bfloat16 first: where the two cross in ``python benchmarks/inference.py crossover``.
-INT4_TOKENS: Final = 32
-INT8_TOKENS: Final = 12
+INT4_TOKENS: Final = 48
+INT8_TOKENS: Final = 15
 
 # Elements of the weight that are turned into bfloat16 at a time: 2 MiB, which a second-level cache holds.
 _PIECE: Final = 2**20
