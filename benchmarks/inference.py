@@ -252,11 +252,13 @@ def memory(arguments: argparse.Namespace) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         save_quantized(model_of("W4"), folder)
-        print("\nresident memory that SmolLM2-135M adds to a process")
-        base = _resident("float32", str(smollm2_directory()), arguments.decoded)
+        print("\nresident MB that SmolLM2-135M adds to a process that has used it, of it mapped from files")
+        whole = 0
         for name in ("float32", "W4 reference", "W4"):
-            size = base if name == "float32" else _resident(name, folder, arguments.decoded)
-            print(f"  {name:28}{size / 1e6:8.1f} MB  {size / base:5.2f} of float32")
+            where = str(smollm2_directory()) if name == "float32" else folder
+            used, mapped = _resident(name, where, arguments.decoded)
+            whole = whole or used
+            print(f"  {name:20}{used / 1e6:8.1f}{mapped / 1e6:8.1f}  {used / whole:5.2f} of float32")
 
 
 def _bound(run: Callable[[nn.Module], object], model: nn.Module) -> Call:
@@ -307,22 +309,23 @@ def decode(model: nn.Module, prompt: Tensor, count: int) -> None:
         cache, tokens = answer.past_key_values, answer.logits[:, -1:].argmax(-1)
 
 
-def _resident(name: str, folder: str, decoded: int) -> int:
-    """Return the bytes that the model adds to the resident memory of a process of its own."""
+def _resident(name: str, folder: str, decoded: int) -> list[int]:
+    """Return what `resident` prints in a process of its own."""
     options = ("--threads", str(torch.get_num_threads()), "--decoded", str(decoded))
     command = [sys.executable, __file__, "resident", name, folder, *options]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [int(word) for word in printed.split()]
 
 
 def resident(arguments: argparse.Namespace) -> None:
-    """Load the model in a folder, use it once, and print the bytes of memory that this took."""
+    """Load a model and use it once; print the bytes that it added to this process, and those mapped."""
     from language_models import load
 
     name, folder = arguments.sizes
     prompt = torch.arange(PROMPT).unsqueeze(0)
     importlib.import_module("transformers.models.llama.modeling_llama")
     nn.Linear(64, 64)(torch.randn(64, 64))
-    before = _memory()
+    before, mapped_before = _memory()
     if name == "float32":
         model = load(Path(folder), PROMPT).model
     else:
@@ -330,14 +333,15 @@ def resident(arguments: argparse.Namespace) -> None:
         set_backend(model, "reference" if name.endswith("reference") else "native")
     prefill(model, prompt)
     decode(model, prompt, arguments.decoded)
+    after, mapped_after = _memory()
+    print(after - before, mapped_after - mapped_before)
+
+
+def _memory() -> tuple[int, int]:
+    """Return the resident bytes of this process, and those of them that are mapped, as Linux counts them."""
     gc.collect()
-    print(_memory() - before)
-
-
-def _memory() -> int:
-    """Return the resident bytes of this process, as Linux counts them."""
-    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    return int(pages) * 4096
+    _, resident_pages, mapped_pages, *_ = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return int(resident_pages) * 4096, int(mapped_pages) * 4096
 
 
 COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], None]]] = {
