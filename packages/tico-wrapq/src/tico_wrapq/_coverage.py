@@ -96,9 +96,8 @@ class Coverage:
         if not self.spoiled:
             return []
         first = ", ".join(f"{path} {share:.2%}" for path, share in self.spoiled[:3])
-        return [
-            f"one channel takes at least {CONSPICUOUS:.0%} of the range of {len(self.spoiled)} points: {first}"
-        ]
+        count = f"{len(self.spoiled)} points"
+        return [f"one channel takes at least {CONSPICUOUS:.0%} of the range of {count}: {first}"]
 
     def _macs_sentence(self) -> str:
         if self.macs_share is None:
