@@ -87,14 +87,14 @@ def test_the_loss_is_that_of_the_values(problem: tuple[Tensor, Tensor], config: 
 @given(st.data(), configs())
 def test_weights_that_span_their_grids_stay(data: st.DataObject, config: GPTQConfig) -> None:
     """Without an error there is nothing to make up for, however the inputs depend on each other."""
+    size = max(config.group_size or 12, 2)
     config = attrs.evolve(config, observer=MinMaxSpec(), static_groups=True)
-    dtype = DType(config.bits, signed=config.symmetric)
-    size = config.group_size or 12
-    columns = 2 * max(size, 2)
+    if config.group_size is not None:
+        config = attrs.evolve(config, group_size=size)
+    dtype, columns = DType(config.bits, signed=config.symmetric), 2 * size
     codes = data.draw(st.lists(st.integers(dtype.qmin, dtype.qmax), min_size=columns, max_size=columns))
-    codes[::size], codes[size - 1 :: size] = [dtype.qmin] * 2, [dtype.qmax] * 2
-    if size == 1 and not config.symmetric:
-        codes = [0] * columns
+    for start in (0, size):
+        codes[start], codes[start + size - 1] = dtype.qmin, dtype.qmax
     zero_point = 0 if config.symmetric else 2 ** (config.bits - 1)
     weight = (torch.tensor([codes]) - zero_point) * 0.25
     read = data.draw(inputs(columns)) + 1

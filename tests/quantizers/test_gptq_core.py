@@ -107,7 +107,7 @@ def test_where_the_columns_are_split_does_not_matter(leaf: int, monkeypatch: pyt
     assert split.loss == pytest.approx(whole.loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("exponent", [-20, -1, 1, 20])
+@pytest.mark.parametrize("exponent", [-80, -20, -1, 1, 20, 80])
 def test_scaling_the_hessian_by_a_power_of_four_changes_nothing(exponent: int) -> None:
     """Its factor is scaled by a power of two, which is exact."""
     weight, gram = values(4, 16, 70), reference.correlated_gram(70, 200)

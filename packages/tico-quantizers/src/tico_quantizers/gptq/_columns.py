@@ -17,8 +17,8 @@ _LEAF_COLUMNS = 16
 _COPIED_ROWS = 32
 LARGEST = torch.finfo(torch.float32).max
 
-_Grid: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Scale, the fewest and the most steps from 0, and the zero point, float32 (rows,), or (1,) for all rows."""
+_Grid: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Scale, and the fewest and the most steps from 0, float32 (rows,), or (1,) for all rows."""
 
 
 class _Leaf:
@@ -43,14 +43,18 @@ class _Leaf:
             for column in range(width)
         ]
 
-    def round(self, grids: Sequence[_Grid], *, drifts: bool) -> None:
-        """Set `value`, `error` from the weight that it holds, and `steps` to the codes; a grid a column."""
+    def round(self, grids: Sequence[_Grid], *, wide: bool, drifts: bool) -> None:
+        """Set `steps` and `value`, and `error` from the weight that it holds; a grid for each column.
+
+        `wide` says that a value may be beyond the finite numbers, `drifts` that targets are carried on.
+        """
         views = zip(self._columns, grids, strict=False)
-        for (target, steps, value, error, later, share, drift), (scale, fewest, most, zero_point) in views:
+        for (target, steps, value, error, later, share, drift), (scale, fewest, most) in views:
             torch.div(target, scale, out=steps).round_().clamp_(fewest, most)
-            torch.mul(steps, scale, out=value).clamp_(-LARGEST, LARGEST)
+            torch.mul(steps, scale, out=value)
+            if wide:
+                value.clamp_(-LARGEST, LARGEST)
             later.addcmul_(share, error.sub_(value))
-            steps.add_(zero_point)
             if drifts:
                 later.addcmul_(drift, target)
 
@@ -76,6 +80,8 @@ class Columns:
         self.params: list[AffineParams] = []
         self.group_of = torch.arange(size, device=weight.device) // self.rule.group
         self._grids: list[_Grid] = []
+        self._zero_points: list[Tensor] = []
+        self._wide = False
         self._feedback = factor.feedback
         # With what the targets were when they were rounded.
         self._drift = None if factor.drift is None else (factor.drift, torch.empty_like(self.error))
@@ -100,7 +106,9 @@ class Columns:
         zero_point = params.zero_point.to(torch.float32)
         dtype = params.dtype
         self.params.append(params)
-        self._grids.append((params.scale, dtype.qmin - zero_point, dtype.qmax - zero_point, zero_point))
+        self._grids.append((params.scale, dtype.qmin - zero_point, dtype.qmax - zero_point))
+        self._zero_points.append(zero_point)
+        self._wide |= float(params.scale.max()) * (dtype.qmax - dtype.qmin) > LARGEST / 2
 
     def solve(self, start: int, stop: int) -> None:
         """Round the columns from `start` to `stop`, which all earlier columns have already corrected."""
@@ -155,11 +163,12 @@ class Columns:
         leaf.feedback[:count, :count] = self._feedback[start:stop, start:stop]
         if self._drift is not None:
             leaf.drift[:count, :count] = self._drift[0][start:stop, start:stop]
-        leaf.round([self._grids[group] for group in self._groups[start:stop]], drifts=self._drift is not None)
+        groups = self._groups[start:stop]
+        leaf.round([self._grids[group] for group in groups], wide=self._wide, drifts=self._drift is not None)
         if self._drift is not None:
             self._drift[1][start:stop] = target
         self.error[start:stop] = error
-        self.codes[start:stop] = leaf.steps[:count]
+        self.codes[start:stop] = leaf.steps[:count].add_(self._zero_points_of(groups))
         self.norms[0, start:stop] = column_norms(target.sub_(value))
         self.norms[1, start:stop] = column_norms(error)
 
@@ -168,6 +177,12 @@ class Columns:
         scale = torch.stack([params.scale for params in self.params]).to(torch.float64)
         rows, steps = self.error.shape[1], self.rule.dtype.qmax - self.rule.dtype.qmin
         return float(scale.square().sum(1).sum()) * rows / scale.shape[1] * self.rule.group * steps**2
+
+    def _zero_points_of(self, groups: Sequence[int]) -> Tensor:
+        """Return what broadcasts against columns of these groups."""
+        if groups[0] == groups[-1] and not self.rule.config.static_groups:
+            return self._zero_points[groups[0]]
+        return torch.stack([self._zero_points[group] for group in groups])
 
 
 def transposed(matrix: Tensor) -> Tensor:
