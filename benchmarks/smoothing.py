@@ -1,35 +1,34 @@
-"""Measure what SmoothQuant and AWQ do for SmolLM2-135M: perplexity on text that was not calibrated on.
+"""Measure what SmoothQuant and AWQ do: perplexity on text that was not calibrated on.
 
-python benchmarks/smoothing.py w8a8 w4              every row of both tables
+python benchmarks/smoothing.py w8a8 w4              every row of two tables, with SmolLM2-135M
 python benchmarks/smoothing.py w4 --rows awq gptq   some rows of one
+python benchmarks/smoothing.py w2                   the embedded model, which takes a minute
+
+With ``--peer-path DIR``, a folder with Samsung's tico 0.3.0 (``pip install --no-deps --target DIR``), the
+rows that start with tico smooth by that library, and quantize what it leaves as all others are.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import importlib
+import sys
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 import attrs
 from torch import Tensor, nn
 
-from language_models import LanguageModel, calibrate, load, perplexity
+from language_models import WIKI_LLAMA, LanguageModel, calibrate, load, perplexity, text_of
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
-from tico.quantization import AWQConfig, GPTQConfig, PTQConfig, SmoothQuantConfig, convert, prepare
-from tico.quantization.config import (
-    BaseConfig,
-    DType,
-    PerChannel,
-    PerGroup,
-    QScheme,
-    affine,
-    no_quant,
-)
+
+# Not by the name tico.quantization, which the peer has, too.
+from tico_api import AWQConfig, GPTQConfig, PTQConfig, SmoothQuantConfig, convert, prepare
+from tico_config import BaseConfig, DType, PerChannel, PerGroup, QScheme, affine, no_quant
 
 WINDOW: Final = 512
-GROUP: Final = 128
 NORMS_ONLY: Final = {
     "*.input_layernorm": ["*.q_proj", "*.k_proj", "*.v_proj"],
     "*.post_attention_layernorm": ["*.gate_proj", "*.up_proj"],
@@ -45,28 +44,46 @@ W8A8: Final = layers_only(
     {"*_proj.weight": affine(DType.int(8), QScheme.PER_CHANNEL_SYMM, granularity=PerChannel(0))},
     {"*_proj.act_in": affine(DType.uint(8))},
 )
-W4: Final = layers_only(
-    {"*_proj.weight": affine(DType.uint(4), granularity=PerGroup(axis=1, size=GROUP))}, {}
-)
-GPTQ: Final = GPTQConfig(bits=4, group_size=GROUP, ragged_groups=True, show_progress=False)
-AWQ: Final = AWQConfig(bits=4, group_size=GROUP, ragged_groups=True, show_progress=False)
 
-TABLES: Final[Mapping[str, Mapping[str, tuple[BaseConfig, ...]]]] = {
+
+def weights_only(bits: int, group: int) -> Mapping[str, tuple[BaseConfig, ...]]:
+    """Return the rows of a table of algorithms that round weights."""
+    unit = PerGroup(axis=1, size=group)
+    rtn = layers_only({"*_proj.weight": affine(DType.uint(bits), granularity=unit)}, {})
+    gptq = GPTQConfig(bits=bits, group_size=group, ragged_groups=True, show_progress=False)
+    awq = AWQConfig(bits=bits, group_size=group, ragged_groups=True, show_progress=False)
+    return {
+        "float": (),
+        "rtn": (rtn,),
+        "gptq": (gptq,),
+        "awq": (awq,),
+        "awq-clip": (attrs.evolve(awq, clip=True),),
+        "awq-gptq": (attrs.evolve(awq, round_weights=False), gptq),
+    }
+
+
+@attrs.frozen
+class PeerSmoothing:
+    """SmoothQuant as tico has it: norms and the layers that read them, in a list of families."""
+
+    alpha: float
+
+
+Step: TypeAlias = BaseConfig | PeerSmoothing
+
+TABLES: Final[Mapping[str, Mapping[str, tuple[Step, ...]]]] = {
     "w8a8": {
         "float": (),
         "static": (W8A8,),
+        "tico-0.5": (PeerSmoothing(0.5), W8A8),
+        "tico-0.7": (PeerSmoothing(0.7), W8A8),
         "norms-0.5": (SmoothQuantConfig(alpha=0.5, mappings=NORMS_ONLY), W8A8),
         "smooth-0.5": (SmoothQuantConfig(alpha=0.5), W8A8),
         "smooth-0.7": (SmoothQuantConfig(alpha=0.7), W8A8),
         "smooth-auto": (SmoothQuantConfig(alpha="auto"), W8A8),
     },
-    "w4": {
-        "rtn": (W4,),
-        "gptq": (GPTQ,),
-        "awq": (AWQ,),
-        "awq-gptq": (attrs.evolve(AWQ, round_weights=False, clip=False), GPTQ),
-        "clipped-gptq": (attrs.evolve(AWQ, round_weights=False), GPTQ),
-    },
+    "w4": weights_only(4, 128),
+    "w2": weights_only(2, 64),
 }
 
 
@@ -79,24 +96,41 @@ class Data:
     heldout: Tensor
 
 
-def load_data(calibration: int, heldout: int) -> Data:
-    """Return SmolLM2 and so many tokens, spread evenly over the articles."""
-    language, articles = load(smollm2_directory(), WINDOW), wiki_articles()
-    texts = ("\n\n".join(articles[part]) for part in (CALIBRATION_ARTICLES, TEST_ARTICLES))
+def load_data(table: str, calibration: int, heldout: int) -> Data:
+    """Return the model of a table, and so many tokens spread evenly over its texts."""
+    if table == "w2":
+        language = load(WIKI_LLAMA, 256)
+        texts = [text_of("calibration"), text_of("heldout")]
+    else:
+        language, articles = load(smollm2_directory(), WINDOW), wiki_articles()
+        texts = ["\n\n".join(articles[part]) for part in (CALIBRATION_ARTICLES, TEST_ARTICLES)]
     windows = [
         language.windows(text, limit) for text, limit in zip(texts, (calibration, heldout), strict=True)
     ]
     return Data(language=language, calibration=windows[0], heldout=windows[1])
 
 
-def quantized(model: nn.Module, configs: tuple[BaseConfig, ...], windows: Tensor) -> nn.Module:
-    """Return a copy of `model` to which each of `configs` was applied, one after the other."""
+def quantized(model: nn.Module, steps: tuple[Step, ...], windows: Tensor) -> nn.Module:
+    """Return a copy of `model` to which each of `steps` was applied, one after the other."""
     model = copy.deepcopy(model)
-    for config in configs:
-        model = prepare(model, config)
-        calibrate(model, windows)
-        model = convert(model)
+    for step in steps:
+        if isinstance(step, PeerSmoothing):
+            model = smoothed_by_peer(model, step.alpha, windows)
+        else:
+            model = prepare(model, step)
+            calibrate(model, windows)
+            model = convert(model)
     return model
+
+
+def smoothed_by_peer(model: nn.Module, alpha: float, windows: Tensor) -> nn.Module:
+    """Return what tico makes of `model`."""
+    library = importlib.import_module("tico.quantization")
+    configs = importlib.import_module("tico.quantization.config.smoothquant")
+    prepared: nn.Module = library.prepare(model, configs.SmoothQuantConfig(alpha=alpha))
+    calibrate(prepared, windows)
+    smooth: nn.Module = library.convert(prepared)
+    return smooth
 
 
 def main() -> None:
@@ -108,14 +142,17 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="only these rows")
     parser.add_argument("--calibration", type=int, default=4096, help="tokens")
     parser.add_argument("--heldout", type=int, default=8192, help="tokens")
+    parser.add_argument("--peer-path", help="a folder with tico 0.3.0")
     options = parser.parse_args()
-    data = load_data(options.calibration, options.heldout)
+    sys.path += [options.peer_path] if options.peer_path else []
     print(f"{'row':<14} {'perplexity':>10} {'seconds':>8}")
     for table in options.tables:
-        for name, configs in TABLES[table].items():
-            if options.rows is None or name in options.rows:
+        data = load_data(table, options.calibration, options.heldout)
+        for name, steps in TABLES[table].items():
+            named = options.rows is None or name in options.rows
+            if named and (options.peer_path or not isinstance(next(iter(steps), None), PeerSmoothing)):
                 start = time.perf_counter()
-                model = quantized(data.language.model, configs, data.calibration)
+                model = quantized(data.language.model, steps, data.calibration)
                 seconds = time.perf_counter() - start
                 print(f"{name:<14} {perplexity(model, data.heldout):>10.3f} {seconds:>8.1f}", flush=True)
 

@@ -36,7 +36,7 @@ from tico_quantizers.awq._core import (
 )
 from tiny_models import values
 
-CONFIG = AWQConfig(bits=4, group_size=None, show_progress=False)
+CONFIG = AWQConfig(bits=4, group_size=None, clip=True, show_progress=False)
 ROUND_ONLY = attrs.evolve(CONFIG, n_grid=1, clip=False)
 GPTQ = GPTQConfig(show_progress=False)
 
@@ -265,7 +265,7 @@ def test_the_best_scale_is_the_best_of_the_grid(grid: Grid) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: str(grid.dtype))
 def test_the_best_share_of_a_range_is_the_best_of_the_grid(grid: Grid) -> None:
-    """Group by group, as the definition says, tried one by one in float64."""
+    """Group by group, as the definition says, or whole for a row that would lose by it."""
     layer = reading(grid)
     found = best_shares(layer.weight, layer.gram, grid)
     width = grid.width(layer.weight)
@@ -285,7 +285,9 @@ def test_the_best_share_of_a_range_is_the_best_of_the_grid(grid: Grid) -> None:
                 change = (codes * params.scale - weight).double()
                 errors[share] = float((change @ gram @ change.T).squeeze())
             # float32 products of four to eight terms: the one found is as good up to their rounding.
-            assert errors[float(found[row, group])] <= min(errors.values()) * (1 + 2**-18)
+            best = errors[float(found[row, group])] <= min(errors.values()) * (1 + 2**-18)
+            assert best or bool((found[row] == 1).all())
+    assert bool((found < 1).any())
 
 
 def test_clipped_weights_span_the_range_that_was_found() -> None:

@@ -13,10 +13,10 @@ from tico_config._validation import boolean, integer, optional_integer
 
 @attrs.frozen(kw_only=True)
 class AWQConfig(SmoothingConfig):
-    """Weights scaled up where the activations are large, clipped, and rounded to nearest.
+    """Weights scaled up where the activations are large, and rounded to nearest.
 
-    Lin et al. 2023, arXiv 2306.00978. It works on pairs, as SmoothQuant does; layers in no pair are clipped
-    and rounded only. Every field except `mappings`, `round_weights` and `show_progress` can be set per
+    Lin et al. 2023, arXiv 2306.00978. It works on pairs, as SmoothQuant does; layers in no pair are not
+    scaled. Every field except `mappings`, `round_weights` and `show_progress` can be set per
     module by `overrides`.
 
     Attributes:
@@ -27,8 +27,10 @@ class AWQConfig(SmoothingConfig):
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
         n_grid: how many shares of the activations' magnitude are tried for the scales of a pair, from 0 on in
             steps of ``1 / n_grid``; 1 scales nothing.
-        clip: whether the range of each group is cut off where that lowers the error.
-        round_weights: False leaves float weights, scaled and clipped, to an algorithm that rounds them.
+        clip: whether the range of each group is cut off where that lowers the error of the layer's outputs.
+            All layers then shrink what they give, by which a model can lose more than each of them gains.
+        round_weights: False leaves float weights, scaled and perhaps clipped, for an algorithm that rounds
+            them.
         mappings: patterns for the modules that take scales, each with patterns for the layers that read them;
             without any, pairs are found by running the model.
         show_progress: show a progress bar during `convert` where the extra `progress` is installed.
@@ -36,8 +38,8 @@ class AWQConfig(SmoothingConfig):
     Raises:
         ConfigError: one or more fields are wrong; all are reported.
 
-    >>> AWQConfig(overrides={"*.q_proj": {"clip": False}}).resolve("layers.0.q_proj").spec.clip
-    False
+    >>> AWQConfig(overrides={"*.v_proj": {"clip": True}}).resolve("layers.0.v_proj").spec.clip
+    True
     """
 
     name: ClassVar[str] = "awq"
@@ -50,7 +52,7 @@ class AWQConfig(SmoothingConfig):
     ragged_groups: bool = False
     symmetric: bool = False
     n_grid: int = 20
-    clip: bool = True
+    clip: bool = False
     round_weights: bool = True
     show_progress: bool = True
 

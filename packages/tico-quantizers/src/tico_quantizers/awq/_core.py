@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tico_config import DType, PerGroup
 from tico_observers import AffineParams, fake_quantize, params_from_range
-from tico_quantizers._output_error import output_error
+from tico_quantizers._output_error import output_error, row_errors
 from tico_quantizers._powers import power
 
 _SHARES: Final = tuple(1 - step / 20 for step in range(11))
@@ -115,8 +115,8 @@ def rounding_error(reading: Reading, scale: Tensor) -> float:
 def best_shares(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
     """Return the share of each group's range over which rounding changes the outputs least, (rows, groups).
 
-    Each group counts for itself: what the errors of two groups do together is left out. Of equally good
-    shares, the largest.
+    Each group counts for itself; of equally good shares, the largest. A row for which the groups together do
+    worse than with their whole ranges keeps those.
 
     >>> grid = Grid(dtype=DType.uint(2), symmetric=False, group_size=None)
     >>> weight = torch.tensor([[1.0, 0.34, -0.33, -0.32, 0.02]])
@@ -135,7 +135,10 @@ def best_shares(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
             least = error
         best = torch.where(error < least, share, best)
         least = torch.minimum(error, least)
-    return best
+    clipped, whole = (
+        row_errors(fake_quantize(weight, grid.params(weight, share)) - weight, gram) for share in (best, 1.0)
+    )
+    return torch.where((clipped < whole)[:, None], best, 1.0)
 
 
 def _in_groups(weight: Tensor, width: int) -> Tensor:
