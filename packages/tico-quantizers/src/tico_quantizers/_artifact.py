@@ -59,7 +59,8 @@ def save_quantized(
     """
     modules = dict(restorable(model))
     if not modules:
-        remedy = "convert the model first"
+        is_graph = isinstance(model, torch.fx.GraphModule)
+        remedy = "use torch.export.save for a graph" if is_graph else "convert the model first"
         expected = "a model with integer modules"
         found = Found("one without")
         raise UnsupportedError(Problem(field="model", value=found, expected=expected, remedy=remedy))
