@@ -40,7 +40,7 @@ from tico_quantizers import (
     save_quantized,
     set_backend,
 )
-from tico_quantizers import _native_kernels as kernels
+from tico_quantizers._modules import native_kernels as kernels
 
 Call = Callable[[], object]
 Layer = Callable[[Tensor], object]

@@ -73,7 +73,7 @@ class Case:
 
 
 def magnitudes(layer: QuantizedLinear, x: Tensor) -> Tensor:
-    """Return ``|x| |W|ᵀ + |bias|`` of `tico_quantizers._native_kernels`, in float64."""
+    """Return ``|x| |W|ᵀ + |bias|`` of `tico_quantizers._modules.native_kernels`, in float64."""
     packed, grid = layer.packed, layer.act_in
     middle = packed.dtype.qmin + 2 ** (packed.bits - 1)
     offset = packed.per_column((packed.zero_point - middle).abs().double())

@@ -294,7 +294,7 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_writer_that_fails_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every one of its steps; what it has left over goes with the next save."""
-    from tico_quantizers import _artifact
+    from tico_quantizers._files import artifact
 
     for step in ("described", "write_shards", "write_beside", "write_model_card", "remove_others"):
         with monkeypatch.context() as patch:
@@ -302,7 +302,7 @@ def test_a_writer_that_fails_leaves_the_old_model(saved: Path, monkeypatch: pyte
             def fail(*call: object, step: str = step) -> None:
                 raise OSError(step)
 
-            patch.setattr(_artifact, step, fail)
+            patch.setattr(artifact, step, fail)
             with pytest.raises(OSError, match=step):
                 save_quantized(quantized(1), saved)
         expected = quantized(1 if step == "remove_others" else 0)

@@ -27,7 +27,7 @@ from tico_quantizers import (
     QuantizedLinear,
     set_backend,
 )
-from tico_quantizers import _native_operators as operators
+from tico_quantizers._modules import native_operators as operators
 from tiny_models import values
 
 UINT4, UINT8 = DType.uint(4), DType.uint(8)

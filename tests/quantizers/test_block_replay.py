@@ -14,11 +14,12 @@ from transformers import LlamaForCausalLM
 
 from references import same_bits
 from tico_config import CalibrationError
-from tico_quantizers import Calibration, _activation_store, find_blocks
-from tico_quantizers._activation_store import ActivationStore
-from tico_quantizers._block_calls import BlockCalls
-from tico_quantizers._calls import FromPrevious, leaves_of, tensor_leaves
-from tico_quantizers._forward_watch import watch_forward
+from tico_quantizers import Calibration, find_blocks
+from tico_quantizers._calibration import activation_store
+from tico_quantizers._calibration.activation_store import ActivationStore
+from tico_quantizers._calibration.block_calls import BlockCalls
+from tico_quantizers._calibration.calls import FromPrevious, leaves_of, tensor_leaves
+from tico_quantizers._calibration.forward_watch import watch_forward
 from tiny_models import TOKENS, tiny_llama, values
 
 
@@ -187,7 +188,7 @@ def test_what_blocks_get_and_give_is_repeated(style: str, mode: str) -> None:
 @pytest.mark.parametrize("style", STYLES)
 def test_what_is_kept_on_disk_is_repeated(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every argument comes back from there with the same bits, and shared ones are written once."""
-    monkeypatch.setattr(_activation_store, "_SMALLEST", 1)
+    monkeypatch.setattr(activation_store, "_SMALLEST", 1)
     watched = watch(Stack(style), ActivationStore(offload=True))
     with torch.no_grad():
         for seed in range(2):

@@ -17,7 +17,8 @@ from gptq_models import Block, block_of, integer_at, quantized, require_same_cod
 from model_state import refused, same_tensors, state_of, tensors_of
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import CalibrationError, ConfigError
-from tico_quantizers import _activation_store, quantize_weight
+from tico_quantizers import quantize_weight
+from tico_quantizers._calibration import activation_store
 from tico_quantizers.gptq._core import solve
 from tiny_models import TOKENS, tiny_llama, values
 
@@ -35,7 +36,7 @@ def bits_of(model: nn.Module, *batches: Tensor, **fields: object) -> dict[str, T
 @pytest.fixture
 def everything_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Let no tensor be too small for a file, and temporary files be in the folder that is returned."""
-    monkeypatch.setattr(_activation_store, "_SMALLEST", 1)
+    monkeypatch.setattr(activation_store, "_SMALLEST", 1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 

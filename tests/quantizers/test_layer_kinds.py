@@ -17,7 +17,7 @@ from model_state import refused, same_tensors, tensors_of
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import ConfigError
 from tico_quantizers import QuantizedLinear, QuantizedModule, load_quantized, quantize_weight, save_quantized
-from tico_quantizers._quantized_conv_transpose import ConvTransposeSettings
+from tico_quantizers._modules.quantized_conv_transpose import ConvTransposeSettings
 from tico_quantizers._weight_view import as_layer, columns, groups, input_rows, output_added, shape
 from tiny_models import TOKENS, logits, values
 

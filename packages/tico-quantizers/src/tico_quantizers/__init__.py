@@ -1,14 +1,11 @@
 """What is done: algorithms, calibration, and the integer modules that `convert` leaves behind."""
 
-from tico_quantizers._activation_grid import ActivationGrid
-from tico_quantizers._artifact import load_quantized, save_quantized
-from tico_quantizers._backend import set_backend
-from tico_quantizers._blocks import find_blocks
-from tico_quantizers._exact_module import ExactModule
+from tico_quantizers._calibration.blocks import find_blocks
+from tico_quantizers._calibration.forward_watch import Calibration, Recorder, require_watched
+from tico_quantizers._calibration.recorded_outputs import record_outputs
+from tico_quantizers._files.artifact import load_quantized, save_quantized
 from tico_quantizers._fingerprint import model_fingerprint
-from tico_quantizers._forward_watch import Calibration, Recorder, require_watched
 from tico_quantizers._history import remember, report, runs_of
-from tico_quantizers._layout import Layout, below, tensor_of
 from tico_quantizers._module_tree import (
     Edit,
     child_path,
@@ -16,21 +13,26 @@ from tico_quantizers._module_tree import (
     named_modules,
     parameter,
 )
-from tico_quantizers._packed_weight import PackedWeight
-from tico_quantizers._quantized_conv import (
+from tico_quantizers._modules.activation_grid import ActivationGrid
+from tico_quantizers._modules.backend import set_backend
+from tico_quantizers._modules.exact_module import ExactModule
+from tico_quantizers._modules.layout import Layout, below, tensor_of
+from tico_quantizers._modules.packed_weight import PackedWeight
+from tico_quantizers._modules.quantized_conv import (
     ConvSettings,
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConv3d,
 )
-from tico_quantizers._quantized_conv_transpose import (
+from tico_quantizers._modules.quantized_conv_transpose import (
     ConvTransposeSettings,
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
 )
-from tico_quantizers._quantized_linear import QuantizedEmbedding, QuantizedLinear
-from tico_quantizers._quantized_module import Parts, QuantizedModule
+from tico_quantizers._modules.quantized_linear import QuantizedEmbedding, QuantizedLinear
+from tico_quantizers._modules.quantized_module import Parts, QuantizedModule
+from tico_quantizers._modules.restorable import RestorableModule
 from tico_quantizers._quantizer import (
     AnyPrepared,
     AnyQuantizer,
@@ -43,11 +45,9 @@ from tico_quantizers._quantizer import (
     installed_entries,
     quantizer_entry,
 )
-from tico_quantizers._recorded_outputs import record_outputs
 from tico_quantizers._report import LayerReport, Report
-from tico_quantizers._restorable import RestorableModule
 from tico_quantizers._run import Run
-from tico_quantizers._scaled_input import ScaledInput
+from tico_quantizers._smoothing.scaled_input import ScaledInput
 from tico_quantizers._stand_in import stand_in
 from tico_quantizers._weight_view import tied_paths
 from tico_quantizers.awq import AWQQuantizer

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import BaseConfig, ConfigError, Found, Problem, UnsupportedError, to_json
+from tico_quantizers._calibration.forward_watch import Calibration, watch_forward
 from tico_quantizers._fingerprint import model_fingerprint
-from tico_quantizers._forward_watch import Calibration, watch_forward
 from tico_quantizers._history import remember
 from tico_quantizers._module_tree import Edit
 from tico_quantizers._report import Report

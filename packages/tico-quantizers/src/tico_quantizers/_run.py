@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import attrs
 from typing_extensions import Self
 
-from tico_quantizers._layout import Layout
+from tico_quantizers._modules.layout import Layout
 from tico_quantizers._report import Report
 
 _LIBRARIES = ("tico-config", "tico-observers", "tico-quantizers", "torch")

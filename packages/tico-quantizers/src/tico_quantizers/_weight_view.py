@@ -12,18 +12,23 @@ from torch.nn.utils import parametrize
 
 from tico_config import Found, Problem, UnsupportedError
 from tico_quantizers._module_tree import named_modules, parameter
-from tico_quantizers._packed_weight import PackedWeight
-from tico_quantizers._quantized_conv import ConvSettings, QuantizedConv1d, QuantizedConv2d, QuantizedConv3d
-from tico_quantizers._quantized_conv_transpose import (
+from tico_quantizers._modules.packed_weight import PackedWeight
+from tico_quantizers._modules.quantized_conv import (
+    ConvSettings,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConv3d,
+)
+from tico_quantizers._modules.quantized_conv_transpose import (
     ConvTransposeSettings,
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
 )
-from tico_quantizers._quantized_linear import QuantizedLinear, detached_bias
-from tico_quantizers._quantized_module import Parts, QuantizedModule
+from tico_quantizers._modules.quantized_linear import QuantizedLinear, detached_bias
+from tico_quantizers._modules.quantized_module import Parts, QuantizedModule
+from tico_quantizers._modules.transposed_linear import TransposedLinear
 from tico_quantizers._stand_in import stand_in
-from tico_quantizers._transposed_linear import TransposedLinear
 from tico_quantizers._windows import conv_rows, transposed_rows
 
 FloatConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tico_quantizers._quantized_conv import ConvSettings
-from tico_quantizers._quantized_conv_transpose import ConvTransposeSettings
+from tico_quantizers._modules.quantized_conv import ConvSettings
+from tico_quantizers._modules.quantized_conv_transpose import ConvTransposeSettings
 
 
 def conv_rows(x: Tensor, kernel: tuple[int, ...], conv: ConvSettings) -> Iterator[Tensor]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tico_config import DType, PerGroup
 from tico_observers import AffineParams, fake_quantize, params_from_range
-from tico_quantizers._output_error import output_error, row_errors
 from tico_quantizers._powers import power
+from tico_quantizers._smoothing.output_error import output_error, row_errors
 
 _SHARES: Final = tuple(1 - step / 20 for step in range(11))
 """How much of a group's range is tried, from all of it to half of it."""

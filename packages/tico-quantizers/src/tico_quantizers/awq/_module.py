@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import AWQConfig
-from tico_quantizers._block_grams import BlockGrams
-from tico_quantizers._blocks import find_blocks
-from tico_quantizers._folding import exact_for, fold, put_matrix
-from tico_quantizers._forward_watch import require_watched
-from tico_quantizers._grouped_gram import GroupedGram
+from tico_quantizers._calibration.block_grams import BlockGrams
+from tico_quantizers._calibration.blocks import find_blocks
+from tico_quantizers._calibration.forward_watch import require_watched
+from tico_quantizers._calibration.grouped_gram import GroupedGram
 from tico_quantizers._module_tree import Edit, named_modules
-from tico_quantizers._packed_weight import PackedWeight
-from tico_quantizers._pair_calibration import PairCalibration
-from tico_quantizers._pair_search import candidates_of, known_pairs
+from tico_quantizers._modules.packed_weight import PackedWeight
 from tico_quantizers._progress import Progress
 from tico_quantizers._quantizer import BaseQuantizer, Converted, Example
 from tico_quantizers._report import LayerReport, Report
-from tico_quantizers._smoothing_pairs import Candidates, FoundPairs, Pair, Reader
+from tico_quantizers._smoothing.folding import exact_for, fold, put_matrix
+from tico_quantizers._smoothing.pair_calibration import PairCalibration
+from tico_quantizers._smoothing.pair_search import candidates_of, known_pairs
+from tico_quantizers._smoothing.smoothing_pairs import Candidates, FoundPairs, Pair, Reader
 from tico_quantizers._weight_view import matrix, shape, with_weight
 from tico_quantizers.awq._core import Reading, best_scale, best_shares, magnitudes
 from tico_quantizers.awq._plan import Plan, Target, plan_of

@@ -8,7 +8,7 @@ import attrs
 from torch import nn
 
 from tico_config import AWQConfig, ConfigError, DType, Found, Problem, unmatched_problems
-from tico_quantizers._smoothing_pairs import Candidates, Pair
+from tico_quantizers._smoothing.smoothing_pairs import Candidates, Pair
 from tico_quantizers._weight_view import FloatLayer, columns
 from tico_quantizers.awq._core import Grid
 from tico_quantizers.gptq._plan import output_embedding

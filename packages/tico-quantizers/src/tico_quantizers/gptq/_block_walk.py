@@ -9,10 +9,10 @@ from types import TracebackType
 import torch
 from typing_extensions import Self
 
-from tico_quantizers._block_calls import BlockCalls
-from tico_quantizers._calls import Kept
-from tico_quantizers._forward_watch import Calibration
-from tico_quantizers._input_grams import InputGrams
+from tico_quantizers._calibration.block_calls import BlockCalls
+from tico_quantizers._calibration.calls import Kept
+from tico_quantizers._calibration.forward_watch import Calibration
+from tico_quantizers._calibration.input_grams import InputGrams
 from tico_quantizers.gptq._plan import Target, layers_of, weights_of
 from tico_quantizers.gptq._token_weights import WITH_GRADIENTS, watch_sensitivity
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import final
 
 from tico_config import GPTQConfig
-from tico_quantizers._activation_store import ActivationStore
-from tico_quantizers._block_calls import BlockCalls
-from tico_quantizers._forward_watch import Calibration, require_watched
-from tico_quantizers._grouped_gram import GroupedGram
-from tico_quantizers._input_grams import InputGrams
-from tico_quantizers._reached_layers import ReachedLayers
+from tico_quantizers._calibration.activation_store import ActivationStore
+from tico_quantizers._calibration.block_calls import BlockCalls
+from tico_quantizers._calibration.forward_watch import Calibration, require_watched
+from tico_quantizers._calibration.grouped_gram import GroupedGram
+from tico_quantizers._calibration.input_grams import InputGrams
+from tico_quantizers._calibration.reached_layers import ReachedLayers
 from tico_quantizers.gptq._early_end import EarlyEnd
 from tico_quantizers.gptq._experts import less_read
 from tico_quantizers.gptq._plan import Plan, Target, layers_of, weights_of

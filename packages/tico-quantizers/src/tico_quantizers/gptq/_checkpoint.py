@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from tico_config import ArtifactError, Found, GPTQConfig, Problem, to_json
 from tico_observers import read_sealed, tensor_digest, write_sealed
-from tico_quantizers._activation_store import StoredTensor
-from tico_quantizers._calls import Opaque, leaves_of
+from tico_quantizers._calibration.activation_store import StoredTensor
+from tico_quantizers._calibration.calls import Opaque, leaves_of
+from tico_quantizers._calibration.snapshots import tensors_in
 from tico_quantizers._fingerprint import model_fingerprint
-from tico_quantizers._layout import Layout, below
-from tico_quantizers._packed_weight import PackedWeight
+from tico_quantizers._modules.layout import Layout, below
+from tico_quantizers._modules.packed_weight import PackedWeight
 from tico_quantizers._report import Report
 from tico_quantizers._run import library_versions
-from tico_quantizers._snapshots import tensors_in
 from tico_quantizers.gptq._calibration import GPTQCalibration
 from tico_quantizers.gptq._layer import QuantizedWeight
 from tico_quantizers.gptq._plan import Target

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from tico_quantizers._grouped_gram import GroupedGram
+from tico_quantizers._calibration.grouped_gram import GroupedGram
 from tico_quantizers._module_tree import Edit
 from tico_quantizers._progress import Progress
 from tico_quantizers._report import LayerReport

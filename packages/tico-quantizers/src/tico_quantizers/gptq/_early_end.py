@@ -9,8 +9,8 @@ from typing import Protocol
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tico_quantizers._block_calls import BlockCalls
-from tico_quantizers._forward_watch import Calibration, Recorder
+from tico_quantizers._calibration.block_calls import BlockCalls
+from tico_quantizers._calibration.forward_watch import Calibration, Recorder
 from tico_quantizers._module_tree import Edit
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tico_config import DType, TicoError
-from tico_quantizers._grouped_gram import GroupedGram
-from tico_quantizers._input_grams import located
-from tico_quantizers._packed_weight import PackedWeight
+from tico_quantizers._calibration.grouped_gram import GroupedGram
+from tico_quantizers._calibration.input_grams import located
+from tico_quantizers._modules.packed_weight import PackedWeight
 from tico_quantizers._report import LayerReport
 from tico_quantizers._weight_view import Layer, columns, groups, matrix, shape
 from tico_quantizers.gptq._core import Solution, nearest, solve

@@ -16,7 +16,7 @@ from tico_config import (
     TokenWeights,
     unmatched_problems,
 )
-from tico_quantizers._blocks import find_blocks, homes_in
+from tico_quantizers._calibration.blocks import find_blocks, homes_in
 from tico_quantizers._module_tree import named_modules
 from tico_quantizers._report import LayerReport
 from tico_quantizers._weight_view import (

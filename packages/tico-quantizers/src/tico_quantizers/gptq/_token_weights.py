@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
-from tico_quantizers._calls import Autocast, tensor_leaves
-from tico_quantizers._input_grams import InputGrams, Reading
+from tico_quantizers._calibration.calls import Autocast, tensor_leaves
+from tico_quantizers._calibration.input_grams import InputGrams, Reading
 from tico_quantizers._weight_view import reads_rows
 
 WITH_GRADIENTS = (

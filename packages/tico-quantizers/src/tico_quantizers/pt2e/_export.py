@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim
 
 from tico_config import ConfigError, Found, Problem, PT2EConfig, UnsupportedError
-from tico_quantizers._calls import map_leaves, tensor_leaves
+from tico_quantizers._calibration.calls import map_leaves, tensor_leaves
 from tico_quantizers._module_tree import named_modules
 from tico_quantizers._quantizer import Example
 from tico_quantizers.pt2e._graph import quiet

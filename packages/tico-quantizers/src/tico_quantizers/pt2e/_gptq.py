@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from tico_config import DType, GPTQConfig, PerChannel, PerTensor, unmatched_problems
 from tico_observers import AffineParams
-from tico_quantizers._forward_watch import Calibration
+from tico_quantizers._calibration.forward_watch import Calibration
 from tico_quantizers._module_tree import Edit, children, named_modules
-from tico_quantizers._packed_weight import PackedWeight
-from tico_quantizers._quantized_module import QuantizedModule
+from tico_quantizers._modules.packed_weight import PackedWeight
+from tico_quantizers._modules.quantized_module import QuantizedModule
 from tico_quantizers._quantizer import BaseQuantizer, Converted, Example
 from tico_quantizers._report import LayerReport, Report
 from tico_quantizers.gptq import GPTQCalibration, GPTQQuantizer

@@ -15,7 +15,7 @@ from torch.fx.node import Argument
 
 from tico_config import INT32, DType, Found, PerChannel, PerTensor, Problem, UnsupportedError
 from tico_observers import AffineParams, quantize
-from tico_quantizers._packed_weight import PackedWeight
+from tico_quantizers._modules.packed_weight import PackedWeight
 from tico_quantizers.pt2e._graph import QuantGraph
 from tico_quantizers.pt2e._nodes import describe_as, new_constant, operator_of, value_of
 

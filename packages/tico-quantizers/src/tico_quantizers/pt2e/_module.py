@@ -20,7 +20,7 @@ from tico_config import (
     UnsupportedError,
 )
 from tico_observers import AffineParams, Observer, observer_for, quantize
-from tico_quantizers._forward_watch import require_evaluation_mode
+from tico_quantizers._calibration.forward_watch import require_evaluation_mode
 from tico_quantizers._module_tree import Edit, named_modules
 from tico_quantizers._quantizer import BaseQuantizer, Converted, Example
 from tico_quantizers._report import LayerReport, Report

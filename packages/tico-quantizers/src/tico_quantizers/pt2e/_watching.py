@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tico_config import CalibrationError, Found, PerTensor, Problem, QuantSpec
 from tico_observers import AffineParams, Observer, observer_for
-from tico_quantizers._forward_watch import Calibration, Recorder
+from tico_quantizers._calibration.forward_watch import Calibration, Recorder
 from tico_quantizers._report import LayerReport
 from tico_quantizers.pt2e._graph import Site
 

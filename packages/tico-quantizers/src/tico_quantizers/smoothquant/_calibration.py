@@ -8,12 +8,12 @@ from typing import final
 from torch import nn
 
 from tico_config import SmoothQuantConfig
-from tico_quantizers._block_grams import BlockGrams
-from tico_quantizers._blocks import find_blocks
-from tico_quantizers._input_maxima import InputMaxima
+from tico_quantizers._calibration.block_grams import BlockGrams
+from tico_quantizers._calibration.blocks import find_blocks
 from tico_quantizers._module_tree import Edit
-from tico_quantizers._pair_calibration import PairCalibration
-from tico_quantizers._smoothing_pairs import Candidates, FoundPairs
+from tico_quantizers._smoothing.input_maxima import InputMaxima
+from tico_quantizers._smoothing.pair_calibration import PairCalibration
+from tico_quantizers._smoothing.smoothing_pairs import Candidates, FoundPairs
 
 
 @final

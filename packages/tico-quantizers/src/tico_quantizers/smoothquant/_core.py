@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tico_config import DType, PerChannel
 from tico_observers import fake_quantize, params_from_range
-from tico_quantizers._output_error import output_error
 from tico_quantizers._powers import power
+from tico_quantizers._smoothing.output_error import output_error
 
 _STEPS = 20
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import ConfigError, Found, Problem, SmoothQuantConfig
-from tico_quantizers._folding import exact_for, fold
-from tico_quantizers._forward_watch import require_watched
-from tico_quantizers._grouped_gram import GroupedGram
+from tico_quantizers._calibration.forward_watch import require_watched
+from tico_quantizers._calibration.grouped_gram import GroupedGram
 from tico_quantizers._module_tree import Edit, named_modules
-from tico_quantizers._pair_search import candidates_of, known_pairs
 from tico_quantizers._quantizer import BaseQuantizer, Converted, Example
 from tico_quantizers._report import LayerReport, Report
-from tico_quantizers._smoothing_pairs import FoundPairs, Pair, Reader
+from tico_quantizers._smoothing.folding import exact_for, fold
+from tico_quantizers._smoothing.pair_search import candidates_of, known_pairs
+from tico_quantizers._smoothing.smoothing_pairs import FoundPairs, Pair, Reader
 from tico_quantizers._weight_view import matrix, shape
 from tico_quantizers.smoothquant._calibration import SmoothQuantCalibration
 from tico_quantizers.smoothquant._core import Reading, best_alpha, smoothing_scale

@@ -1,0 +1,1 @@
+"""What a model shows while data run through it, and its blocks run again."""

@@ -1,0 +1,1 @@
+"""Saved models: manifest, shards, and what other tools need beside them."""

@@ -1,0 +1,1 @@
+"""The integer modules, what they are made of, and the kernels that run them."""

@@ -1,0 +1,306 @@
+"""Products with an integer weight by operators of torch itself, on the CPU.
+
+Each kernel is made once from a `PackedWeight` and holds a copy of its codes in the layout of its operator.
+The bounds on how far it is from the reference are in terms of ``u = 2⁻²⁴`` and ``v = 2⁻⁹``, the relative
+errors of rounding to float32 and to bfloat16, and of ``|x| |W|ᵀ + |bias|``, where ``|x|`` and ``|W|`` are
+the magnitudes that a kernel adds to make each element: ``(|code - m| + |m - zero_point|) scale`` with ``m``
+the middle code; the activations' own where they are on no grid, or on a static one.
+
+- `IntegerProduct`: ``(columns + 16) u``. Its sums are exact, so that this is the reference's own rounding.
+- the others: ``4 v + (columns + 16) u``: ``v`` for the activations, ``v`` for the product, and up to ``2 v``
+  for scales and weights of groups.
+
+For bfloat16 activations and outputs the reference rounds too, which adds ``4 v``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
+
+import attrs
+import torch
+from torch import Tensor
+
+from tico_config import PerToken
+from tico_observers import unpack
+from tico_quantizers._modules import native_operators as operators
+from tico_quantizers._modules.activation_grid import ActivationGrid, token_grids
+from tico_quantizers._modules.packed_weight import PackedWeight
+
+# Beyond, sums of 8-bit products could leave 32 bits: 255 * 128 * columns < 2**31.
+MOST_COLUMNS: Final = 65_536
+
+# Up to so many tokens the kernel that reads packed codes is faster than a bfloat16 product with the codes
+# turned into bfloat16 first: where the two cross in ``python benchmarks/inference.py crossover``.
+INT4_TOKENS: Final = 48
+INT8_TOKENS: Final = 15
+
+# Elements of the weight that are turned into bfloat16 at a time: 2 MiB, which a second-level cache holds.
+_PIECE: Final = 2**20
+
+
+class Kernel(Protocol):
+    """A product with the weight it was made of."""
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Return ``x Wᵀ + bias`` for `x` (tokens, columns), not yet in its format, or None where it can't."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class IntegerProduct:
+    """Activations on a grid of up to 8 bits times weights with one scale a row, summed in 32-bit integers."""
+
+    grid: ActivationGrid
+    packed: operators.PackedInt8
+    scale: Tensor
+    zero: Tensor | None  # (rows,): the zero of each row among the int8 codes
+    total: Tensor  # (rows,): the sum of each row of int8 codes
+    one_grid: tuple[float, int] | None  # the scale and the zero point of a static grid
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        return "8-bit integer product"
+
+    @classmethod
+    def of(cls, weight: PackedWeight, grid: ActivationGrid) -> IntegerProduct:
+        """Return the kernel of `weight` for activations on `grid`."""
+        codes, zero = centred(weight)
+        scale, one_grid = weight.scale[:, 0].contiguous(), None
+        if not isinstance(grid.granularity, PerToken):
+            one_grid = float(grid.scale), int(grid.zero_point)
+            scale = scale * one_grid[0]
+        return cls(
+            grid=grid,
+            packed=operators.PackedInt8.of(codes),
+            scale=scale,
+            zero=zero,
+            total=codes.sum(1).to(torch.float32),
+            one_grid=one_grid,
+        )
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Return ``x Wᵀ + bias`` with `x` moved to the grid; None where `x` holds NaN, which has no code."""
+        if self.one_grid is None:
+            return self._per_token(x.to(torch.float32), bias)
+        return self._static(x.to(torch.float32), *self.one_grid, bias)
+
+    def _static(self, x: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor | None:
+        offset = zero_point - self.grid.dtype.qmin
+        steps = (x / scale).round_().clamp_(-offset, self._last - offset)
+        sums = steps.sum(-1)
+        if math.isnan(float(sums.sum())):
+            return None
+        product = operators.int8_sums(_as_bytes(steps.add_(offset - 128)), offset, self.packed)
+        if self.zero is not None:
+            product.addr_(sums, self.zero, alpha=-1)
+        return product.mul_(self.scale) if bias is None else torch.addcmul(bias, product, self.scale)
+
+    def _per_token(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        scale, zero_point = token_grids(x, self.grid.dtype, symmetric=self.grid.symmetric)
+        offsets = (zero_point - self.grid.dtype.qmin).to(torch.float32)
+        if math.isnan(float(scale.sum())):
+            return None
+        codes = (x / scale.unsqueeze(-1)).round_().add_(offsets.unsqueeze(-1)).clamp_(0, self._last)
+        sums = None if self.zero is None else codes.sum(-1) - offsets * x.shape[1]
+        middle = self._last // 2 + 1
+        product = operators.int8_sums(_as_bytes(codes.sub_(128)), middle, self.packed)
+        if not self.grid.symmetric:
+            product.addr_(middle - offsets, self.total)
+        if sums is not None and self.zero is not None:
+            product.addr_(sums, self.zero, alpha=-1)
+        product.mul_(self.scale).mul_(scale.unsqueeze(-1))
+        return product if bias is None else product.add_(bias)
+
+    @property
+    def _last(self) -> int:
+        """The largest code, counted from the smallest."""
+        return self.grid.dtype.qmax - self.grid.dtype.qmin
+
+
+def _as_bytes(codes: Tensor) -> Tensor:
+    """Return float codes from -128 to 127 as uint8 from 0 to 255; the direct cast takes twice as long."""
+    return codes.to(torch.int8).view(torch.uint8).bitwise_xor_(128)
+
+
+def centred(weight: PackedWeight) -> tuple[Tensor, Tensor | None]:
+    """Return codes of up to 8 bits as int8, and the zero of each row among them, None where it is 0.
+
+    Codes of up to 7 bits are counted from the zero of their row, those of 8 bits from the middle code.
+    """
+    codes = unpack(weight.codes, weight.bits, (weight.shape[0], weight.columns))
+    zero = weight.zero_point - weight.dtype.qmin
+    if weight.bits < 8:
+        return codes.view(torch.int8) - zero.to(torch.int8), None
+    rest = (zero[:, 0] - 128).to(torch.float32)
+    return (codes ^ 128).view(torch.int8), rest if bool(rest.any()) else None
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class FewTokensInt4:
+    """Codes of up to four bits, read packed; each group of columns has a scale and a zero in bfloat16."""
+
+    packed: Tensor
+    scale_and_zero: Tensor
+    group_size: int
+
+    @classmethod
+    def of(cls, weight: PackedWeight) -> FewTokensInt4 | None:
+        """Return the kernel of `weight`, or None where its shape is none that the operator takes."""
+        rows, columns = weight.shape[0], weight.columns
+        run = columns if weight.scale.shape[1] == 1 else weight.group_size or columns
+        sizes = [size for size in (256, 128, 64, 32) if run % size == 0 and columns % size == 0]
+        wide = weight.bits > 4 or weight.group_index is not None
+        if wide or rows % 16 or not sizes or not operators.by_int4_works():
+            return None
+        middle = 2 ** (weight.bits - 1)
+        codes = unpack(weight.codes, weight.bits, (rows, columns)).to(torch.int32) + (8 - middle)
+        zero = (middle - (weight.zero_point - weight.dtype.qmin)) * weight.scale
+        grid = torch.stack([weight.scale, zero], -1).to(torch.bfloat16)
+        grid = grid.repeat_interleave(run // sizes[0], 1)[:, : columns // sizes[0]]
+        return cls(
+            packed=operators.packed_int4(codes),
+            scale_and_zero=grid.transpose(0, 1).contiguous(),
+            group_size=sizes[0],
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return ``x Wᵀ`` for bfloat16 `x`."""
+        return operators.bfloat_by_int4(x, self.packed, self.group_size, self.scale_and_zero)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class RowScaledProduct:
+    """Float activations times codes of 5 to 8 bits with one scale a row, both exact in bfloat16.
+
+    Few tokens are multiplied by the int8 codes; for many the codes become bfloat16, a piece at a time.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None  # (rows,): the zero of each row among the int8 codes, times its scale
+    few: bool
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        return f"int8 codes up to {INT8_TOKENS} tokens, bfloat16 product" if self.few else "bfloat16 product"
+
+    @classmethod
+    def of(cls, weight: PackedWeight) -> RowScaledProduct:
+        """Return the kernel of `weight`."""
+        codes, zero = centred(weight)
+        scale = weight.scale[:, 0].contiguous()
+        # With columns that are no multiple of 16 the operator of torch 2.13 may end the process.
+        few = weight.columns % 16 == 0 and operators.by_int8_works()
+        return cls(codes=codes, scale=scale, zero=None if zero is None else zero * scale, few=few)
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Return ``x Wᵀ + bias``."""
+        narrow = x.to(torch.bfloat16)
+        few = self.few and len(x) <= INT8_TOKENS
+        product = (self.by_codes(narrow) if few else self.by_pieces(narrow)).mul_(self.scale)
+        if self.zero is not None:
+            product.addr_(narrow.sum(-1, dtype=torch.float32), self.zero, alpha=-1)
+        return product if bias is None else product.add_(bias)
+
+    def by_codes(self, x: Tensor) -> Tensor:
+        """Return the product of bfloat16 `x` with the codes, which are read as they are."""
+        return operators.bfloat_by_int8(x, self.codes).to(torch.float32)
+
+    def by_pieces(self, x: Tensor) -> Tensor:
+        """Return the product of bfloat16 `x` with the codes, which become bfloat16 first."""
+        product = x.new_empty(len(x), len(self.codes), dtype=torch.float32)
+        for start, stop in pieces(self.codes.shape):
+            product[:, start:stop] = x @ self.codes[start:stop].to(torch.bfloat16).T
+        return product
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class GroupScaledProduct:
+    """Float activations times codes of up to 8 bits on any grid, both in bfloat16, summed in float32.
+
+    Few tokens are multiplied by packed four-bit codes where the shape allows it; for many the codes become
+    bfloat16, a piece at a time, from the reference's own.
+    """
+
+    weight: PackedWeight
+    scale: Tensor  # bfloat16 (rows, groups)
+    zero: Tensor  # int16 (rows, groups), among codes that start at 0
+    few: FewTokensInt4 | None
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        return f"int4 codes up to {INT4_TOKENS} tokens, bfloat16 product" if self.few else "bfloat16 product"
+
+    @classmethod
+    def of(cls, weight: PackedWeight) -> GroupScaledProduct:
+        """Return the kernel of `weight`."""
+        return cls(
+            weight=weight,
+            scale=weight.scale.to(torch.bfloat16),
+            zero=(weight.zero_point - weight.dtype.qmin).to(torch.int16),
+            few=FewTokensInt4.of(weight),
+        )
+
+    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Return ``x Wᵀ + bias``."""
+        narrow = x.to(torch.bfloat16)
+        if self.few is not None and len(x) <= INT4_TOKENS:
+            product = self.few(narrow)
+        else:
+            product = self.by_pieces(narrow)
+        return product if bias is None else product + bias
+
+    def by_pieces(self, x: Tensor) -> Tensor:
+        """Return the product of bfloat16 `x` with the weight, which becomes bfloat16 first."""
+        paired = self._paired
+        if paired:
+            x = x.view(len(x), -1, 2).transpose(1, 2).flatten(1)
+        product = x.new_empty(len(x), self.weight.shape[0], dtype=torch.float32)
+        for start, stop in pieces((self.weight.shape[0], self.weight.columns)):
+            matrix = self._paired_matrix(start, stop) if paired else self._matrix(start, stop)
+            product[:, start:stop] = x @ matrix.T
+        return product.mul_(self.weight.scale[:, 0]) if self._one_scale_a_row else product
+
+    @property
+    def _one_scale_a_row(self) -> bool:
+        return self.scale.shape[1] == 1
+
+    @property
+    def _paired(self) -> bool:
+        """Whether the two codes of a byte can stay apart: even columns first, odd ones after them."""
+        run = self.weight.columns if self._one_scale_a_row else self.weight.group_size or 1
+        even = run % 2 == 0 and self.weight.columns % run == 0
+        return self.weight.bits == 4 and even and self.weight.group_index is None
+
+    def _paired_matrix(self, start: int, stop: int) -> Tensor:
+        codes = self.weight.codes[start:stop]
+        halves = codes.new_empty(len(codes), 2, codes.shape[1])
+        torch.bitwise_and(codes, 15, out=halves[:, 0])
+        torch.bitwise_right_shift(codes, 4, out=halves[:, 1])
+        groups = halves.view(torch.int8).view(len(codes), 2, self.scale.shape[1], -1)
+        steps = groups.sub_(self.zero[start:stop, None, :, None].to(torch.int8)).to(torch.bfloat16)
+        if not self._one_scale_a_row:
+            steps.mul_(self.scale[start:stop, None, :, None])
+        return steps.flatten(1)
+
+    def _matrix(self, start: int, stop: int) -> Tensor:
+        weight = self.weight
+        codes = weight.codes[start:stop]
+        steps = unpack(codes, weight.bits, (len(codes), weight.columns)).to(torch.int16)
+        steps = steps.sub_(weight.per_column(self.zero[start:stop])).to(torch.bfloat16)
+        return steps if self._one_scale_a_row else steps.mul_(weight.per_column(self.scale[start:stop]))
+
+
+def pieces(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first row and the one after the last of each piece of a matrix of `shape`."""
+    rows = max(_PIECE // shape[1], 16)
+    return ((start, start + rows) for start in range(0, shape[0], rows))
