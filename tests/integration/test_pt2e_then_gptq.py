@@ -103,18 +103,25 @@ def test_groups_order_and_signs() -> None:
 
 def test_transposed_products_and_convolutions_are_taken_too() -> None:
     """What `addmm`, a product with a constant and transposed convolutions hold is a matrix as well."""
-    weight = nn.Linear(8, 8).weight.detach()
+    weight, mixing = values(5, 32, 32) / 32**0.5, values(6, 8, 32)
 
     def computed(x: Tensor, conv: nn.Module) -> Tensor:
         product = torch.addmm(weight[0], x, weight) @ weight
         output: Tensor = conv(product[:, :, None])
         return output
 
-    model = Function(computed, conv=nn.ConvTranspose1d(8, 4, 3)).eval()
-    batches = [values(seed, 32, 8) for seed in range(3)]
+    def inputs(seed: int) -> Tensor:
+        # 32 correlated columns made of 8: what one column loses, others can make up for.
+        return values(seed, 64, 8) @ mixing
+
+    conv = nn.ConvTranspose1d(32, 4, 3)
+    with torch.no_grad():
+        conv.weight.copy_(values(7, 32, 4, 3) / 32**0.5)
+    model = Function(computed, conv=conv).eval()
+    batches = [inputs(seed) for seed in range(3)]
     graph = with_gptq(graph_of(model, PT2EConfig(weight=no_quant()), batches), GPTQ, batches)
     nearest = graph_of(model, PT2EConfig(weight=affine(DType.uint(4))), batches)
-    test = values(9, 64, 8)
+    test = inputs(9)
     assert sum(line.algorithm == "gptq" for line in report(graph).layers) == 3
     assert decibels(model(test), graph(test)) > decibels(model(test), nearest(test))
 
