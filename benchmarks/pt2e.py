@@ -31,7 +31,7 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 from real_models import DigestMismatchError, DownloadError, cache_directory
 from tico.quantization import GPTQConfig, PT2EConfig, convert, prepare
-from tico.quantization.config import INT8, UINT8, DType, QScheme, affine, no_quant
+from tico.quantization.config import INT8, UINT8, DType, MSESpec, QScheme, affine, no_quant
 
 WHEELS: Final[Mapping[str, str]] = {
     "efficientnet-lite-pytorch==0.1.0": "ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41",
@@ -223,10 +223,14 @@ def _calibrated(model: nn.Module, batches: Sequence[Tensor]) -> nn.Module:
     return model
 
 
+XNNPACK: Final = PT2EConfig.xnnpack()
+LEAST_ERROR: Final = attrs.evolve(XNNPACK, activation=attrs.evolve(XNNPACK.activation, observer=MSESpec()))
+
 OURS: Final[Mapping[str, Quantize]] = {
     "onnx_runtime()": graph(PT2EConfig.onnx_runtime()),
     "circle()": graph(PT2EConfig.circle()),
-    "xnnpack()": graph(PT2EConfig.xnnpack()),
+    "xnnpack()": graph(XNNPACK),
+    "xnnpack(), MSE": graph(LEAST_ERROR),
     "int8, asymmetric": graph(
         PT2EConfig(activation=affine(INT8, QScheme.PER_TENSOR_ASYMM), weight=affine(INT8))
     ),
