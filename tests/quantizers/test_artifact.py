@@ -298,5 +298,7 @@ def test_data_and_model_are_known_by_their_fingerprints() -> None:
 
     one, other = images(1), images(2)
     assert run_on(one, other).data == run_on(other, one).data != run_on(one).data
-    assert run_on(one).model == model_fingerprint(net()) != model_fingerprint(Net())
+    changed = net()
+    next(changed.parameters()).data[0] += 1
+    assert run_on(one).model == model_fingerprint(net()) != model_fingerprint(changed)
     assert run_on(one, other).calls == 2
