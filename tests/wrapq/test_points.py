@@ -21,7 +21,7 @@ from tico_config import PerToken
 from tico_observers import AffineParams, params_per_token
 from tico_quantizers import ActivationGrid, Edit
 from tico_wrapq import ACT_IN, Frozen, Mode, Passing, QuantLinear, QuantPoint, Watching
-from tico_wrapq._watching import Passage
+from tico_wrapq._passage import Passage
 from tiny_models import values
 
 UINT8 = affine(DType.uint(8))

@@ -62,19 +62,21 @@ def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, dtype: DType, granula
     return narrowed(values, x.dtype)
 
 
-def _have_values(*tensors: Tensor) -> bool:
+def _have_values(x: Tensor, scale: Tensor, zero_point: Tensor) -> bool:
     """Tell whether the numbers can be read here and now: on the CPU, and in no trace."""
     scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
-    traced = torch.compiler.is_compiling() or scripted
-    return not traced and all(type(each) is Tensor and each.is_cpu for each in tensors)
+    plain = type(x) is type(scale) is type(zero_point) is Tensor and not scripted
+    return plain and not torch.compiler.is_compiling() and x.is_cpu and scale.is_cpu and zero_point.is_cpu
 
 
 def _on_one_grid(x: Tensor, scale: float, zero_point: int, dtype: DType) -> Tensor:
     """Return what `_on_grids` does for one grid, by operators in place that each take one pass."""
     low, high = dtype.qmin - zero_point, dtype.qmax - zero_point
     steps = x.to(wide_dtype(arithmetic_dtype(x), dtype)) / scale
-    # A scale is positive, so that clamping steps is clamping values. Adding 0 removes -0.0.
-    values = steps.round_().clamp_(low, high).mul_(scale).add_(0.0)
+    # A scale is positive, so that clamping steps is clamping values.
+    steps.round_().clamp_(low, high)
+    # 0 + scale * steps: one pass for the product and for removing -0.0, which changes no other bit.
+    values = torch.add(steps.new_zeros(()), steps, alpha=scale, out=steps)
     largest = torch.finfo(x.dtype).max
     return values if max(-low, high) * scale <= largest else values.clamp_(-largest, largest)
 

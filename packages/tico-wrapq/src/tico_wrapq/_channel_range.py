@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import weakref
+from typing import final
+
 import attrs
 import torch
 from torch import Tensor
 
 from tico_config import PerChannel
-from tico_observers import AbsMaxStatistic, Extremes, RangeStatistic
+from tico_observers import AbsMaxStatistic, Extremes, RangeStatistic, require_float_tensor
 
 
 @attrs.frozen(eq=False)
@@ -44,6 +48,11 @@ class ChannelRange:
         """Return the range of all channels together, as one channel."""
         return ChannelRange(self.low.amin().view(1), self.high.amax().view(1))
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no channel holds NaN or infinity."""
+        return math.isfinite(self.low.amin().item()) and math.isfinite(self.high.amax().item())
+
     def exact(self) -> Extremes:
         """Return the range of each channel in the dtype of statistics."""
         wide = torch.float64 if self.low.dtype == torch.float64 else torch.float32
@@ -76,3 +85,62 @@ class ChannelRange:
 def _others(ndim: int, axis: int) -> tuple[int, ...]:
     at = axis if -ndim <= axis < ndim else -1
     return tuple(other for other in range(ndim) if other != at % ndim)
+
+
+@final
+class JoinedRanges:
+    """The ranges of several points one after the other, as if they were one: all are merged at once."""
+
+    def __init__(self, channels: ChannelRange) -> None:
+        self.channels = channels
+
+    @staticmethod
+    def of(ranges: list[ChannelRange]) -> ChannelRange | None:
+        """Return `ranges` as one; None where there is none, or where they differ in dtype or device."""
+        if len({(each.low.dtype, each.low.device) for each in ranges}) != 1:
+            return None
+        low, high = [each.low for each in ranges], [each.high for each in ranges]
+        return ChannelRange(torch.cat(low), torch.cat(high))
+
+
+@attrs.frozen(eq=False)
+class Stretch:
+    """Where the channels of one point are among those of others."""
+
+    joined: JoinedRanges
+    start: int
+    size: int
+
+    @property
+    def channels(self) -> ChannelRange:
+        """The range of each channel of the point."""
+        both = self.joined.channels
+        low, high = (each.narrow(0, self.start, self.size) for each in (both.low, both.high))
+        return ChannelRange(low, high)
+
+
+@final
+class KnownRanges:
+    """The ranges of the tensors of a forward pass, each read once, however many points it goes through."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[weakref.ref[Tensor], int, ChannelRange | None]] = {}
+
+    def of(self, x: Tensor, axis: int, name: str) -> ChannelRange | None:
+        """Return the range of the channels along `axis` of `x`; None without an element.
+
+        Raises:
+            UnsupportedError: `x` is not a dense floating-point tensor; the error calls it `name`.
+        """
+        found = self._known.get((id(x), axis))
+        if found is not None and found[0]() is x and found[1] == x._version:
+            return found[2]
+        require_float_tensor(x, name)
+        seen = ChannelRange.of(x.detach() if x.requires_grad else x, axis)
+        if not x.is_inference():  # such a tensor does not tell that it was written to
+            self._known[id(x), axis] = (weakref.ref(x), x._version, seen)
+        return seen
+
+    def forget(self) -> None:
+        """Forget every tensor."""
+        self._known.clear()

@@ -24,7 +24,8 @@ from tico_config import (
 )
 from tico_observers import observer_for
 from tico_quantizers import ActivationGrid, Edit
-from tico_wrapq._watching import Passage, Watching
+from tico_wrapq._passage import Passage
+from tico_wrapq._watching import Watching
 
 
 class Role(enum.Enum):

@@ -23,10 +23,10 @@ from tico_quantizers import (
     parameter,
 )
 from tico_wrapq._folds import Fold, Folds, foldable
+from tico_wrapq._passage import Passage
 from tico_wrapq._point import require_data
 from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
 from tico_wrapq._registry import REGISTRY
-from tico_wrapq._watching import Passage
 from tico_wrapq._work import Work, multiplies
 from tico_wrapq._wrapping import Wrapped, wrap
 

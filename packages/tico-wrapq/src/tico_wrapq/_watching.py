@@ -1,4 +1,4 @@
-"""What points see in the forward passes of a calibration, each pass counted only once it has ended well."""
+"""What one point sees in the forward passes of a calibration."""
 
 from __future__ import annotations
 
@@ -18,10 +18,8 @@ from tico_observers import (
     RangeStatistic,
     Statistic,
     params_from_range,
-    require_float_tensor,
 )
-from tico_quantizers import Calibration, Recorder
-from tico_wrapq._channel_range import ChannelRange
+from tico_wrapq._channel_range import ChannelRange, KnownRanges, Stretch
 
 
 @final
@@ -44,19 +42,24 @@ class Watching:
         self._collecting: AnyObserver | None = None
         self.latest: ChannelRange | None = None
         self._next: ChannelRange | None = None
-        self.channels: ChannelRange | None = None
+        self._own: ChannelRange | None = None
+        self._place: Stretch | None = None
         self.batches = 0
 
-    def see(self, x: Tensor) -> None:
-        """Note what `x` shows, until the forward pass ends."""
+    @property
+    def channels(self) -> ChannelRange | None:
+        """The range of each channel, of all that counts."""
+        return self._own if self._place is None else self._place.channels
+
+    def see(self, x: Tensor, known: KnownRanges) -> None:
+        """Note what `x` shows, until the forward pass ends; what is `known` of it is not read again."""
         if not self.spans_range:
             if self._collecting is None:
                 self._collecting = copy.copy(self._observer)
             self._collecting.collect(x)
             if self._observer.on_nonfinite == "ignore":
                 return  # the values left out would count
-        require_float_tensor(x, self._observer.name)
-        seen = ChannelRange.of(x.detach() if x.requires_grad else x, self._axis)
+        seen = known.of(x, self._axis, self._observer.name)
         if seen is not None:
             self.latest = seen if self.latest is None else self.latest.merge(seen)
 
@@ -69,19 +72,27 @@ class Watching:
         """Forget what the forward pass under way has shown."""
         self._collecting = self.latest = self._next = None
 
-    def digest(self) -> None:
-        """Merge what the pass has shown with what counts already, without counting it."""
+    def digest(self) -> ChannelRange | None:
+        """Return what the pass has shown merged with what counts already, without counting it."""
         self._next = self.channels
         if self.latest is not None:
-            self._next = self.latest if self.channels is None else self.channels.merge(self.latest)
+            self._next = self.latest if self._next is None else self._next.merge(self.latest)
+        return self._next
 
     def accept(self) -> None:
         """Count what was digested."""
-        if not self.is_untouched:
-            self.channels = self._next
-            self._observer = self._collecting or self._observer
-            self.batches += 1
-            self._collecting = self.latest = self._next = None
+        self._own, self._place = self._next, None
+        self._end()
+
+    def accept_at(self, place: Stretch) -> None:
+        """Count what the pass has shown, which was merged with that of other points and is at `place`."""
+        self._own, self._place = None, place
+        self._end()
+
+    def _end(self) -> None:
+        self._observer = self._collecting or self._observer
+        self.batches += 1
+        self._collecting = self.latest = self._next = None
 
     @property
     def statistics(self) -> Statistic:
@@ -135,7 +146,8 @@ class Watching:
             extremes = channels.seen.extremes if isinstance(channels, AbsMaxStatistic) else None
             if extremes is not None:
                 seen = ChannelRange(extremes.minimum, extremes.maximum)
-                watching.channels = seen if self.channels is None else self.channels.merge(seen)
+                watching._own = seen if self.channels is None else self.channels.merge(seen)
+                watching._place = None
         watching.batches += 1
         watching._observer = self._observer if self.spans_range else observer
         return watching
@@ -160,80 +172,3 @@ def _fitting(statistics: Statistic, observer: AnyObserver) -> Statistic:
     found, expected = Found(f"a {type(statistics).__name__}"), f"a {wanted.__name__}"
     remedy = "calibrate with a histogram, for example HistogramSpec(), which serves every kind but EMASpec()"
     raise CalibrationError(Problem(field="statistics", value=found, expected=expected, remedy=remedy))
-
-
-@final
-class Passage(Recorder):
-    """The points that the forward pass under way has reached, in order, each with its path."""
-
-    def __init__(self) -> None:
-        self.calibration: Calibration | None = None
-        self.under_way = False
-        self._reached: list[tuple[str, Watching]] = []
-
-    def see(self, path: str, watching: Watching, x: Tensor) -> None:
-        """Show `x` to the point at `path`; outside of a pass of the model it counts at once."""
-        if watching.is_untouched:
-            self._reached.append((path, watching))
-        watching.see(x)
-        if not (self.under_way or (self.calibration is not None and self.calibration.in_forward)):
-            self.finish()
-
-    def finish(self) -> None:
-        """Count what the pass has shown, or forget it where it is refused.
-
-        Raises:
-            NumericsError: a point saw NaN or infinity.
-        """
-        try:
-            self.digest()
-        except BaseException:
-            self.drop_unfinished()
-            raise
-        self.accept()
-
-    def drop_unfinished(self) -> None:
-        """Forget what a forward pass that did not end has shown."""
-        for _, watching in self._reached:
-            watching.drop_unfinished()
-        self._reached.clear()
-
-    def digest(self) -> None:
-        """Merge what the pass has shown.
-
-        Raises:
-            NumericsError: a point saw NaN or infinity; the first one that did is named.
-        """
-        with torch.inference_mode(mode=False), torch.no_grad():
-            self._require_finite()
-            for _, watching in self._reached:
-                watching.digest()
-
-    def accept(self) -> None:
-        """Count what the pass has shown."""
-        for _, watching in self._reached:
-            watching.accept()
-        self._reached.clear()
-
-    def _require_finite(self) -> None:
-        ends: dict[torch.device, list[Tensor]] = {}
-        for _, watching in self._reached:
-            if watching.latest is not None:
-                low, high = watching.latest.low, watching.latest.high
-                ends.setdefault(low.device, []).extend((low.float(), high.float()))
-        if all(bool(torch.isfinite(torch.cat(several)).all()) for several in ends.values()):
-            return
-        for path, watching in self._reached:
-            if watching.latest is not None and (found := _not_finite(watching.latest)):
-                remedy = f"this was batch {watching.batches}, counted from 0"
-                expected = "finite in every element"
-                raise NumericsError(
-                    Problem(module=path, field="x", value=Found(found), expected=expected, remedy=remedy)
-                )
-
-
-def _not_finite(seen: ChannelRange) -> str:
-    """Return in which channel there is NaN or infinity; empty where there is none."""
-    bad = torch.nonzero(~(seen.low.isfinite() & seen.high.isfinite())).flatten().tolist()
-    more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-    return f"NaN or infinity in channel {bad[0]}{more}" if bad else ""

@@ -10,10 +10,10 @@ from torch import nn
 from tico_config import LifecycleError, Problem, PTQConfig
 from tico_quantizers import Edit
 from tico_wrapq._mode import Mode
+from tico_wrapq._passage import Passage
 from tico_wrapq._point import QuantPoint, require_data
 from tico_wrapq._quant_module_base import WeightCodes
 from tico_wrapq._registry import REGISTRY
-from tico_wrapq._watching import Passage
 from tico_wrapq._wrapping import wrap
 
 

@@ -76,10 +76,11 @@ class Calibration(Recorder):
 @attrs.define(eq=False)
 class _Begin:
     calibration: Calibration
+    modal: list[tuple[str, nn.Module]]
 
     def __call__(self, root: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         if self.calibration.watching:
-            require_evaluation_mode(root)
+            _require_evaluation_mode(self.modal)
             self.calibration.drop_unfinished()
             self.calibration.data.note(args, kwargs)
             self.calibration.in_forward = True
@@ -98,7 +99,7 @@ class _End:
 def watch_forward(root: nn.Module, calibration: Calibration) -> tuple[RemovableHandle, ...]:
     """Tell `calibration` where each forward pass of `root` begins and ends; return the hooks."""
     return (
-        root.register_forward_pre_hook(_Begin(calibration), with_kwargs=True),
+        root.register_forward_pre_hook(_Begin(calibration, _modal(root)), with_kwargs=True),
         root.register_forward_hook(_End(calibration)),
     )
 
@@ -109,8 +110,10 @@ def require_evaluation_mode(root: nn.Module) -> None:
     Raises:
         CalibrationError: with every such module that is in training mode.
     """
-    if not _trains(root):
-        return
+    _require_evaluation_mode(_modal(root))
+
+
+def _require_evaluation_mode(modules: list[tuple[str, nn.Module]]) -> None:
     training = [
         Problem(
             module=path or type(module).__name__,
@@ -119,26 +122,19 @@ def require_evaluation_mode(root: nn.Module) -> None:
             expected="False while the model is calibrated",
             remedy="call model.eval() first",
         )
-        for path, module in named_modules(root)
+        for path, module in modules
         if module.training and _depends_on_mode(module)
     ]
     if training:
         raise CalibrationError(*training)
 
 
-def _trains(root: nn.Module) -> bool:
-    """Tell whether any module is in training mode, in a fraction of the time that paths take."""
-    seen: set[int] = set()
-    waiting: list[nn.Module | None] = [root]
-    while waiting:
-        module = waiting.pop()
-        if module is None or id(module) in seen:
-            continue
-        if module.training:
-            return True
-        seen.add(id(module))
-        waiting += module._modules.values()
-    return False
+def _modal(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules of the kinds that may behave otherwise in training, with their paths."""
+    return [(path, module) for path, module in named_modules(root) if isinstance(module, _MODAL)]
+
+
+_MODAL = (_DropoutNd, _NormBase, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
 
 
 def _depends_on_mode(module: nn.Module) -> bool:

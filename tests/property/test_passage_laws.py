@@ -1,0 +1,85 @@
+"""What the points of a model have seen is the range of each, whichever of them a pass reached."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from references import same_bits
+from tico_config import DType, affine
+from tico_observers import MinMaxObserver, RangeStatistic
+from tico_wrapq import ACT_IN, QuantPoint, Watching
+from tico_wrapq._channel_range import ChannelRange
+from tico_wrapq._passage import Passage
+
+_POINTS = 3
+Pass = dict[int, Tensor]
+
+
+@st.composite
+def passes(draw: st.DrawFn) -> list[Pass]:
+    """Return passes, each with the tensors that some of the points see in it, of one to three channels."""
+    made: list[Pass] = []
+    for reached in draw(st.lists(st.sets(st.integers(0, _POINTS - 1), min_size=1), min_size=1, max_size=4)):
+        width = draw(st.integers(1, 3))
+        dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.float64]))
+        numbers = st.lists(st.integers(-99, 99), min_size=2 * width, max_size=2 * width)
+        made.append({at: torch.tensor(draw(numbers), dtype=dtype).view(2, width) for at in reached})
+    return made
+
+
+def _shown(passage: Passage, points: list[Watching], seen: Pass) -> None:
+    passage.under_way = True
+    for at, x in seen.items():
+        passage.see(f"point {at}", points[at], x)
+    passage.under_way = False
+    passage.finish()
+
+
+def _same(found: ChannelRange | None, expected: ChannelRange | None) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    mine, theirs = found.exact(), expected.exact()
+    return same_bits(mine.minimum, theirs.minimum) and same_bits(mine.maximum, theirs.maximum)
+
+
+@given(passes())
+def test_joined_ranges_are_those_of_each_point(made: list[Pass]) -> None:
+    """Merging all at once gives what merging one by one does, also in a copy and after an undone pass."""
+    points = [Watching(MinMaxObserver(), -1) for _ in range(_POINTS)]
+    passage = Passage()
+    expected: list[ChannelRange | None] = [None] * _POINTS
+    for seen in made:
+        _shown(passage, points, seen)
+        for at, x in seen.items():
+            new, old = ChannelRange.of(x, -1), expected[at]
+            expected[at] = new if old is None or new is None else old.merge(new)
+        passage.under_way = True
+        for at, x in seen.items():
+            passage.see("undone", points[at], x * 1000)
+        passage.drop_unfinished()
+        passage, points = copy.deepcopy((passage, points))
+    assert all(_same(point.channels, wanted) for point, wanted in zip(points, expected, strict=True))
+
+
+@given(st.lists(st.integers(-99, 99), min_size=1, max_size=5), st.integers(-99, 99))
+def test_tensor_written_to_between_two_points_is_read_again(numbers: list[int], addend: int) -> None:
+    """A range is taken from a point before only while the tensor is the same."""
+    points = [QuantPoint(f"{at}", ACT_IN, affine(DType.uint(8))) for at in range(2)]
+    x = torch.tensor(numbers, dtype=torch.float32)
+    expected = [RangeStatistic().observe(x), RangeStatistic().observe(x + addend)]
+    for point in points:
+        point.watch()
+    passage = Passage()
+    passage.under_way = True
+    for point in points:
+        point.follow(passage)
+        point(x)
+        x.add_(addend)
+    passage.finish()
+    found = [None if point.watching is None else point.watching.statistics for point in points]
+    assert found == expected
