@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model_state import refused
 from references import same_bits
 from tico_config import ArtifactError, DType, NumericsError
 from tico_quantizers import Layout, PackedWeight
+from tico_quantizers._modules.packed_weight import expanded
 from tiny_models import values
 
 FORMATS = [DType(bits, signed) for bits in (2, 3, 4, 5, 6, 7, 8, 12, 16) for signed in (False, True)]
@@ -228,3 +229,15 @@ def test_codes_wider_than_their_format_are_refused() -> None:
     with refused(None, ArtifactError, field="codes", module="w") as caught:
         PackedWeight.restore(Layout("w", weight.layout()), dict(weight.named_buffers()))
     assert caught.value.value == "65535 to 65535"
+
+
+def test_an_expanded_weight_is_computed_once() -> None:
+    """Within the context all uses get one tensor; after it each gets its own."""
+    weight = weight_of(DType.uint(4))
+    expected = weight.dequantize()
+    with expanded(nn.Sequential(weight)):
+        first = weight.dequantize()
+        assert weight.dequantize() is first
+        assert torch.equal(first, expected)
+    assert weight.dequantize() is not weight.dequantize()
+    assert "_expanded" not in vars(weight)

@@ -1,14 +1,14 @@
 """Gram matrix XᵀX of rows X: the same bits for every thread count and every split of the same rows.
 
-Rows are multiplied in fixed chunks of 512 that carry over batch borders, as float32 products (float64
-for float64 rows) summed in float64. A product over at most 512 rows does not depend on the number of
-threads, and the chunks do not depend on the batches, so neither does the sum. Only the panels on and
-above the diagonal are computed.
+Rows are multiplied in fixed chunks of 1024 that carry over batch borders: the sum of two float32 products
+over 512 rows each (float64 for float64 rows), added up in float64. A product over at most 512 rows does not
+depend on the number of threads, and the chunks do not depend on the batches, so neither does the sum. Only
+the panels on and above the diagonal are computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 import torch
@@ -19,8 +19,9 @@ from tico_config import CalibrationError, ConfigError, Found, Problem
 from tico_observers._statistic import Statistic, require_same
 from tico_observers._tensor_checks import arithmetic_dtype, require_finite, require_float_tensor
 
-CHUNK_ROWS = 512
-_PANELS = 4
+CHUNK_ROWS = 1024
+_PRODUCT_ROWS = 512
+_PANEL = 128
 _MIRROR_BLOCK = 256
 
 
@@ -61,40 +62,38 @@ class GramStatistic(Statistic):
         with torch.inference_mode(mode=False):
             rows = _weighted(finite_rows(x, self.columns), weights)
             # Rows that only wait leave the sum as it is, so that it can be shared.
-            finished = sum(len(part) for part in self.pending) + len(rows) >= CHUNK_ROWS
-            return self._with_rows(
-                rows, self.upper.clone() if finished and self.upper is not None else self.upper
-            )
+            finished = self._waiting + len(rows) >= CHUNK_ROWS
+            upper = _copied(self.upper) if finished and self.upper is not None else self.upper
+            # A copy, so that what the caller does with its tensor later changes nothing here.
+            return self._with_rows(rows, upper, copied=True)
 
     def observe_in_place(self, x: Tensor, weights: Tensor | None = None) -> Self:
-        """Return the same as `observe`, in the memory of this statistic.
+        """Return the same as `observe`, in the memory of this statistic and that of `x`.
 
-        Neither it nor any that it came from must be used again.
+        Neither it nor any that it came from must be used again, and nothing must write to `x`.
         """
         with torch.inference_mode(mode=False):
-            return self._with_rows(_weighted(finite_rows(x, self.columns), weights), self.upper)
+            rows = _weighted(finite_rows(x, self.columns), weights)
+            return self._with_rows(rows, self.upper, copied=False)
 
-    def _with_rows(self, new: Tensor, upper: Tensor | None) -> Self:
-        waiting = sum(len(part) for part in self.pending)
-        missing = CHUNK_ROWS - waiting if waiting else 0
-        if waiting and len(new) < missing:
-            # A copy, so that what the caller does with its tensor later changes nothing here.
-            pending = (*self.pending, new.clone()) if len(new) else self.pending
-            return attrs.evolve(self, rows=self.rows + len(new), upper=upper, pending=pending)
-        whole = len(new) - (len(new) - missing) % CHUNK_ROWS
-        for chunk in self._chunks(new[:whole], missing):
+    @property
+    def _waiting(self) -> int:
+        return sum(len(part) for part in self.pending)
+
+    def _with_rows(self, new: Tensor, upper: Tensor | None, *, copied: bool) -> Self:
+        # Products of other layouts may have other last bits.
+        new, waiting = new.contiguous(), self._waiting
+        whole = (waiting + len(new)) // CHUNK_ROWS * CHUNK_ROWS
+        used = max(whole - waiting, 0)
+        for chunk in _chunks((*self.pending, new[:used]) if whole else ()):
             if upper is None:
                 upper = new.new_zeros(self.columns, self.columns, dtype=torch.float64)
             _add_product(upper, chunk)
-        left = (new[whole:].clone(),) if len(new) > whole else ()
-        return attrs.evolve(self, rows=self.rows + len(new), upper=upper, pending=left)
-
-    def _chunks(self, new: Tensor, missing: int) -> Iterator[Tensor]:
-        """Yield the pending rows with the first `missing` of `new`, then the others, in whole chunks."""
-        if missing:
-            yield torch.cat([*self.pending, new[:missing]])
-        for start in range(missing, len(new), CHUNK_ROWS):
-            yield new[start : start + CHUNK_ROWS]
+        left = new[used:]
+        # A few rows would keep all of a batch alive.
+        kept = left.clone() if copied or 2 * len(left) < len(new) else left
+        pending = (*(() if whole else self.pending), *((kept,) if len(kept) else ()))
+        return attrs.evolve(self, rows=self.rows + len(new), upper=upper, pending=pending)
 
     def merge(self, other: Self) -> Self:
         """Return the statistic of the rows of both."""
@@ -102,11 +101,11 @@ class GramStatistic(Statistic):
         if self.is_empty or other.is_empty:
             return other if self.is_empty else self
         sums = [part for part in (self.upper, other.upper) if part is not None]
-        upper = sums[0] + sums[1] if len(sums) == 2 else sums[0].clone() if sums else None
+        upper = sums[0] + sums[1] if len(sums) == 2 else _copied(sums[0]) if sums else None
         waiting = sum(len(part) for part in other.pending)
         both = attrs.evolve(self, rows=self.rows + other.rows - waiting, upper=upper)
         for part in other.pending:
-            both = both._with_rows(part, both.upper)
+            both = both._with_rows(part, both.upper, copied=False)
         return both
 
     def matrix(self) -> Tensor:
@@ -117,11 +116,11 @@ class GramStatistic(Statistic):
         """
         require_rows(self.rows)
         if self.upper is not None:
-            full = self.upper.clone()
+            full = _copied(self.upper)
         else:
             full = self.pending[0].new_zeros(self.columns, self.columns, dtype=torch.float64)
-        if self.pending:
-            _add_product(full, torch.cat(self.pending))
+        for rest in _chunks(self.pending):
+            _add_product(full, rest)
         return mirrored(full)
 
 
@@ -189,8 +188,55 @@ def mirrored(upper: Tensor) -> Tensor:
     return upper
 
 
-def _add_product(upper: Tensor, rows: Tensor) -> None:
-    step = -(-upper.shape[0] // _PANELS)
-    for start in range(0, upper.shape[0], step):
-        stop = min(start + step, upper.shape[0])
-        upper[start:stop, start:] += rows[:, start:stop].T @ rows[:, start:]
+def _chunks(parts: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the rows of `parts` in chunks, each a list of what one product takes, in one dtype."""
+    chunk: list[Tensor] = []
+    for piece in _pieces(parts):
+        chunk.append(piece)
+        if len(chunk) * _PRODUCT_ROWS == CHUNK_ROWS:
+            yield _alike(chunk)
+            chunk = []
+    if chunk:
+        yield _alike(chunk)
+
+
+def _pieces(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the rows of `parts`, as many as one product takes at a time; copied only where parts meet."""
+    held: list[Tensor] = []
+    for part in parts:
+        start = 0
+        while start < len(part):
+            stop = start + _PRODUCT_ROWS - sum(map(len, held))
+            held.append(part[start:stop])
+            start = stop
+            if start <= len(part):
+                yield held[0] if len(held) == 1 else torch.cat(held)
+                held = []
+    if held:
+        yield held[0] if len(held) == 1 else torch.cat(held)
+
+
+def _alike(chunk: list[Tensor]) -> list[Tensor]:
+    wide = any(piece.dtype == torch.float64 for piece in chunk)
+    return [piece.to(torch.float64) for piece in chunk] if wide else chunk
+
+
+def _panels(size: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + _PANEL, size)) for start in range(0, size, _PANEL))
+
+
+def _copied(upper: Tensor) -> Tensor:
+    """Return a copy whose memory below the panels is never touched, so that it takes up none."""
+    copy = torch.zeros_like(upper)
+    for start, stop in _panels(len(upper)):
+        copy[start:stop, start:] = upper[start:stop, start:]
+    return copy
+
+
+def _add_product(upper: Tensor, chunk: list[Tensor]) -> None:
+    first, *others = chunk
+    for start, stop in _panels(len(upper)):
+        product = first[:, start:stop].T @ first[:, start:]
+        for rows in others:
+            product.addmm_(rows[:, start:stop].T, rows[:, start:])
+        upper[start:stop, start:] += product

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 
 import attrs
 import torch
@@ -19,11 +19,19 @@ from tico_quantizers._calibration.calls import (
     Kept,
     Replay,
     leaves_of,
+    share_objects,
     tensor_leaves,
     with_leaves,
 )
 from tico_quantizers._calibration.forward_watch import Calibration, Recorder
 from tico_quantizers._calibration.snapshots import Snapshots, fingerprint
+
+
+class NothingMore(Exception):  # noqa: N818  # it is none
+    """Ends a call of which nothing more is to be learned.
+
+    An exception, so that the hooks that are always called are.
+    """
 
 
 @attrs.frozen(eq=False)
@@ -168,14 +176,21 @@ class BlockCalls(Recorder):
         """Call block `number`, or `block` in its place, as it was called, on `outputs` of the block before.
 
         `forward_dtype` is what to compute in as far as that can be cast automatically. Yields after each
-        call; with `keep`, what is yielded are the output tensors by call and leaf.
+        call, which `NothingMore` may end; with `keep`, what is yielded are the output tensors by call and
+        leaf.
         """
         replay = Replay(self._accepted[number], outputs)
         for index, (args, kwargs, autocast) in enumerate(replay):
-            with torch.no_grad(), autocast.again(), _computing_in(forward_dtype):
-                output: object = (block or self.blocks[number])(*args, **kwargs)
+            casts, ended = (autocast.again(), _computing_in(forward_dtype)), suppress(NothingMore)
+            output: object = None
+            with torch.no_grad(), casts[0], casts[1], ended:
+                output = (block or self.blocks[number])(*args, **kwargs)
             leaves = enumerate(tensor_leaves(output)) if keep else ()
             yield {(index, leaf): tensor for leaf, tensor in leaves}
+
+    def shares_objects(self, number: int) -> bool:
+        """Whether two calls of block `number` were given the same object, such as a cache."""
+        return share_objects(self._accepted[number])
 
     @property
     def are_chained(self) -> bool:

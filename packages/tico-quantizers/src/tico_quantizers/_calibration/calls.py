@@ -169,5 +169,11 @@ class Replay:
         return args, {name: map_leaves(value, made) for name, value in call.kwargs.items()}
 
 
+def share_objects(calls: Sequence[Call]) -> bool:
+    """Return whether two of `calls` have the same opaque object among their arguments."""
+    objects = [identity for call in calls for identity in {id(opaque) for opaque in _opaque_leaves(call)}]
+    return len(set(objects)) < len(objects)
+
+
 def _opaque_leaves(call: Call) -> list[Opaque]:
     return [leaf for leaf in leaves_of(call) if isinstance(leaf, Opaque)]

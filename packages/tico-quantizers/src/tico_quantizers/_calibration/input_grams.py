@@ -13,7 +13,7 @@ from tico_config import TicoError, TokenWeights
 from tico_quantizers._calibration.block_calls import BlockCalls
 from tico_quantizers._calibration.forward_watch import Calibration, Recorder
 from tico_quantizers._calibration.grouped_gram import GroupedGram
-from tico_quantizers._calibration.snapshots import same_bits
+from tico_quantizers._calibration.snapshots import same_bits, version
 from tico_quantizers._weight_view import (
     IntegerLayer,
     Layer,
@@ -41,6 +41,13 @@ class Reading:
     added: tuple[int, ...] | None
     weights: Tensor | None = None
     twin: Tensor | None = None
+    version: int | None = None
+
+    def is_still(self, x: Tensor) -> bool:
+        """Return whether `x` is the tensor that was read, and nothing has written to it since."""
+        if self.original is not x:
+            return False
+        return same_bits(self.kept, x) if self.version is None else self.version == version(x)
 
     def rows(self) -> Iterator[Tensor]:
         """Yield the rows (groups, rows, columns) that it has for the layer."""
@@ -94,13 +101,13 @@ class InputGrams(Recorder):
     def note(self, path: str, layer: Layer, x: Tensor, added: tuple[int, ...] | None = None) -> None:
         """Keep the input `x` of the layer at `path` until the pass ends."""
         for known in self._inputs:
-            same = known.original is x and path not in known.readers and self._same_rows(known, path, layer)
-            if same and same_bits(known.kept, x):
+            unread = path not in known.readers and self._same_rows(known, path, layer)
+            if unread and known.is_still(x):
                 known.readers.append(path)
                 self.latest[path] = known
                 return
         # A copy: the model may write to the tensor before the pass ends.
-        self.latest[path] = Reading(x, layer, x.detach().clone(), [path], added)
+        self.latest[path] = Reading(x, layer, x.detach().clone(), [path], added, version=version(x))
         self.latest[path].weights = self._given_weights(path, layer, x)
         self._inputs.append(self.latest[path])
 

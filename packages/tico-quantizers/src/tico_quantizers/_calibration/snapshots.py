@@ -42,6 +42,11 @@ def fingerprint(tensor: Tensor) -> int:
     return int(_bytes(tensor).sum(dtype=torch.int64)) if tensor.numel() else 0
 
 
+def version(tensor: Tensor) -> int | None:
+    """Return a number that is another one after something has written to `tensor`; None if it counts none."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors have the same format, shape and bits."""
     alike = one.dtype == other.dtype and one.shape == other.shape and one.device == other.device

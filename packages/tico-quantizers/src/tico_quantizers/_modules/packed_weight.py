@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tico_config import ArtifactError, DType, Found, NumericsError, PerGroup, Problem, TicoError
 from tico_observers import (
@@ -42,6 +43,7 @@ class PackedWeight(ExactModule):
     scale: Tensor
     zero_point: Tensor
     group_index: Tensor | None
+    _expanded: list[Tensor] | None = None
 
     def __init__(
         self,
@@ -171,7 +173,11 @@ class PackedWeight(ExactModule):
 
         A value beyond the finite numbers of float32 becomes the largest of them.
         """
-        return self._values(self.codes, self.scale, self.zero_point).view(self.shape)
+        if self._expanded is None:
+            return self._values(self.codes, self.scale, self.zero_point).view(self.shape)
+        if not self._expanded:
+            self._expanded.append(self._values(self.codes, self.scale, self.zero_point).view(self.shape))
+        return self._expanded[0]
 
     def rows(self, index: Tensor) -> Tensor:
         """Return the rows of the weight at the integers `index`, without computing the others.
@@ -281,6 +287,19 @@ class PackedWeight(ExactModule):
     def extra_repr(self) -> str:
         """Return format, granularity and bytes."""
         return f"{self.dtype}, {self.unit}, shape {tuple(self.shape)}, {self.bytes} bytes"
+
+
+@contextmanager
+def expanded(root: nn.Module) -> Iterator[None]:
+    """Dequantize each weight in `root` once for all of its uses while the context lasts; none may change."""
+    weights = [module for module in root.modules() if isinstance(module, PackedWeight)]
+    try:
+        for weight in weights:
+            weight._expanded = []
+        yield
+    finally:
+        for weight in weights:
+            vars(weight).pop("_expanded", None)
 
 
 def _groups(columns: int, size: int | None) -> int:

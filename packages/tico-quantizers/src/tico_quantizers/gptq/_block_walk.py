@@ -13,6 +13,8 @@ from tico_quantizers._calibration.block_calls import BlockCalls
 from tico_quantizers._calibration.calls import Kept
 from tico_quantizers._calibration.forward_watch import Calibration
 from tico_quantizers._calibration.input_grams import InputGrams
+from tico_quantizers._modules.packed_weight import expanded
+from tico_quantizers.gptq._called_once import CalledOnce, LastLayer
 from tico_quantizers.gptq._plan import Target, layers_of, weights_of
 from tico_quantizers.gptq._token_weights import WITH_GRADIENTS, watch_sensitivity
 
@@ -20,7 +22,7 @@ from tico_quantizers.gptq._token_weights import WITH_GRADIENTS, watch_sensitivit
 class _Stream:
     """What goes from block to block in one version of the model: the outputs before the block `number`.
 
-    A block draws the same random numbers in each of its passes, whatever was run before.
+    A call of a block draws the same random numbers in each of its passes, whatever was run before.
     """
 
     def __init__(self, calls: BlockCalls, forward_dtype: torch.dtype | None) -> None:
@@ -60,8 +62,11 @@ class _Stream:
         return frozenset() if is_last else self._calls.wanted_by_next(self.number)
 
     def _run(self, *, keep: bool) -> Iterator[dict[tuple[int, int], torch.Tensor]]:
-        torch.default_generator.manual_seed(self.number)
-        return self._calls.run(self.number, self._outputs, keep=keep, forward_dtype=self._forward_dtype)
+        made = self._calls.run(self.number, self._outputs, keep=keep, forward_dtype=self._forward_dtype)
+        with expanded(self._calls.blocks[self.number]):
+            for index in range(len(self._calls.accepted[self.number])):
+                torch.default_generator.manual_seed(self.number + index * len(self._calls.blocks))
+                yield next(made)
 
 
 class BlockWalk:
@@ -72,9 +77,15 @@ class BlockWalk:
     """
 
     def __init__(
-        self, calls: BlockCalls, forward_dtype: torch.dtype | None = None, *, asymmetric: bool = False
+        self,
+        calls: BlockCalls,
+        forward_dtype: torch.dtype | None = None,
+        *,
+        called_once: CalledOnce,
+        asymmetric: bool = False,
     ) -> None:
         self._calls = calls
+        self._called_once = called_once
         self._stream = _Stream(calls, forward_dtype)
         self._float = _Stream(calls, forward_dtype) if asymmetric else None
 
@@ -108,7 +119,9 @@ class BlockWalk:
 
     def _grams(self, targets: tuple[Target, ...], calls: Iterator[None]) -> InputGrams:
         grams = InputGrams(layers_of(targets), weights_of(targets), disposable=True)
-        with _Watched(self._calls, self._stream.number, grams) as watched:
+        number = self._stream.number
+        may_end = self._called_once.holds(number) and not self._calls.shares_objects(number)
+        with _Watched(self._calls, number, grams, may_end=may_end) as watched:
             for _ in calls:
                 watched.collector.accept()
         return grams
@@ -131,13 +144,19 @@ class BlockWalk:
 
 
 class _Watched:
-    """Hooks by which `grams` learn from a block, and weigh what they learn, while the context lasts."""
+    """Hooks by which `grams` learn from a block, and weigh what they learn, while the context lasts.
 
-    def __init__(self, calls: BlockCalls, number: int, grams: InputGrams) -> None:
+    If it `may_end`, what the block does after the last layer is left out, unless it decides on the weights.
+    """
+
+    def __init__(self, calls: BlockCalls, number: int, grams: InputGrams, *, may_end: bool = False) -> None:
         self.collector = Calibration(grams)
         self.collector.in_forward = True
         self._grams = grams
-        self._handles = grams.watch(self.collector) + watch_sensitivity(calls.blocks[number], grams)
+        block = calls.blocks[number]
+        learning, weighing = grams.watch(self.collector), watch_sensitivity(block, grams)
+        ending = LastLayer(grams.layers).watch(block) if may_end and not weighing else []
+        self._handles = learning + weighing + ending
 
     def __enter__(self) -> Self:
         """Start."""

@@ -11,6 +11,7 @@ from tico_quantizers._calibration.forward_watch import Calibration, require_watc
 from tico_quantizers._calibration.grouped_gram import GroupedGram
 from tico_quantizers._calibration.input_grams import InputGrams
 from tico_quantizers._calibration.reached_layers import ReachedLayers
+from tico_quantizers.gptq._called_once import CalledOnce
 from tico_quantizers.gptq._early_end import EarlyEnd
 from tico_quantizers.gptq._experts import less_read
 from tico_quantizers.gptq._plan import Plan, Target, layers_of, weights_of
@@ -29,11 +30,13 @@ class GPTQCalibration(Calibration):
         inside = tuple(target for target in plan.targets if target.block is not None)
         self.outside = InputGrams(layers_of(outside), weights_of(outside))
         self.strays = InputGrams(layers_of(inside), weights_of(inside), asymmetric=config.asymmetric > 0)
+        self.called_once = CalledOnce([layers_of(plan.of_block(n)) for n in range(len(plan.blocks))])
         self.early_end = EarlyEnd(self.calls) if config.stop_after_capture else None
         recorders = (self.calls, self.reached, self.outside, self.strays)
         super().__init__(*recorders, *([self.early_end] if self.early_end else []))
         self.handles += self.calls.watch(self) + self.reached.watch(self) + self.outside.watch(self)
         self.handles += self.strays.watch(self, except_within=self.calls)
+        self.handles += self.called_once.watch(plan.blocks, self)
         if self.early_end:
             captured = (*plan.blocks, *layers_of(outside).values())
             self.handles += self.early_end.watch(captured, self, counts=_always)

@@ -9,17 +9,13 @@ from typing import Protocol
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tico_quantizers._calibration.block_calls import BlockCalls
+from tico_quantizers._calibration.block_calls import BlockCalls, NothingMore
 from tico_quantizers._calibration.forward_watch import Calibration, Recorder
 from tico_quantizers._module_tree import Edit
 
 
 class _Callable(Protocol):
     def __call__(self, *args: object, **kwargs: object) -> object: ...
-
-
-class _NothingMore(Exception):  # noqa: N818  # it is none
-    """Ends a forward pass. An exception, so that the hooks that are always called are."""
 
 
 class EarlyEnd(Recorder):
@@ -64,9 +60,9 @@ class EarlyEnd(Recorder):
             return
         if self._in_first == len(self._calls.blocks) and self._calls.rest_is_known():
             self._calls.complete()
-            raise _NothingMore
+            raise NothingMore
         if self._in_this == self._in_first:
-            raise _NothingMore
+            raise NothingMore
 
     def install(self, root: nn.Module, edit: Edit) -> None:
         """Let the `forward` of `root` end early, and its `generate` not, until `uninstall`."""
@@ -101,7 +97,7 @@ class _EndingForward:
     def __call__(self, *args: object, **kwargs: object) -> object:
         try:
             return self.original(*args, **kwargs)
-        except _NothingMore:
+        except NothingMore:
             return None
 
 

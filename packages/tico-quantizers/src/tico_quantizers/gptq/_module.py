@@ -63,7 +63,8 @@ class GPTQQuantizer(BaseQuantizer[GPTQConfig, GPTQCalibration]):
 
     def _convert_blocks(self, calibration: GPTQCalibration, work: Conversion, checkpoint: Checkpoint) -> None:
         dtype = None if self.config.forward_dtype is None else torch.bfloat16
-        walk = BlockWalk(calibration.calls, dtype, asymmetric=self.config.asymmetric > 0)
+        asymmetric, once = self.config.asymmetric > 0, calibration.called_once
+        walk = BlockWalk(calibration.calls, dtype, asymmetric=asymmetric, called_once=once)
         for number in range(len(calibration.plan.blocks)):
             targets, name = calibration.plan.of_block(number), f"block-{number:05d}"
             saved = checkpoint.load(name, targets) if targets else []
