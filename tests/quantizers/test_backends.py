@@ -286,7 +286,12 @@ def test_a_model_without_integers_is_refused() -> None:
 @pytest.fixture
 def _untested() -> Iterator[None]:
     """Let every operator be tested anew, before and after."""
-    tests = (operators.int8_works, operators.by_int8_works, operators.by_int4_works)
+    tests = (
+        operators.int8_works,
+        operators.by_int8_works,
+        operators.by_int4_works,
+        operators.rowwise_works,
+    )
     for each in tests:
         each.cache_clear()
     yield
@@ -301,6 +306,7 @@ def _untested() -> Iterator[None]:
         ("int8_sums", linear),
         ("bfloat_by_int8", lambda: linear(grid=None)),
         ("bfloat_by_int4", lambda: linear(UINT4, grid=None)),
+        ("rowwise_floats", lambda: linear(UINT4, grid=None, group_size=4)),
     ],
 )
 @pytest.mark.parametrize("fault", ["wrong", "missing"])

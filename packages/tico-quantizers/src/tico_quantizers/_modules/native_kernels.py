@@ -1,14 +1,16 @@
 """Products with an integer weight by operators of torch itself, on the CPU.
 
 Each kernel is made once from a `PackedWeight` and holds a copy of its codes in the layout of its operator.
-The bounds on how far it is from the reference are in terms of ``u = 2⁻²⁴`` and ``v = 2⁻⁹``, the relative
+The bounds on how far it is from the reference are in terms of ``u = 2⁻²⁴`` and ``v = 2⁻⁸``, the relative
 errors of rounding to float32 and to bfloat16, and of ``|x| |W|ᵀ + |bias|``, where ``|x|`` and ``|W|`` are
 the magnitudes that a kernel adds to make each element: ``(|code - m| + |m - zero_point|) scale`` with ``m``
 the middle code; the activations' own where they are on no grid, or on a static one.
 
 - `IntegerProduct`: ``(columns + 16) u``. Its sums are exact, so that this is the reference's own rounding.
 - the others: ``4 v + (columns + 16) u``: ``v`` for the activations, ``v`` for the product, and up to ``2 v``
-  for scales and weights of groups.
+  for scales and weights of groups. Weights of groups that are made by a rowwise operator are
+  ``code scale + offset`` with both rounded, to float16 up to 4 bits and else to float32, an error of
+  ``v / 8`` or ``u`` of each: to ``|W|`` comes ``2^bits scale`` times that.
 
 For bfloat16 activations and outputs the reference rounds too, which adds ``4 v``.
 """
@@ -16,7 +18,6 @@ For bfloat16 activations and outputs the reference rounds too, which adds ``4 v`
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 import attrs
@@ -27,6 +28,7 @@ from tico_config import PerToken
 from tico_observers import unpack
 from tico_quantizers._modules import native_operators as operators
 from tico_quantizers._modules.activation_grid import ActivationGrid, token_grids
+from tico_quantizers._modules.bfloat_pieces import RowwiseCodes, one_scale_a_row, product_by_pieces
 from tico_quantizers._modules.packed_weight import PackedWeight
 
 # Beyond, sums of 8-bit products could leave 32 bits: 255 * 128 * columns < 2**31.
@@ -36,9 +38,6 @@ MOST_COLUMNS: Final = 65_536
 # turned into bfloat16 first: where the two cross in ``python benchmarks/inference.py crossover``.
 INT4_TOKENS: Final = 48
 INT8_TOKENS: Final = 15
-
-# Elements of the weight that are turned into bfloat16 at a time: 2 MiB, which a second-level cache holds.
-_PIECE: Final = 2**20
 
 
 class Kernel(Protocol):
@@ -216,10 +215,10 @@ class RowScaledProduct:
 
     def by_pieces(self, x: Tensor) -> Tensor:
         """Return the product of bfloat16 `x` with the codes, which become bfloat16 first."""
-        product = x.new_empty(len(x), len(self.codes), dtype=torch.float32)
-        for start, stop in pieces(self.codes.shape):
-            product[:, start:stop] = x @ self.codes[start:stop].to(torch.bfloat16).T
-        return product
+        return product_by_pieces(x, self.codes.shape, self._fill).to(torch.float32)
+
+    def _fill(self, piece: Tensor, start: int) -> None:
+        piece.copy_(self.codes[start : start + len(piece)])
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -231,8 +230,7 @@ class GroupScaledProduct:
     """
 
     weight: PackedWeight
-    scale: Tensor  # bfloat16 (rows, groups)
-    zero: Tensor  # int16 (rows, groups), among codes that start at 0
+    rowwise: RowwiseCodes | None
     few: FewTokensInt4 | None
 
     @property
@@ -243,12 +241,7 @@ class GroupScaledProduct:
     @classmethod
     def of(cls, weight: PackedWeight) -> GroupScaledProduct:
         """Return the kernel of `weight`."""
-        return cls(
-            weight=weight,
-            scale=weight.scale.to(torch.bfloat16),
-            zero=(weight.zero_point - weight.dtype.qmin).to(torch.int16),
-            few=FewTokensInt4.of(weight),
-        )
+        return cls(weight=weight, rowwise=RowwiseCodes.of(weight), few=FewTokensInt4.of(weight))
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return ``x Wᵀ + bias``."""
@@ -261,46 +254,15 @@ class GroupScaledProduct:
 
     def by_pieces(self, x: Tensor) -> Tensor:
         """Return the product of bfloat16 `x` with the weight, which becomes bfloat16 first."""
-        paired = self._paired
-        if paired:
-            x = x.view(len(x), -1, 2).transpose(1, 2).flatten(1)
-        product = x.new_empty(len(x), self.weight.shape[0], dtype=torch.float32)
-        for start, stop in pieces((self.weight.shape[0], self.weight.columns)):
-            matrix = self._paired_matrix(start, stop) if paired else self._matrix(start, stop)
-            product[:, start:stop] = x @ matrix.T
-        return product.mul_(self.weight.scale[:, 0]) if self._one_scale_a_row else product
-
-    @property
-    def _one_scale_a_row(self) -> bool:
-        return self.scale.shape[1] == 1
-
-    @property
-    def _paired(self) -> bool:
-        """Whether the two codes of a byte can stay apart: even columns first, odd ones after them."""
-        run = self.weight.columns if self._one_scale_a_row else self.weight.group_size or 1
-        even = run % 2 == 0 and self.weight.columns % run == 0
-        return self.weight.bits == 4 and even and self.weight.group_index is None
-
-    def _paired_matrix(self, start: int, stop: int) -> Tensor:
-        codes = self.weight.codes[start:stop]
-        halves = codes.new_empty(len(codes), 2, codes.shape[1])
-        torch.bitwise_and(codes, 15, out=halves[:, 0])
-        torch.bitwise_right_shift(codes, 4, out=halves[:, 1])
-        groups = halves.view(torch.int8).view(len(codes), 2, self.scale.shape[1], -1)
-        steps = groups.sub_(self.zero[start:stop, None, :, None].to(torch.int8)).to(torch.bfloat16)
-        if not self._one_scale_a_row:
-            steps.mul_(self.scale[start:stop, None, :, None])
-        return steps.flatten(1)
-
-    def _matrix(self, start: int, stop: int) -> Tensor:
         weight = self.weight
-        codes = weight.codes[start:stop]
-        steps = unpack(codes, weight.bits, (len(codes), weight.columns)).to(torch.int16)
-        steps = steps.sub_(weight.per_column(self.zero[start:stop])).to(torch.bfloat16)
-        return steps if self._one_scale_a_row else steps.mul_(weight.per_column(self.scale[start:stop]))
+        fill = self._fill if self.rowwise is None else self.rowwise.fill
+        product = product_by_pieces(x, (weight.shape[0], weight.columns), fill)
+        return product.to(torch.float32).mul_(weight.scale[:, 0]) if one_scale_a_row(weight) else product
 
-
-def pieces(shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield the first row and the one after the last of each piece of a matrix of `shape`."""
-    rows = max(_PIECE // shape[1], 16)
-    return ((start, start + rows) for start in range(0, shape[0], rows))
+    def _fill(self, piece: Tensor, start: int) -> None:
+        weight, here = self.weight, slice(start, start + len(piece))
+        codes = unpack(weight.codes[here], weight.bits, piece.shape).to(torch.int16)
+        zero = (weight.zero_point[here] - weight.dtype.qmin).to(torch.int16)
+        piece.copy_(codes.sub_(weight.per_column(zero)))
+        if not one_scale_a_row(weight):
+            piece.mul_(weight.per_column(weight.scale[here]).to(torch.bfloat16))

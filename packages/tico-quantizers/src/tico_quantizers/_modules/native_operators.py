@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import attrs
 import torch
 from torch import Tensor
+
+from tico_observers import pack
 
 
 @attrs.frozen(eq=False)
@@ -67,6 +70,23 @@ def bfloat_by_int4(x: Tensor, weight: Tensor, group_size: int, scale_and_zero: T
     return product
 
 
+# Operators that turn rows of codes into float32, by the bits of a code.
+ROWWISE: Final[Mapping[int, str]] = {
+    2: "embedding_bag_2bit_unpack",
+    4: "embedding_bag_4bit_unpack",
+    8: "embedding_bag_byte_unpack",
+}
+
+
+def rowwise_floats(rows: Tensor, bits: int) -> Tensor:
+    """Return ``code * scale + offset``, float32 (rows, columns), of uint8 `rows`.
+
+    A row holds the packed codes of `bits` bits, then scale and offset: two of float16, or float32 for 8 bits.
+    """
+    operator: Callable[[Tensor], Tensor] = getattr(torch.ops.quantized, ROWWISE[bits])
+    return operator(rows)
+
+
 @functools.cache
 def int8_works() -> bool:
     """Tell whether `int8_sums` gives exact sums here, also of the largest products."""
@@ -105,6 +125,19 @@ def by_int4_works() -> bool:
         return torch.equal(bfloat_by_int4(x, packed_int4(codes), 32, grid), expected)
 
     return _works("_weight_int4pack_mm_for_cpu", check)
+
+
+@functools.cache
+def rowwise_works(bits: int) -> bool:
+    """Tell whether `rowwise_floats` reads codes of `bits` bits here as they are packed."""
+
+    def check() -> bool:
+        codes = torch.arange(3 * 64).view(3, 64) * 37 % 2**bits
+        grid = torch.tensor([0.5, -3.0], dtype=torch.float32 if bits == 8 else torch.float16)
+        rows = torch.cat([pack(codes, bits), grid.view(torch.uint8).expand(3, -1)], 1)
+        return torch.equal(rowwise_floats(rows, bits), codes * 0.5 - 3.0)
+
+    return _works(ROWWISE[bits], check)
 
 
 def _small_integers(rows: int, columns: int) -> Tensor:
