@@ -13,7 +13,8 @@ import gptq_reference as reference
 from tico_config import DType, GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
 from tico_observers import ExactGramStatistic
 from tico_observers.testing import tensors
-from tico_quantizers.gptq import _columns, solve
+from tico_quantizers.gptq import _columns, nearest, solve
+from tico_quantizers.gptq._core import loss_of_nearest
 from tiny_models import values
 
 OBSERVERS: tuple[MinMaxSpec | MSESpec | HessianMSESpec | PercentileSpec, ...] = (
@@ -161,3 +162,17 @@ def test_feedback_gains_over_many_cases() -> None:
     ordered = torch.tensor(ratios).sort().values
     assert ordered.mean() < 0.7
     assert ordered[190] < 1
+
+
+@given(st.integers(0, 2**20), st.integers(1, 300), st.sampled_from([None, 7]))
+def test_loss_of_nearest_is_that_of_the_values_of_nearest(seed: int, size: int, group: int | None) -> None:
+    """tr((W - Q) H (W - Q)ᵀ), over half of H, is what the definition gives in float64."""
+    config = GPTQConfig(bits=3, group_size=group, ragged_groups=True)
+    weight, x = values(seed, 5, size), values(seed + 1, 40, size)
+    gram = x.double().T @ x.double()
+    error = weight.double() - nearest(weight, config).dequantize().double()
+    # A float32 sum of n products errs by at most n * 2⁻²⁴ of |E| |H| |E|ᵀ, and each value, of at most 2 **
+    # bits steps, by 2⁻²⁴ of it, which no error of a step would show.
+    wide = error.abs() + weight.abs().double() * 2.0**-20
+    bound = float(((wide @ gram.abs()) * wide).sum()) * (size + 4) * 2.0**-23
+    assert abs(loss_of_nearest(weight, gram, config) - float(((error @ gram) * error).sum())) <= bound

@@ -37,9 +37,12 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     _require_bits(bits)
     if codes.dtype == torch.uint8 and bits == 8:
         return codes.contiguous()
-    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= 2**bits):
-        found = Found(f"{int(codes.min())} to {int(codes.max())}")
+    low, high = (int(end) for end in torch.aminmax(codes)) if codes.numel() else (0, 0)
+    if low < 0 or high >= 2**bits:
+        found = Found(f"{low} to {high}")
         raise NumericsError(Problem(field="codes", value=found, expected=f"from 0 to {2**bits - 1}"))
+    if bits in (2, 4):
+        return _gathered(codes, bits)
     *rows, columns = codes.shape
     wide = codes.to(torch.int64)
     if bits > 8:
@@ -75,6 +78,17 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     codes = _spread(packed, bits) if bits in (2, 4) else _words(packed, bits, columns)
     narrow: Tensor = codes[..., :columns]
     return narrow
+
+
+def _gathered(codes: Tensor, bits: int) -> Tensor:
+    """Return codes of 2 or 4 bits, those of as many bytes as fit moved into one, all at once."""
+    wide = torch.int16 if bits == 4 else torch.int32
+    narrow = torch.nn.functional.pad(codes.to(torch.uint8), (0, -codes.shape[-1] % (8 // bits)))
+    word = narrow.contiguous().view(wide)
+    packed = word.clone()
+    for step in range(1, 8 // bits):
+        packed |= word >> (8 - bits) * step
+    return (packed & 255).to(torch.uint8)
 
 
 def _spread(packed: Tensor, bits: int) -> Tensor:

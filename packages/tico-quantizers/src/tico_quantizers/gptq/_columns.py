@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tico_config import GPTQConfig
 from tico_observers import AffineParams
-from tico_quantizers.gptq._factor import FACTOR_BLOCK, PRODUCT_TERMS, Factor, Hessian, lower_inverse
+from tico_quantizers.gptq._factor import FACTOR_BLOCK, PRODUCT_TERMS, Factor, lower_inverse
 from tico_quantizers.gptq._grids import GridRule
 
 _LEAF_COLUMNS = 16
@@ -65,8 +65,8 @@ class Columns:
     Done columns need no target any more, so its memory takes their `codes`.
     """
 
-    def __init__(self, weight: Tensor, hessian: Hessian, factor: Factor, config: GPTQConfig) -> None:
-        (rows, size), static = weight.shape, config.static_groups
+    def __init__(self, weight: Tensor, factor: Factor, config: GPTQConfig) -> None:
+        (rows, size), static, hessian = weight.shape, config.static_groups, factor.hessian
         # Static groups are runs of the columns as they are given, others of the columns as they are handled.
         self.rule = GridRule(config, hessian.gram.diagonal() if static else hessian.diagonal())
         self.rows = rows

@@ -12,7 +12,7 @@ from tico_quantizers._module_tree import Edit
 from tico_quantizers._progress import Progress
 from tico_quantizers._report import LayerReport
 from tico_quantizers._weight_view import with_weight
-from tico_quantizers.gptq._layer import QuantizedWeight, rounded, solved
+from tico_quantizers.gptq._layer import QuantizedWeight, ReadInput, rounded, solved
 from tico_quantizers.gptq._plan import Target
 
 _LOG = logging.getLogger(__name__)
@@ -33,9 +33,17 @@ class Conversion:
     ) -> list[QuantizedWeight]:
         """Quantize `targets` by what they have read; where that is but a number of tokens, to nearest."""
         weights = []
+        read: ReadInput | None = None
         for target in targets:
             gram = grams[target.path]
-            weights.append(rounded(target, gram) if isinstance(gram, int) else solved(target, gram))
+            if isinstance(gram, int):
+                weights.append(rounded(target, gram))
+            else:
+                # Most layers that read the same are neighbours.
+                if read is None or read.gram is not gram:
+                    read = None
+                    read = ReadInput(gram)
+                weights.append(solved(target, read))
             self.put(target, weights[-1])
         return weights
 

@@ -14,6 +14,9 @@ diagonal of C U⁻ᵀ D⁻¹ and C = (X̃ - X)ᵀ X for the inputs X̃ that the 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import attrs
 import torch
 from torch import Tensor
@@ -23,6 +26,8 @@ from tico_observers import AffineParams, require_finite, require_float_tensor
 from tico_quantizers.gptq._columns import LARGEST, Columns, column_norms, transposed
 from tico_quantizers.gptq._factor import PRODUCT_TERMS, Factor, Hessian, damped_factor, rounding_only
 from tico_quantizers.gptq._grids import GridRule
+
+_LOSS_BLOCK = 128
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -112,16 +117,41 @@ def solve(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tenso
     >>> solve(torch.eye(4), torch.eye(4), config).scale.shape
     torch.Size([4, 2])
     """
-    weight, gram = _matrices(weight, gram, cross_gram)
+    _require_fit(weight, gram, cross_gram)
+    return solve_by(weight, factored(gram, config, cross_gram), config)
+
+
+def factored(gram: Tensor, config: GPTQConfig, cross_gram: Tensor | None = None) -> Factor:
+    """Return what `solve_by` needs of `gram` and of the order, the damping and its reference in `config`.
+
+    Raises:
+        NumericsError: the matrices hold NaN or infinity, or the Gram matrix has a negative diagonal.
+    """
+    for name, matrix in {"gram": gram, "cross_gram": cross_gram}.items():
+        if matrix is not None:
+            _require_finite(matrix.detach(), name)
+    lowest = float(gram.diagonal().min())
+    if lowest < 0:
+        found = Found(f"one with {lowest:g} on it")
+        raise NumericsError(Problem(field="gram", value=found, expected="of a diagonal of at least 0"))
     order = torch.argsort(gram.diagonal(), descending=True, stable=True) if config.act_order else None
-    hessian = Hessian(gram, order)
-    factor = damped_factor(hessian, config, cross_gram)
-    columns = _rounded(weight, hessian, factor, config)
+    return damped_factor(Hessian(gram.detach(), order), config, cross_gram)
+
+
+def solve_by(weight: Tensor, factor: Factor, config: GPTQConfig) -> Solution:
+    """Return what `solve` does, by what `factored` has made of the Gram matrix and the same config.
+
+    Raises:
+        NumericsError: the weight holds NaN or infinity.
+    """
+    weight = weight.detach().to(torch.float32)
+    _require_finite(weight, "weight")
+    columns = _rounded(weight, factor, config)
     if columns is None:
-        factor = rounding_only(hessian)
-        columns = Columns(weight, hessian, factor, config)
-        columns.solve(0, len(hessian))
-    return _solution(columns, hessian, factor)
+        factor = rounding_only(factor.hessian)
+        columns = Columns(weight, factor, config)
+        columns.solve(0, len(factor.hessian))
+    return _solution(columns, factor)
 
 
 def nearest(weight: Tensor, config: GPTQConfig, diagonal: Tensor | None = None) -> Solution:
@@ -137,35 +167,55 @@ def nearest(weight: Tensor, config: GPTQConfig, diagonal: Tensor | None = None) 
         diagonal = error.new_ones(len(error), dtype=torch.float64)
     rule = GridRule(config, diagonal.to(torch.float64))
     params, codes = [], torch.empty_like(error, dtype=torch.int32)
-    for start in range(0, len(error), rule.group):
-        columns = error[start : start + rule.group]
-        params.append(rule.params(columns, start))
-        scale, zero_point = params[-1].scale, params[-1].zero_point.to(torch.float32)
-        steps = (columns / scale).round_().add_(zero_point).clamp_(rule.dtype.qmin, rule.dtype.qmax)
+    for start, grid, steps in _to_nearest(error, rule):
+        params.append(grid)
         codes[start : start + rule.group] = steps
-        columns.sub_(steps.sub_(zero_point).mul_(scale).clamp_(-LARGEST, LARGEST))
     found = _on_grid(transposed(codes), params, rule, rounded_only=True)
     return attrs.evolve(found, loss=float((column_norms(error).square() * rule.diagonal).sum()))
 
 
-def _rounded(weight: Tensor, hessian: Hessian, factor: Factor, config: GPTQConfig) -> Columns | None:
+def loss_of_nearest(weight: Tensor, gram: Tensor, config: GPTQConfig) -> float:
+    """Return tr((W - Q) H (W - Q)ᵀ) of what `nearest` makes of `weight`, to the digits of float32.
+
+    >>> loss_of_nearest(torch.tensor([[1.0, 2.25, 15.0]]), torch.eye(3) * 4, GPTQConfig(bits=4))
+    0.25
+    """
+    error = transposed(weight.detach().to(torch.float32))
+    for _ in _to_nearest(error, GridRule(config, gram.diagonal().to(torch.float64))):
+        pass
+    return quadratic_loss(error, Hessian(gram, None), torch.float32)
+
+
+def _to_nearest(columns: Tensor, rule: GridRule) -> Iterator[tuple[int, AffineParams, Tensor]]:
+    """Yield the first column, the grid and the codes of each group, and leave the error in `columns`."""
+    for start in range(0, len(columns), rule.group):
+        group = columns[start : start + rule.group]
+        params = rule.params(group, start)
+        scale, zero_point = params.scale, params.zero_point.to(torch.float32)
+        codes = (group / scale).round_().add_(zero_point).clamp_(rule.dtype.qmin, rule.dtype.qmax)
+        yield start, params, codes
+        group.sub_(codes.sub_(zero_point).mul_(scale).clamp_(-LARGEST, LARGEST))
+
+
+def _rounded(weight: Tensor, factor: Factor, config: GPTQConfig) -> Columns | None:
     """Return the columns, all rounded, or None if a target went beyond the finite numbers."""
-    columns = Columns(weight, hessian, factor, config)
+    columns = Columns(weight, factor, config)
     try:
-        columns.solve(0, len(hessian))
+        columns.solve(0, len(factor.hessian))
     except NumericsError:  # a group's range
         return None
     return columns if bool(columns.norms.isfinite().all()) else None
 
 
-def _solution(columns: Columns, hessian: Hessian, factor: Factor) -> Solution:
+def _solution(columns: Columns, factor: Factor) -> Solution:
     """Return the codes in the original order of the columns, with the loss."""
+    hessian = factor.hessian
     back = None if hessian.order is None else torch.argsort(hessian.order)
     rows = columns.rows
     codes = transposed(columns.codes if back is None else columns.codes[back])[:rows]
     return attrs.evolve(
         _on_grid(codes, columns.params, columns.rule, rounded_only=factor.rounded_only),
-        loss=_loss(columns, factor, hessian) * rows / columns.error.shape[1],
+        loss=_loss(columns, factor) * rows / columns.error.shape[1],
         group_index=_group_index(columns, back),
         damping=factor.damping,
         dead_columns=int(hessian.dead().sum()),
@@ -197,8 +247,8 @@ def _group_index(columns: Columns, back: Tensor | None) -> Tensor | None:
     return columns.group_of[back].to(torch.int32)
 
 
-def _matrices(weight: Tensor, gram: Tensor, cross_gram: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the weight as float32 and the Gram matrix."""
+def _require_fit(weight: Tensor, gram: Tensor, cross_gram: Tensor | None) -> None:
+    """Refuse what are no matrices, or matrices of sizes that do not fit each other."""
     given = {"weight": weight, "gram": gram} | ({} if cross_gram is None else {"cross_gram": cross_gram})
     for tensor in given.values():
         require_float_tensor(tensor, "gptq")
@@ -208,14 +258,6 @@ def _matrices(weight: Tensor, gram: Tensor, cross_gram: Tensor | None) -> tuple[
         found = Found(" and ".join(map(str, shapes)))
         expected = "(rows, columns) for the weight and (columns, columns) for Gram matrices"
         raise ConfigError(Problem(field="weight", value=found, expected=expected))
-    given["weight"] = weight.detach().to(torch.float32)
-    for name, tensor in given.items():
-        _require_finite(tensor.detach(), name)
-    lowest = float(gram.diagonal().min())
-    if lowest < 0:
-        found = Found(f"one with {lowest:g} on it")
-        raise NumericsError(Problem(field="gram", value=found, expected="of a diagonal of at least 0"))
-    return given["weight"], gram.detach()
 
 
 def _require_finite(matrix: Tensor, name: str) -> None:
@@ -224,7 +266,7 @@ def _require_finite(matrix: Tensor, name: str) -> None:
         require_finite(matrix, "gptq", name)
 
 
-def _loss(columns: Columns, factor: Factor, hessian: Hessian) -> float:
+def _loss(columns: Columns, factor: Factor) -> float:
     """Return tr((W - Q) H (W - Q)ᵀ), read off the residual of each target where that is exact."""
     residuals, errors = columns.norms.square()
     damped = float((residuals * factor.gains).sum())
@@ -233,18 +275,24 @@ def _loss(columns: Columns, factor: Factor, hessian: Hessian) -> float:
     # A residual is a float32 number as wide as the grid, less its code: what little is left of a large
     # difference would be its rounding. And what drifted is in the residuals too.
     exact = loss > damped / 4 and error > 2**-40 * columns.width() and factor.is_plain
-    return loss if exact else _defined_loss(columns.error, hessian)
+    return loss if exact else max(quadratic_loss(columns.error, factor.hessian, torch.float64), 0.0)
 
 
-def _defined_loss(errors: Tensor, hessian: Hessian) -> float:
-    """Return the loss as it is defined, by blocks on and above the diagonal of H."""
-    error = errors.to(torch.float64)
-    total = 0.0
-    for low in range(0, len(error), PRODUCT_TERMS):
-        high = low + PRODUCT_TERMS
-        for start in range(low, len(error), PRODUCT_TERMS):
-            stop = start + PRODUCT_TERMS
-            moved = hessian.block(low, high, start, stop) @ error[start:stop]
-            part = float((error[low:high] * moved).sum(1).sum())
-            total += part if start == low else 2 * part
-    return max(total, 0.0)
+def quadratic_loss(errors: Tensor, hessian: Hessian, dtype: torch.dtype) -> float:
+    """Return tr(E H Eᵀ) for Eᵀ = `errors` (columns, rows), by products in `dtype` over half of H.
+
+    >>> hessian = Hessian(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), None)
+    >>> quadratic_loss(torch.tensor([[1.0], [2.0]]), hessian, torch.float64)
+    7.0
+    """
+    # In units near the largest input, since its square may be beyond float32.
+    unit = math.ldexp(1.0, math.frexp(float(hessian.diagonal().max()))[1])
+    error, total = errors.to(dtype), 0.0
+    for low in range(0, len(error), _LOSS_BLOCK):
+        high = min(low + _LOSS_BLOCK, len(error))
+        moved = hessian.block(low, high, low, high).div_(2 * unit).to(dtype) @ error[low:high]
+        for start in range(high, len(error), PRODUCT_TERMS):
+            stop = min(start + PRODUCT_TERMS, len(error))
+            moved.addmm_(hessian.block(low, high, start, stop).div_(unit).to(dtype), error[start:stop])
+        total += float(moved.mul_(error[low:high]).sum(1, dtype=torch.float64).sum())
+    return 2 * total * unit

@@ -50,10 +50,11 @@ class Hessian:
 class Factor:
     """H + added * I = U D Uᵀ: `feedback` is Uᵀ in float32, or I to round only, and `gains` is D.
 
-    `drift` is what carries on the difference of inputs, see `_drift`. What `feedback` and `drift` hold above
-    their diagonals is undefined.
+    One factor serves all weights that are rounded by the same H. `drift` is what carries on the difference of
+    inputs, see `_drift`. What `feedback` and `drift` hold above their diagonals is undefined.
     """
 
+    hessian: Hessian
     feedback: Tensor
     drift: Tensor | None
     gains: Tensor
@@ -78,7 +79,7 @@ def damped_factor(hessian: Hessian, config: GPTQConfig, cross_gram: Tensor | Non
         if factors is not None:
             lower, feedback = factors
             drift = None if cross_gram is None else _drift(hessian, cross_gram, lower)
-            return Factor(feedback, drift, lower.diagonal().square(), share * size, share, False)
+            return Factor(hessian, feedback, drift, lower.diagonal().square(), share * size, share, False)
         share *= 10
     return rounding_only(hessian)
 
@@ -87,7 +88,7 @@ def rounding_only(hessian: Hessian) -> Factor:
     """Return the factor that makes up for nothing, so that every column is rounded to nearest."""
     diagonal = hessian.diagonal()
     unit = torch.eye(len(hessian), dtype=torch.float32, device=diagonal.device)
-    return Factor(unit, None, diagonal.clone(), 0.0, 0.0, True)
+    return Factor(hessian, unit, None, diagonal.clone(), 0.0, 0.0, True)
 
 
 def _reference(alive: Tensor, kind: str) -> float:

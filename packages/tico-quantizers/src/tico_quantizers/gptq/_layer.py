@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import time
 
 import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, TicoError
+from tico_config import DType, GPTQConfig, TicoError
 from tico_quantizers._calibration.grouped_gram import GroupedGram
 from tico_quantizers._calibration.input_grams import located
 from tico_quantizers._modules.packed_weight import PackedWeight
 from tico_quantizers._report import LayerReport
 from tico_quantizers._weight_view import Layer, columns, groups, matrix, shape
-from tico_quantizers.gptq._core import Solution, nearest, solve
+from tico_quantizers.gptq._core import Solution, factored, loss_of_nearest, nearest, solve_by
+from tico_quantizers.gptq._factor import Factor
 from tico_quantizers.gptq._plan import Target
-
-# Products over at most 512 terms do not depend on the thread count.
-_PRODUCT_TERMS = 512
 
 
 @attrs.frozen(eq=False)
@@ -30,36 +27,58 @@ class QuantizedWeight:
     line: LayerReport
 
 
-def solved(target: Target, gram: GroupedGram) -> QuantizedWeight:
+class ReadInput:
+    """What layers have read, with what the solver makes of it: once for all of them."""
+
+    def __init__(self, gram: GroupedGram) -> None:
+        self.gram = gram
+        self._matrices = [part.matrix() for part in gram.parts]
+        self._factors: dict[tuple[object, ...], list[Factor]] = {}
+
+    def hessians(self, size: int) -> list[Tensor]:
+        """Return H (size, size) of each group of channels."""
+        return [matrix[-size:, -size:] for matrix in self._matrices]
+
+    def factors(self, size: int, config: GPTQConfig) -> list[Factor]:
+        """Return those of H as `config` orders and damps it."""
+        key = config.act_order, config.damping, config.damping_reference, config.asymmetric
+        if key not in self._factors:
+            drifts = [self._drift(matrix, size, config.asymmetric) for matrix in self._matrices]
+            pairs = zip(self.hessians(size), drifts, strict=True)
+            self._factors[key] = [factored(hessian, config, drift) for hessian, drift in pairs]
+        return self._factors[key]
+
+    @staticmethod
+    def _drift(matrix: Tensor, size: int, share: float) -> Tensor | None:
+        """Return the share of (X̃ - X)ᵀ X that is to be made up for, where it is known."""
+        return None if len(matrix) == size else matrix[:size, size:] * share
+
+
+def solved(target: Target, read: ReadInput) -> QuantizedWeight:
     """Return the weight of `target` rounded with feedback by what it has read.
 
     Raises:
         TicoError: the solver refuses the weight or the data; with the path of the layer.
     """
     start = time.perf_counter()
-    weights = matrix(target.layer).chunk(groups(target.layer))
-    hessians, drifts = _matrices(target, gram)
-    pairs = list(zip(weights, hessians, strict=True))
+    weights, size = matrix(target.layer).chunk(groups(target.layer)), columns(target.layer)
     try:
-        solutions = [
-            solve(weight, hessian, target.config, cross_gram=drift)
-            for (weight, hessian), drift in zip(pairs, drifts, strict=True)
-        ]
+        factors = read.factors(size, target.config)
+        pairs = zip(weights, factors, strict=True)
+        solutions = [solve_by(weight, factor, target.config) for weight, factor in pairs]
     except TicoError as error:
         raise located(error, target.path) from None
     packed = _packed(target.layer, solutions)
     seconds = time.perf_counter() - start
-    rounded = sum(
-        quadratic_loss(weight - nearest(weight, target.config, hessian.diagonal()).dequantize(), hessian)
-        for weight, hessian in pairs
-    )
+    grouped = zip(weights, read.hessians(size), strict=True)
+    rounded = sum(loss_of_nearest(weight, hessian, target.config) for weight, hessian in grouped)
     figures = {
         "loss": sum(solution.loss for solution in solutions),
         "loss if rounded to nearest": rounded,
         "damping": max(solution.damping for solution in solutions),
         "dead columns": sum(solution.dead_columns for solution in solutions),
-        "tokens": gram.rows,
-        "effective tokens": gram.effective_rows,
+        "tokens": read.gram.rows,
+        "effective tokens": read.gram.effective_rows,
     }
     hopeless = any(solution.rounded_only for solution in solutions)
     reason = "no damping sufficed, so rounded to nearest" if hopeless else ""
@@ -74,31 +93,6 @@ def rounded(target: Target, tokens: int) -> QuantizedWeight:
     least = target.config.min_expert_tokens
     reason = f"an expert that read {tokens} tokens, fewer than {least}, so rounded to nearest"
     return QuantizedWeight(packed, _line(target, {"tokens": tokens}, time.perf_counter() - start, reason))
-
-
-def quadratic_loss(error: Tensor, gram: Tensor) -> float:
-    """Return tr(E H Eᵀ) for an error E (rows, columns), float32, and H (columns, columns).
-
-    >>> quadratic_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
-    7.0
-    """
-    # In units near the largest input, since its square may be beyond float32.
-    unit = math.ldexp(1.0, math.frexp(float(gram.diagonal().max()))[1])
-    hessian = (gram / unit).to(torch.float32)
-    moved = torch.zeros_like(error)
-    for low in range(0, error.shape[1], _PRODUCT_TERMS):
-        high = low + _PRODUCT_TERMS
-        moved.addmm_(error[:, low:high], hessian[low:high])
-    return float(moved.mul_(error).sum(1, dtype=torch.float64).sum()) * unit
-
-
-def _matrices(target: Target, gram: GroupedGram) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Return H of each group, and the share of (X̃ - X)ᵀ X that is to be made up for where it is known."""
-    whole, size = [part.matrix() for part in gram.parts], columns(target.layer)
-    if len(whole[0]) == size:
-        return whole, [None] * len(whole)
-    share = target.config.asymmetric
-    return [each[size:, size:] for each in whole], [each[:size, size:] * share for each in whole]
 
 
 def _packed(layer: Layer, solutions: list[Solution]) -> PackedWeight:
