@@ -82,11 +82,12 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
 
 def _gathered(codes: Tensor, bits: int) -> Tensor:
     """Return codes of 2 or 4 bits, those of as many bytes as fit moved into one, all at once."""
-    wide = torch.int16 if bits == 4 else torch.int32
-    narrow = torch.nn.functional.pad(codes.to(torch.uint8), (0, -codes.shape[-1] % (8 // bits)))
-    word = narrow.contiguous().view(wide)
+    (*rows, columns), count = codes.shape, 8 // bits
+    narrow = torch.nn.functional.pad(codes.to(torch.uint8), (0, -columns % count)).contiguous()
+    word = narrow.view(*rows, -(-columns // count), count).view(torch.int16 if bits == 4 else torch.int32)
+    word = word.squeeze(-1)
     packed = word.clone()
-    for step in range(1, 8 // bits):
+    for step in range(1, count):
         packed |= word >> (8 - bits) * step
     return (packed & 255).to(torch.uint8)
 
