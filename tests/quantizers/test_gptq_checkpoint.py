@@ -45,7 +45,7 @@ def calibrated(model: nn.Module, x: Tensor, config: GPTQConfig) -> nn.Module:
 def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the numbers of columns of the layers that the solver is called for."""
     found: list[int] = []
-    solve = _core.solve
+    solve = _core.solve_by
 
     def counted(weight: Tensor, *args: object, **kwargs: object) -> object:
         found.append(weight.shape[1])
@@ -53,7 +53,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise KeyboardInterrupt
         return solve(weight, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(_layer, "solve", counted)
+    monkeypatch.setattr(_layer, "solve_by", counted)
     return found
 
 
@@ -80,13 +80,13 @@ def test_another_process_goes_on_after_a_kill(tmp_path: Path) -> None:
         from pathlib import Path
         from test_gptq_checkpoint import prepared, _core, _layer
         from tico.quantization import convert
-        solve, calls = _core.solve, []
+        solve, calls = _core.solve_by, []
         def killed(*args, **kwargs):
             calls.append(1)
             if len(calls) == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
             return solve(*args, **kwargs)
-        _layer.solve = killed
+        _layer.solve_by = killed
         convert(prepared(Path({str(tmp_path)!r})))
     """)
     folders = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")]
