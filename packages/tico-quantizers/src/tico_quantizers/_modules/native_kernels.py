@@ -17,6 +17,7 @@ For bfloat16 activations and outputs the reference rounds too, which adds ``4 v`
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import Final, Protocol
 
@@ -24,7 +25,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import PerToken
+from tico_config import DType, PerToken
 from tico_observers import unpack
 from tico_quantizers._modules import native_operators as operators
 from tico_quantizers._modules.activation_grid import ActivationGrid, token_grids
@@ -33,6 +34,8 @@ from tico_quantizers._modules.packed_weight import PackedWeight
 
 # Beyond, sums of 8-bit products could leave 32 bits: 255 * 128 * columns < 2**31.
 MOST_COLUMNS: Final = 65_536
+
+_SMALLEST: Final = torch.finfo(torch.float32).tiny
 
 # Up to so many tokens the kernel that reads packed codes is faster than a bfloat16 product with the codes
 # turned into bfloat16 first: where the two cross in ``python benchmarks/inference.py crossover``.
@@ -86,20 +89,48 @@ class IntegerProduct:
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return ``x Wᵀ + bias`` with `x` moved to the grid; None where `x` holds NaN, which has no code."""
-        if self.one_grid is None:
-            return self._per_token(x.to(torch.float32), bias)
-        return self._static(x.to(torch.float32), *self.one_grid, bias)
+        x = x.to(torch.float32)
+        if self.one_grid is not None:
+            return self._static(x, *self.one_grid, bias)
+        signed = self.grid.symmetric and self.grid.dtype.signed
+        return self._symmetric(x, bias) if signed else self._per_token(x, bias)
 
     def _static(self, x: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor | None:
-        offset = zero_point - self.grid.dtype.qmin
-        steps = (x / scale).round_().clamp_(-offset, self._last - offset)
+        product = self._sums(x / scale, zero_point - self.grid.dtype.qmin)
+        if product is None:
+            return None
+        return product.mul_(self.scale) if bias is None else torch.addcmul(bias, product, self.scale)
+
+    def _symmetric(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        if len(x) == 1:
+            return self._one_token(x, bias)
+        scale = token_grids(x, self.grid.dtype, symmetric=True)[0].unsqueeze(-1)
+        product = self._sums(x / scale, -self.grid.dtype.qmin)
+        if product is None:
+            return None
+        product.mul_(self.scale).mul_(scale)
+        return product if bias is None else product.add_(bias)
+
+    def _one_token(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Return what `_symmetric` does, with the token's scale computed outside of tensors."""
+        low, high = x.aminmax()
+        scale = _symmetric_scale(float(low), float(high), self.grid.dtype)
+        product = self._sums(x / scale, -self.grid.dtype.qmin)
+        if product is None:
+            return None
+        product.mul_(self.scale).mul_(scale)
+        return product if bias is None else product.add_(bias)
+
+    def _sums(self, steps: Tensor, offset: int) -> Tensor | None:
+        """Return the exact sums for activations of so many `steps` from zero, which is the code `offset`."""
+        steps = steps.round_().clamp_(-offset, self._last - offset)
         sums = steps.sum(-1)
         if math.isnan(float(sums.sum())):
             return None
-        product = operators.int8_sums(_as_bytes(steps.add_(offset - 128)), offset, self.packed)
-        if self.zero is not None:
-            product.addr_(sums, self.zero, alpha=-1)
-        return product.mul_(self.scale) if bias is None else torch.addcmul(bias, product, self.scale)
+        if offset != 128:
+            steps.add_(offset - 128)
+        product = operators.int8_sums(_as_bytes(steps), offset, self.packed)
+        return product if self.zero is None else product.addr_(sums, self.zero, alpha=-1)
 
     def _per_token(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         scale, zero_point = token_grids(x, self.grid.dtype, symmetric=self.grid.symmetric)
@@ -110,8 +141,7 @@ class IntegerProduct:
         sums = None if self.zero is None else codes.sum(-1) - offsets * x.shape[1]
         middle = self._last // 2 + 1
         product = operators.int8_sums(_as_bytes(codes.sub_(128)), middle, self.packed)
-        if not self.grid.symmetric:
-            product.addr_(middle - offsets, self.total)
+        product.addr_(middle - offsets, self.total)
         if sums is not None and self.zero is not None:
             product.addr_(sums, self.zero, alpha=-1)
         product.mul_(self.scale).mul_(scale.unsqueeze(-1))
@@ -121,6 +151,12 @@ class IntegerProduct:
     def _last(self) -> int:
         """The largest code, counted from the smallest."""
         return self.grid.dtype.qmax - self.grid.dtype.qmin
+
+
+def _symmetric_scale(low: float, high: float, dtype: DType) -> float:
+    """Return the scale that `token_grids` gives a token with values from `low` to `high`; NaN for NaN."""
+    width = max(high / dtype.qmax, low / dtype.qmin) if low <= high else math.nan
+    return ctypes.c_float(max(width or 1.0, _SMALLEST)).value
 
 
 def _as_bytes(codes: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ Backend: TypeAlias = Literal["reference", "native", "auto"]
 _INPUTS: Final = (torch.float32, torch.bfloat16)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(kw_only=True, eq=False)
 class NativeLinear:
     """The kernel of one layer, or the reason why it has none, and what it was made of."""
 
@@ -34,6 +34,9 @@ class NativeLinear:
     reason: str
     _weight: PackedWeight
     _grid: ActivationGrid | None
+    _moved: ActivationGrid | None  # the grid that inputs are moved to before the kernel reads them
+    _columns: int
+    _inputs: Mapping[Backend, tuple[torch.dtype, ...]]
     _sources: tuple[tuple[dict[str, Tensor | None], str, Tensor, int], ...]
 
     @classmethod
@@ -41,8 +44,16 @@ class NativeLinear:
         """Return the native form of the linear layer with this weight and this grid of its input."""
         reason = _reason_against(weight)
         kernel = None if reason else _kernel(weight, grid)
+        exact = isinstance(kernel, IntegerProduct)
         return cls(
-            kernel, reason, weight, grid, (*_sources(weight), *(() if grid is None else _sources(grid)))
+            kernel=kernel,
+            reason=reason,
+            weight=weight,
+            grid=grid,
+            moved=None if exact else grid,
+            columns=weight.columns,
+            inputs={"native": _INPUTS, "auto": _INPUTS if exact else (torch.bfloat16,)},
+            sources=(*_sources(weight), *(() if grid is None else _sources(grid))),
         )
 
     def is_of(self, modules: Mapping[str, nn.Module | None]) -> bool:
@@ -63,19 +74,22 @@ class NativeLinear:
 
     def serves(self, dtype: torch.dtype, backend: Backend) -> bool:
         """Tell whether the kernel is to be used for inputs of `dtype`."""
-        exact = isinstance(self.kernel, IntegerProduct)
-        return self.kernel is not None and (backend == "native" or exact or dtype == torch.bfloat16)
+        return self.kernel is not None and dtype in self._inputs[backend]
 
     def output(self, x: Tensor, bias: Tensor | None, backend: Backend) -> Tensor | None:
         """Return the layer's output for `x` but for `act_out`, or None where the reference has to do it."""
-        kernel = self.kernel
-        if kernel is None or not self.serves(x.dtype, backend) or not is_plain(x, self._weight.columns):
+        kernel, dtype = self.kernel, x.dtype
+        if kernel is None or dtype not in self._inputs[backend] or not is_plain(x, self._columns):
             return None
-        if self._grid is not None and not isinstance(kernel, IntegerProduct):
-            x = self._grid(x)
+        if self._moved is not None:
+            x = self._moved(x)
         wide = None if bias is None else bias.to(torch.float32)
-        product = kernel(x.reshape(-1, x.shape[-1]), wide)
-        return None if product is None else product.to(x.dtype).view(*x.shape[:-1], -1)
+        flat = x if x.ndim == 2 else x.reshape(-1, self._columns)
+        product = kernel(flat, wide)
+        if product is None:
+            return None
+        narrow = product if product.dtype == dtype else product.to(dtype)
+        return narrow if x.ndim == 2 else narrow.view(*x.shape[:-1], -1)
 
 
 def is_plain(x: Tensor, columns: int) -> bool:
@@ -83,7 +97,7 @@ def is_plain(x: Tensor, columns: int) -> bool:
     scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
     tracked = (x.requires_grad and torch.is_grad_enabled()) or scripted or torch.is_autocast_enabled("cpu")
     numbers = type(x) in (Tensor, nn.Parameter) and x.is_cpu and x.layout is torch.strided
-    return numbers and not tracked and x.dtype in _INPUTS and x.numel() > 0 and x.shape[-1] == columns
+    return numbers and not tracked and x.numel() > 0 and x.shape[-1] == columns
 
 
 def _reason_against(weight: PackedWeight) -> str:

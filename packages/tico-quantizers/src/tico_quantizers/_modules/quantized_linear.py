@@ -71,13 +71,16 @@ class QuantizedLinear(QuantizedModule):
         """Return the layer's output for `input`."""
         if self.backend == "reference" or torch.compiler.is_compiling():
             return super().forward(input)
-        native = self._native
-        if native is None or not native.is_of(self._modules):
+        # Children and buffers are read from their dictionaries: by attribute each takes a microsecond.
+        native, modules = self._native, self._modules
+        if native is None or not native.is_of(modules):
             native = self._native = NativeLinear.of(self.packed, self.act_in)
-        output = native.output(input, self.bias, self.backend)
+        output = native.output(input, self._buffers["bias"], self.backend)
         if output is None:
             return super().forward(input)
-        return output if self.act_out is None else self._moved(self.act_out, output)
+        if modules["act_out"] is None or self.act_out is None:
+            return output
+        return self._moved(self.act_out, output)
 
     def __getstate__(self) -> dict[str, object]:
         """Return what copies and pickles hold: all but the kernel, which is made again from the buffers."""
