@@ -28,6 +28,7 @@ from tico_quantizers import (
     set_backend,
 )
 from tico_quantizers._modules import native_operators as operators
+from tico_quantizers._modules.native_kernels import RowScaledProduct
 from tiny_models import values
 
 UINT4, UINT8 = DType.uint(4), DType.uint(8)
@@ -69,10 +70,10 @@ def is_native(layer: nn.Module, inputs: Tensor) -> bool:
 LAYERS: list[tuple[Callable[[], QuantizedLinear], str]] = [
     (linear, "8-bit integer product"),
     (lambda: linear(UINT4), "8-bit integer product"),
-    (lambda: linear(grid=None), "int8 codes up to 15 tokens, bfloat16 product"),
-    (lambda: linear(UINT4, grid=None, group_size=32), "int4 codes up to 48 tokens, bfloat16 product"),
-    (lambda: linear(DType.int(3), grid=None), "int4 codes up to 48 tokens, bfloat16 product"),
-    (lambda: linear(UINT4, grid=DType.int(16)), "int4 codes up to 48 tokens, bfloat16 product"),
+    (lambda: linear(grid=None), "int8 codes up to 12 tokens, bfloat16 product"),
+    (lambda: linear(UINT4, grid=None, group_size=32), "int4 codes up to 40 tokens, bfloat16 product"),
+    (lambda: linear(DType.int(3), grid=None), "int4 codes up to 40 tokens, bfloat16 product"),
+    (lambda: linear(UINT4, grid=DType.int(16)), "int4 codes up to 40 tokens, bfloat16 product"),
     (lambda: linear(UINT4, grid=None, group_size=9), "bfloat16 product"),
     (lambda: linear(UINT8, group_size=32), "bfloat16 product"),
     (lambda: linear(DType.uint(12)), "reference: codes of 12 bits have no kernel"),
@@ -110,11 +111,11 @@ def test_auto_rounds_no_more_coarsely_than_its_input() -> None:
     model = nn.Sequential(linear(), linear(UINT4, grid=None))
     assert set_backend(model, "auto") == {
         "0": "8-bit integer product",
-        "1": "int4 codes up to 48 tokens, bfloat16 product, for bfloat16 activations",
+        "1": "int4 codes up to 40 tokens, bfloat16 product, for bfloat16 activations",
     }
     assert is_native(model[0], x())
     assert not is_native(model[1], x())
-    assert is_native(model[1], x(40).to(torch.bfloat16))
+    assert is_native(model[1], x(50).to(torch.bfloat16))
 
 
 def test_other_modules_stay_with_the_reference() -> None:
@@ -135,6 +136,15 @@ def test_a_head_that_is_tied_to_an_embedding_runs_natively() -> None:
     assert head.packed is table.packed
     assert same_bits(table(torch.arange(48)), rows)
     assert is_native(head, x())
+
+
+def test_codes_of_int8_are_read_where_they_are() -> None:
+    """The kernel for few tokens has no copy of them, so that an 8-bit head costs no memory twice."""
+    layer = native(linear(DType.int(8), grid=None))
+    assert layer._native is not None
+    kernel = layer._native.kernel
+    assert isinstance(kernel, RowScaledProduct)
+    assert kernel.codes.data_ptr() == layer.packed.codes.data_ptr()
 
 
 @pytest.mark.parametrize(

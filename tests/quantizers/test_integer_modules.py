@@ -298,13 +298,14 @@ def test_it_says_what_it_is_made_of(make: Callable[[], QuantizedModule], x: Tens
     assert f"{module.packed.bytes} bytes" in text
 
 
-def test_a_state_dict_of_a_newer_layout_is_refused() -> None:
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_state_dict_of_another_layout_is_refused(version: int) -> None:
     """State dicts carry the version of the layout; what this library can't read it doesn't read."""
     layer = linear()
     state = layer.state_dict()
-    assert state._metadata["packed"] == {"version": 1}  # type: ignore[attr-defined]
-    state._metadata["packed"]["version"] = 2  # type: ignore[attr-defined]
-    with pytest.raises(RuntimeError, match="version 2"):
+    assert state._metadata["packed"] == {"version": 2}  # type: ignore[attr-defined]
+    state._metadata["packed"]["version"] = version  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match=f"version {version}"):
         layer.load_state_dict(state)
 
 

@@ -22,7 +22,7 @@ from tico_quantizers._run import Run
 
 MANIFEST_NAME: Final = "quantized.json"
 FORMAT: Final = "tico-quantized"
-VERSION: Final = 1
+VERSION: Final = 2
 _MAX_BYTES: Final = 2**27
 
 

@@ -37,7 +37,7 @@ def set_backend(model: nn.Module, backend: Backend) -> dict[str, str]:
     >>> from tico_config import DType
     >>> layer = QuantizedLinear.from_float(nn.Linear(64, 32), DType.int(4), group_size=32)
     >>> set_backend(nn.Sequential(layer), "native")
-    {'0': 'int4 codes up to 48 tokens, bfloat16 product'}
+    {'0': 'int4 codes up to 40 tokens, bfloat16 product'}
     """
     if backend not in get_args(Backend):
         expected = f"one of {', '.join(get_args(Backend))}"

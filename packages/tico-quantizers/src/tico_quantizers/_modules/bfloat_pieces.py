@@ -80,8 +80,10 @@ class RowwiseCodes:
 
     def _fill_part(self, part: Tensor, start: int) -> None:
         here, groups = slice(start, start + len(part)), self.grid.shape[1]
-        codes = self.weight.codes[here].view(len(part), groups, -1)
-        beside = torch.cat([codes, self.grid[here]], 2).flatten(0, 1)
+        codes = self.weight.codes[here]
+        if codes.dtype == torch.int8:
+            codes = codes.view(torch.uint8) ^ 128
+        beside = torch.cat([codes.view(len(part), groups, -1), self.grid[here]], 2).flatten(0, 1)
         part.copy_(operators.rowwise_floats(beside, self.weight.bits).view(part.shape))
 
 

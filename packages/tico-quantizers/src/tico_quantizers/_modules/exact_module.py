@@ -11,7 +11,7 @@ from typing_extensions import Self
 class ExactModule(nn.Module):
     """A module whose own buffers follow to another device, but are never cast: a grid stays float32.
 
-    State dicts carry the version of the buffers' layout; one of a version that is newer is refused.
+    State dicts carry the version of the buffers' layout; one of another version is refused.
     """
 
     _version: int = 1
@@ -37,10 +37,10 @@ class ExactModule(nn.Module):
         error_msgs: list[str],
     ) -> None:
         version = local_metadata.get("version", self._version)
-        if isinstance(version, int) and version > self._version:
+        if version != self._version:
             error_msgs.append(
-                f"{prefix.removesuffix('.')}: the layout is of version {version}, this library reads up to "
-                f"{self._version}; update tico-quantizers"
+                f"{prefix.removesuffix('.')}: the layout is of version {version}, this release of "
+                f"tico-quantizers reads version {self._version}"
             )
             return
         load = super()._load_from_state_dict

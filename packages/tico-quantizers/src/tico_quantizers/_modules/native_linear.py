@@ -88,7 +88,7 @@ class NativeLinear:
         product = kernel(flat, wide)
         if product is None:
             return None
-        narrow = product if product.dtype == dtype else product.to(dtype)
+        narrow = product.float() if dtype == torch.float32 else product.bfloat16()
         return narrow if x.ndim == 2 else narrow.view(*x.shape[:-1], -1)
 
 

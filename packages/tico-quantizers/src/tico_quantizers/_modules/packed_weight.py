@@ -22,6 +22,7 @@ from tico_observers import (
 from tico_quantizers._modules.exact_module import ExactModule
 from tico_quantizers._modules.layout import Layout, tensor_of
 
+_INT8 = DType.int(8)
 _LARGEST = torch.finfo(torch.float32).max
 
 
@@ -30,7 +31,8 @@ class PackedWeight(ExactModule):
 
     Buffers, which are the format on disk:
 
-    - ``codes``: uint8 (rows, bytes), ``code - qmin`` packed as `tico_observers.pack` says;
+    - ``codes``: uint8 (rows, bytes), ``code - qmin`` packed as `tico_observers.pack` says; codes of int8 are
+      themselves, int8 (rows, columns), which kernels multiply by without a copy;
     - ``scale``: float32 (rows, groups);
     - ``zero_point``: int32 (rows, groups), in codes of `dtype`;
     - ``group_index``: int32 (columns,), the group of each column; absent where the groups are runs of
@@ -38,6 +40,8 @@ class PackedWeight(ExactModule):
 
     `shape` is that of the weight itself; `group_size` None means one group a row.
     """
+
+    _version: int = 2
 
     codes: Tensor
     scale: Tensor
@@ -91,7 +95,7 @@ class PackedWeight(ExactModule):
         _require_codes(codes, dtype)
         AffineParams(scale=scale, zero_point=zero_point, dtype=dtype)
         weight = cls(
-            pack(_from_zero(codes, dtype), dtype.bits),
+            codes.to(torch.int8) if dtype == _INT8 else pack(_from_zero(codes, dtype), dtype.bits),
             scale.to(torch.float32).contiguous(),
             zero_point.to(torch.int32).contiguous(),
             dtype=dtype,
@@ -157,11 +161,18 @@ class PackedWeight(ExactModule):
 
     def integer_codes(self) -> Tensor:
         """Return the codes in the range of `dtype`, int32 of shape (rows, columns)."""
-        return self._unpacked(self.codes)
+        return self.unpacked(self.codes).to(torch.int32) + self.origin
 
-    def _unpacked(self, codes: Tensor) -> Tensor:
-        unsigned = unpack(codes, self.bits, (codes.shape[0], self.columns))
-        return unsigned.to(torch.int32) + self.dtype.qmin
+    def unpacked(self, codes: Tensor) -> Tensor:
+        """Return the integers of some rows of the buffer `codes`, counted from `origin`."""
+        if self.dtype == _INT8:
+            return codes
+        return unpack(codes, self.bits, (codes.shape[0], self.columns))
+
+    @property
+    def origin(self) -> int:
+        """The code that is stored as 0."""
+        return 0 if self.dtype == _INT8 else self.dtype.qmin
 
     @property
     def columns(self) -> int:
@@ -193,9 +204,9 @@ class PackedWeight(ExactModule):
         return self._values(*parts).view(*index.shape, *self.shape[1:])
 
     def _values(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        unsigned = unpack(codes, self.bits, (codes.shape[0], self.columns))
         # Codes of up to 16 bits, zero points and their differences are exact in float32.
-        steps, start = unsigned.to(torch.float32), (zero_point - self.dtype.qmin).to(torch.float32)
+        steps = self.unpacked(codes).to(torch.float32)
+        start = (zero_point - self.origin).to(torch.float32)
         if self.group_index is not None or self.columns % (self.group_size or 1):
             start, scale = self.per_column(start), self.per_column(scale)
         else:
@@ -264,8 +275,12 @@ class PackedWeight(ExactModule):
             return
         rows, columns = self.shape[0], self.columns
         groups = _groups(columns, size)
+        stored = (
+            (rows, packed_width(columns, self.bits)),
+            torch.int8 if self.dtype == _INT8 else torch.uint8,
+        )
         wanted: dict[str, tuple[Tensor | None, tuple[int, ...], torch.dtype]] = {
-            "codes": (self.codes, (rows, packed_width(columns, self.bits)), torch.uint8),
+            "codes": (self.codes, *stored),
             "scale": (self.scale, (rows, groups), torch.float32),
             "zero_point": (self.zero_point, (rows, groups), torch.int32),
             "group_index": (self.group_index, (columns,), torch.int32),
