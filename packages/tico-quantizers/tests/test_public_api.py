@@ -56,6 +56,7 @@ class TestPublicAPI(PublicAPI):
         "load_quantized",
         "model_fingerprint",
         "named_modules",
+        "offered_entry_points",
         "parameter",
         "quantize_weight",
         "quantizer_entry",

@@ -80,6 +80,8 @@ class AffineParams:
     def _range_problem(self) -> Problem | None:
         if self.scale.numel() == 1 and self._is_in_range(self.scale.item(), int(self.zero_point.item())):
             return None
+        if self.scale.numel() and self.zero_point.numel() and self._are_in_range():
+            return None
         normal = torch.isfinite(self.scale) & (self.scale >= SMALLEST_SCALE)
         if not bool(normal.all()):
             wrong = Found(str(self.scale[~normal].flatten()[:4].tolist()))
@@ -90,6 +92,11 @@ class AffineParams:
             expected = f"from {self.dtype.qmin} to {self.dtype.qmax}, the codes of {self.dtype}"
             return Problem(field="zero_point", value=wrong, expected=expected)
         return None
+
+    def _are_in_range(self) -> bool:
+        """Tell whether both are in range by their ends, which takes less time than to find what is not."""
+        ends = zip(self.scale.aminmax(), self.zero_point.aminmax(), strict=True)
+        return all(self._is_in_range(scale.item(), int(zero_point.item())) for scale, zero_point in ends)
 
     def _is_in_range(self, scale: float, zero_point: int) -> bool:
         return SMALLEST_SCALE <= scale < math.inf and self.dtype.qmin <= zero_point <= self.dtype.qmax
@@ -149,7 +156,7 @@ def _of_one_range(
         width = max(high / dtype.qmax, low / dtype.qmin)
     else:
         width = (high - low) / (dtype.qmax - dtype.qmin)
-    scale = torch.tensor(width or 1.0, dtype=torch.float64).to(torch.float32).clamp_(min=SMALLEST_SCALE)
+    scale = torch.tensor(max(width or 1.0, SMALLEST_SCALE), dtype=torch.float32)
     offset = 0 if symmetric else max(round(low / scale.item()), dtype.qmin - dtype.qmax)
     zero_point = torch.tensor(0 if symmetric else dtype.qmin - offset, dtype=torch.int32)
     return AffineParams(scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity)

@@ -45,7 +45,9 @@ def quantize(x: Tensor, params: AffineParams) -> Tensor:
     )
     # Not `clamp_`: with two tensors as bounds it takes five times as long.
     steps = (x.detach().to(wide) / scale).round_().clamp_min_(low).clamp_max_(high)
-    return steps.add_(params.dtype.qmin - low).to(_code_dtype(params))
+    codes, dtype = steps.add_(params.dtype.qmin - low), _code_dtype(params)
+    # To int16 and on to uint8 takes a quarter of the time of one step.
+    return codes.to(torch.int16).to(dtype) if dtype is torch.uint8 else codes.to(dtype)
 
 
 def dequantize(codes: Tensor, params: AffineParams, dtype: torch.dtype = torch.float32) -> Tensor:

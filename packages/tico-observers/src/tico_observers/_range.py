@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 import torch
 from torch import Tensor
@@ -144,7 +146,7 @@ def extremes_of(
     if x.numel() == 0:
         return None, 0
     minimum, maximum = _reduced(x.detach(), granularity)
-    if bool((torch.isfinite(minimum) & torch.isfinite(maximum)).all()):
+    if math.isfinite(minimum.amin().item()) and math.isfinite(maximum.amax().item()):
         return _widened(x, minimum, maximum), 0
     if on_nonfinite == "error":
         require_finite(x, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, TypeAlias
 
 import torch
@@ -60,8 +61,8 @@ def require_finite(x: Tensor, name: str, what: str = "x") -> None:
 
     >>> require_finite(torch.zeros(3), "act_in")
     """
-    if x.numel() and bool(torch.isfinite(x.amin()) & torch.isfinite(x.amax())):
-        return  # NaN is its own smallest value; this takes a tenth of the time
+    if math.isfinite(x.detach().sum().item()):
+        return  # nothing else makes a sum finite; this takes a tenth of the time
     bad = torch.nonzero(~torch.isfinite(x))
     if len(bad):
         found = Found(f"{len(bad)} that are not, the first at {tuple(bad[0].tolist())}")

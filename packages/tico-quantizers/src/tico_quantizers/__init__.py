@@ -3,6 +3,7 @@
 from tico_quantizers._calibration.blocks import find_blocks
 from tico_quantizers._calibration.forward_watch import Calibration, Recorder, require_watched
 from tico_quantizers._calibration.recorded_outputs import record_outputs
+from tico_quantizers._entry_points import offered_entry_points
 from tico_quantizers._files.artifact import load_quantized, save_quantized
 from tico_quantizers._fingerprint import model_fingerprint
 from tico_quantizers._history import remember, report, runs_of
@@ -115,6 +116,7 @@ __all__ = [
     "load_quantized",
     "model_fingerprint",
     "named_modules",
+    "offered_entry_points",
     "parameter",
     "quantize_weight",
     "quantizer_entry",

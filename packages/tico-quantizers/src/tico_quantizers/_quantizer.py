@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
 from typing import ClassVar, Generic, Protocol, TypeVar, final
 
 import attrs
@@ -13,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tico_config import BaseConfig, ConfigError, Found, Problem, UnsupportedError, to_json
 from tico_quantizers._calibration.forward_watch import Calibration, watch_forward
+from tico_quantizers._entry_points import offered_entry_points
 from tico_quantizers._fingerprint import model_fingerprint
 from tico_quantizers._history import remember
 from tico_quantizers._module_tree import Edit
@@ -223,7 +223,7 @@ def installed_entries() -> tuple[QuantizerEntry, ...]:
         UnsupportedError: an entry point of the group is not a `QuantizerEntry`.
     """
     found = []
-    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
+    for point in offered_entry_points(ENTRY_POINT_GROUP):
         try:
             entry: object = point.load()
         except (ImportError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +16,7 @@ from tico_quantizers._report import Report
 _LIBRARIES = ("tico-config", "tico-observers", "tico-quantizers", "torch")
 
 
+@functools.cache
 def library_versions() -> tuple[tuple[str, str], ...]:
     """Return the versions of the libraries that decide what a conversion gives, by name."""
     found = []

@@ -97,15 +97,17 @@ class QuantPoint(nn.Module):
         UnsupportedError: the spec asks for a format that this point cannot have.
     """
 
+    path: str
+    declaration: PointDeclaration
+    spec: QuantSpec
     fixed: ActivationGrid | None
+    _watching: Watching | None
+    _passage: Passage | None
 
     def __init__(self, path: str, declaration: PointDeclaration, spec: QuantSpec) -> None:
         super().__init__()
-        self.path = path
-        self.declaration = declaration
-        self.spec = spec
-        self._watching: Watching | None = None
-        self._passage = Passage()
+        # There are many points: what is no parameter, buffer or module goes past the checks of `__setattr__`.
+        vars(self).update(path=path, declaration=declaration, spec=spec, _watching=None, _passage=None)
         self.register_module("fixed", None)
         problem = spec_problem(path, declaration, spec)
         if problem is not None:
@@ -140,7 +142,8 @@ class QuantPoint(nn.Module):
             moved: Tensor = self.fixed(x)
             return moved
         if self._watching is not None:
-            self._passage.see(self.path, self._watching, x)
+            passage = self._passage = self._passage or Passage()
+            passage.see(self.path, self._watching, x)
         return x
 
     def watch(self) -> None:
@@ -176,7 +179,7 @@ class QuantPoint(nn.Module):
     @property
     def lacks_data(self) -> bool:
         """Whether the point waits for data that never came."""
-        return self._watching is not None and self._watching.statistics.is_empty
+        return self._watching is not None and self._watching.is_empty
 
     def determined(self) -> ActivationGrid | None:
         """Return the grid that the data seen determine, None where there is to be none.
@@ -196,7 +199,7 @@ class QuantPoint(nn.Module):
         children: dict[str, nn.Module | None] = self._modules
         edit.put(children, "fixed", grid)
         edit.set_attribute(self, "_watching", None)
-        edit.set_attribute(self, "_passage", Passage())
+        edit.set_attribute(self, "_passage", None)
 
     def extra_repr(self) -> str:
         """Return the spec and the state."""

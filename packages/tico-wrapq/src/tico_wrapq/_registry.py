@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import entry_points
 from typing import TypeVar, final
 
 import attrs
 from torch import nn
 
 from tico_config import ConfigError, Found, Problem, UnsupportedError
+from tico_quantizers import offered_entry_points
 from tico_wrapq._llama_family import classes_of
 from tico_wrapq._quant_module_base import QuantModuleBase
 
@@ -115,8 +115,8 @@ class WrapperRegistry:
         Raises:
             UnsupportedError: an entry point names something else.
         """
-        offered: list[WrapperEntry] = []
-        for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
+        found: list[WrapperEntry] = []
+        for point in offered_entry_points(ENTRY_POINT_GROUP):
             value: object = point.load()
             entries = value if isinstance(value, tuple) else (value,)
             if not all(isinstance(entry, WrapperEntry) for entry in entries):
@@ -124,8 +124,8 @@ class WrapperRegistry:
                 raise UnsupportedError(
                     Problem(field=f"entry point {point.name}", value=value, expected=expected)
                 )
-            offered += entries
-        return WrapperRegistry((*self.entries, *offered))
+            found += entries
+        return WrapperRegistry((*self.entries, *found))
 
 
 REGISTRY = WrapperRegistry()

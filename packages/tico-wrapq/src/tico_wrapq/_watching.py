@@ -95,6 +95,11 @@ class Watching:
         self._collecting = self.latest = self._next = None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing counts yet."""
+        return self.channels is None if self.spans_range else self._observer.statistics.is_empty
+
+    @property
     def statistics(self) -> Statistic:
         """What has been seen, as the observer keeps it."""
         if not self.spans_range:

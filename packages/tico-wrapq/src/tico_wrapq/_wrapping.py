@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import attrs
@@ -183,7 +184,7 @@ def _require_finite_weights(found: list[Site]) -> None:
 
 def _first_nonfinite(module: nn.Module) -> str | None:
     weight = None if isinstance(module, QuantizedModule) else parameter(module, "weight")
-    if weight is None or not weight.numel() or bool(torch.isfinite(weight.amin()) & weight.amax().isfinite()):
+    if weight is None or math.isfinite(weight.detach().sum().item()):
         return None
-    index = tuple(torch.nonzero(~torch.isfinite(weight))[0].tolist())
-    return f"{weight[index].item()} at {index}"
+    bad = torch.nonzero(~torch.isfinite(weight)).tolist()
+    return f"{weight[tuple(bad[0])].item()} at {tuple(bad[0])}" if bad else None
