@@ -4,7 +4,8 @@ Run with ``nox -s bench -- wrapq --peer-path DIR``; DIR holds tico, as `tico_pee
 A random LLaMA (hidden size 256, 4 layers, 8 heads of queries and 4 of keys), 16 texts of 64 tokens, uint8.
 Both take turns in one process on one thread; figures are medians of CPU seconds, and the ratios are taken
 within each round. The float model has eager attention, the form whose steps the points are at. Quantized
-layers run as the reference has it: every forward pass expands the packed weights again.
+layers run as the reference has it: every forward pass expands the packed weights again. ``stepwise`` is the
+variant with a point for every step of norms, SiLU and softmax.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import attrs
 import torch
@@ -29,6 +30,7 @@ from tico_wrapq import QuantModuleBase
 
 T = TypeVar("T")
 Logits = Callable[[nn.Module, Tensor], Tensor]
+OURS: Final = {"ours": PTQConfig(), "stepwise": PTQConfig(variant="stepwise")}
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -83,6 +85,13 @@ def points_of(model: nn.Module) -> int:
     return sum(grid is not None for grid in (*grids, *fixed))
 
 
+def ours(config: PTQConfig) -> Library:
+    """Return this project with `config`."""
+    return Library(
+        prepare=lambda each: prepare(each, config), convert=convert, logits=logits_of, points=points_of
+    )
+
+
 def timed(action: Callable[[], T]) -> tuple[float, T]:
     """Return the CPU seconds of `action` and its result."""
     start = time.process_time()
@@ -121,14 +130,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model, texts = model_of(), list(torch.randint(512, (16, 1, 64)))
-    libraries = {
-        "ours": Library(
-            prepare=lambda each: prepare(each, PTQConfig()),
-            convert=convert,
-            logits=logits_of,
-            points=points_of,
-        )
-    }
+    libraries = {name: ours(config) for name, config in OURS.items()}
     peer = tico_from(arguments.peer_path)
     if peer is not None:
         libraries["tico"] = Library(
@@ -158,15 +160,16 @@ def rounds(
 
 def report(costs: dict[str, list[Costs]], floats: list[float]) -> None:
     """Print seconds and ratios."""
-    whole, ours = statistics.median(floats), costs["ours"]
-    print(f"float: {len(floats)} rounds of 16 texts, {whole:.3f} s\n")
-    print(f"{'':30}" + "".join(f"{name:>10}" for name in costs) + f"{'tico / ours':>14}")
+    peer = costs.get("tico", [])
+    print(f"float: {len(floats)} rounds of 16 texts, {statistics.median(floats):.3f} s\n")
+    against = "".join(f"{'tico / ' + name:>17}" for name in OURS if peer)
+    print(f"{'':30}" + "".join(f"{name:>10}" for name in costs) + against)
     for field in ("prepare", "calibrate", "convert", "forward"):
         medians = [statistics.median(getattr(each, field) for each in costs[name]) for name in costs]
         line = f"{field + ', seconds':30}" + "".join(f"{value:10.3f}" for value in medians)
-        pairs = zip(costs.get("tico", []), ours, strict=False)
-        ratios = [getattr(theirs, field) / getattr(mine, field) for theirs, mine in pairs]
-        print(line + (f"{statistics.median(ratios):14.2f}" if ratios else ""))
+        pairs = [zip(peer, costs[name], strict=True) for name in OURS if peer]
+        ratios = [statistics.median(getattr(a, field) / getattr(b, field) for a, b in each) for each in pairs]
+        print(line + "".join(f"{ratio:17.2f}" for ratio in ratios))
     for field, share in (("calibrate", 1.0), ("forward", 0.25)):
         ratio = [
             statistics.median(

@@ -29,6 +29,7 @@ A8: Final = affine(DType.uint(8))
 A16: Final = affine(DType.int(16))
 TOKEN: Final = affine(DType.int(8), granularity=PerToken())
 ASYMMETRIC: Final = affine(DType.uint(8), granularity=PerToken())
+U16: Final = affine(DType.uint(16))
 
 
 def inputs(spec: QuantSpec, more: Mapping[str, QuantSpec] | None = None) -> PTQConfig:
@@ -38,27 +39,31 @@ def inputs(spec: QuantSpec, more: Mapping[str, QuantSpec] | None = None) -> PTQC
 
 # Where the outliers are: what adds up from layer to layer, and what enters and leaves `down_proj`.
 OUTLIERS: Final = {
-    "*norm.act_in": A16,
-    "*.attention_sum": A16,
-    r"re:model\.layers\.[0-9]+\.act_out": A16,
-    "*.product": A16,
-    "*.down_proj.act_in": A16,
-    "*.down_proj.act_out": A16,
+    "*norm.act_in": U16,
+    "*.attention_sum": U16,
+    r"re:model\.layers\.[0-9]+\.act_out": U16,
+    "*.product": U16,
+    "*.down_proj.act_in": U16,
+    "*.down_proj.act_out": U16,
 }
 
 ROWS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
     "float": (),
     "W8": (PTQConfig(activation=no_quant()),),
-    "W8A16, every point": (PTQConfig(activation=A16),),
-    "W8A16, linear inputs": (inputs(A16),),
+    "W8A16 asymmetric, every point": (PTQConfig(activation=U16),),
+    "W8A16 symmetric, every point": (PTQConfig(activation=A16),),
+    "W8A16 asymmetric, linear inputs": (inputs(U16),),
+    "W8A16 asymmetric, every step": (PTQConfig(activation=U16, variant="stepwise"),),
+    "W8A8 per token asymmetric, every step": (PTQConfig(activation=ASYMMETRIC, variant="stepwise"),),
     "W8A8 per token, every point": (PTQConfig(activation=TOKEN),),
+    "W8A8 per token asymmetric, every point": (PTQConfig(activation=ASYMMETRIC),),
     "W8A8 per token, linear inputs": (inputs(TOKEN),),
     "W8A8 per token asymmetric, linear inputs": (inputs(ASYMMETRIC),),
     "W8A8 static, every point": (PTQConfig(activation=A8),),
     "W8A8 static, every point, outliers A16": (PTQConfig(activation=A8, overrides=OUTLIERS),),
     "W8A8 static, linear inputs": (inputs(A8),),
-    "W8A8 static, linear inputs, down_proj A16": (inputs(A8, {"*.down_proj.act_in": A16}),),
-    "GPTQ W4, then A16, every point": (GPTQConfig(bits=4, act_order=True), PTQConfig(activation=A16)),
+    "W8A8 static, linear inputs, down_proj A16": (inputs(A8, {"*.down_proj.act_in": U16}),),
+    "GPTQ W4, then A16, every point": (GPTQConfig(bits=4, act_order=True), PTQConfig(activation=U16)),
 }
 PEER_ROWS: Final = {"tico W8A16, every point": 16, "tico W8A8 static, every point": 8}
 

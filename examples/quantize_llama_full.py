@@ -13,11 +13,11 @@ from language_models import calibrate, logits_of, perplexity, text_of
 from tico.quantization import convert, coverage, prepare
 from tico.quantization.config import DType, PerToken, PTQConfig, affine
 
-PER_TOKEN = affine(DType.int(8), granularity=PerToken())
+PER_TOKEN = affine(DType.uint(8), granularity=PerToken())
 CONFIGS: Mapping[str, PTQConfig] = {
     "W8A8, static": PTQConfig(),
     "W8A8, a grid for each token": PTQConfig(activation=PER_TOKEN),
-    "W8A16, static": PTQConfig(activation=affine(DType.int(16))),
+    "W8A16, static": PTQConfig(activation=affine(DType.uint(16))),
 }
 
 

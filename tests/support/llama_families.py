@@ -9,6 +9,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from tico.quantization import PTQConfig, convert, prepare
+from tico_quantizers import QuantizedModule
+from tico_wrapq import QuantModuleBase
+
 # What makes each family differ: windows, norms of queries and keys, layers without rotation, biases.
 FAMILIES: Final[Mapping[str, Mapping[str, object]]] = {
     "Llama": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
@@ -63,3 +67,34 @@ def calls() -> dict[str, dict[str, Tensor]]:
         "padded right": padded("right"),
         "positions": {"input_ids": TOKENS, "position_ids": torch.arange(3, 15)[None]},
     }
+
+
+def converted(family: str, config: PTQConfig | None = None, attention: str = "eager") -> nn.Module:
+    """Return the model of `tiny`, calibrated with `calls` and converted."""
+    prepared = prepare(tiny(family, attention), config or PTQConfig())
+    for call in calls().values():
+        prepared(**call)
+    return convert(prepared)
+
+
+def grid_count(model: nn.Module) -> int:
+    """Return how many tensors of a converted model are moved to a grid."""
+    wrappers = [module for module in model.modules() if isinstance(module, QuantModuleBase)]
+    layers = [module for module in model.modules() if isinstance(module, QuantizedModule)]
+    ends = [grid for layer in layers for grid in (layer.act_in, layer.act_out)]
+    fixed = [point.fixed for wrapper in wrappers for _, point in wrapper.named_points()]
+    return sum(grid is not None for grid in (*ends, *fixed))
+
+
+class LogitsOf(nn.Module):
+    """A model as a function of tokens."""
+
+    def __init__(self, model: nn.Module) -> None:
+        """Keep `model`."""
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits of `tokens`."""
+        found: Tensor = self.model(tokens, use_cache=False).logits
+        return found

@@ -14,34 +14,18 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
-from llama_families import FAMILIES, TOKENS, calls, padded, tiny
+from llama_families import FAMILIES, TOKENS, LogitsOf, calls, converted, grid_count, padded, tiny
 from model_state import refused
 from tico.quantization import PTQConfig, convert, coverage, load_quantized, prepare, save_quantized
 from tico.quantization.config import DType, UnsupportedError, affine, no_quant
 from tico_config import PerToken
 from tico_quantizers import QuantizedEmbedding, QuantizedModule, children
-from tico_wrapq import QuantLlamaAttention, QuantLlamaDecoderLayer, QuantModuleBase
+from tico_wrapq import QuantLlamaAttention, QuantLlamaDecoderLayer
 from tiny_models import logits
 
 PER_TOKEN = PTQConfig(activation=affine(DType.int(8), granularity=PerToken()))
 every_family = pytest.mark.parametrize("family", FAMILIES)
 both_grids = pytest.mark.parametrize("config", [PTQConfig(), PER_TOKEN], ids=["static", "per token"])
-
-
-def _converted(family: str, config: PTQConfig | None = None, attention: str = "eager") -> nn.Module:
-    prepared = prepare(tiny(family, attention), config or PTQConfig())
-    for call in calls().values():
-        prepared(**call)
-    return convert(prepared)
-
-
-def _points(model: nn.Module) -> int:
-    """Return how many tensors of a converted model are moved to a grid."""
-    wrappers = [module for module in model.modules() if isinstance(module, QuantModuleBase)]
-    layers = [module for module in model.modules() if isinstance(module, QuantizedModule)]
-    ends = [grid for layer in layers for grid in (layer.act_in, layer.act_out)]
-    fixed = [point.fixed for wrapper in wrappers for _, point in wrapper.named_points()]
-    return sum(grid is not None for grid in (*ends, *fixed))
 
 
 @every_family
@@ -107,7 +91,7 @@ def test_decoding_equals_prefill(family: str, config: PTQConfig, attention: str)
     Sums of another length are added up in another order, so that a value can differ by an ulp. One that lies
     between two codes then moves by a whole step: at about one position in a hundred, which are allowed for.
     """
-    model = _converted(family, config, attention)
+    model = converted(family, config, attention)
     expected = logits(model, TOKENS)
     assert isinstance(model, PreTrainedModel)
     for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=16)):
@@ -118,7 +102,7 @@ def test_decoding_equals_prefill(family: str, config: PTQConfig, attention: str)
 @every_family
 def test_padding_does_not_reach_the_text(family: str) -> None:
     """The quantized model has the logits of the rows alone, as far as rounding at other positions goes."""
-    model, call = _converted(family), padded("right")
+    model, call = converted(family), padded("right")
     with_padding: Tensor = model(**call).logits
     # What comes after a token is masked: its grids and its weight are those of the row without padding.
     assert (with_padding[0, :8] - logits(model, TOKENS[:1, :8])[0]).abs().max() < 1e-4
@@ -127,7 +111,7 @@ def test_padding_does_not_reach_the_text(family: str) -> None:
 @every_family
 def test_every_step_of_the_attention_is_on_a_grid(family: str) -> None:
     """All points that the layer reaches see data; a layer without rotation has none of its points."""
-    model = _converted(family)
+    model = converted(family)
     for layer in (0, 1):
         attention = model.get_submodule(f"model.layers.{layer}.self_attn")
         assert isinstance(attention, QuantLlamaAttention)
@@ -139,15 +123,15 @@ def test_every_step_of_the_attention_is_on_a_grid(family: str) -> None:
 
 @functools.cache
 def _all_points() -> int:
-    return _points(_converted("Llama"))
+    return grid_count(converted("Llama"))
 
 
 @pytest.mark.parametrize("name", [each.name for each in QuantLlamaAttention.points])
 def test_each_step_can_be_left_in_float(name: str) -> None:
     """An override on the path of one point leaves out that one and no other."""
     path = f"model.layers.0.self_attn.{name}"
-    model = _converted("Llama", PTQConfig(overrides={path: no_quant()}))
-    assert _points(model) == _all_points() - 1
+    model = converted("Llama", PTQConfig(overrides={path: no_quant()}))
+    assert grid_count(model) == _all_points() - 1
     attention = model.get_submodule("model.layers.0.self_attn")
     assert isinstance(attention, QuantLlamaAttention)
     assert attention.point(name).fixed is None
@@ -166,18 +150,6 @@ def test_masked_logits_take_no_part_of_the_range() -> None:
         assert grid.scale.item() < 1.0
 
 
-class _Logits(nn.Module):
-    """A model as a function of tokens."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        found: Tensor = self.model(tokens, use_cache=False).logits
-        return found
-
-
 @pytest.mark.parametrize(
     ("family", "config"),
     [*((family, PTQConfig()) for family in FAMILIES), ("Llama", PER_TOKEN)],
@@ -185,24 +157,24 @@ class _Logits(nn.Module):
 )
 def test_exported_program_has_one_node_for_each_point(family: str, config: PTQConfig) -> None:
     """Exactly one, and the bits of the module."""
-    model = _converted(family, config, "sdpa")
-    program = torch.export.export(_Logits(model), (TOKENS,))
+    model = converted(family, config, "sdpa")
+    program = torch.export.export(LogitsOf(model), (TOKENS,))
     nodes = [node for node in program.graph.nodes if node.target is torch.ops.tico.fake_quantize.default]
-    assert len(nodes) == _points(model)
+    assert len(nodes) == grid_count(model)
     assert torch.equal(program.module()(TOKENS), logits(model, TOKENS))
 
 
 @every_family
 def test_saved_model_comes_back(family: str, tmp_path: Path) -> None:
     """From its folder alone, bit for bit."""
-    model = _converted(family)
+    model = converted(family)
     save_quantized(model, tmp_path)
     assert torch.equal(logits(load_quantized(tmp_path), TOKENS), logits(model, TOKENS))
 
 
 def test_saved_model_comes_back_in_a_fresh_process(tmp_path: Path) -> None:
     """Bit for bit, with its hidden states."""
-    model = _converted("SmolLM3")
+    model = converted("SmolLM3")
     save_quantized(model, tmp_path)
     torch.save(model(TOKENS, output_hidden_states=True).hidden_states, tmp_path / "expected.pt")
     script = (
@@ -233,10 +205,10 @@ def test_hidden_states_and_attentions_are_those_of_the_float_model(family: str) 
 @every_family
 def test_copy_and_state_dict_carry_everything(family: str) -> None:
     """A deepcopy gives the same bits, and so does a model that takes over the state."""
-    model = _converted(family)
+    model = converted(family)
     copied = copy.deepcopy(model)
     assert torch.equal(logits(copied, TOKENS), logits(model, TOKENS))
-    other = _converted(family, PTQConfig())
+    other = converted(family, PTQConfig())
     other.load_state_dict(model.state_dict())
     assert torch.equal(logits(other, TOKENS), logits(model, TOKENS))
 
@@ -244,13 +216,13 @@ def test_copy_and_state_dict_carry_everything(family: str) -> None:
 @every_family
 def test_nothing_that_computes_is_left_out(family: str) -> None:
     """The coverage of a strict run lists points, or that a module only makes constants or hands on."""
-    lines = [line for line in coverage(_converted(family)).lines if not line.points]
+    lines = [line for line in coverage(converted(family)).lines if not line.points]
     assert {line.path for line in lines} <= {"", "model", "model.rotary_emb"}
 
 
 def test_model_is_calibrated_again_after_loading(tmp_path: Path) -> None:
     """Wrappers that stayed are taken apart once more, and get the new grids."""
-    save_quantized(_converted("SmolLM3"), tmp_path)
+    save_quantized(converted("SmolLM3"), tmp_path)
     again = prepare(load_quantized(tmp_path), PTQConfig(activation=affine(DType.int(16))))
     again(TOKENS)
     attention = convert(again).get_submodule("model.layers.0.self_attn")
@@ -260,7 +232,7 @@ def test_model_is_calibrated_again_after_loading(tmp_path: Path) -> None:
 
 def test_scaled_embedding_shares_its_codes_with_the_head() -> None:
     """Gemma's factor stays beside the codes, which are those of the tied head."""
-    model = _converted("Gemma")
+    model = converted("Gemma")
     table, head = model.get_submodule("model.embed_tokens"), model.get_submodule("lm_head")
     assert isinstance(table, QuantizedEmbedding)
     assert isinstance(head, QuantizedModule)

@@ -17,6 +17,7 @@ from tico_wrapq._layers import (
 from tico_wrapq._llama import QuantLlamaDecoderLayer, QuantLlamaMLP
 from tico_wrapq._llama_attention import QuantLlamaAttention
 from tico_wrapq._llama_embedding import QuantScaledEmbedding
+from tico_wrapq._llama_steps import QuantSteppedAttention, QuantSteppedNorm, QuantSteppedSiLU
 from tico_wrapq._mode import Mode
 from tico_wrapq._norms import QuantizedNorm, QuantNorm
 from tico_wrapq._point import (
@@ -63,6 +64,9 @@ RESTORABLE_MODULES = (
     QuantTransformerEncoderLayer,
     QuantLlamaMLP,
     QuantScaledEmbedding,
+    QuantSteppedAttention,
+    QuantSteppedNorm,
+    QuantSteppedSiLU,
 )
 
 __all__ = [
@@ -100,6 +104,9 @@ __all__ = [
     "QuantOutput",
     "QuantPoint",
     "QuantScaledEmbedding",
+    "QuantSteppedAttention",
+    "QuantSteppedNorm",
+    "QuantSteppedSiLU",
     "QuantStub",
     "QuantTransformerEncoderLayer",
     "QuantUnary",

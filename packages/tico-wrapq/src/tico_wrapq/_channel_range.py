@@ -71,10 +71,11 @@ class ChannelRange:
         at 0.99 half of the channels fill at most a hundredth of the grid. None where channels are not told
         apart.
         """
-        magnitudes = torch.maximum(self.high, -self.low)
-        if magnitudes.numel() < 2 or not bool(magnitudes.any()):
+        if self.low.numel() < 2:
             return None
-        return 1.0 - float(magnitudes.median()) / float(magnitudes.amax())
+        magnitudes = torch.maximum(self.high, -self.low)
+        largest = magnitudes.amax().item()
+        return 1.0 - magnitudes.median().item() / largest if largest else None
 
     def statistic(self) -> AbsMaxStatistic:
         """Return the range as the statistic that files hold."""

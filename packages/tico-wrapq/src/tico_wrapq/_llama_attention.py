@@ -25,15 +25,16 @@ class KeyValueCache(Protocol):
         """Add new keys and values (batch, heads, tokens, head_dim); return all that the layer attends to."""
 
 
-def _points(*names: str) -> tuple[PointDeclaration, ...]:
+def head_points(*names: str) -> tuple[PointDeclaration, ...]:
+    """Return points for tensors of shape (batch, heads, tokens, …)."""
     return tuple(PointDeclaration(name, Role.OTHER, channels=_HEADS) for name in names)
 
 
 _ROTARY = (
     PointDeclaration("cos", Role.OTHER),
     PointDeclaration("sin", Role.OTHER),
-    *_points("q_negated", "q_turned", "q_cos", "q_sin", "q_rotated"),
-    *_points("k_negated", "k_turned", "k_cos", "k_sin", "k_rotated"),
+    *head_points("q_negated", "q_turned", "q_cos", "q_sin", "q_rotated"),
+    *head_points("k_negated", "k_turned", "k_cos", "k_sin", "k_rotated"),
 )
 
 
@@ -60,7 +61,7 @@ class QuantLlamaAttention(QuantModuleBase):
     kind: ClassVar[str] = "ptq.llama_attention"
     points: ClassVar[tuple[PointDeclaration, ...]] = (
         *_ROTARY,
-        *_points("key", "value", "logits", "scaled", "masked", "softmax", "attn_out"),
+        *head_points("key", "value", "logits", "scaled", "masked", "softmax", "attn_out"),
     )
     replaces_forward: ClassVar[bool] = True
     q_proj: nn.Module
@@ -157,13 +158,17 @@ class QuantLlamaAttention(QuantModuleBase):
         logits = self._seen("masked", logits, mask)
         if mask is not None and self.point("masked").fixed is not None:
             logits = torch.minimum(logits, mask.limit)
-        weights = nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
+        weights = self._softmax(logits, mask).to(query.dtype)
         if mask is not None and mask.of_sdpa:
             weights = weights * mask.kept.amax(-1, keepdim=True)
         weights = self.point("softmax")(weights)
         return nn.functional.dropout(weights, self.attention_dropout, self.training)
 
-    def _mask(self, given: Tensor | None, query: Tensor, key: Tensor) -> _Mask | None:
+    def _softmax(self, logits: Tensor, mask: Mask | None) -> Tensor:
+        """Return the softmax of each row, in float32; the logits of masked keys are the smallest number."""
+        return nn.functional.softmax(logits, dim=-1, dtype=torch.float32)
+
+    def _mask(self, given: Tensor | None, query: Tensor, key: Tensor) -> Mask | None:
         sdpa = _implementation(self.config) == "sdpa"
         if given is None and sdpa and self.is_causal and query.shape[2] > 1:
             # Where the mask is causal and nothing else, transformers leaves it to torch to make.
@@ -173,10 +178,10 @@ class QuantLlamaAttention(QuantModuleBase):
         lowest = torch.finfo(query.dtype).min
         if given.dtype is torch.bool:
             added = torch.zeros_like(given, dtype=query.dtype).masked_fill(~given, lowest)
-            return _Mask(added=added, left_out=~given, of_sdpa=sdpa)
-        return _Mask(added=given, left_out=given < lowest / 2, of_sdpa=sdpa)
+            return Mask(added=added, left_out=~given, of_sdpa=sdpa)
+        return Mask(added=given, left_out=given < lowest / 2, of_sdpa=sdpa)
 
-    def _seen(self, name: str, logits: Tensor, mask: _Mask | None) -> Tensor:
+    def _seen(self, name: str, logits: Tensor, mask: Mask | None) -> Tensor:
         """Return the logits passed through a point that sees 0 in the place of those left out."""
         point = self.point(name)
         # On a static grid what is left out moves no other logit, and it is left out again before the softmax.
@@ -187,7 +192,7 @@ class QuantLlamaAttention(QuantModuleBase):
 
 
 @attrs.frozen(eq=False)
-class _Mask:
+class Mask:
     """A mask in two forms: what is added to the logits, and which of them are left out.
 
     `of_sdpa`: a row of which nothing is left has weights of 0; otherwise they are equal, as softmax has it.
@@ -204,6 +209,11 @@ class _Mask:
     def kept(self) -> Tensor:
         """1 where a logit is kept, 0 where it is left out."""
         return self.left_out.logical_not().to(self.added.dtype)
+
+    @property
+    def kept_or_all(self) -> Tensor:
+        """The same, but 1 in a whole row of which nothing is kept."""
+        return torch.maximum(self.kept, 1 - self.kept.amax(-1, keepdim=True))
 
     @property
     def limit(self) -> Tensor:

@@ -19,7 +19,7 @@ from tico_wrapq._quant_module_base import Resolve, WeightCodes
 from tico_wrapq._registry import register
 from tico_wrapq._unary import QuantUnary
 
-_NORM_WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerTensor())
+NORM_WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerTensor())
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -149,7 +149,7 @@ class QuantNorm(QuantUnary):
     """A norm; becomes a `QuantizedNorm` where it has a weight and torch's own forward."""
 
     kind: ClassVar[str] = "ptq.norm_points"
-    points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_IN, _NORM_WEIGHT, ACT_OUT)
+    points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_IN, NORM_WEIGHT, ACT_OUT)
     takes_hooks: ClassVar[bool] = True
 
     def __init__(self, module: nn.Module, path: str, resolve: Resolve) -> None:

@@ -163,11 +163,12 @@ def _line(path: str, wrapper: QuantModuleBase, new: nn.Module, note: str) -> Lay
 
 
 def _weight_label(wrapper: QuantModuleBase, new: nn.Module) -> str:
-    if not isinstance(new, QuantizedModule):
+    inner = children(new).get(wrapper.kept or "") if isinstance(new, QuantModuleBase) else new
+    if not isinstance(inner, QuantizedModule):
         return "float"
-    unit = "per row" if new.group_size is None else f"group {new.group_size}"
+    unit = "per row" if inner.group_size is None else f"group {inner.group_size}"
     kept = "" if wrapper.weight_specs else ", codes kept"
-    return f"{new.packed.dtype} {unit}{kept}"
+    return f"{inner.packed.dtype} {unit}{kept}"
 
 
 def _activation_label(wrapper: QuantModuleBase, new: nn.Module) -> str:

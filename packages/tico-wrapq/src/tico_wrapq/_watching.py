@@ -97,7 +97,8 @@ class Watching:
     @property
     def is_empty(self) -> bool:
         """Whether nothing counts yet."""
-        return self.channels is None if self.spans_range else self._observer.statistics.is_empty
+        unseen = self._own is None and self._place is None
+        return unseen if self.spans_range else self._observer.statistics.is_empty
 
     @property
     def statistics(self) -> Statistic:
@@ -125,10 +126,11 @@ class Watching:
     def _params_of_range(self) -> AffineParams | None:
         """Return what the observer of a plain range would, without the way through its statistic."""
         plain = self._observer if isinstance(self._observer, MinMaxObserver) else None
-        if plain is None or not self.spans_range or self.channels is None:
+        seen = self.channels
+        if plain is None or not self.spans_range or seen is None:
             return None
         with torch.inference_mode(mode=False):
-            low, high = self.channels.low.amin(), self.channels.high.amax()
+            low, high = seen.low.amin(), seen.high.amax()
             try:
                 return params_from_range(
                     low, high, plain.dtype, symmetric=plain.symmetric, granularity=PerTensor()

@@ -39,14 +39,16 @@ class ActivationGrid(ExactModule):
 
     scale: Tensor
     zero_point: Tensor
+    dtype: DType
+    granularity: Granularity
+    symmetric: bool
 
     def __init__(
         self, scale: Tensor, zero_point: Tensor, *, dtype: DType, granularity: Granularity, symmetric: bool
     ) -> None:
         super().__init__()
-        self.dtype = dtype
-        self.granularity = granularity
-        self.symmetric = symmetric
+        # There are many grids: what is no parameter, buffer or module goes past the checks of `__setattr__`.
+        vars(self).update(dtype=dtype, granularity=granularity, symmetric=symmetric)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
 
