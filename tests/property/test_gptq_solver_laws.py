@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import gptq_reference as reference
-from tico_config import DType, GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
-from tico_observers import ExactGramStatistic
+from tico_config import DType, GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec, PerTensor
+from tico_observers import ExactGramStatistic, params_from_range
 from tico_observers.testing import tensors
-from tico_quantizers.gptq import _columns, nearest, solve
+from tico_quantizers.gptq import _columns, _shrinking, nearest, solve
 from tico_quantizers.gptq._core import loss_of_nearest
+from tico_quantizers.gptq._shrinking import least_error_share
 from tiny_models import values
 
 OBSERVERS: tuple[MinMaxSpec | MSESpec | HessianMSESpec | PercentileSpec, ...] = (
@@ -176,3 +177,26 @@ def test_loss_of_nearest_is_that_of_the_values_of_nearest(seed: int, size: int, 
     wide = error.abs() + weight.abs().double() * 2.0**-20
     bound = float(((wide @ gram.abs()) * wide).sum()) * (size + 4) * 2.0**-23
     assert abs(loss_of_nearest(weight, gram, config) - float(((error @ gram) * error).sum())) <= bound
+
+
+@given(
+    st.integers(0, 2**20),
+    st.sampled_from([(1, 1), (5, 40), (33, 7), (70, 3)]),
+    st.sampled_from([3, 17, 100]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_the_search_for_a_grid_is_that_of_all_candidates(
+    seed: int, shape: tuple[int, int], steps: int, weighted: bool, shared: bool
+) -> None:
+    """Leaving out candidates, and rows that are done, changes no bit."""
+    columns = values(seed, *shape) ** 3
+    low, high = (columns.amin(), columns.amax()) if shared else (columns.amin(0), columns.amax(0))
+    whole = params_from_range(low, high, DType.uint(3), symmetric=False, granularity=PerTensor())
+    importance = values(seed + 1, shape[0]).abs().double() if weighted else None
+    found = least_error_share(columns, whole, steps, importance=importance, shared=shared)
+    shares = [number / steps for number in range(steps, 0, -1)]
+    errors, _ = _shrinking._rows(columns, whole, importance).errors(shares)
+    if shared:
+        errors = errors.sum(1, keepdim=True)
+    assert torch.equal(found, torch.tensor(shares, dtype=torch.float64)[errors.argmin(0)])
