@@ -51,7 +51,7 @@ class _Rows:
         exact, rounded, total = part.new_empty(3, min(len(part), _PIECE_COLUMNS), part.shape[1])
         pieces = [
             (steps, exact[: len(steps)], rounded[: len(steps)], total[: len(steps)], roots)
-            for steps, roots in zip(part.split(_PIECE_COLUMNS), self._split_roots(), strict=True)
+            for steps, roots in zip(torch.split(part, _PIECE_COLUMNS), self._split_roots(), strict=True)
         ]
         sums = []
         for share, cut in [*((share, False) for share in shares), (shares[-1], True)]:
@@ -67,7 +67,7 @@ class _Rows:
     def _split_roots(self) -> Sequence[Tensor | None]:
         if self.roots is None:
             return [None] * -(-len(self.steps) // _PIECE_COLUMNS)
-        return self.roots[:, None].split(_PIECE_COLUMNS)
+        return torch.split(self.roots[:, None], _PIECE_COLUMNS)
 
 
 def least_error_share(
