@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from tico_observers._tensor_checks import arithmetic_dtype
 
 # `torch.export` is told apart from `torch.compile` since torch 2.7; before, both get the operator.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+
+
+_ZEROS: Final = {dtype: torch.zeros((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
 
 def grid_in(
@@ -72,11 +76,11 @@ def _have_values(x: Tensor, scale: Tensor, zero_point: Tensor) -> bool:
 def _on_one_grid(x: Tensor, scale: float, zero_point: int, dtype: DType) -> Tensor:
     """Return what `_on_grids` does for one grid, by operators in place that each take one pass."""
     low, high = dtype.qmin - zero_point, dtype.qmax - zero_point
-    steps = x.to(wide_dtype(arithmetic_dtype(x), dtype)) / scale
+    wide = wide_dtype(x.dtype, dtype)
     # A scale is positive, so that clamping steps is clamping values.
-    steps.round_().clamp_(low, high)
+    steps = ((x if x.dtype == wide else x.to(wide)) / scale).round_().clamp_(low, high)
     # 0 + scale * steps: one pass for the product and for removing -0.0, which changes no other bit.
-    values = torch.add(steps.new_zeros(()), steps, alpha=scale, out=steps)
+    values = torch.add(_ZEROS[wide], steps, alpha=scale, out=steps)
     largest = torch.finfo(x.dtype).max
     return values if max(-low, high) * scale <= largest else values.clamp_(-largest, largest)
 

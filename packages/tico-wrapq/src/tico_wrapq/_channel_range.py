@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from typing import final
@@ -30,7 +31,7 @@ class ChannelRange:
         """Return the range of the channels along `axis` of `x`, unchecked; None without an element."""
         if x.numel() == 0:
             return None
-        others = tuple(range(x.ndim - 1)) if axis == -1 else _others(x.ndim, axis)
+        others = _others(x.ndim, axis)
         # Two reductions over the outer axes take less time than one `aminmax` of the whole tensor.
         if not others:
             x = x.reshape(1, -1)
@@ -83,6 +84,7 @@ class ChannelRange:
         return AbsMaxStatistic(granularity=axis, seen=RangeStatistic(granularity=axis, extremes=self.exact()))
 
 
+@functools.lru_cache(maxsize=64)
 def _others(ndim: int, axis: int) -> tuple[int, ...]:
     at = axis if -ndim <= axis < ndim else -1
     return tuple(other for other in range(ndim) if other != at % ndim)

@@ -138,12 +138,16 @@ class QuantPoint(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, seen or moved to the grid as the state says."""
         # Without `match`, which the compiler of the oldest torch supported cannot trace.
-        if self.fixed is not None:
-            moved: Tensor = self.fixed(x)
+        # Straight from the dict, since this is done at each of many points.
+        modules: dict[str, nn.Module | None] = self._modules
+        fixed = modules["fixed"]
+        if fixed is not None:
+            moved: Tensor = fixed(x)
             return moved
         if self._watching is not None:
-            passage = self._passage = self._passage or Passage()
-            passage.see(self.path, self._watching, x)
+            if self._passage is None:
+                self._passage = Passage()
+            self._passage.see(self.path, self._watching, x)
         return x
 
     def watch(self) -> None:

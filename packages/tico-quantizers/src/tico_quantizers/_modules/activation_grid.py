@@ -75,9 +75,10 @@ class ActivationGrid(ExactModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` moved to the grid, in the dtype of `x`."""
-        scale, zero_point = self.scale, self.zero_point
         if isinstance(self.granularity, PerToken):
             scale, zero_point = token_grids(x, self.dtype, symmetric=self.symmetric)
+        else:
+            scale, zero_point = self.scale, self.zero_point
         return round_to_grid(x, scale, zero_point, dtype=self.dtype, granularity=self.granularity)
 
     @property

@@ -212,8 +212,20 @@ class PackedWeight(ExactModule):
         else:
             steps = steps.reshape(*start.shape, self.group_size or self.columns)
             start, scale = start.unsqueeze(-1), scale.unsqueeze(-1)
-        values = steps.sub_(start).mul_(scale).clamp_(-_LARGEST, _LARGEST)
+        values = steps.sub_(start).mul_(scale)
+        if not self._fits_float32():
+            values = values.clamp_(-_LARGEST, _LARGEST)
         return values.reshape(codes.shape[0], self.columns)
+
+    def _fits_float32(self) -> bool:
+        """Tell whether no value is beyond the finite numbers, where that can be told here and now."""
+        scale = self.scale
+        scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
+        traced = torch.compiler.is_compiling() or scripted or type(scale) is not Tensor
+        if traced or not scale.is_cpu or not scale.numel():
+            return False
+        largest: float = scale.amax().item() * 2**self.bits
+        return largest <= _LARGEST
 
     def per_column(self, values: Tensor) -> Tensor:
         """Return what each column has of `values` (rows, groups); one group is left to broadcast."""
