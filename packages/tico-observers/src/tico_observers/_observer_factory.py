@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import TypeAlias
 
 from typing_extensions import assert_never
@@ -47,6 +49,15 @@ def observer_for(spec: QuantSpec, name: str, default: Granularity) -> AnyObserve
     >>> observer_for(affine(DType.int(8)), "act_in", PerTensor())
     MinMaxObserver('act_in', int8 symmetric, PerTensor())
     """
+    observer = copy.copy(_unnamed(spec, default))
+    observer.name = name
+    return observer
+
+
+@functools.lru_cache(maxsize=64)
+def _unnamed(spec: QuantSpec, default: Granularity) -> AnyObserver:
+    """Return the observer that all points which ask for the same have a copy of."""
+    name = ""
     units, on_nonfinite = spec.granularity_or(default), spec.on_nonfinite
     grid = (name, spec.dtype, spec.qscheme)
     match spec.observer:

@@ -25,8 +25,11 @@ def named_modules(model: nn.Module, *, every_path: bool = False) -> Iterator[tup
         if every_path or id(module) not in seen:
             seen.add(id(module))
             yield path, module
-            below = [(child_path(path, name), child) for name, child in children(module).items()]
-            waiting += reversed(below)
+            below: dict[str, nn.Module | None] = module._modules
+            if below:
+                prefix = f"{path}." if path else ""
+                found = [(prefix + name, child) for name, child in below.items() if child is not None]
+                waiting += reversed(found)
 
 
 def children(module: nn.Module) -> dict[str, nn.Module]:

@@ -83,7 +83,8 @@ class QuantModuleBase(RestorableModule):
             if declaration.role is Role.WEIGHT:
                 self.weight_specs[declaration.name] = spec
             else:
-                point = QuantPoint(point_path, declaration, spec).train(module.training)
+                point = QuantPoint(point_path, declaration, spec)
+                vars(point)["training"] = module.training
                 self.add_module(declaration.name, point)
 
     @abstractmethod
