@@ -25,6 +25,7 @@ from tico_observers import (
     save_statistics,
 )
 from tico_observers.testing import granularities, tensors
+from tiny_models import values
 
 matrices = tensors(shape=(4, 3))
 names = st.text(alphabet="abc._é", min_size=1, max_size=6).filter(lambda name: ".." not in f"{name}.x")
@@ -91,6 +92,17 @@ def test_gram_matrices_come_back(x: Tensor) -> None:
         assert isinstance(restored, GramStatistic | ExactGramStatistic)
         assert restored.rows == seen.rows
         assert torch.equal(restored.matrix(), seen.matrix())
+
+
+def test_a_gram_matrix_of_whole_chunks_goes_on_from_a_file() -> None:
+    """The sums of finished chunks, of several panels, come back, and so do the rows that wait."""
+    x = values(1, 2100, 150)
+    seen = GramStatistic(columns=150).observe(x[:1300])
+    again = loaded(saved({"gram": seen}))["gram"]
+    assert isinstance(again, GramStatistic)
+    whole = GramStatistic(columns=150).observe(x)
+    assert torch.equal(again.observe(x[1300:]).matrix(), whole.matrix())
+    assert torch.equal(whole.matrix(), whole.matrix().T)
 
 
 @given(st.data(), statistics())

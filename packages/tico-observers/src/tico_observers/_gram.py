@@ -8,6 +8,7 @@ the panels on and above the diagonal are computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import attrs
@@ -29,8 +30,8 @@ _MIRROR_BLOCK = 256
 class GramStatistic(Statistic):
     """Sum of xᵀx over the rows seen, of `columns` values each.
 
-    `upper` holds the finished chunks (float64, only its upper panels are filled), `pending` the rows
-    since. The order of the rows matters in the last bits, so `merge` gives the sum up to rounding:
+    `upper` holds the finished chunks, in panels of 128 rows (float64, each from its diagonal on), `pending`
+    the rows since. The order of the rows matters in the last bits, so `merge` gives the sum up to rounding:
     `ExactGramStatistic` is the one that merges bit for bit.
 
     >>> GramStatistic(columns=2).observe(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).matrix().tolist()
@@ -39,7 +40,7 @@ class GramStatistic(Statistic):
 
     columns: int
     rows: int = 0
-    upper: Tensor | None = None
+    upper: tuple[Tensor, ...] = ()
     pending: tuple[Tensor, ...] = ()
 
     def __attrs_post_init__(self) -> None:
@@ -61,11 +62,7 @@ class GramStatistic(Statistic):
         """
         with torch.inference_mode(mode=False):
             rows = _weighted(finite_rows(x, self.columns), weights)
-            # Rows that only wait leave the sum as it is, so that it can be shared.
-            finished = self._waiting + len(rows) >= CHUNK_ROWS
-            upper = _copied(self.upper) if finished and self.upper is not None else self.upper
-            # A copy, so that what the caller does with its tensor later changes nothing here.
-            return self._with_rows(rows, upper, copied=True)
+            return self._with_rows(rows, in_place=False)
 
     def observe_in_place(self, x: Tensor, weights: Tensor | None = None) -> Self:
         """Return the same as `observe`, in the memory of this statistic and that of `x`.
@@ -74,38 +71,51 @@ class GramStatistic(Statistic):
         """
         with torch.inference_mode(mode=False):
             rows = _weighted(finite_rows(x, self.columns), weights)
-            return self._with_rows(rows, self.upper, copied=False)
+            return self._with_rows(rows, in_place=True)
 
     @property
     def _waiting(self) -> int:
-        return sum(len(part) for part in self.pending)
+        return sum(part.shape[0] for part in self.pending)
 
-    def _with_rows(self, new: Tensor, upper: Tensor | None, *, copied: bool) -> Self:
+    def _with_rows(self, new: Tensor, *, in_place: bool) -> Self:
         # Products of other layouts may have other last bits.
         new, waiting = new.contiguous(), self._waiting
         whole = (waiting + len(new)) // CHUNK_ROWS * CHUNK_ROWS
         used = max(whole - waiting, 0)
-        for chunk in _chunks((*self.pending, new[:used]) if whole else ()):
-            if upper is None:
-                upper = new.new_zeros(self.columns, self.columns, dtype=torch.float64)
-            _add_product(upper, chunk)
+        upper = self._with_chunks((*self.pending, new[:used]) if whole else (), in_place=in_place)
         left = new[used:]
-        # A few rows would keep all of a batch alive.
-        kept = left.clone() if copied or 2 * len(left) < len(new) else left
+        # What the caller does with its tensor later must change nothing here, and few rows not keep it alive.
+        kept = left if in_place and 2 * len(left) >= len(new) else left.clone()
         pending = (*(() if whole else self.pending), *((kept,) if len(kept) else ()))
         return attrs.evolve(self, rows=self.rows + len(new), upper=upper, pending=pending)
+
+    def _with_chunks(self, rows: Iterable[Tensor], *, in_place: bool) -> tuple[Tensor, ...]:
+        """Return the panels with the products of `rows` added."""
+        upper = self.upper
+        for chunk in _chunks(rows):
+            products = _products(chunk, self.columns)
+            if not upper:
+                upper = tuple(product.to(torch.float64) for product in products)
+            elif in_place:
+                for panel, product in zip(upper, products, strict=True):
+                    panel.add_(product)
+            else:
+                upper = tuple(panel + product for panel, product in zip(upper, products, strict=True))
+            in_place = True  # these are new
+        return upper
 
     def merge(self, other: Self) -> Self:
         """Return the statistic of the rows of both."""
         require_same("columns", self.columns, other.columns)
         if self.is_empty or other.is_empty:
             return other if self.is_empty else self
-        sums = [part for part in (self.upper, other.upper) if part is not None]
-        upper = sums[0] + sums[1] if len(sums) == 2 else _copied(sums[0]) if sums else None
-        waiting = sum(len(part) for part in other.pending)
-        both = attrs.evolve(self, rows=self.rows + other.rows - waiting, upper=upper)
+        upper = self.upper or other.upper
+        if self.upper and other.upper:
+            upper = tuple(own + added for own, added in zip(self.upper, other.upper, strict=True))
+        rows = self.rows + other.rows - other._waiting
+        both = attrs.evolve(self, rows=rows, upper=upper)
         for part in other.pending:
-            both = both._with_rows(part, both.upper, copied=False)
+            both = both._with_rows(part, in_place=False)
         return both
 
     def matrix(self) -> Tensor:
@@ -115,13 +125,7 @@ class GramStatistic(Statistic):
             CalibrationError: no row was seen.
         """
         require_rows(self.rows)
-        if self.upper is not None:
-            full = _copied(self.upper)
-        else:
-            full = self.pending[0].new_zeros(self.columns, self.columns, dtype=torch.float64)
-        for rest in _chunks(self.pending):
-            _add_product(full, rest)
-        return mirrored(full)
+        return mirrored(square_of(self._with_chunks(self.pending, in_place=False)))
 
 
 def require_columns(columns: object) -> None:
@@ -158,8 +162,7 @@ def finite_rows(x: Tensor, columns: int) -> Tensor:
         found = Found(f"a tensor of shape {tuple(x.shape)}")
         raise CalibrationError(Problem(field="x", value=found, expected=f"rows of {columns} values"))
     rows = x.detach().reshape(-1, columns)
-    extremes = torch.aminmax(rows) if len(rows) else None
-    if extremes and not bool(extremes.min.isfinite() & extremes.max.isfinite()):
+    if len(rows) and not all(math.isfinite(end.item()) for end in torch.aminmax(rows)):
         require_finite(x, "Gram")
     return rows.to(arithmetic_dtype(x))
 
@@ -206,7 +209,7 @@ def _pieces(parts: Iterable[Tensor]) -> Iterator[Tensor]:
     for part in parts:
         start = 0
         while start < len(part):
-            stop = start + _PRODUCT_ROWS - sum(map(len, held))
+            stop = start + _PRODUCT_ROWS - sum(rows.shape[0] for rows in held)
             held.append(part[start:stop])
             start = stop
             if start <= len(part):
@@ -225,18 +228,25 @@ def _panels(size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + _PANEL, size)) for start in range(0, size, _PANEL))
 
 
-def _copied(upper: Tensor) -> Tensor:
-    """Return a copy whose memory below the panels is never touched, so that it takes up none."""
-    copy = torch.zeros_like(upper)
-    for start, stop in _panels(len(upper)):
-        copy[start:stop, start:] = upper[start:stop, start:]
-    return copy
+def square_of(panels: tuple[Tensor, ...]) -> Tensor:
+    """Return the square matrix that has `panels` on and above its diagonal, and zeros below them."""
+    columns = panels[0].shape[1]
+    square = panels[0].new_zeros(columns, columns)
+    for panel, (start, stop) in zip(panels, _panels(columns), strict=True):
+        square[start:stop, start:] = panel
+    return square
 
 
-def _add_product(upper: Tensor, chunk: list[Tensor]) -> None:
+def panels_of(square: Tensor) -> tuple[Tensor, ...]:
+    """Return copies of the panels on and above the diagonal."""
+    return tuple(square[start:stop, start:].clone() for start, stop in _panels(len(square)))
+
+
+def _products(chunk: list[Tensor], columns: int) -> Iterator[Tensor]:
+    """Yield the panels of the sum of the products of all pieces of a chunk."""
     first, *others = chunk
-    for start, stop in _panels(len(upper)):
+    for start, stop in _panels(columns):
         product = first[:, start:stop].T @ first[:, start:]
         for rows in others:
             product.addmm_(rows[:, start:stop].T, rows[:, start:])
-        upper[start:stop, start:] += product
+        yield product

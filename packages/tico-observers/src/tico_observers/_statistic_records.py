@@ -23,7 +23,7 @@ from tico_observers._absmax import AbsMaxStatistic
 from tico_observers._bins import BINS, LARGEST, OFFSET
 from tico_observers._ema import EMAStatistic
 from tico_observers._exact_gram import ExactGramStatistic
-from tico_observers._gram import CHUNK_ROWS, GramStatistic
+from tico_observers._gram import CHUNK_ROWS, GramStatistic, panels_of, square_of
 from tico_observers._histogram import HistogramStatistic
 from tico_observers._identity import IdentityStatistic
 from tico_observers._range import Extremes, RangeStatistic
@@ -112,7 +112,8 @@ def _gram_record(seen: GramStatistic | ExactGramStatistic) -> Record:
     match seen:
         case GramStatistic():
             settings = {"columns": seen.columns, "rows": seen.rows}
-            tensors = {"upper": seen.upper, "pending": torch.cat(seen.pending) if seen.pending else None}
+            upper = square_of(seen.upper) if seen.upper else None
+            tensors = {"upper": upper, "pending": torch.cat(seen.pending) if seen.pending else None}
         case ExactGramStatistic():
             settings = {"rows": seen.rows}
             tensors = {"maximum": seen.maximum, "sums": seen.sums}
@@ -245,7 +246,10 @@ def _gram(record: Record) -> GramStatistic:
         fits = tensor is None or (tensor.shape == (shape, columns) and bool(tensor.isfinite().all()))
         record.require(field, fits and waiting < CHUNK_ROWS, f"finite, of {columns} columns")
     return GramStatistic(
-        columns=columns, rows=rows, upper=upper, pending=() if pending is None or not waiting else (pending,)
+        columns=columns,
+        rows=rows,
+        upper=() if upper is None else panels_of(upper),
+        pending=() if pending is None or not waiting else (pending,),
     )
 
 

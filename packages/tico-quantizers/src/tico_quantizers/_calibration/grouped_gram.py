@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import attrs
-import torch
 from torch import Tensor
 from typing_extensions import Self
 
@@ -51,8 +50,9 @@ class GroupedGram:
             part.observe_in_place(own, weights) if in_place else part.observe(own, weights)
             for part, own in pairs
         )
-        counted = torch.ones(rows.shape[1]) if weights is None else weights
-        total, squares = (float(counted.double().pow(power).sum()) for power in (1, 2))
+        total = squares = float(rows.shape[1])
+        if weights is not None:
+            total, squares = (float(weights.double().pow(power).sum()) for power in (1, 2))
         return type(self)(parts, self.total + total, self.squares + squares)
 
     def merge(self, other: Self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 
@@ -40,14 +41,13 @@ class ReachedLayers(Recorder):
         Raises:
             NumericsError: `x` holds NaN or infinity; the pass, which does not end, is not counted.
         """
-        if x.numel() and x.is_floating_point():
-            low, high = torch.aminmax(x.detach())
-            if not bool(low.isfinite() & high.isfinite()):
-                found = Found(f"{int((~x.isfinite()).sum())} values that are NaN or infinite")
-                remedy = "leave that batch out: nothing of it was counted"
-                expected = "finite in every element"
-                problem = Problem(module=path, field="input", value=found, expected=expected, remedy=remedy)
-                raise NumericsError(problem)
+        data = x.numel() and x.is_floating_point()
+        if data and not all(math.isfinite(end.item()) for end in torch.aminmax(x.detach())):
+            found = Found(f"{int((~x.isfinite()).sum())} values that are NaN or infinite")
+            remedy = "leave that batch out: nothing of it was counted"
+            expected = "finite in every element"
+            problem = Problem(module=path, field="input", value=found, expected=expected, remedy=remedy)
+            raise NumericsError(problem)
         self._unfinished[path] += x.numel() // max(x.shape[-1], 1) if x.ndim else 0
 
     def drop_unfinished(self) -> None:
