@@ -96,41 +96,41 @@ class IntegerProduct:
         return self._symmetric(x, bias) if signed else self._per_token(x, bias)
 
     def _static(self, x: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor | None:
-        product = self._sums(x / scale, zero_point - self.grid.dtype.qmin)
-        if product is None:
+        offset = zero_point - self.grid.dtype.qmin
+        steps = (x / scale).round_().clamp_(-offset, self._last - offset)
+        if math.isnan(float(steps.sum())):
             return None
+        product = self._sums(steps, offset)
         return product.mul_(self.scale) if bias is None else torch.addcmul(bias, product, self.scale)
 
     def _symmetric(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        """Return the product for a grid around zero for each token, whose scale is finite if the token is."""
         if len(x) == 1:
             return self._one_token(x, bias)
         scale = token_grids(x, self.grid.dtype, symmetric=True)[0].unsqueeze(-1)
-        product = self._sums(x / scale, -self.grid.dtype.qmin)
-        if product is None:
+        if not math.isfinite(float(scale.sum())):
             return None
-        product.mul_(self.scale).mul_(scale)
-        return product if bias is None else product.add_(bias)
+        return _biased(self._symmetric_sums(x / scale).mul_(self.scale).mul_(scale), bias)
 
     def _one_token(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return what `_symmetric` does, with the token's scale computed outside of tensors."""
         low, high = x.aminmax()
         scale = _symmetric_scale(float(low), float(high), self.grid.dtype)
-        product = self._sums(x / scale, -self.grid.dtype.qmin)
-        if product is None:
+        if not math.isfinite(scale):
             return None
-        product.mul_(self.scale).mul_(scale)
-        return product if bias is None else product.add_(bias)
+        return _biased(self._symmetric_sums(x / scale).mul_(self.scale).mul_(scale), bias)
 
-    def _sums(self, steps: Tensor, offset: int) -> Tensor | None:
+    def _symmetric_sums(self, steps: Tensor) -> Tensor:
+        dtype = self.grid.dtype
+        return self._sums(steps.round_().clamp_(dtype.qmin, dtype.qmax), -dtype.qmin)
+
+    def _sums(self, steps: Tensor, offset: int) -> Tensor:
         """Return the exact sums for activations of so many `steps` from zero, which is the code `offset`."""
-        steps = steps.round_().clamp_(-offset, self._last - offset)
-        sums = steps.sum(-1)
-        if math.isnan(float(sums.sum())):
-            return None
+        sums = None if self.zero is None else steps.sum(-1)
         if offset != 128:
             steps.add_(offset - 128)
         product = operators.int8_sums(_as_bytes(steps), offset, self.packed)
-        return product if self.zero is None else product.addr_(sums, self.zero, alpha=-1)
+        return product if sums is None or self.zero is None else product.addr_(sums, self.zero, alpha=-1)
 
     def _per_token(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         scale, zero_point = token_grids(x, self.grid.dtype, symmetric=self.grid.symmetric)
@@ -144,13 +144,16 @@ class IntegerProduct:
         product.addr_(middle - offsets, self.total)
         if sums is not None and self.zero is not None:
             product.addr_(sums, self.zero, alpha=-1)
-        product.mul_(self.scale).mul_(scale.unsqueeze(-1))
-        return product if bias is None else product.add_(bias)
+        return _biased(product.mul_(self.scale).mul_(scale.unsqueeze(-1)), bias)
 
     @property
     def _last(self) -> int:
         """The largest code, counted from the smallest."""
         return self.grid.dtype.qmax - self.grid.dtype.qmin
+
+
+def _biased(product: Tensor, bias: Tensor | None) -> Tensor:
+    return product if bias is None else product.add_(bias)
 
 
 def _symmetric_scale(low: float, high: float, dtype: DType) -> float:
@@ -245,7 +248,7 @@ class RowScaledProduct:
         product = (self.by_codes(narrow) if few else self.by_pieces(narrow)).mul_(self.scale)
         if self.zero is not None:
             product.addr_(narrow.sum(-1, dtype=torch.float32), self.zero, alpha=-1)
-        return product if bias is None else product.add_(bias)
+        return _biased(product, bias)
 
     def by_codes(self, x: Tensor) -> Tensor:
         """Return the product of bfloat16 `x` with the codes, which are read as they are."""
