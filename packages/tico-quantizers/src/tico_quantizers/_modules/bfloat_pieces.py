@@ -42,7 +42,7 @@ def product_by_pieces(x: Tensor, shape: Sequence[int], fill: Callable[[Tensor, i
     return product.T.contiguous() if tall else product
 
 
-@attrs.frozen(kw_only=True, eq=False)
+@attrs.frozen(eq=False)
 class RowwiseCodes:
     """Codes of 2, 4 or 8 bits that an operator turns into floats, a row for each group of columns.
 
@@ -50,7 +50,6 @@ class RowwiseCodes:
     """
 
     weight: PackedWeight
-    grid: Tensor  # uint8 (rows, groups, 4 or 8): the bytes of scale and offset, which the operator reads
 
     @classmethod
     def of(cls, weight: PackedWeight) -> RowwiseCodes | None:
@@ -63,27 +62,35 @@ class RowwiseCodes:
         whole = weight.columns % run == 0 and run * weight.bits % 8 == 0 and weight.group_index is None
         if not whole or weight.bits not in operators.ROWWISE or not operators.rowwise_works(weight.bits):
             return None
-        scale = torch.ones_like(weight.scale) if one_scale_a_row(weight) else weight.scale
-        grid = torch.stack([scale, (weight.dtype.qmin - weight.zero_point) * scale], -1)
-        if weight.bits < 8:
+        if weight.bits < 8 and not one_scale_a_row(weight):
             half = torch.finfo(torch.float16)
-            if bool((scale < half.smallest_normal).any()) or bool((grid.abs() > half.max).any()):
+            low, high = weight.scale.aminmax()
+            if float(low) < half.smallest_normal or float(high) * 2**weight.bits > half.max:
                 return None
-            grid = grid.to(torch.float16)
-        return cls(weight=weight, grid=grid.view(torch.uint8))
+        return cls(weight)
 
     def fill(self, piece: Tensor, start: int) -> None:
         """Write the rows of the weight from `start` on into `piece`."""
+        grid = self._grid(start, start + len(piece))
         rows = max(_PART // piece.shape[1], 1)
-        for first in range(start, start + len(piece), rows):
-            self._fill_part(piece[first - start :][:rows], first)
+        for first in range(0, len(piece), rows):
+            here = slice(first, first + rows)
+            self._fill_part(piece[here], grid[here], start + first)
 
-    def _fill_part(self, part: Tensor, start: int) -> None:
-        here, groups = slice(start, start + len(part)), self.grid.shape[1]
-        codes = self.weight.codes[here]
+    def _grid(self, start: int, stop: int) -> Tensor:
+        """Return scale and offset of each group of some rows as the operator reads them behind the codes."""
+        weight = self.weight
+        scale = weight.scale[start:stop]
+        if one_scale_a_row(weight):
+            scale = torch.ones_like(scale)
+        grid = torch.stack([scale, (weight.dtype.qmin - weight.zero_point[start:stop]) * scale], -1)
+        return grid.to(torch.float32 if weight.bits == 8 else torch.float16).view(torch.uint8)
+
+    def _fill_part(self, part: Tensor, grid: Tensor, start: int) -> None:
+        codes = self.weight.codes[start : start + len(part)]
         if codes.dtype == torch.int8:
             codes = codes.view(torch.uint8) ^ 128
-        beside = torch.cat([codes.view(len(part), groups, -1), self.grid[here]], 2).flatten(0, 1)
+        beside = torch.cat([codes.view(len(grid), grid.shape[1], -1), grid], 2).flatten(0, 1)
         part.copy_(operators.rowwise_floats(beside, self.weight.bits).view(part.shape))
 
 
