@@ -37,7 +37,6 @@ HIDDEN: Final = 1024
 INTERMEDIATE: Final = 2816
 HEADS: Final = 16
 TOKENS: Final = 512
-THREADS: Final = 2
 
 Watch = Callable[[Tensor], object]
 
@@ -229,10 +228,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--columns", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {THREADS} threads")
+    print(f"torch {torch.__version__}, threads: {arguments.threads}")
     with torch.no_grad():
         forward_costs(arguments.rounds)
         reading_costs(arguments.rounds)
