@@ -30,6 +30,7 @@ A16: Final = affine(DType.int(16))
 TOKEN: Final = affine(DType.int(8), granularity=PerToken())
 ASYMMETRIC: Final = affine(DType.uint(8), granularity=PerToken())
 U16: Final = affine(DType.uint(16))
+U16_TOKEN: Final = affine(DType.uint(16), granularity=PerToken())
 
 
 def inputs(spec: QuantSpec, more: Mapping[str, QuantSpec] | None = None) -> PTQConfig:
@@ -47,6 +48,9 @@ OUTLIERS: Final = {
     "*.down_proj.act_out": U16,
 }
 
+# One token can be a thousand times larger than the others, and its square a million times.
+NORM_STEPS: Final = ("*.square", "*.mean", "*.inverse_root")
+
 ROWS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
     "float": (),
     "W8": (PTQConfig(activation=no_quant()),),
@@ -54,6 +58,9 @@ ROWS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
     "W8A16 symmetric, every point": (PTQConfig(activation=A16),),
     "W8A16 asymmetric, linear inputs": (inputs(U16),),
     "W8A16 asymmetric, every step": (PTQConfig(activation=U16, variant="stepwise"),),
+    "W8A16 asymmetric, every step, norms' per token": (
+        PTQConfig(activation=U16, variant="stepwise", overrides=dict.fromkeys(NORM_STEPS, U16_TOKEN)),
+    ),
     "W8A8 per token asymmetric, every step": (PTQConfig(activation=ASYMMETRIC, variant="stepwise"),),
     "W8A8 per token, every point": (PTQConfig(activation=TOKEN),),
     "W8A8 per token asymmetric, every point": (PTQConfig(activation=ASYMMETRIC),),
@@ -93,7 +100,7 @@ def measure(name: str, make: Callable[[], nn.Module], heldout: Tensor) -> None:
     start = time.process_time()
     model = make()
     made = time.process_time() - start
-    print(f"{name:42} {perplexity(model, heldout, batch=1):10.3f} {made:10.0f}", flush=True)
+    print(f"{name:46} {perplexity(model, heldout, batch=1):10.3f} {made:10.0f}", flush=True)
 
 
 def main() -> None:
@@ -111,7 +118,7 @@ def main() -> None:
     print(
         f"torch {torch.__version__}, calibrated on {calibration.numel()} tokens, {heldout.numel()} held out"
     )
-    print(f"{'':42} {'perplexity':>10} {'CPU s':>10}")
+    print(f"{'':46} {'perplexity':>10} {'CPU s':>10}")
     peer = tico_from(arguments.peer_path)
     for name, configs in ROWS.items():
         if any(text in name for text in arguments.rows):

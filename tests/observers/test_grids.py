@@ -271,3 +271,12 @@ def test_bytes_of_another_shape_are_not_unpacked() -> None:
     with pytest.raises(NumericsError) as caught:
         unpack(torch.zeros(3, dtype=torch.uint8), 4, (4,))
     assert caught.value.field == "packed"
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch falls back to a loop, and says so
+def test_grids_work_in_functional_transforms() -> None:
+    """Mapped over a batch by torch.func, the values are those of the whole batch."""
+    params = AffineParams(scale=torch.tensor(0.5), zero_point=torch.tensor(3), dtype=DType.uint(4))
+    x = torch.linspace(-3, 8, 12).view(3, 4)
+    mapped: Tensor = torch.func.vmap(lambda row: fake_quantize(row, params))(x)
+    assert torch.equal(mapped, fake_quantize(x, params))

@@ -80,7 +80,7 @@ def _on_one_grid(x: Tensor, scale: float, zero_point: int, dtype: DType) -> Tens
     # A scale is positive, so that clamping steps is clamping values.
     steps = ((x if x.dtype == wide else x.to(wide)) / scale).round_().clamp_(low, high)
     # 0 + scale * steps: one pass for the product and for removing -0.0, which changes no other bit.
-    values = torch.add(_ZEROS[wide], steps, alpha=scale, out=steps)
+    values = torch.add(_ZEROS[wide], steps, alpha=scale)
     largest = torch.finfo(x.dtype).max
     return values if max(-low, high) * scale <= largest else values.clamp_(-largest, largest)
 

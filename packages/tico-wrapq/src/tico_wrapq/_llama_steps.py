@@ -34,7 +34,7 @@ class QuantSteppedNorm(QuantModuleBase):
     ``act_out = weight * normalized``, ``normalized = act_in * inverse_root``,
     ``inverse_root = 1 / sqrt(mean + eps)``, with the `mean` of each token's `square`. After `convert` the
     weight is that of a `QuantizedNorm`. Where tokens differ much in size, as in trained models, `square`,
-    `mean` and `inverse_root` need more than 8 bits.
+    `mean` and `inverse_root` need a grid for each token.
     """
 
     kind: ClassVar[str] = "ptq.stepped_norm"
