@@ -56,7 +56,7 @@ ROWS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
     "W8": (PTQConfig(activation=no_quant()),),
     "W8A16 asymmetric, every point": (PTQConfig(activation=U16),),
     "W8A16 symmetric, every point": (PTQConfig(activation=A16),),
-    "W8A16 asymmetric, linear inputs": (inputs(U16),),
+    "W8A16 symmetric, linear inputs": (inputs(A16),),
     "W8A16 asymmetric, every step": (PTQConfig(activation=U16, variant="stepwise"),),
     "W8A16 asymmetric, every step, norms' per token": (
         PTQConfig(activation=U16, variant="stepwise", overrides=dict.fromkeys(NORM_STEPS, U16_TOKEN)),
@@ -69,7 +69,7 @@ ROWS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
     "W8A8 static, every point": (PTQConfig(activation=A8),),
     "W8A8 static, every point, outliers A16": (PTQConfig(activation=A8, overrides=OUTLIERS),),
     "W8A8 static, linear inputs": (inputs(A8),),
-    "W8A8 static, linear inputs, down_proj A16": (inputs(A8, {"*.down_proj.act_in": U16}),),
+    "W8A8 static, linear inputs, down_proj A16": (inputs(A8, {"*.down_proj.act_in": A16}),),
     "GPTQ W4, then A16, every point": (GPTQConfig(bits=4, act_order=True), PTQConfig(activation=U16)),
 }
 PEER_ROWS: Final = {"tico W8A16, every point": 16, "tico W8A8 static, every point": 8}

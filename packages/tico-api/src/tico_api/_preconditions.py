@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import attrs
-from torch import nn
+from torch import Tensor, nn
 
 from tico_config import BaseConfig, ConfigError, Found, LifecycleError, Problem, UnsupportedError
 from tico_quantizers import AnyPrepared, AnyQuantizer, Prepared, Registry, named_modules, runs_of
@@ -30,10 +30,17 @@ def require_model(model: object) -> None:
             expected="a device with data",
         )
         for path, module in named_modules(model)
-        if any(tensor.is_meta for tensor in (*module.parameters(False), *module.buffers(False)))
+        if _has_meta(module)
     ]
     if meta:
         raise UnsupportedError(*meta)
+
+
+def _has_meta(module: nn.Module) -> bool:
+    parameters: dict[str, nn.Parameter | None] = module._parameters
+    buffers: dict[str, Tensor | None] = module._buffers
+    stored = (*parameters.values(), *buffers.values())
+    return any(tensor is not None and tensor.is_meta for tensor in stored)
 
 
 def require_config(config: object) -> None:
