@@ -25,10 +25,12 @@ def set_backend(model: nn.Module, backend: Backend) -> dict[str, str]:
     - ``auto`` is native where that rounds no more coarsely than the activations are given: the integer sums
       always, the bfloat16 products for bfloat16 activations.
 
-    A kernel holds a second copy of the codes: 1 byte a weight where codes have more than 4 bits or the sums
-    are of integers, half a byte otherwise. The buffers stay what they are, so that state dicts, files and
-    copies do not change, and going back is bit-identical. The reference computes every call that no kernel
-    takes: inputs that need gradients, that are traced or compiled, that hold NaN, or in another format.
+    A kernel holds a second copy of the codes where its operator reads them in another layout: 1 byte a weight
+    for sums of integers and for codes of 5 to 8 bits with one scale a row, half a byte for packed int4 codes.
+    Codes of int8 that are multiplied in bfloat16 are read where they are. The buffers stay what they are, so
+    that state dicts, files and copies do not change, and going back is bit-identical. The reference computes
+    every call that no kernel takes: inputs that need gradients, that are traced or compiled, that hold NaN,
+    or in another format.
 
     Raises:
         ConfigError: there is no such back end.
