@@ -48,7 +48,7 @@ OUTLIERS: Final = {
     "*.down_proj.act_out": U16,
 }
 
-# One token can be a thousand times larger than the others, and its square a million times.
+# Single tokens are far larger than the others, and their squares even more so.
 NORM_STEPS: Final = ("*.square", "*.mean", "*.inverse_root")
 
 ROWS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {

@@ -19,7 +19,7 @@ from tico_wrapq._registry import register, try_register
 from tico_wrapq._unary import QuantUnary
 
 STEPWISE: Final = "stepwise"
-_GEMMA = classes_of("RMSNorm")[-1]  # its weight is added to 1
+_NORMS = tuple(each for each in classes_of("RMSNorm") if ".gemma." not in each)  # Gemma adds 1
 _EXPONENTIALS: Final = ("shifted", "exponential", "sum", "inverse_sum")
 
 
@@ -27,7 +27,7 @@ def _others(*names: str) -> tuple[PointDeclaration, ...]:
     return tuple(PointDeclaration(name, Role.OTHER) for name in names)
 
 
-@try_register(*(each for each in classes_of("RMSNorm") if each != _GEMMA), variant=STEPWISE)
+@try_register(*_NORMS, variant=STEPWISE)
 class QuantSteppedNorm(QuantModuleBase):
     """RMSNorm (Zhang and Sennrich, arXiv 1910.07467) with a point for each step.
 
