@@ -234,7 +234,8 @@ def smollm2(arguments: argparse.Namespace) -> None:
     from real_models import smollm2_directory
 
     prompt = load(smollm2_directory(), PROMPT).windows(text_of("heldout"), PROMPT)
-    models = {name: model_of(name) for name in ("float32", "bfloat16", "W8A8", "W4", "W4, bf16")}
+    names = ("float32", "bfloat16", "W8A8", "W4", "W4, bf16", "all but linear layers")
+    models = {name: model_of(name) for name in names}
     steps: dict[str, Callable[[nn.Module], object]] = {
         f"prefill of {PROMPT} tokens": lambda model: prefill(model, prompt),
         f"{arguments.decoded} tokens decoded": lambda model: decode(model, prompt, arguments.decoded),
@@ -266,7 +267,10 @@ def _bound(run: Callable[[nn.Module], object], model: nn.Module) -> Call:
 
 
 def model_of(name: str) -> nn.Module:
-    """Return SmolLM2 in the format `name`; integer layers everywhere, the tied embedding in 8 bits."""
+    """Return SmolLM2 in the format `name`; integer layers everywhere, the tied embedding in 8 bits.
+
+    Of ``all but linear layers`` these give zeros, which shows what no kernel can save.
+    """
     from language_models import load
     from real_models import smollm2_directory
 
@@ -274,7 +278,15 @@ def model_of(name: str) -> nn.Module:
     if name.startswith("W"):
         quantize(model, eight=name == "W8A8")
         set_backend(model, "native")
+    if name.startswith("all but"):
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                vars(module)["forward"] = _zeros(module.out_features)
     return model.to(torch.bfloat16) if name.endswith(("bf16", "bfloat16")) else model
+
+
+def _zeros(features: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.new_zeros(*x.shape[:-1], features)
 
 
 def quantize(model: nn.Module, *, eight: bool) -> None:
