@@ -19,10 +19,11 @@ def quantized_by_llm_compressor(
     asymmetric, as ours are by default, and those of the original weight. `act_order` is its own default, the
     order of the activations with grids of neighbouring columns.
     """
-    os.environ.update({"HF_HUB_OFFLINE": "1", "LLM_COMPRESSOR_LOG_DISABLED": "true"})
+    os.environ["HF_HUB_OFFLINE"] = "1"
     library = importlib.import_module("llmcompressor")
     gptq = importlib.import_module("llmcompressor.modifiers.gptq")
     schemes = importlib.import_module("compressed_tensors.quantization")
+    importlib.import_module("loguru").logger.remove()
     weights = schemes.QuantizationArgs(
         num_bits=bits,
         symmetric=False,
