@@ -234,7 +234,7 @@ def smollm2(arguments: argparse.Namespace) -> None:
     from real_models import smollm2_directory
 
     prompt = load(smollm2_directory(), PROMPT).windows(text_of("heldout"), PROMPT)
-    names = ("float32", "bfloat16", "W8A8", "W4", "W4, bf16", "all but linear layers")
+    names = ("float32", "bfloat16", "W8A8", "W8A8, bf16", "W4", "W4, bf16", "all but linear layers")
     models = {name: model_of(name) for name in names}
     steps: dict[str, Callable[[nn.Module], object]] = {
         f"prefill of {PROMPT} tokens": lambda model: prefill(model, prompt),
@@ -276,7 +276,7 @@ def model_of(name: str) -> nn.Module:
 
     model = load(smollm2_directory(), PROMPT).model
     if name.startswith("W"):
-        quantize(model, eight=name == "W8A8")
+        quantize(model, eight=name.startswith("W8A8"))
         set_backend(model, "native")
     if name.startswith("all but"):
         for module in model.modules():
