@@ -86,14 +86,14 @@ def ours(**options: object) -> Quantize:
     """Return GPTQ as this project does it."""
 
     def quantize(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
+        given: dict[str, object] = {"act_order": task.act_order} | options
         config = GPTQConfig(
             bits=task.bits,
             group_size=task.group_size,
-            act_order=task.act_order,
             damping=task.damping,
             ragged_groups=True,  # as the peers do
             show_progress=False,
-            **options,  # type: ignore[arg-type]
+            **given,  # type: ignore[arg-type]
         )
         model = prepare(model, config)
         run(model, calibration)
@@ -138,6 +138,7 @@ def llm_compressor(model: nn.Module, calibration: Tensor, task: Task) -> nn.Modu
 UNIFORM: Final = {"token_weights": "uniform"}
 OURS: Final[Mapping[str, Quantize]] = {
     "ours": ours(),
+    "ours, ordered": ours(act_order=True, static_groups=True),
     "ours, uniform": ours(**UNIFORM),
     "ours, early end": ours(**UNIFORM, stop_after_capture=True),
     "ours, on disk": ours(**UNIFORM, offload="disk", stop_after_capture=True),
