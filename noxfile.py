@@ -30,7 +30,9 @@ CONSTRAINTS: Final = ROOT / "constraints.txt"
 PACKAGES: Final = {
     "tico-config": ("tico_config",),
     "tico-observers": ("tico_observers",),
+    "tico-modules": ("tico_modules",),
     "tico-quantizers": ("tico_quantizers",),
+    "tico-pt2e": ("tico_pt2e",),
     "tico-wrapq": ("tico_wrapq",),
     "tico-api": ("tico_api", "tico.quantization"),
 }

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec
-from tico_quantizers.gptq import Solution, nearest, solve
+from tico_quantizers.algorithms.gptq import Solution, nearest, solve
 
 DAMPING: Final = 0.01
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import DType, PerTensor
+from tico_modules._kernels import native_kernels as kernels
 from tico_observers import params_from_range
 from tico_quantizers import (
     ActivationGrid,
@@ -41,7 +42,6 @@ from tico_quantizers import (
     save_quantized,
     set_backend,
 )
-from tico_quantizers._modules import native_kernels as kernels
 
 Call = Callable[[], object]
 Layer = Callable[[Tensor], object]

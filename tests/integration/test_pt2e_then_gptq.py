@@ -13,7 +13,7 @@ from graph_models import Function, calibrated, conv_net, decibels, encoder, phot
 from model_state import refused, unchanged
 from tico.quantization import convert, prepare, report
 from tico_config import CalibrationError, ConfigError, DType, GPTQConfig, PT2EConfig, affine, no_quant
-from tico_quantizers import QuantGraph
+from tico_pt2e import QuantGraph
 from tiny_models import values
 
 GPTQ = GPTQConfig(show_progress=False)

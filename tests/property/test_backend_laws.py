@@ -73,7 +73,7 @@ class Case:
 
 
 def bound(case: Case, layer: QuantizedLinear, x: Tensor) -> Tensor:
-    """Return how far `tico_quantizers._modules.native_kernels` says that native is from the reference."""
+    """Return how far `tico_modules._kernels.native_kernels` says that native is from the reference."""
     packed = layer.packed
     integers = case.grid != "none" and case.groups == "row"
     factor = (0 if integers else 4 * V) + (4 * V if case.bfloat else 0) + (case.columns + 16) * U
@@ -87,7 +87,7 @@ def bound(case: Case, layer: QuantizedLinear, x: Tensor) -> Tensor:
 
 
 def magnitudes(layer: QuantizedLinear, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ``|x|``, ``|W|`` and ``|bias|`` of `tico_quantizers._modules.native_kernels`, in float64."""
+    """Return ``|x|``, ``|W|`` and ``|bias|`` of `tico_modules._kernels.native_kernels`, in float64."""
     packed, grid = layer.packed, layer.act_in
     middle = packed.dtype.qmin + 2 ** (packed.bits - 1)
     offset = packed.per_column((packed.zero_point - middle).abs().double())

@@ -13,9 +13,9 @@ import gptq_reference as reference
 from tico_config import DType, GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec, PerTensor
 from tico_observers import ExactGramStatistic, params_from_range
 from tico_observers.testing import tensors
-from tico_quantizers.gptq import _columns, _shrinking, nearest, solve
-from tico_quantizers.gptq._core import loss_of_nearest
-from tico_quantizers.gptq._shrinking import least_error_share
+from tico_quantizers.solvers import _columns, _shrinking, nearest, solve
+from tico_quantizers.solvers._gptq import loss_of_nearest
+from tico_quantizers.solvers._shrinking import least_error_share
 from tiny_models import values
 
 OBSERVERS: tuple[MinMaxSpec | MSESpec | HessianMSESpec | PercentileSpec, ...] = (

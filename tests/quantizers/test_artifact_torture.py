@@ -294,7 +294,7 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_writer_that_fails_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At every one of its steps; what it has left over goes with the next save."""
-    from tico_quantizers._files import artifact
+    from tico_modules._files import artifact
 
     for step in ("described", "write_shards", "write_beside", "write_model_card", "remove_others"):
         with monkeypatch.context() as patch:

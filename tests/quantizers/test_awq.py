@@ -25,9 +25,9 @@ from tico.quantization import (
 )
 from tico_config import CalibrationError, ConfigError, DType
 from tico_quantizers import QuantizedLinear, QuantizedModule
-from tico_quantizers.awq._core import (
+from tico_quantizers.solvers import Consumer
+from tico_quantizers.solvers._awq import (
     Grid,
-    Reading,
     best_scale,
     best_shares,
     magnitudes,
@@ -245,28 +245,29 @@ GRIDS = [
 ]
 
 
-def reading(grid: Grid, seed: int = 0) -> Reading:
+def consumer(seed: int = 0) -> Consumer:
     """Return a layer of five rows that reads eight channels of different sizes."""
     x = values(seed, 64, 8) * torch.logspace(-2, 1, 8)
-    return Reading(weight=values(seed + 1, 5, 8), channels=torch.arange(8), gram=x.T @ x / 64, grid=grid)
+    return Consumer(weight=values(seed + 1, 5, 8), channels=torch.arange(8), gram=x.T @ x / 64)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: str(grid.dtype))
 def test_the_best_scale_is_the_best_of_the_grid(grid: Grid) -> None:
     """Its error is the smallest of all that were tried, which is the definition."""
-    layer = reading(grid)
-    share, scale = best_scale([layer], magnitudes([layer], 8), 10)
+    layer = consumer()
+    share, scale = best_scale([layer], [grid], magnitudes([layer], 8), 10)
     tried = {
-        step / 10: rounding_error(layer, scale_for(magnitudes([layer], 8), step / 10)) for step in range(10)
+        step / 10: rounding_error(layer, grid, scale_for(magnitudes([layer], 8), step / 10))
+        for step in range(10)
     }
-    assert rounding_error(layer, scale) == tried[share] == min(tried.values())
+    assert rounding_error(layer, grid, scale) == tried[share] == min(tried.values())
     assert share > 0
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: str(grid.dtype))
 def test_the_best_share_of_a_range_is_the_best_of_the_grid(grid: Grid) -> None:
     """Group by group, as the definition says, or whole for a row that would lose by it."""
-    layer = reading(grid)
+    layer = consumer()
     found = best_shares(layer.weight, layer.gram, grid)
     width = grid.width(layer.weight)
     for row in range(5):

@@ -17,6 +17,8 @@ from references import same_bits
 from tico.quantization import PTQConfig, convert, prepare
 from tico.quantization.config import affine
 from tico_config import ConfigError, DType, UnsupportedError
+from tico_modules._kernels import native_operators as operators
+from tico_modules._kernels.native_kernels import RowScaledProduct
 from tico_observers import AffineParams
 from tico_quantizers import (
     ActivationGrid,
@@ -27,8 +29,6 @@ from tico_quantizers import (
     QuantizedLinear,
     set_backend,
 )
-from tico_quantizers._modules import native_operators as operators
-from tico_quantizers._modules.native_kernels import RowScaledProduct
 from tiny_models import values
 
 UINT4, UINT8 = DType.uint(4), DType.uint(8)

@@ -15,11 +15,11 @@ from transformers import LlamaForCausalLM
 from references import same_bits
 from tico_config import CalibrationError
 from tico_quantizers import Calibration, find_blocks
-from tico_quantizers._calibration import activation_store
-from tico_quantizers._calibration.activation_store import ActivationStore
-from tico_quantizers._calibration.block_calls import BlockCalls
-from tico_quantizers._calibration.calls import FromPrevious, leaves_of, tensor_leaves
-from tico_quantizers._calibration.forward_watch import watch_forward
+from tico_quantizers.calibration import _activation_store as activation_store
+from tico_quantizers.calibration._activation_store import ActivationStore
+from tico_quantizers.calibration._block_calls import BlockCalls
+from tico_quantizers.calibration._calls import FromPrevious, leaves_of, tensor_leaves
+from tico_quantizers.calibration._forward_watch import watch_forward
 from tiny_models import TOKENS, tiny_llama, values
 
 

@@ -17,7 +17,8 @@ from model_state import refused, same_tensors, tensors_of
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import ArtifactError
 from tico_quantizers import report
-from tico_quantizers.gptq import _core, _layer
+from tico_quantizers.algorithms.gptq import _layer
+from tico_quantizers.solvers import solve_by
 from tiny_models import TOKENS, tiny_llama, values
 
 X = values(1, 40, 8)
@@ -45,13 +46,12 @@ def calibrated(model: nn.Module, x: Tensor, config: GPTQConfig) -> nn.Module:
 def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the numbers of columns of the layers that the solver is called for."""
     found: list[int] = []
-    solve = _core.solve_by
 
     def counted(weight: Tensor, *args: object, **kwargs: object) -> object:
         found.append(weight.shape[1])
         if len(found) == 6:
             raise KeyboardInterrupt
-        return solve(weight, *args, **kwargs)  # type: ignore[arg-type]
+        return solve_by(weight, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(_layer, "solve_by", counted)
     return found

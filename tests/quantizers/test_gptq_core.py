@@ -13,7 +13,7 @@ import gptq_reference as reference
 from model_state import refused
 from tico_config import ConfigError, DType, GPTQConfig, NumericsError, UnsupportedError
 from tico_quantizers import PackedWeight
-from tico_quantizers.gptq import Solution, _columns, quantize_weight
+from tico_quantizers.solvers import Solution, _columns, quantize_weight
 from tiny_models import values
 
 CASES = [

@@ -12,7 +12,7 @@ from model_state import refused
 from tico.quantization import convert, prepare
 from tico_config import ConfigError, GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
 from tico_quantizers import PackedWeight
-from tico_quantizers.gptq import solve
+from tico_quantizers.algorithms.gptq import solve
 from tiny_models import values
 
 CONFIGS = [

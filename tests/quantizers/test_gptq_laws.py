@@ -11,7 +11,7 @@ from gptq_reference import loss
 from tico_config import DType
 from tico_observers.testing import tensors
 from tico_quantizers import PackedWeight
-from tico_quantizers.gptq import Solution, quantize_weight
+from tico_quantizers.algorithms.gptq import Solution, quantize_weight
 
 Problem = tuple[Tensor, Tensor, int, int | None, bool]
 

@@ -18,8 +18,8 @@ from model_state import refused, same_tensors, state_of, tensors_of
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import CalibrationError, ConfigError
 from tico_quantizers import quantize_weight
-from tico_quantizers._calibration import activation_store
-from tico_quantizers.gptq._core import solve
+from tico_quantizers.calibration import _activation_store as activation_store
+from tico_quantizers.solvers._gptq import solve
 from tiny_models import TOKENS, tiny_llama, values
 
 

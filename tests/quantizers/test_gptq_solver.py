@@ -11,7 +11,7 @@ from torch import Tensor
 
 import gptq_reference as reference
 from tico_config import GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec
-from tico_quantizers.gptq import Solution, quantize_weight, solve
+from tico_quantizers.algorithms.gptq import Solution, quantize_weight, solve
 from tiny_models import values
 
 

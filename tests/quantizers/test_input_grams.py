@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tico_quantizers import Calibration
-from tico_quantizers._calibration.forward_watch import watch_forward
-from tico_quantizers._calibration.input_grams import InputGrams
+from tico_quantizers.calibration._forward_watch import watch_forward
+from tico_quantizers.calibration._input_grams import InputGrams
 from tiny_models import TOKENS, tiny_llama, values
 
 

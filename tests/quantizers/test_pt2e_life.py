@@ -23,7 +23,7 @@ from tico_config import (
     UnsupportedError,
     no_quant,
 )
-from tico_quantizers import QuantGraph
+from tico_pt2e import QuantGraph
 from tiny_models import TOKENS, tiny_llama, values
 
 

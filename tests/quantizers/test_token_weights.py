@@ -15,10 +15,10 @@ from model_state import same_tensors, tensors_of, unchanged
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import TokenWeights
 from tico_quantizers import LayerReport, report
-from tico_quantizers._calibration.calls import Autocast
-from tico_quantizers._calibration.input_grams import InputGrams
-from tico_quantizers._weight_view import as_layer
-from tico_quantizers.gptq._token_weights import power_of_four, signs, watch_sensitivity
+from tico_quantizers.calibration._calls import Autocast
+from tico_quantizers.calibration._input_grams import InputGrams
+from tico_quantizers.calibration._token_weights import power_of_four, signs, watch_sensitivity
+from tico_quantizers.layers._matrix import as_layer
 from tiny_models import TOKENS, tiny_llama, values
 
 CONFIG = GPTQConfig(show_progress=False)

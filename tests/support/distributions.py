@@ -1,4 +1,4 @@
-"""The five distributions as their files declare them, bottom-up."""
+"""The distributions as their files declare them, bottom-up."""
 
 from __future__ import annotations
 
@@ -13,15 +13,25 @@ from packaging.version import Version
 
 ROOT: Final = Path(__file__).parents[2]
 
-LAYERS: Final = ("tico-config", "tico-observers", "tico-quantizers", "tico-wrapq", "tico-api")
-
 MODULES: Final = {
     "tico-config": ("tico_config",),
     "tico-observers": ("tico_observers",),
+    "tico-modules": ("tico_modules",),
     "tico-quantizers": ("tico_quantizers",),
+    "tico-pt2e": ("tico_pt2e",),
     "tico-wrapq": ("tico_wrapq",),
     "tico-api": ("tico_api", "tico.quantization"),
 }
+
+LAYERS: Final = tuple(MODULES)
+
+# Wrappers know no graphs, and graphs no wrappers.
+BESIDE: Final = {"tico-pt2e": "tico-wrapq", "tico-wrapq": "tico-pt2e"}
+
+
+def layers_below(name: str) -> set[str]:
+    """Return the distributions that `name` may use: those before it, less the one beside it."""
+    return {*LAYERS[: LAYERS.index(name)]} - {BESIDE.get(name)}
 
 
 @attrs.frozen
@@ -59,6 +69,6 @@ def distribution(name: str) -> Distribution:
 
 
 def modules_above(name: str) -> tuple[str, ...]:
-    """Return the import names of the layers above the distribution `name`."""
-    upper = LAYERS[LAYERS.index(name) + 1 :]
-    return tuple(module for layer in upper for module in MODULES[layer])
+    """Return the import names of the layers that the distribution `name` may not use."""
+    above = {*LAYERS} - layers_below(name) - {name}
+    return tuple(module for layer in LAYERS if layer in above for module in MODULES[layer])

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from tico.quantization import convert, prepare
 from tico_config import PT2EConfig
-from tico_quantizers import QuantGraph
+from tico_pt2e import QuantGraph
 from tiny_models import values
 
 

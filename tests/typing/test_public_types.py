@@ -27,7 +27,7 @@ from tico.quantization.config import (
 )
 from tico_observers import AffineParams, MinMaxObserver, RangeStatistic
 from tico_quantizers import BaseQuantizer, GPTQQuantizer, QuantizerEntry, quantizer_entry
-from tico_quantizers.gptq import GPTQCalibration, Solution, quantize_weight
+from tico_quantizers.algorithms.gptq import GPTQCalibration, Solution, quantize_weight
 
 
 def test_facade_takes_and_gives_modules(tmp_path: Path) -> None:

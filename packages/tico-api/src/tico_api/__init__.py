@@ -2,15 +2,8 @@
 
 from tico_api._facade import BUILT_IN, convert, prepare
 from tico_config import AWQConfig, GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
-from tico_quantizers import (
-    Registry,
-    Report,
-    load_quantized,
-    quantizer_entry,
-    report,
-    save_quantized,
-    set_backend,
-)
+from tico_modules import Report, load_quantized, report, save_quantized, set_backend
+from tico_quantizers import Registry, quantizer_entry
 from tico_wrapq import coverage, load_calibration, save_calibration
 
 __all__ = [

@@ -27,12 +27,11 @@ from tico_config import (
     PTQConfig,
     SmoothQuantConfig,
 )
+from tico_modules import Edit
+from tico_pt2e import GPTQEverywhere, PT2EQuantizer
 from tico_quantizers import (
     AWQQuantizer,
-    Edit,
     Example,
-    GPTQEverywhere,
-    PT2EQuantizer,
     Registry,
     SmoothQuantQuantizer,
     installed_entries,

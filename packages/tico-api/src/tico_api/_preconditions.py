@@ -8,7 +8,8 @@ import attrs
 from torch import Tensor, nn
 
 from tico_config import BaseConfig, ConfigError, Found, LifecycleError, Problem, UnsupportedError
-from tico_quantizers import AnyPrepared, AnyQuantizer, Prepared, Registry, named_modules, runs_of
+from tico_modules import named_modules, runs_of
+from tico_quantizers import AnyPrepared, AnyQuantizer, Prepared, Registry
 from tico_wrapq import Mode, QuantModuleBase
 
 STATE = "_tico_prepared"

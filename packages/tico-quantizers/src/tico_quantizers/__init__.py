@@ -1,72 +1,58 @@
-"""What is done: algorithms, calibration, and the integer modules that `convert` leaves behind."""
+"""What is done: the rooms that algorithms are made of, and the algorithms.
 
-from tico_quantizers._calibration.blocks import find_blocks
-from tico_quantizers._calibration.forward_watch import Calibration, Recorder, require_watched
-from tico_quantizers._calibration.recorded_outputs import record_outputs
-from tico_quantizers._entry_points import offered_entry_points
-from tico_quantizers._files.artifact import load_quantized, save_quantized
-from tico_quantizers._fingerprint import model_fingerprint
-from tico_quantizers._history import remember, report, runs_of
-from tico_quantizers._module_tree import (
+The names of `tico_modules` that an algorithm needs are here, too.
+"""
+
+from tico_modules import (
+    INTEGER_MODULES,
+    ActivationGrid,
+    ConvSettings,
+    ConvTransposeSettings,
     Edit,
+    ExactModule,
+    LayerReport,
+    Layout,
+    PackedWeight,
+    Parts,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConv3d,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedConvTranspose3d,
+    QuantizedEmbedding,
+    QuantizedLinear,
+    QuantizedModule,
+    Report,
+    RestorableModule,
+    Run,
+    ScaledInput,
+    below,
     child_path,
     children,
+    load_quantized,
+    model_fingerprint,
     named_modules,
+    offered_entry_points,
     parameter,
+    record_outputs,
+    remember,
+    report,
+    runs_of,
+    save_quantized,
+    set_backend,
+    stand_in,
+    tensor_of,
+    tied_paths,
 )
-from tico_quantizers._modules.activation_grid import ActivationGrid
-from tico_quantizers._modules.backend import set_backend
-from tico_quantizers._modules.exact_module import ExactModule
-from tico_quantizers._modules.layout import Layout, below, tensor_of
-from tico_quantizers._modules.packed_weight import PackedWeight
-from tico_quantizers._modules.quantized_conv import (
-    ConvSettings,
-    QuantizedConv1d,
-    QuantizedConv2d,
-    QuantizedConv3d,
-)
-from tico_quantizers._modules.quantized_conv_transpose import (
-    ConvTransposeSettings,
-    QuantizedConvTranspose1d,
-    QuantizedConvTranspose2d,
-    QuantizedConvTranspose3d,
-)
-from tico_quantizers._modules.quantized_linear import QuantizedEmbedding, QuantizedLinear
-from tico_quantizers._modules.quantized_module import Parts, QuantizedModule
-from tico_quantizers._modules.restorable import RestorableModule
-from tico_quantizers._quantizer import (
-    AnyPrepared,
-    AnyQuantizer,
-    BaseQuantizer,
-    Converted,
-    Example,
-    Prepared,
-    QuantizerEntry,
-    Registry,
-    installed_entries,
-    quantizer_entry,
-)
-from tico_quantizers._report import LayerReport, Report
-from tico_quantizers._run import Run
-from tico_quantizers._smoothing.scaled_input import ScaledInput
-from tico_quantizers._stand_in import stand_in
-from tico_quantizers._weight_view import tied_paths
-from tico_quantizers.awq import AWQQuantizer
-from tico_quantizers.gptq import GPTQQuantizer, quantize_weight
-from tico_quantizers.pt2e import GPTQEverywhere, PT2EQuantizer, QuantGraph
-from tico_quantizers.smoothquant import SmoothQuantQuantizer, smoothing_scale
-
-INTEGER_MODULES = (
-    ScaledInput,
-    QuantizedLinear,
-    QuantizedEmbedding,
-    QuantizedConv1d,
-    QuantizedConv2d,
-    QuantizedConv3d,
-    QuantizedConvTranspose1d,
-    QuantizedConvTranspose2d,
-    QuantizedConvTranspose3d,
-)
+from tico_quantizers.algorithms.awq import AWQQuantizer
+from tico_quantizers.algorithms.gptq import GPTQQuantizer
+from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
+from tico_quantizers.calibration import Calibration, Recorder, require_watched
+from tico_quantizers.layers import find_blocks
+from tico_quantizers.protocol import AnyPrepared, AnyQuantizer, BaseQuantizer, Converted, Example, Prepared
+from tico_quantizers.registry import QuantizerEntry, Registry, installed_entries, quantizer_entry
+from tico_quantizers.solvers import quantize_weight, smoothing_scale
 
 __all__ = [
     "INTEGER_MODULES",
@@ -82,15 +68,12 @@ __all__ = [
     "Edit",
     "ExactModule",
     "Example",
-    "GPTQEverywhere",
     "GPTQQuantizer",
     "LayerReport",
     "Layout",
-    "PT2EQuantizer",
     "PackedWeight",
     "Parts",
     "Prepared",
-    "QuantGraph",
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConv3d",

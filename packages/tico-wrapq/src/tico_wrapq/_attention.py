@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tico_config import Found, Problem, UnsupportedError
-from tico_quantizers import children, parameter
+from tico_modules import children, parameter
 from tico_wrapq._mode import Mode
 from tico_wrapq._point import PointDeclaration, Role
 from tico_wrapq._quant_module_base import QuantModuleBase

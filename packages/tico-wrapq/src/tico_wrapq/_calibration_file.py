@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tico_config import ArtifactError, CalibrationError, Found, LifecycleError, Problem, TicoError
+from tico_modules import named_modules
 from tico_observers import (
     AbsMaxStatistic,
     EMAStatistic,
@@ -20,7 +21,6 @@ from tico_observers import (
     load_statistics,
     save_statistics,
 )
-from tico_quantizers import named_modules
 from tico_wrapq._point import QuantPoint, require_data
 from tico_wrapq._watching import Watching
 

@@ -8,10 +8,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from tico_quantizers import (
+from tico_modules import (
     LayerReport,
     PackedWeight,
-    Prepared,
     QuantizedModule,
     RestorableModule,
     child_path,
@@ -19,6 +18,7 @@ from tico_quantizers import (
     named_modules,
     report,
 )
+from tico_quantizers import Prepared
 from tico_wrapq._quant_module_base import QuantModuleBase
 from tico_wrapq._quantizer import CONSPICUOUS, ONE_CHANNEL, PTQCalibration
 from tico_wrapq._sites import inner

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from tico_config import Found, Problem, UnsupportedError
-from tico_quantizers import Layout, Parts, QuantizedModule, parameter
+from tico_modules import Layout, Parts, QuantizedModule, parameter
 from tico_wrapq._layers import WEIGHT, LayerWrapper, QuantIntegerEmbedding
 from tico_wrapq._point import ACT_OUT, PointDeclaration
 from tico_wrapq._registry import register

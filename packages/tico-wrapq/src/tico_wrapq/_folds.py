@@ -13,17 +13,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_config import PTQConfig
-from tico_quantizers import (
-    Calibration,
-    Layout,
-    Recorder,
-    RestorableModule,
-    child_path,
-    children,
-    named_modules,
-    parameter,
-    stand_in,
-)
+from tico_modules import Layout, RestorableModule, child_path, children, named_modules, parameter, stand_in
+from tico_quantizers import Calibration, Recorder
 from tico_wrapq._layers import LayerWrapper, QuantConv, QuantLinear
 from tico_wrapq._norms import QuantNorm
 

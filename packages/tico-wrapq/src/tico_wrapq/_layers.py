@@ -13,8 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from tico_config import Found, Granularity, PerChannel, PerGroup, Problem, QuantSpec, UnsupportedError
-from tico_observers import Observer, observer_for
-from tico_quantizers import (
+from tico_modules import (
     ActivationGrid,
     ConvSettings,
     ConvTransposeSettings,
@@ -34,6 +33,7 @@ from tico_quantizers import (
     parameter,
     stand_in,
 )
+from tico_observers import Observer, observer_for
 from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role, spec_problem
 from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
 from tico_wrapq._registry import register

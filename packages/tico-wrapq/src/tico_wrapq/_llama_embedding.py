@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from tico_quantizers import Parts, QuantizedEmbedding, QuantizedModule, parameter
+from tico_modules import Parts, QuantizedEmbedding, QuantizedModule, parameter
 from tico_wrapq._layers import QuantEmbedding, why_not_integer
 from tico_wrapq._registry import try_register
 

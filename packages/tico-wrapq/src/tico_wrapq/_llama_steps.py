@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import Found, PerTensor, Problem, UnsupportedError
-from tico_quantizers import Edit, Parts, parameter
+from tico_modules import Edit, Parts, parameter
 from tico_wrapq._layers import packed_weight, why_not_integer
 from tico_wrapq._llama_attention import Mask, QuantLlamaAttention, head_points
 from tico_wrapq._llama_family import classes_of

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from tico_config import PerTensor, Problem, UnsupportedError
-from tico_quantizers import Edit, Layout, PackedWeight, Parts, QuantizedModule, parameter, stand_in
+from tico_modules import Edit, Layout, PackedWeight, Parts, QuantizedModule, parameter, stand_in
 from tico_wrapq._layers import packed_weight, why_not_integer
 from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role
 from tico_wrapq._quant_module_base import Resolve, WeightCodes

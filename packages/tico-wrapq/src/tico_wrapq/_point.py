@@ -22,8 +22,8 @@ from tico_config import (
     QuantSpec,
     UnsupportedError,
 )
+from tico_modules import ActivationGrid, Edit
 from tico_observers import observer_for
-from tico_quantizers import ActivationGrid, Edit
 from tico_wrapq._passage import Passage
 from tico_wrapq._watching import Watching
 

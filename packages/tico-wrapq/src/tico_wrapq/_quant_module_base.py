@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_config import LifecycleError, Problem, QuantSpec, no_quant
-from tico_quantizers import (
+from tico_modules import (
     ActivationGrid,
     Edit,
     Layout,

@@ -9,19 +9,8 @@ import attrs
 from torch import nn
 
 from tico_config import Found, LifecycleError, Problem, PTQConfig
-from tico_quantizers import (
-    BaseQuantizer,
-    Calibration,
-    Converted,
-    Edit,
-    Example,
-    LayerReport,
-    QuantizedModule,
-    Report,
-    children,
-    named_modules,
-    parameter,
-)
+from tico_modules import Edit, LayerReport, QuantizedModule, Report, children, named_modules, parameter
+from tico_quantizers import BaseQuantizer, Calibration, Converted, Example
 from tico_wrapq._folds import Fold, Folds, foldable
 from tico_wrapq._passage import Passage
 from tico_wrapq._point import require_data

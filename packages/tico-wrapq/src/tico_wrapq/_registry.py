@@ -9,7 +9,7 @@ import attrs
 from torch import nn
 
 from tico_config import ConfigError, Found, Problem, UnsupportedError
-from tico_quantizers import offered_entry_points
+from tico_modules import offered_entry_points
 from tico_wrapq._llama_family import classes_of
 from tico_wrapq._quant_module_base import QuantModuleBase
 

@@ -9,7 +9,7 @@ import attrs
 from torch import nn
 from torch.nn.utils import parametrize
 
-from tico_quantizers import RestorableModule, child_path, children, named_modules
+from tico_modules import RestorableModule, child_path, children, named_modules
 from tico_wrapq._point import PointDeclaration, QuantPoint
 from tico_wrapq._quant_module_base import QuantModuleBase
 from tico_wrapq._registry import WrapperRegistry, pass_reason, why_no_wrapper

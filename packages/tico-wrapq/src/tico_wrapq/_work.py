@@ -9,8 +9,7 @@ from typing import final
 import attrs
 from torch import Tensor, nn
 
-from tico_quantizers import (
-    Calibration,
+from tico_modules import (
     QuantizedConv1d,
     QuantizedConv2d,
     QuantizedConv3d,
@@ -19,9 +18,9 @@ from tico_quantizers import (
     QuantizedConvTranspose3d,
     QuantizedLinear,
     QuantizedModule,
-    Recorder,
     parameter,
 )
+from tico_quantizers import Calibration, Recorder
 from tico_wrapq._quant_module_base import QuantModuleBase
 
 _INTEGER_CONVOLUTIONS = (QuantizedConv1d, QuantizedConv2d, QuantizedConv3d)

@@ -8,7 +8,7 @@ from typing import final
 from torch import nn
 
 from tico_config import LifecycleError, Problem, PTQConfig
-from tico_quantizers import Edit
+from tico_modules import Edit
 from tico_wrapq._mode import Mode
 from tico_wrapq._passage import Passage
 from tico_wrapq._point import QuantPoint, require_data

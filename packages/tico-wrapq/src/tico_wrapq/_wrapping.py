@@ -22,7 +22,7 @@ from tico_config import (
     unmatched_problems,
     winning_rule,
 )
-from tico_quantizers import Edit, LayerReport, QuantizedModule, child_path, parameter, record_outputs
+from tico_modules import Edit, LayerReport, QuantizedModule, child_path, parameter, record_outputs
 from tico_wrapq._point import spec_problem
 from tico_wrapq._quant_module_base import QuantModuleBase
 from tico_wrapq._registry import WrapperRegistry

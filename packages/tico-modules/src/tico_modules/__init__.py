@@ -1,0 +1,98 @@
+"""What a conversion leaves behind: integer modules, their reports and files, and edits of a module tree.
+
+Enough to load and run a saved model, and what exporters stand on. No algorithm is in here.
+"""
+
+from tico_modules._files.artifact import load_quantized, save_quantized
+from tico_modules._layers.backend import set_backend
+from tico_modules._layers.quantized_conv import (
+    ConvSettings,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConv3d,
+)
+from tico_modules._layers.quantized_conv_transpose import (
+    ConvTransposeSettings,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedConvTranspose3d,
+)
+from tico_modules._layers.quantized_linear import QuantizedEmbedding, QuantizedLinear, detached_bias
+from tico_modules._layers.quantized_module import Parts, QuantizedModule
+from tico_modules._layers.restorable import RestorableModule
+from tico_modules._layers.scaled_input import ScaledInput
+from tico_modules._layers.transposed_linear import TransposedLinear
+from tico_modules._record.fingerprint import DataFingerprint, model_fingerprint
+from tico_modules._record.history import remember, report, runs_of
+from tico_modules._record.report import LayerReport, Report
+from tico_modules._record.run import Run, library_versions
+from tico_modules._record.stand_in import stand_in
+from tico_modules._storage.activation_grid import ActivationGrid
+from tico_modules._storage.exact_module import ExactModule
+from tico_modules._storage.layout import Layout, below, tensor_of
+from tico_modules._storage.packed_weight import PackedWeight, expanded
+from tico_modules._tree.edit import Edit
+from tico_modules._tree.entry_points import offered_entry_points
+from tico_modules._tree.module_tree import child_path, children, named_modules, parameter
+from tico_modules._tree.recorded_outputs import record_outputs
+from tico_modules._tree.ties import tied_paths
+
+INTEGER_MODULES = (
+    ScaledInput,
+    QuantizedLinear,
+    QuantizedEmbedding,
+    QuantizedConv1d,
+    QuantizedConv2d,
+    QuantizedConv3d,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedConvTranspose3d,
+)
+
+__all__ = [
+    "INTEGER_MODULES",
+    "ActivationGrid",
+    "ConvSettings",
+    "ConvTransposeSettings",
+    "DataFingerprint",
+    "Edit",
+    "ExactModule",
+    "LayerReport",
+    "Layout",
+    "PackedWeight",
+    "Parts",
+    "QuantizedConv1d",
+    "QuantizedConv2d",
+    "QuantizedConv3d",
+    "QuantizedConvTranspose1d",
+    "QuantizedConvTranspose2d",
+    "QuantizedConvTranspose3d",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
+    "QuantizedModule",
+    "Report",
+    "RestorableModule",
+    "Run",
+    "ScaledInput",
+    "TransposedLinear",
+    "below",
+    "child_path",
+    "children",
+    "detached_bias",
+    "expanded",
+    "library_versions",
+    "load_quantized",
+    "model_fingerprint",
+    "named_modules",
+    "offered_entry_points",
+    "parameter",
+    "record_outputs",
+    "remember",
+    "report",
+    "runs_of",
+    "save_quantized",
+    "set_backend",
+    "stand_in",
+    "tensor_of",
+    "tied_paths",
+]

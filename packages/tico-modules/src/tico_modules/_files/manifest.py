@@ -1,0 +1,138 @@
+"""The manifest of a saved model: what it is, how its modules are laid out, and which files hold it.
+
+It is the last file to be written and the only one that says which other files count, so that replacing it
+replaces the model. Its text is canonical JSON and ends with its own SHA-256: a changed byte is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from tico_config import ArtifactError, Found, Problem
+from tico_modules._files.shards import Shard, shard_from
+from tico_modules._record.run import Run
+from tico_modules._storage.layout import Layout
+from tico_observers import replaced_file
+
+MANIFEST_NAME: Final = "quantized.json"
+FORMAT: Final = "tico-quantized"
+VERSION: Final = 2
+_MAX_BYTES: Final = 2**27
+
+
+@attrs.frozen(kw_only=True)
+class Manifest:
+    """What is known of a saved model besides its tensors.
+
+    Attributes:
+        aliases: names of shared tensors, with the name that the tensor has in the shards.
+        modules: path, and kind, layout and runs (by number) of every integer module.
+        runs: the conversions, oldest first.
+        transformers: class, config and so on of a transformers model; None for any other.
+        shards: the files that hold the tensors.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    aliases: Mapping[str, str]
+    modules: Mapping[str, Mapping[str, object]]
+    runs: tuple[Run, ...]
+    transformers: Mapping[str, object] | None
+    shards: tuple[Shard, ...]
+
+    def write(self, folder: Path) -> Path:
+        """Put the manifest in the place of the one in `folder`, as a whole; return its path.
+
+        Raises:
+            OSError: it cannot be written; what was there before is still there.
+        """
+        target = folder / MANIFEST_NAME
+        with replaced_file(target) as file:
+            file.write(_sealed_text(self._values()))
+        return target
+
+    def _values(self) -> dict[str, object]:
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "aliases": dict(self.aliases),
+            "modules": {path: dict(entry) for path, entry in self.modules.items()},
+            "runs": [run.to_values() for run in self.runs],
+            "transformers": self.transformers,
+            "shards": [attrs.asdict(shard) for shard in self.shards],
+        }
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, Layout]:
+    """Return the manifest in `folder`, and its values for errors to point into.
+
+    Raises:
+        ArtifactError: it is not one of this version, or any byte of it was changed.
+        OSError: it cannot be read.
+    """
+    where = folder / MANIFEST_NAME
+    if where.is_symlink():
+        raise _refused(where, "a link", "a file")
+    with where.open("rb") as file:
+        content = file.read(_MAX_BYTES + 1)
+    if len(content) > _MAX_BYTES:
+        raise _refused(where, f"one of more than {_MAX_BYTES} bytes", "a shorter manifest")
+    layout = Layout(str(where), _parsed(where, content))
+    layout.require_keys(("aliases", "format", "modules", "runs", "shards", "transformers", "version"))
+    aliases, modules = layout.child("aliases"), layout.child("modules")
+    transformers = layout.optional_child("transformers")
+    manifest = Manifest(
+        aliases={name: aliases.text(name) for name in aliases.values},
+        modules={path: entry.values for path, entry in modules.children()},
+        runs=tuple(Run.from_layout(run) for run in layout.objects("runs")),
+        transformers=None if transformers is None else transformers.values,
+        shards=tuple(map(shard_from, layout.objects("shards"))),
+    )
+    return manifest, layout
+
+
+def _sealed_text(values: Mapping[str, object]) -> bytes:
+    text = json.dumps(values, sort_keys=True, indent=1, allow_nan=False)
+    seal = hashlib.sha256(text.encode()).hexdigest()
+    return f'{{"manifest": {text},\n"seal": "{seal}"}}\n'.encode()
+
+
+def _parsed(where: Path, content: bytes) -> Mapping[str, object]:
+    """Return the values whose sealed text `content` is.
+
+    Raises:
+        ArtifactError: there are none.
+    """
+    try:
+        document: object = json.loads(content)
+    except (ValueError, RecursionError):
+        document = None
+    match document:
+        case {"manifest": {"format": str(kind), "version": int(version)} as found} if kind == FORMAT:
+            values: dict[str, object] = {str(name): value for name, value in found.items()}
+        case _:
+            raise _refused(where, "another text", f"the manifest of a quantized model ({FORMAT})")
+    if version != VERSION:
+        origin = ", which a newer release of this library wrote" if version > VERSION else ""
+        raise _refused(where, f"one of version {version}{origin}", f"version {VERSION}")
+    if not _is_sealed(values, content):
+        expected = "one with the SHA-256 of its text, as it was written"
+        raise _refused(where, "one that was changed since", expected)
+    return values
+
+
+def _is_sealed(values: Mapping[str, object], content: bytes) -> bool:
+    try:
+        return _sealed_text(values) == content
+    except (ValueError, RecursionError):  # NaN, lone surrogates, or nested too deeply
+        return False
+
+
+def _refused(where: Path, found: str, expected: str) -> ArtifactError:
+    return ArtifactError(Problem(module=str(where), field="manifest", value=Found(found), expected=expected))

@@ -1,0 +1,137 @@
+"""Putting what a file holds into a float model, through an edit that can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+from torch import Tensor, nn
+
+from tico_config import ArtifactError, Found, Problem
+from tico_modules._layers.quantized_module import QuantizedModule
+from tico_modules._layers.restorable import RestorableModule
+from tico_modules._record.fingerprint import all_tensors
+from tico_modules._record.history import remember
+from tico_modules._record.run import Run
+from tico_modules._storage.layout import Layout, below
+from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.edit import Edit
+from tico_modules._tree.module_tree import child_path, children, named_modules
+from tico_modules._tree.recorded_outputs import record_outputs
+
+
+def restorable(model: nn.Module) -> Iterator[tuple[str, RestorableModule]]:
+    """Yield every path at which an integer module stands, shared ones under each."""
+    return (
+        (path, module)
+        for path, module in named_modules(model, every_path=True)
+        if isinstance(module, RestorableModule)
+    )
+
+
+@attrs.define(kw_only=True, eq=False)
+class Restoring:
+    """A float model, `root`, on its way to the model that a file, `where`, holds the `tensors` of."""
+
+    root: nn.Module
+    where: str
+    tensors: Mapping[str, Tensor]
+    edit: Edit
+
+    def put_modules(
+        self, entries: Layout, kinds: Mapping[str, type[RestorableModule]], runs: tuple[Run, ...]
+    ) -> None:
+        """Put the modules that `entries` describe, outer ones first, in the place of float ones.
+
+        Raises:
+            ArtifactError: one of them does not fit the model, or is in it already.
+        """
+        self._require_float()
+        record_outputs(self.root, self.edit)
+        done: set[int] = set()
+        for path, entry in sorted(entries.children(), key=lambda item: item[0].count(".")):
+            original = self._original(path)
+            if id(original) in done:
+                continue  # a shared module that another of its paths has already restored
+            kind = entry.text("kind")
+            if kind not in kinds:
+                raise entry.refused("kind", f"one of {', '.join(sorted(kinds))}")
+            own = below(self.tensors, path) if path else self.tensors
+            new = kinds[kind].restore(original, entry.child("layout"), own)
+            for number in entry.integers("runs"):
+                if number >= len(runs):
+                    raise entry.refused("runs", f"integers below {len(runs)}")
+                remember((new,), runs[number])
+            done.add(id(new))
+            self.root = self.edit.replace(self.root, original, new)
+
+    def _require_float(self) -> None:
+        expected = "a float module; pass the model as it was before prepare"
+        problems = [
+            Problem(module=path, field="model", value=Found(type(module).__name__), expected=expected)
+            for path, module in restorable(self.root)
+        ]
+        if problems:
+            raise ArtifactError(*problems)
+
+    def _original(self, path: str) -> nn.Module:
+        found: nn.Module | None = self.root
+        for name in path.split(".") if path else ():
+            found = None if found is None else children(found).get(name)
+        if found is None:
+            value, expected = Found("one without such a module"), "a model of the architecture that was saved"
+            raise ArtifactError(Problem(module=path, field="model", value=value, expected=expected))
+        return found
+
+    def fill(self) -> None:
+        """Give every parameter and buffer its saved value; what the float model held there goes.
+
+        Raises:
+            ArtifactError: with every tensor that is missing, left over, or of another shape or kind.
+        """
+        expected = dict(all_tensors(self.root))
+        problems = [
+            Problem(module=self.where, field=name, value=value, expected=wanted)
+            for name in sorted(expected.keys() | self.tensors.keys())
+            for value, wanted in _misfit(expected.get(name), self.tensors.get(name))
+        ]
+        if problems:
+            raise ArtifactError(*problems)
+        made: dict[int, nn.Parameter] = {}
+        for path, module in named_modules(self.root, every_path=True):
+            self._assign(module, path, made)
+
+    def _assign(self, module: nn.Module, path: str, made: dict[int, nn.Parameter]) -> None:
+        """Give `module` its tensors; `made` has the parameters by tensor, so that those tied stay tied."""
+        parameters: dict[str, nn.Parameter | None] = module._parameters
+        for name, old in parameters.items():
+            if old is not None:
+                value = self.tensors[child_path(path, name)]
+                if id(value) not in made:
+                    made[id(value)] = nn.Parameter(value, requires_grad=old.requires_grad)
+                self.edit.put(parameters, name, made[id(value)])
+        buffers: dict[str, Tensor | None] = module._buffers
+        for name, buffer in buffers.items():
+            if buffer is not None:
+                self.edit.put(buffers, name, self.tensors[child_path(path, name)])
+
+    def tie_weights(self) -> None:
+        """Let modules whose codes are one tensor share the weight that holds them, as they did before."""
+        first: dict[int, PackedWeight] = {}
+        for _, module in named_modules(self.root):
+            if isinstance(module, QuantizedModule):
+                shared = first.setdefault(id(module.packed.codes), module.packed)
+                parts: dict[str, nn.Module | None] = module._modules
+                if shared is not module.packed:
+                    self.edit.put(parts, "packed", shared)
+
+
+def _misfit(expected: Tensor | None, saved: Tensor | None) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with a saved tensor, and what would be right."""
+    if expected is None:
+        yield Found("one"), "no tensor that the model lacks"
+    elif saved is None:
+        yield Found("none"), "a tensor of that name"
+    elif expected.shape != saved.shape or expected.is_floating_point() != saved.is_floating_point():
+        found = Found(f"{saved.dtype} of shape {tuple(saved.shape)}")
+        yield found, f"{expected.dtype} of shape {tuple(expected.shape)}"

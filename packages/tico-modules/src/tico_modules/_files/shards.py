@@ -1,0 +1,119 @@
+"""The sealed files that hold the tensors of a saved model, each up to a number of bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import attrs
+from torch import Tensor
+
+from tico_config import ArtifactError, Found, Problem
+from tico_modules._storage.layout import Layout
+from tico_observers import read_sealed, seal
+
+_NAME: Final = re.compile(r"quantized-[0-9]{5}-of-[0-9]{5}-[0-9a-f]{16}\.safetensors")
+# What a writer of such a file leaves if it is stopped: `replaced_file` gives these names.
+_ORPHAN: Final = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]+\.tmp")
+_ABOUT: Final = '{"kind":"shard of a quantized model","manifest":"quantized.json"}'
+
+
+@attrs.frozen(kw_only=True)
+class Shard:
+    """One of the sealed files: its name, the bytes of the file, and its seal."""
+
+    name: str
+    bytes: int
+    seal: str
+
+
+def shard_from(layout: Layout) -> Shard:
+    """Return the shard whose values `layout` holds.
+
+    Raises:
+        ArtifactError: they are others, or the name is none that this library gives, such as a path.
+    """
+    layout.require_keys(("bytes", "name", "seal"))
+    name = layout.text("name")
+    if not _NAME.fullmatch(name):
+        raise layout.refused("name", "quantized-00001-of-00001-0123456789abcdef.safetensors or the like")
+    return Shard(name=name, bytes=layout.integer("bytes"), seal=layout.text("seal"))
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> tuple[Shard, ...]:
+    """Write `tensors` to `folder` in files of up to `limit` bytes of them, one tensor at least in each.
+
+    The names depend on the content only.
+
+    Raises:
+        UnsupportedError: a tensor has no data, or a dtype or name that the layout lacks.
+        OSError: a file cannot be written.
+    """
+    parts = list(_parts(tensors, limit))
+    shards = []
+    for number, part in enumerate(parts, start=1):
+        sealed = seal(_ABOUT, part)
+        name = f"quantized-{number:05}-of-{len(parts):05}-{sealed.seal[:16]}.safetensors"
+        sealed.write(folder / name)
+        shards.append(Shard(name=name, bytes=sealed.bytes, seal=sealed.seal))
+    return tuple(shards)
+
+
+def _parts(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in sorted(tensors.items()):
+        own = tensor.numel() * tensor.element_size()
+        if part and size + own > limit:
+            yield part
+            part, size = {}, 0
+        part[name] = tensor
+        size += own
+    yield part
+
+
+def read_shards(folder: Path, shards: tuple[Shard, ...]) -> dict[str, Tensor]:
+    """Return the tensors of all `shards`, mapped from the files; sizes are checked before any is opened.
+
+    Raises:
+        ArtifactError: a file is missing, a link, damaged, or another one than the manifest names.
+    """
+    problems = [problem for shard in shards for problem in _misfit(folder / shard.name, shard)]
+    if problems:
+        raise ArtifactError(*problems)
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        sealed = read_sealed(folder / shard.name)
+        twice = sorted(tensors.keys() & sealed.tensors.keys())
+        if sealed.seal != shard.seal or twice:
+            found = f"one that also holds {twice[0]!r}" if twice else f"one with the seal {sealed.seal}"
+            raise ArtifactError(_problem(folder / shard.name, found, f"the one with the seal {shard.seal}"))
+        tensors |= sealed.tensors
+    return tensors
+
+
+def _misfit(path: Path, shard: Shard) -> Iterator[Problem]:
+    if path.is_symlink():
+        yield _problem(path, "a link", "a file")
+    elif not path.is_file():
+        yield _problem(path, "none", "the file that the manifest names")
+    elif path.stat().st_size != shard.bytes:
+        yield _problem(path, f"{path.stat().st_size} bytes", f"{shard.bytes}, as the manifest says")
+
+
+def _problem(path: Path, found: str, expected: str) -> Problem:
+    return Problem(module=str(path), field="file", value=Found(found), expected=expected)
+
+
+def remove_others(folder: Path, shards: tuple[Shard, ...]) -> None:
+    """Remove the files of models that `folder` held before, or was about to when a writer was stopped.
+
+    The caller keeps other writers out.
+    """
+    kept = {shard.name for shard in shards}
+    for path in folder.iterdir():
+        ours = _NAME.fullmatch(path.name) or _ORPHAN.fullmatch(path.name)
+        if ours and path.name not in kept:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""What a file keeps of a transformers model, so that its architecture can be made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from shutil import copyfile, rmtree
+from tempfile import TemporaryDirectory
+from typing import Final, Protocol
+
+import torch
+from torch import nn
+
+from tico_config import ArtifactError, Found, MissingExtraError, Problem
+from tico_modules._storage.layout import Layout
+
+CONFIG_NAME: Final = "config.json"
+GENERATION_NAME: Final = "generation_config.json"
+_TEMPORARY: Final = ".quantized-beside-"
+_TOKENIZER_FILES: Final = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+class Tokenizer(Protocol):
+    """What can write itself to a folder, as the tokenizers of transformers can."""
+
+    def save_pretrained(self, save_directory: str, /) -> object:
+        """Write the files of the tokenizer."""
+
+
+def described(model: nn.Module) -> Mapping[str, object] | None:
+    """Return class, configs and attention of a transformers model, as JSON values; None for any other."""
+    with TemporaryDirectory() as folder:
+        _save_configs(model, Path(folder))
+        config, generation = (_json_file(Path(folder) / name) for name in (CONFIG_NAME, GENERATION_NAME))
+    if config is None:
+        return None
+    attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return {
+        "architecture": type(model).__name__,
+        "attention": attention if isinstance(attention, str) else None,
+        "config": config,
+        "generation": generation,
+    }
+
+
+def write_beside(model: nn.Module, tokenizer: Tokenizer | None, folder: Path) -> None:
+    """Write configs and tokenizer of a transformers model to `folder` for other tools, each file as a whole.
+
+    What stopped writers left there is removed first; the caller keeps other writers out.
+    """
+    for orphan in folder.glob(f"{_TEMPORARY}*"):
+        rmtree(orphan, ignore_errors=True)
+    with TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as temporary:
+        _save_configs(model, Path(temporary))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        elif (Path(temporary) / CONFIG_NAME).exists():
+            _copy_tokenizer(model, Path(temporary))
+        for path in Path(temporary).iterdir():
+            path.replace(folder / path.name)
+
+
+def _save_configs(model: nn.Module, folder: Path) -> None:
+    for name in ("config", "generation_config"):
+        save: object = getattr(getattr(model, name, None), "save_pretrained", None)
+        if callable(save):
+            save(folder)
+
+
+def _copy_tokenizer(model: nn.Module, folder: Path) -> None:
+    """Copy the tokenizer from the folder that the model was loaded from, if it was one and has one."""
+    origin: object = getattr(model, "name_or_path", None)
+    if isinstance(origin, str) and origin:
+        for name in _TOKENIZER_FILES:
+            if (Path(origin) / name).is_file():
+                copyfile(Path(origin) / name, folder / name)
+
+
+def _json_file(path: Path) -> object:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def skeleton(about: Layout) -> nn.Module:
+    """Return the transformers model that `described` tells of, without weights.
+
+    Raises:
+        ArtifactError: there is none, or transformers makes another one of its config.
+        MissingExtraError: transformers is not installed.
+    """
+    known = about.optional_child("transformers")
+    if known is None:
+        found = Found("None, and the file is not of a transformers model")
+        remedy = "load_quantized(directory, model)"
+        problem = Problem(module=about.where, field="model", value=found, expected="given", remedy=remedy)
+        raise ArtifactError(problem)
+    architecture = known.text("architecture")
+    model = _from_config(known)
+    if type(model).__name__ != architecture:
+        found = Found(f"None, for which transformers makes a {type(model).__name__}")
+        remedy = f"pass a float {architecture} as model"
+        expected = f"a {architecture}"
+        problem = Problem(module=about.where, field="model", value=found, expected=expected, remedy=remedy)
+        raise ArtifactError(problem)
+    return model
+
+
+def _from_config(known: Layout) -> nn.Module:
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    except ImportError:
+        remedy = "pip install 'tico-quantizers[transformers]', or pass model="
+        problem = Problem(expected="the package transformers", value=Found("none"), remedy=remedy)
+        raise MissingExtraError(problem) from None
+    attention = known.values.get("attention")
+    try:
+        with TemporaryDirectory() as folder:
+            text = json.dumps(known.child("config").values)
+            (Path(folder) / CONFIG_NAME).write_text(text, encoding="utf-8")
+            config: object = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, attn_implementation=attention, trust_remote_code=False
+            )
+        generation = known.optional_child("generation")
+        if generation is not None:
+            made: object = GenerationConfig(**generation.values)  # type: ignore[no-untyped-call]
+            vars(model)["generation_config"] = made
+        return model
+    except (OSError, ValueError, KeyError) as error:
+        found = Found(f"one that transformers refuses ({error})")
+        problem = Problem(
+            module=known.where, field="config", value=found, expected="a config of transformers"
+        )
+        raise ArtifactError(problem) from error

@@ -1,0 +1,1 @@
+"""Products of integers by torch's own kernels for the CPU."""

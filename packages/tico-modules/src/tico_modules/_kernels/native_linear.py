@@ -1,0 +1,134 @@
+"""How an integer linear layer finds its kernel, and when it may use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal, TypeAlias
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from tico_config import PerTensor, PerToken
+from tico_modules._kernels import native_operators as operators
+from tico_modules._kernels.native_kernels import (
+    MOST_COLUMNS,
+    GroupScaledProduct,
+    IntegerProduct,
+    Kernel,
+    RowScaledProduct,
+)
+from tico_modules._storage.activation_grid import ActivationGrid
+from tico_modules._storage.packed_weight import PackedWeight
+
+Backend: TypeAlias = Literal["reference", "native", "auto"]
+
+_INPUTS: Final = (torch.float32, torch.bfloat16)
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class NativeLinear:
+    """The kernel of one layer, or the reason why it has none, and what it was made of."""
+
+    kernel: Kernel | None
+    reason: str
+    _weight: PackedWeight
+    _grid: ActivationGrid | None
+    _moved: ActivationGrid | None  # the grid that inputs are moved to before the kernel reads them
+    _columns: int
+    _inputs: Mapping[Backend, tuple[torch.dtype, ...]]
+    _sources: tuple[tuple[dict[str, Tensor | None], str, Tensor, int], ...]
+
+    @classmethod
+    def of(cls, weight: PackedWeight, grid: ActivationGrid | None) -> NativeLinear:
+        """Return the native form of the linear layer with this weight and this grid of its input."""
+        reason = _reason_against(weight)
+        kernel = None if reason else _kernel(weight, grid)
+        exact = isinstance(kernel, IntegerProduct)
+        return cls(
+            kernel=kernel,
+            reason=reason,
+            weight=weight,
+            grid=grid,
+            moved=None if exact else grid,
+            columns=weight.columns,
+            inputs={"native": _INPUTS, "auto": _INPUTS if exact else (torch.bfloat16,)},
+            sources=(*_sources(weight), *(() if grid is None else _sources(grid))),
+        )
+
+    def is_of(self, modules: Mapping[str, nn.Module | None]) -> bool:
+        """Tell whether the children of a layer are still those it was made of, unchanged."""
+        if modules["packed"] is not self._weight or modules["act_in"] is not self._grid:
+            return False
+        for buffers, name, tensor, version in self._sources:  # a loop, since this is done at each call
+            if buffers[name] is not tensor or _version(tensor) != version:
+                return False
+        return True
+
+    def label(self, backend: Backend) -> str:
+        """Return what computes the layer, in a few words."""
+        if self.kernel is None:
+            return f"reference: {self.reason}"
+        where = "" if self.serves(torch.float32, backend) else ", for bfloat16 activations"
+        return self.kernel.name + where
+
+    def serves(self, dtype: torch.dtype, backend: Backend) -> bool:
+        """Tell whether the kernel is to be used for inputs of `dtype`."""
+        return self.kernel is not None and dtype in self._inputs[backend]
+
+    def output(self, x: Tensor, bias: Tensor | None, backend: Backend) -> Tensor | None:
+        """Return the layer's output for `x` but for `act_out`, or None where the reference has to do it."""
+        kernel, dtype = self.kernel, x.dtype
+        if kernel is None or dtype not in self._inputs[backend] or not is_plain(x, self._columns):
+            return None
+        if self._moved is not None:
+            x = self._moved(x)
+        wide = None if bias is None else bias.to(torch.float32)
+        flat = x if x.ndim == 2 else x.reshape(-1, self._columns)
+        product = kernel(flat, wide)
+        if product is None:
+            return None
+        narrow = product.float() if dtype == torch.float32 else product.bfloat16()
+        return narrow if x.ndim == 2 else narrow.view(*x.shape[:-1], -1)
+
+
+def is_plain(x: Tensor, columns: int) -> bool:
+    """Tell whether `x` holds numbers for a kernel to read, that nobody traces or differentiates."""
+    scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
+    tracked = (x.requires_grad and torch.is_grad_enabled()) or scripted or torch.is_autocast_enabled("cpu")
+    numbers = type(x) in (Tensor, nn.Parameter) and x.is_cpu and x.layout is torch.strided
+    return numbers and not tracked and x.numel() > 0 and x.shape[-1] == columns
+
+
+def _reason_against(weight: PackedWeight) -> str:
+    """Return why no kernel can multiply by `weight`, or nothing."""
+    if not weight.codes.is_cpu:
+        return f"its codes are on {weight.codes.device}"
+    if weight.bits > 8:
+        return f"codes of {weight.bits} bits have no kernel"
+    return "" if weight.codes.numel() else "its weight is empty"
+
+
+def _kernel(weight: PackedWeight, grid: ActivationGrid | None) -> Kernel:
+    row_scaled = weight.scale.shape[1] == 1
+    if grid is not None and row_scaled and _suits_integers(grid, weight.columns):
+        return IntegerProduct.of(weight, grid)
+    return RowScaledProduct.of(weight) if row_scaled and weight.bits > 4 else GroupScaledProduct.of(weight)
+
+
+def _suits_integers(grid: ActivationGrid, columns: int) -> bool:
+    unit = isinstance(grid.granularity, PerTensor | PerToken)
+    return unit and grid.dtype.bits <= 8 and columns <= MOST_COLUMNS and operators.int8_works()
+
+
+def _sources(module: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str, Tensor, int]]:
+    """Yield the buffers of `module`: where each stands, and how often it was written to."""
+    buffers: dict[str, Tensor | None] = module._buffers
+    for name, tensor in buffers.items():
+        if tensor is not None:
+            yield buffers, name, tensor, _version(tensor)
+
+
+def _version(tensor: Tensor) -> int:
+    """Return how often `tensor` was written to; 0 for an inference tensor, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,147 @@
+"""Integer convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, final
+
+import attrs
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from tico_config import DType
+from tico_modules._layers.quantized_linear import detached_bias
+from tico_modules._layers.quantized_module import Parts, QuantizedModule
+from tico_modules._storage.layout import Layout
+from tico_modules._storage.packed_weight import PackedWeight
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_PAD_MODES = ("constant", "reflect", "replicate", "circular")
+
+
+@attrs.frozen(kw_only=True)
+class ConvSettings:
+    """How a convolution moves over its input; `pads` are as `torch.nn.functional.pad` takes them."""
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    pads: tuple[int, ...]
+    pad_mode: str
+
+    @classmethod
+    def of(cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> ConvSettings:
+        """Return the settings of a float convolution, its padding spelled out."""
+        pads: list[int] = conv._reversed_padding_repeated_twice
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        return cls(
+            stride=tuple(conv.stride),
+            dilation=tuple(conv.dilation),
+            groups=conv.groups,
+            pads=tuple(pads),
+            pad_mode=mode,
+        )
+
+    @classmethod
+    def read(cls, settings: Layout) -> ConvSettings:
+        """Return the settings that a file holds.
+
+        Raises:
+            ArtifactError: a value is missing or wrong.
+        """
+        conv = cls(
+            stride=settings.integers("stride"),
+            dilation=settings.integers("dilation"),
+            groups=settings.integer("groups"),
+            pads=settings.integers("pads"),
+            pad_mode=settings.text("pad_mode"),
+        )
+        axes = len(conv.stride)
+        if axes not in _CONVOLUTIONS or 0 in conv.stride:
+            raise settings.refused("stride", "1 to 3 integers of at least 1")
+        if len(conv.dilation) != axes or 0 in conv.dilation:
+            raise settings.refused("dilation", f"{axes} integers of at least 1")
+        if conv.groups < 1:
+            raise settings.refused("groups", "an integer of at least 1")
+        if len(conv.pads) != 2 * axes:
+            raise settings.refused("pads", f"{2 * axes} integers of at least 0")
+        if conv.pad_mode not in _PAD_MODES:
+            raise settings.refused("pad_mode", f"one of {', '.join(_PAD_MODES)}")
+        return conv
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Return `x` with the padding around it."""
+        return F.pad(x, self.pads, mode=self.pad_mode) if any(self.pads) else x
+
+
+class _QuantizedConv(QuantizedModule):
+    """A convolution with integer weight of shape (out_channels, in_channels / groups, *kernel)."""
+
+    def __init__(self, parts: Parts, conv: ConvSettings) -> None:
+        super().__init__(parts)
+        self.conv = conv
+
+    @classmethod
+    def from_float(
+        cls,
+        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        dtype: DType,
+        *,
+        symmetric: bool = False,
+        group_size: int | None = None,
+    ) -> Self:
+        """Return `conv` with its weight rounded to nearest, a grid for each output channel or group.
+
+        Raises:
+            NumericsError: the weight holds NaN or infinity.
+        """
+        packed = PackedWeight.round_to_nearest(conv.weight, dtype, symmetric=symmetric, group_size=group_size)
+        return cls(Parts(packed=packed, bias=detached_bias(conv)), ConvSettings.of(conv))
+
+    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        conv = self.conv
+        convolve = _CONVOLUTIONS[len(conv.stride)]
+        return convolve(conv.padded(x), weight, bias, conv.stride, 0, conv.dilation, conv.groups)
+
+    def with_parts(self, parts: Parts) -> Self:
+        """Return a convolution of the same settings made of other parts."""
+        return type(self)(parts, self.conv)
+
+    def settings(self) -> Mapping[str, object]:
+        """Return how the kernel moves."""
+        values = attrs.asdict(self.conv)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_settings(cls, parts: Parts, settings: Layout) -> Self:
+        """Return the convolution made of `parts` with the given settings."""
+        return cls(parts, ConvSettings.read(settings))
+
+
+@final
+class QuantizedConv1d(_QuantizedConv):
+    """A one-dimensional convolution with an integer weight."""
+
+    kind: ClassVar[str] = "conv1d"
+
+
+@final
+class QuantizedConv2d(_QuantizedConv):
+    """A two-dimensional convolution with an integer weight.
+
+    >>> import torch
+    >>> layer = QuantizedConv2d.from_float(nn.Conv2d(3, 4, 3, padding=1), DType.uint(8))
+    >>> layer(torch.zeros(1, 3, 5, 5)).shape
+    torch.Size([1, 4, 5, 5])
+    """
+
+    kind: ClassVar[str] = "conv2d"
+
+
+@final
+class QuantizedConv3d(_QuantizedConv):
+    """A three-dimensional convolution with an integer weight."""
+
+    kind: ClassVar[str] = "conv3d"

@@ -1,0 +1,194 @@
+"""Integer transposed convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, TypeAlias, final
+
+import attrs
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from tico_config import DType
+from tico_modules._layers.quantized_linear import detached_bias
+from tico_modules._layers.quantized_module import Parts, QuantizedModule
+from tico_modules._storage.layout import Layout
+from tico_modules._storage.packed_weight import PackedWeight
+
+FloatConvTranspose: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+@attrs.frozen(kw_only=True)
+class ConvTransposeSettings:
+    """How a transposed convolution spreads its input; what it pads is cut from the output."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    output_padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(cls, conv: FloatConvTranspose) -> ConvTransposeSettings:
+        """Return the settings of a float layer."""
+        padding = conv.padding
+        return cls(
+            stride=tuple(conv.stride),
+            padding=(0,) * len(conv.stride) if isinstance(padding, str) else tuple(padding),
+            output_padding=tuple(conv.output_padding),
+            dilation=tuple(conv.dilation),
+            groups=conv.groups,
+        )
+
+    @classmethod
+    def read(cls, settings: Layout) -> ConvTransposeSettings:
+        """Return the settings that a file holds.
+
+        Raises:
+            ArtifactError: a value is missing or wrong.
+        """
+        conv = cls(
+            stride=settings.integers("stride"),
+            padding=settings.integers("padding"),
+            output_padding=settings.integers("output_padding"),
+            dilation=settings.integers("dilation"),
+            groups=settings.integer("groups"),
+        )
+        axes = len(conv.stride)
+        if axes not in _TRANSPOSED or 0 in conv.stride:
+            raise settings.refused("stride", "1 to 3 integers of at least 1")
+        for name in ("padding", "output_padding", "dilation"):
+            values = settings.integers(name)
+            if len(values) != axes or (name == "dilation" and 0 in values):
+                raise settings.refused(name, f"{axes} integers of at least {int(name == 'dilation')}")
+        if conv.groups < 1:
+            raise settings.refused("groups", "an integer of at least 1")
+        return conv
+
+    def by_output(self, weight: Tensor) -> Tensor:
+        """Return a weight of torch's shape (in, out / groups, *kernel) as (out, in / groups, *kernel).
+
+        Each row of the result makes one output channel, as in a convolution, so that a row has one grid.
+        """
+        return self._swapped(weight)
+
+    def by_input(self, weight: Tensor) -> Tensor:
+        """Return the inverse of `by_output`."""
+        return self._swapped(weight)
+
+    def _swapped(self, weight: Tensor) -> Tensor:
+        """Swap the first two axes within each group of channels, which is its own inverse."""
+        first, second, *kernel = weight.shape
+        grouped = weight.reshape(self.groups, first // self.groups, second, *kernel)
+        return grouped.transpose(1, 2).reshape(self.groups * second, first // self.groups, *kernel)
+
+    def added(self, size: Sequence[int], kernel: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
+        """Return the output padding with which an input of `size` gives an output of the `wanted` size."""
+        steps = zip(size, kernel, wanted, self.stride, self.padding, self.dilation, strict=True)
+        return tuple(
+            out - ((length - 1) * stride - 2 * cut + spread * (taps - 1) + 1)
+            for length, taps, out, stride, cut, spread in steps
+        )
+
+
+class _QuantizedConvTranspose(QuantizedModule):
+    """A transposed convolution whose packed weight has shape (out_channels, in_channels / groups, *kernel).
+
+    So a row of codes makes one output channel, as in a convolution. `dequantize` gives torch's own shape,
+    (in_channels, out_channels / groups, *kernel).
+    """
+
+    def __init__(self, parts: Parts, conv: ConvTransposeSettings) -> None:
+        super().__init__(parts)
+        self.conv = conv
+
+    @classmethod
+    def from_float(
+        cls,
+        conv: FloatConvTranspose,
+        dtype: DType,
+        *,
+        symmetric: bool = False,
+        group_size: int | None = None,
+    ) -> Self:
+        """Return `conv` with its weight rounded to nearest, a grid for each output channel or group.
+
+        Raises:
+            NumericsError: the weight holds NaN or infinity.
+        """
+        settings = ConvTransposeSettings.of(conv)
+        weight = settings.by_output(conv.weight)
+        packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=symmetric, group_size=group_size)
+        return cls(Parts(packed=packed, bias=detached_bias(conv)), settings)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """The shape of the float weight, (in_channels, out_channels / groups, *kernel)."""
+        out, per_group, *kernel = self.packed.shape
+        return (per_group * self.conv.groups, out // self.conv.groups, *kernel)
+
+    def dequantize(self) -> Tensor:
+        """Return the weight as float32, of the shape (in_channels, out_channels / groups, *kernel)."""
+        return self.conv.by_input(self.packed.dequantize())
+
+    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # noqa: A002  # as torch
+        """Return the layer's output for `input`, of `output_size` where several sizes are possible."""
+        x = input if self.act_in is None else self._moved(self.act_in, input)
+        output = self._spread(x, self.dequantize().to(x.dtype), output_size)
+        return output if self.act_out is None else self._moved(self.act_out, output)
+
+    def _spread(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
+        conv, axes = self.conv, len(self.conv.stride)
+        added = conv.output_padding
+        if output_size is not None:
+            added = conv.added(x.shape[-axes:], weight.shape[2:], output_size[-axes:])
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        spread = _TRANSPOSED[axes]
+        return spread(x, weight, bias, conv.stride, conv.padding, added, conv.groups, conv.dilation)
+
+    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        return self._spread(x, weight, None)
+
+    def with_parts(self, parts: Parts) -> Self:
+        """Return a layer of the same settings made of other parts."""
+        return type(self)(parts, self.conv)
+
+    def settings(self) -> Mapping[str, object]:
+        """Return how the kernel spreads."""
+        values = attrs.asdict(self.conv)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_settings(cls, parts: Parts, settings: Layout) -> Self:
+        """Return the layer made of `parts` with the given settings."""
+        return cls(parts, ConvTransposeSettings.read(settings))
+
+
+@final
+class QuantizedConvTranspose1d(_QuantizedConvTranspose):
+    """A one-dimensional transposed convolution with an integer weight."""
+
+    kind: ClassVar[str] = "conv_transpose1d"
+
+
+@final
+class QuantizedConvTranspose2d(_QuantizedConvTranspose):
+    """A two-dimensional transposed convolution with an integer weight.
+
+    >>> import torch
+    >>> layer = QuantizedConvTranspose2d.from_float(nn.ConvTranspose2d(3, 4, 2, stride=2), DType.uint(8))
+    >>> layer(torch.zeros(1, 3, 5, 5)).shape, layer.packed.shape, layer.dequantize().shape
+    (torch.Size([1, 4, 10, 10]), (4, 3, 2, 2), torch.Size([3, 4, 2, 2]))
+    """
+
+    kind: ClassVar[str] = "conv_transpose2d"
+
+
+@final
+class QuantizedConvTranspose3d(_QuantizedConvTranspose):
+    """A three-dimensional transposed convolution with an integer weight."""
+
+    kind: ClassVar[str] = "conv_transpose3d"

@@ -1,0 +1,169 @@
+"""Integer linear layers and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Final, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import Self
+
+from tico_config import DType
+from tico_modules._kernels.native_linear import Backend, NativeLinear
+from tico_modules._layers.quantized_module import Parts, QuantizedModule
+from tico_modules._storage.layout import Layout
+from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.module_tree import parameter
+
+_ROW_DTYPES: Final = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}
+
+
+@final
+class QuantizedLinear(QuantizedModule):
+    """``y = x Wᵀ + bias`` with integer W of shape (out_features, in_features).
+
+    >>> layer = QuantizedLinear.from_float(nn.Linear(8, 4), DType.uint(4), group_size=4)
+    >>> layer(torch.ones(2, 8)).shape, layer.bits, layer.group_size
+    (torch.Size([2, 4]), 4, 4)
+    """
+
+    kind: ClassVar[str] = "linear"
+    backend: Backend = "reference"
+    _native: NativeLinear | None = None
+
+    @property
+    def in_features(self) -> int:
+        """Size of the last axis of the input."""
+        return self.packed.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Size of the last axis of the output."""
+        return self.packed.shape[0]
+
+    @classmethod
+    def from_float(
+        cls, linear: nn.Linear, dtype: DType, *, symmetric: bool = False, group_size: int | None = None
+    ) -> QuantizedLinear:
+        """Return `linear` with its weight rounded to nearest, a grid for each row or group of columns.
+
+        Raises:
+            NumericsError: the weight holds NaN or infinity.
+        """
+        packed = PackedWeight.round_to_nearest(
+            linear.weight, dtype, symmetric=symmetric, group_size=group_size
+        )
+        return cls(Parts(packed=packed, bias=detached_bias(linear)))
+
+    def use(self, backend: Backend, native: NativeLinear | None = None) -> None:
+        """Compute by `backend` from now on, as `tico_quantizers.set_backend` says; `native` is the kernel."""
+        self.backend = backend
+        self._native = native
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
+        """Return the layer's output for `input`."""
+        if self.backend == "reference" or torch.compiler.is_compiling():
+            return super().forward(input)
+        # Children and buffers are read from their dictionaries: by attribute each takes a microsecond.
+        native, modules = self._native, self._modules
+        if native is None or not native.is_of(modules):
+            native = self._native = NativeLinear.of(self.packed, self.act_in)
+        output = native.output(input, self._buffers["bias"], self.backend)
+        if output is None:
+            return super().forward(input)
+        if modules["act_out"] is None or self.act_out is None:
+            return output
+        return self._moved(self.act_out, output)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what copies and pickles hold: all but the kernel, which is made again from the buffers."""
+        return {name: value for name, value in vars(self).items() if name != "_native"}
+
+    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+    def with_parts(self, parts: Parts) -> QuantizedLinear:
+        """Return a linear layer made of other parts."""
+        return QuantizedLinear(parts)
+
+    def settings(self) -> Mapping[str, object]:
+        """Return nothing: the shape of the weight says it all."""
+        return {}
+
+    @classmethod
+    def from_settings(cls, parts: Parts, settings: Layout) -> Self:
+        """Return the layer made of `parts`."""
+        return cls(parts)
+
+    def extra_repr(self) -> str:
+        """Return the sizes."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, {super().extra_repr()}"
+
+
+@final
+class QuantizedEmbedding(QuantizedModule):
+    """Rows of an integer table of shape (num_embeddings, embedding_dim), looked up by index.
+
+    The rows come in `dtype`, which follows when the model is cast, and times `factor` (Gemma has one).
+
+    >>> table = PackedWeight.round_to_nearest(torch.eye(3), DType.uint(4), symmetric=False, group_size=None)
+    >>> QuantizedEmbedding(Parts(packed=table))(torch.tensor([2])).tolist()
+    [[0.0, 0.0, 1.0]]
+    """
+
+    kind: ClassVar[str] = "embedding"
+
+    def __init__(self, parts: Parts, dtype: torch.dtype = torch.float32, factor: float = 1.0) -> None:
+        super().__init__(parts)
+        self.dtype = dtype
+        self.factor = factor
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
+        """Return the rows at the indices `input`, moved to `act_out`'s grid where there is one."""
+        output = self.packed.rows(input).to(self.dtype)
+        output = output if self.factor == 1 else output * output.new_full((), self.factor)
+        return output if self.act_out is None else self._moved(self.act_out, output)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        return self
+
+    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.embedding(x, weight)
+
+    def with_parts(self, parts: Parts) -> QuantizedEmbedding:
+        """Return an embedding made of other parts."""
+        return QuantizedEmbedding(parts, self.dtype, self.factor)
+
+    def settings(self) -> Mapping[str, object]:
+        """Return the dtype of the rows and their factor."""
+        return {"dtype": str(self.dtype).removeprefix("torch."), "factor": self.factor}
+
+    @classmethod
+    def from_settings(cls, parts: Parts, settings: Layout) -> Self:
+        """Return the embedding made of `parts`.
+
+        Raises:
+            ArtifactError: the dtype is none that rows can have, or the factor is no number.
+        """
+        dtype = _ROW_DTYPES.get(settings.text("dtype"))
+        if dtype is None:
+            raise settings.refused("dtype", f"one of {', '.join(_ROW_DTYPES)}")
+        factor = settings.values.get("factor")
+        if not isinstance(factor, float):
+            raise settings.refused("factor", "a number")
+        return cls(parts, dtype, factor)
+
+
+def detached_bias(module: nn.Module) -> Tensor | None:
+    """Return a copy of the bias that `module` stores, without gradient, or None."""
+    bias = parameter(module, "bias")
+    return None if bias is None else bias.detach().clone()

@@ -1,0 +1,55 @@
+"""A layer behind a multiplication of its input, where nothing in front of it can take the scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, final
+
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from tico_modules._layers.restorable import RestorableModule
+from tico_modules._storage.layout import Layout, tensor_of
+
+
+@final
+class ScaledInput(RestorableModule):
+    """``layer(x * factor)``, with a factor for each channel of the input; `axis` is counted from the last.
+
+    >>> import torch
+    >>> ScaledInput(nn.Identity(), torch.tensor([2.0, 0.5]), axis=-1)(torch.ones(1, 2)).tolist()
+    [[2.0, 0.5]]
+    """
+
+    kind: ClassVar[str] = "scaled_input"
+    holds_modules: ClassVar[bool] = True
+    factor: Tensor
+
+    def __init__(self, layer: nn.Module, factor: Tensor, *, axis: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.axis = axis
+        self.register_buffer("factor", factor)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
+        """Return what the layer gives for the multiplied input."""
+        along = [-1, *[1] * (-1 - self.axis)]
+        output: Tensor = self.layer(input * self.factor.to(input.dtype).view(along))
+        return output
+
+    def layout(self) -> Mapping[str, object]:
+        """Return the axis, from the end."""
+        return {"axis": -self.axis}
+
+    @classmethod
+    def restore(cls, original: nn.Module, layout: Layout, tensors: Mapping[str, Tensor]) -> Self:
+        """Return the multiplication in front of `original`.
+
+        Raises:
+            ArtifactError: the factor is missing.
+        """
+        return cls(original, tensor_of(tensors, layout, "factor"), axis=-layout.integer("axis"))
+
+    def extra_repr(self) -> str:
+        """Return the axis."""
+        return f"axis={self.axis}"

@@ -1,0 +1,1 @@
+"""What is known of a conversion: reports, runs, fingerprints."""

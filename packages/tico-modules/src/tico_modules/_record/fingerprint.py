@@ -1,0 +1,105 @@
+"""Which model and which data a conversion started from, as SHA-256 digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from tico_modules._tree.module_tree import child_path, named_modules
+from tico_observers import tensor_digest
+
+
+def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every parameter and buffer, also the buffers that a state dict leaves out."""
+    for path, module in named_modules(model, every_path=True):
+        parameters: dict[str, nn.Parameter | None] = module._parameters
+        buffers: dict[str, Tensor | None] = module._buffers
+        for name, tensor in (*parameters.items(), *buffers.items()):
+            if tensor is not None:
+                yield child_path(path, name), tensor
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Return the SHA-256 of the names, formats, shapes and bytes of all parameters and buffers.
+
+    >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    >>> keys = other.load_state_dict(one.state_dict())
+    >>> model_fingerprint(one) == model_fingerprint(other)
+    True
+    """
+    known: dict[int, str] = {}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(all_tensors(model), key=lambda item: item[0]):
+        if id(tensor) not in known:
+            known[id(tensor)] = _described(tensor)
+        digest.update(f"{name}\0{known[id(tensor)]}\0".encode())
+    return digest.hexdigest()
+
+
+class DataFingerprint:
+    """A digest of the tensors that a model was called with, whatever the order of the calls.
+
+    `text` is the sum of the digests of the calls, modulo 2^256, as 64 hexadecimal digits. What a model is
+    called with besides tensors, and containers of them, does not count.
+
+    >>> import torch
+    >>> data = DataFingerprint()
+    >>> data.note((torch.ones(2),), {})
+    >>> data.accept()
+    >>> data.calls, len(data.text)
+    (1, 64)
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._sum = 0
+        self._unfinished: int | None = None
+
+    @property
+    def text(self) -> str:
+        """The digest of the calls that ended well."""
+        return f"{self._sum:064x}"
+
+    def note(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        """Digest what a call begins with."""
+        digest = hashlib.sha256()
+        for name, tensor in _tensors("", (args, kwargs)):
+            digest.update(f"{name}\0{_described(tensor)}\0".encode())
+        self._unfinished = int(digest.hexdigest(), 16)
+
+    def drop_unfinished(self) -> None:
+        """Forget the call that did not end."""
+        self._unfinished = None
+
+    def accept(self) -> None:
+        """Count the call that has ended, if there is one."""
+        if self._unfinished is not None:
+            self.calls += 1
+            self._sum = (self._sum + self._unfinished) % 2**256
+            self._unfinished = None
+
+
+def _tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    match value:
+        case Tensor():
+            yield name, value
+        case tuple() | list():
+            for index, item in enumerate(value):
+                yield from _tensors(f"{name}.{index}", item)
+        case Mapping():
+            for key, item in sorted(value.items(), key=lambda pair: str(pair[0])):
+                yield from _tensors(f"{name}.{key}", item)
+        case _:
+            return
+
+
+def _described(tensor: Tensor) -> str:
+    """Return format, shape and digest; a tensor without plain data of its own has no digest."""
+    if is_lazy(tensor):
+        return "not initialized"
+    plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_meta
+    return f"{tensor.dtype} {tuple(tensor.shape)} {tensor_digest(tensor) if plain else tensor.layout}"

@@ -1,0 +1,110 @@
+"""The runs that modules keep, and the report of a model made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import attrs
+from torch import nn
+
+from tico_modules._record.report import LayerReport, Report
+from tico_modules._record.run import Run
+from tico_modules._tree.module_tree import child_path, children, named_modules
+
+_HISTORY = "runs"
+
+
+def remember(modules: Iterable[nn.Module], run: Run) -> None:
+    """Keep `run` with each of `modules`, after the runs that they already keep."""
+    for module in modules:
+        vars(module)[_HISTORY] = (*runs_of(module), run)
+
+
+def runs_of(module: nn.Module) -> tuple[Run, ...]:
+    """Return the runs kept with `module`, oldest first."""
+    kept: tuple[Run, ...] = vars(module).get(_HISTORY, ())
+    return kept
+
+
+def report(model: nn.Module) -> Report:
+    """Return what was done to every module of a converted model, the untouched ones with the reason.
+
+    The newest run speaks for a module; a module that no run speaks for is listed as float. The model may
+    be a part of the one that was converted, or hold it as a part: the paths are those in `model`.
+
+    >>> report(nn.Sequential(nn.Linear(2, 2))).layers[0].reason
+    'no algorithm was run on it'
+    """
+    known: dict[str, LayerReport] = {}
+    operators = dict.fromkeys(_operator_paths(model))
+    places = {path for path, _ in named_modules(model)} | operators.keys()
+    for run, paths in _runs_in_order(model):
+        graphs = [path for path in paths if "operator_paths" in vars(model.get_submodule(path))]
+        known |= {layer.path: layer for layer in _moved(run.report, graphs or paths, places, graphs)}
+    lines: list[LayerReport] = []
+    whole: list[str] = []
+    for path, module in named_modules(model):
+        if path in known and path not in operators:
+            lines.append(known[path])
+        elif not children(module) and not path.startswith(tuple(whole)):
+            kind = type(module).__name__
+            lines.append(
+                LayerReport(path=path, module=kind, algorithm="", reason="no algorithm was run on it")
+            )
+        if runs_of(module):
+            whole.append(f"{path}." if path else "")
+    lines += [known[path] for path in operators if path in known]
+    return Report(layers=tuple(lines))
+
+
+def _operator_paths(model: nn.Module) -> Iterator[str]:
+    """Yield the paths of operators that have lines of their own, in the graphs that `model` holds."""
+    for path, module in named_modules(model):
+        operators: tuple[str, ...] = vars(module).get("operator_paths", ())
+        yield from (child_path(path, name) for name in operators)
+
+
+def _runs_in_order(model: nn.Module) -> list[tuple[Run, list[str]]]:
+    """Return the runs that modules of `model` keep, oldest first, each with the paths of these modules."""
+    runs: dict[int, Run] = {}
+    ages: dict[int, int] = {}
+    paths: dict[int, list[str]] = {}
+    for path, module in named_modules(model):
+        for age, run in enumerate(runs_of(module)):
+            runs[id(run)] = run
+            ages[id(run)] = max(age, ages.get(id(run), 0))
+            paths.setdefault(id(run), []).append(path)
+    return [(runs[key], paths[key]) for key in sorted(runs, key=lambda key: ages[key])]
+
+
+def _moved(run: Report, paths: list[str], places: set[str], graphs: list[str]) -> list[LayerReport]:
+    """Return the lines of `run` with the paths that they have in a model that has modules at `places`.
+
+    Of the changes that would explain why modules of the run stand at `paths` now, it takes the one that
+    explains most of them, and then the one that finds a place for most lines. The lines of a run that a
+    graph keeps, which stands at the only path in `graphs`, are below that path.
+    """
+    # A few modules are enough to tell, and each is compared with every line.
+    changes = {change for path in paths[:16] for line in run.layers for change in _changes(line.path, path)}
+    found = [
+        [moved for line in run.layers for moved in _line_moved(line, *change) if moved.path in places]
+        for change in [("", path) for path in graphs] or [("", ""), *sorted(changes)]
+    ]
+    standing = set(paths)
+    return max(found, key=lambda lines: (sum(line.path in standing for line in lines), len(lines)))
+
+
+def _line_moved(line: LayerReport, gone: str, added: str) -> Iterator[LayerReport]:
+    if line.path == gone or line.path.startswith(f"{gone}." if gone else ""):
+        rest = line.path.removeprefix(gone).removeprefix(".")
+        yield attrs.evolve(line, path=child_path(added, rest) if rest else added)
+
+
+def _changes(old: str, new: str) -> Iterator[tuple[str, str]]:
+    """Yield the prefix to take away and the one to add that make the path `new` of `old`."""
+    if old == new:
+        yield "", ""
+    elif not old or new.endswith(f".{old}"):
+        yield "", new.removesuffix(old).removesuffix(".")
+    elif not new or old.endswith(f".{new}"):
+        yield old.removesuffix(new).removesuffix("."), ""

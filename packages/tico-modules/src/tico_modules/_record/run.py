@@ -1,0 +1,95 @@
+"""One conversion of a model: what was asked for, what it started from, and what was done."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+import attrs
+from typing_extensions import Self
+
+from tico_modules._record.report import Report
+from tico_modules._storage.layout import Layout
+
+_LIBRARIES = ("tico-config", "tico-observers", "tico-quantizers", "torch")
+
+
+@functools.cache
+def library_versions() -> tuple[tuple[str, str], ...]:
+    """Return the versions of the libraries that decide what a conversion gives, by name."""
+    found = []
+    for name in _LIBRARIES:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:  # a checkout on the path without being installed
+            found.append((name, "unknown"))
+    return tuple(found)
+
+
+@attrs.frozen(kw_only=True)
+class Run:
+    """One conversion, as it is kept with every module that it left, and in files.
+
+    Attributes:
+        report: what was done to every module.
+        config: the config, as the canonical JSON of `tico_config.to_json`; empty where it is not known.
+        model: the `model_fingerprint` of the model that `prepare` was given.
+        data: the digest of the tensors that the model was called with between `prepare` and `convert`,
+            whatever the order of the calls.
+        calls: the number of these calls.
+        versions: library and version.
+    """
+
+    report: Report
+    config: str = ""
+    model: str = ""
+    data: str = ""
+    calls: int = 0
+    versions: tuple[tuple[str, str], ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """Return itself: nothing in it can change."""
+        return self
+
+    def to_values(self) -> dict[str, object]:
+        """Return the run as JSON values.
+
+        >>> run = Run(report=Report(), model="ab", calls=3)
+        >>> Run.from_layout(Layout("file", run.to_values())) == run
+        True
+        """
+        config: object = json.loads(self.config) if self.config else None
+        report: object = json.loads(self.report.without_times().to_json())
+        return {
+            "report": report,
+            "config": config,
+            "model": self.model,
+            "data": self.data,
+            "calls": self.calls,
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_layout(cls, layout: Layout) -> Run:
+        """Return the run that `to_values` gave the values of.
+
+        Raises:
+            ArtifactError: the values are others.
+        """
+        layout.require_keys(field.name for field in attrs.fields(cls))
+        config = layout.optional_child("config")
+        versions = layout.child("versions")
+        return Run(
+            report=Report.from_json(json.dumps(layout.values["report"])),
+            config="" if config is None else _canonical(config.values),
+            model=layout.text("model"),
+            data=layout.text("data"),
+            calls=layout.integer("calls"),
+            versions=tuple((name, versions.text(name)) for name in sorted(versions.values)),
+        )
+
+
+def _canonical(values: Mapping[str, object]) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,29 @@
+"""What passes from a module to the one that replaces it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tico_modules._record.history import remember, runs_of
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_is_full_backward_hook",
+)
+
+
+def stand_in(old: nn.Module, new: nn.Module) -> None:
+    """Give `new` the mode, the hooks and the reports of `old`: the user's handles work on both."""
+    new.train(old.training)
+    attributes = vars(old)
+    for name in _HOOKS:
+        vars(new)[name] = attributes[name]
+    if not runs_of(new):
+        for run in runs_of(old):
+            remember((new,), run)

@@ -1,0 +1,1 @@
+"""Codes and grids as buffers, and the JSON that says how they are laid out."""

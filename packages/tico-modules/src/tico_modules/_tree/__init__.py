@@ -1,0 +1,1 @@
+"""The module tree: paths, ties, edits that can be undone, entry points."""

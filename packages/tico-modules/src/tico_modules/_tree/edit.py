@@ -1,0 +1,133 @@
+"""Edits of a module tree that can be undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import attrs
+from torch import nn
+from typing_extensions import Self
+
+from tico_modules._tree.module_tree import children
+
+T = TypeVar("T")
+
+
+class _Slots:
+    """Where modules stand: the slots of the modules that hold them, found without a search."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, nn.Module] = {}
+        self._slots: dict[int, list[tuple[nn.Module, str]]] = {}
+
+    def add(self, module: nn.Module) -> None:
+        """Take in `module` and everything below it."""
+        waiting = [module]
+        while waiting:
+            parent = waiting.pop()
+            if id(parent) not in self._known:
+                self._known[id(parent)] = parent
+                for name, child in children(parent).items():
+                    self.note(child, parent, name)
+                    waiting.append(child)
+
+    def note(self, child: nn.Module, parent: nn.Module, name: str) -> None:
+        """Remember that `child` stands in a slot of `parent`."""
+        self._slots.setdefault(id(child), []).append((parent, name))
+
+    def below(self, root: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+        """Return the slots of `module` in modules that can be reached from `root`."""
+        return [(parent, name) for parent, name in self._of(module) if self._reaches(root, parent)]
+
+    def _of(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
+        slots = self._slots.get(id(module), [])
+        return [(parent, name) for parent, name in slots if parent._modules.get(name) is module]
+
+    def _reaches(self, root: nn.Module, module: nn.Module) -> bool:
+        seen: set[int] = set()
+        waiting = [module]
+        while waiting:
+            current = waiting.pop()
+            if current is root:
+                return True
+            if id(current) not in seen:
+                seen.add(id(current))
+                waiting += [parent for parent, _ in self._of(current)]
+        return False
+
+
+class Edit:
+    """Changes of one model, all undone if the block they are made in raises.
+
+    What was replaced is kept until then: nothing that was taken out is written to.
+    """
+
+    def __init__(self) -> None:
+        self._undo: list[Callable[[], object]] = []
+        self._commit: list[Callable[[], object]] = []
+        self._slots = _Slots()
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish what was put off, or undo everything in reverse order."""
+        for action in self._commit if kind is None else reversed(self._undo):
+            action()
+
+    def on_undo(self, action: Callable[[], object]) -> None:
+        """Run `action` if the block raises."""
+        self._undo.append(action)
+
+    def on_commit(self, action: Callable[[], object]) -> None:
+        """Run `action`, which must not fail, when the block ends without an exception."""
+        self._commit.append(action)
+
+    def replace(self, root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+        """Put `new` wherever `old` stands below `root`; return the root, which is `new` if `old` was it."""
+        if old is root:
+            return new
+        self._slots.add(root)
+        for parent, name in self._slots.below(root, old):
+            # Straight into the dict: a module's own __setattr__ may do more than store a child.
+            slots: dict[str, nn.Module | None] = parent._modules
+            self.put(slots, name, new)
+            self._slots.note(new, parent, name)
+        self._slots.add(new)
+        return root
+
+    def put(self, mapping: dict[str, T], name: str, value: T) -> None:
+        """Set an entry that `mapping` already has."""
+        self._undo.append(_Assignment(mapping, name, mapping[name]))
+        mapping[name] = value
+
+    def set_attribute(self, owner: object, name: str, value: object) -> None:
+        """Set an ordinary attribute that `owner` keeps in its `__dict__`."""
+        attributes: dict[str, object] = vars(owner)
+        undo = _Assignment(attributes, name, attributes[name]) if name in attributes else None
+        self._undo.append(undo or _Removal(attributes, name))
+        attributes[name] = value
+
+
+@attrs.frozen
+class _Assignment(Generic[T]):
+    mapping: dict[str, T]
+    name: str
+    value: T
+
+    def __call__(self) -> None:
+        self.mapping[self.name] = self.value
+
+
+@attrs.frozen
+class _Removal(Generic[T]):
+    mapping: dict[str, T]
+    name: str
+
+    def __call__(self) -> None:
+        self.mapping.pop(self.name, None)

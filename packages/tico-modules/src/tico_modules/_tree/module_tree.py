@@ -1,0 +1,47 @@
+"""Typed views of a module tree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+
+def named_modules(model: nn.Module, *, every_path: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """Yield each module of `model` once with its first path, or with each of its paths.
+
+    The same as `nn.Module.named_modules`, but not recursive, so that no nesting is too deep.
+    """
+    seen: set[int] = set()
+    waiting = [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if every_path or id(module) not in seen:
+            seen.add(id(module))
+            yield path, module
+            below: dict[str, nn.Module | None] = module._modules
+            if below:
+                prefix = f"{path}." if path else ""
+                found = [(prefix + name, child) for name, child in below.items() if child is not None]
+                waiting += reversed(found)
+
+
+def children(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the children of `module` by name, shared ones under each name."""
+    found: dict[str, nn.Module | None] = module._modules
+    return {name: child for name, child in found.items() if child is not None}
+
+
+def parameter(module: nn.Module, name: str) -> Tensor | None:
+    """Return the parameter `name` that `module` itself stores, or None."""
+    stored: dict[str, nn.Parameter | None] = module._parameters
+    return stored.get(name)
+
+
+def child_path(parent: str, name: str) -> str:
+    """Return the path of the child `name` of the module at `parent`.
+
+    >>> child_path("", "fc"), child_path("model", "fc")
+    ('fc', 'model.fc')
+    """
+    return f"{parent}.{name}" if parent else name

@@ -1,0 +1,22 @@
+"""Modules that hold the same weight."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tico_modules._tree.module_tree import named_modules, parameter
+
+
+def tied_paths(model: nn.Module) -> dict[str, str]:
+    """Return, for each module whose weight another module also holds, the path of that other module."""
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for path, module in named_modules(model):
+        weight = parameter(module, "weight")
+        if weight is None:
+            continue
+        if id(weight) in first:
+            tied[path] = first[id(weight)]
+            tied.setdefault(first[id(weight)], path)
+        first.setdefault(id(weight), path)
+    return tied

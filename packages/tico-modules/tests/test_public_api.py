@@ -1,0 +1,57 @@
+"""The public names of tico_modules."""
+
+from public_api import PublicAPI
+
+
+class TestPublicAPI(PublicAPI):
+    """What `tico_modules` promises."""
+
+    package = "tico_modules"
+    hidden = ("tico_quantizers", "tico_pt2e", "tico_wrapq", "tico_api", "tico")
+    names = (
+        "INTEGER_MODULES",
+        "ActivationGrid",
+        "ConvSettings",
+        "ConvTransposeSettings",
+        "DataFingerprint",
+        "Edit",
+        "ExactModule",
+        "LayerReport",
+        "Layout",
+        "PackedWeight",
+        "Parts",
+        "QuantizedConv1d",
+        "QuantizedConv2d",
+        "QuantizedConv3d",
+        "QuantizedConvTranspose1d",
+        "QuantizedConvTranspose2d",
+        "QuantizedConvTranspose3d",
+        "QuantizedEmbedding",
+        "QuantizedLinear",
+        "QuantizedModule",
+        "Report",
+        "RestorableModule",
+        "Run",
+        "ScaledInput",
+        "TransposedLinear",
+        "below",
+        "child_path",
+        "children",
+        "detached_bias",
+        "expanded",
+        "library_versions",
+        "load_quantized",
+        "model_fingerprint",
+        "named_modules",
+        "offered_entry_points",
+        "parameter",
+        "record_outputs",
+        "remember",
+        "report",
+        "runs_of",
+        "save_quantized",
+        "set_backend",
+        "stand_in",
+        "tensor_of",
+        "tied_paths",
+    )

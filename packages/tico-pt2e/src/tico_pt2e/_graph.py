@@ -1,0 +1,104 @@
+"""A graph that PT2E quantizes, as a module that can be copied and changed as a whole."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import final
+
+import attrs
+from torch import fx, nn
+
+from tico_config import Found, Problem, UnsupportedError
+from tico_modules import Edit
+
+_STATE = ("_parameters", "_buffers", "_modules")
+
+
+@attrs.frozen(kw_only=True)
+class Site:
+    """Where an operator takes its weight: the name of its node, and the positions of the arguments.
+
+    `axis` is that of the output channels in the weight; `groups` divides input and output channels.
+    """
+
+    path: str
+    operator: str
+    node: str
+    weight: int
+    bias: int | None
+    axis: int
+    groups: int = 1
+
+
+@final
+class QuantGraph(fx.GraphModule):
+    """An exported graph, before or after its values were quantized.
+
+    `sites` are its weights; `operator_paths` name the operators that reports speak of.
+    """
+
+    sites: tuple[Site, ...] = ()
+    operator_paths: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Refuse to be pickled.
+
+        Raises:
+            UnsupportedError: always, with what to do instead.
+        """
+        remedy = "save it with torch.export.save(torch.export.export(model, args), path)"
+        found = Found("pickle")
+        raise UnsupportedError(
+            Problem(field="model", value=found, expected="copied or exported", remedy=remedy)
+        )
+
+    def __deepcopy__(self, memo: dict[int, object]) -> QuantGraph:
+        """Return a copy with everything that a module has: hooks, reports, calibration."""
+        with quiet():
+            copied = super().__deepcopy__(memo)
+            for name, value in vars(self).items():
+                if "hook" in name or name not in vars(copied):
+                    vars(copied)[name] = copy.deepcopy(value, memo)
+        if not isinstance(copied, QuantGraph):
+            raise TypeError(type(copied).__name__)
+        return copied
+
+
+def quant_graph(
+    root: nn.Module, graph: fx.Graph, sites: tuple[Site, ...], operator_paths: tuple[str, ...]
+) -> QuantGraph:
+    """Return the module that runs `graph` with those tensors and modules of `root` that it names."""
+    made = QuantGraph(root, graph)
+    made.sites, made.operator_paths = sites, operator_paths
+    return made
+
+
+def draft_of(model: QuantGraph) -> QuantGraph:
+    """Return a module like `model` with a graph of its own, to be changed; tensors are shared."""
+    with quiet():
+        return quant_graph(model, copy.deepcopy(model.graph), model.sites, model.operator_paths)
+
+
+def become(model: QuantGraph, draft: QuantGraph, edit: Edit) -> None:
+    """Make `model` run the graph of `draft`, which is used up, with its tensors and modules."""
+    finished = quant_graph(draft, draft.graph, draft.sites, draft.operator_paths)
+    before = model.graph
+    for name in (*_STATE, "sites", "operator_paths"):
+        edit.set_attribute(model, name, vars(finished)[name])
+    edit.on_undo(lambda: _run_graph(model, before))
+    _run_graph(model, finished.graph)
+
+
+def _run_graph(model: QuantGraph, graph: fx.Graph) -> None:
+    model.graph = graph
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the warnings that torch's own graph code gives about itself from the user."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,165 @@
+"""Nodes that quantize and dequantize: integers in the graph, in the dialect ``quantized_decomposed``.
+
+Values use the overloads with plain numbers, which every runtime reads; weights are constants with a scale a
+channel. The operators exist once torch's module of them is imported, which is done here at first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final, Protocol
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import Argument
+
+from tico_config import INT32, DType, Found, PerChannel, PerTensor, Problem, UnsupportedError
+from tico_modules import PackedWeight
+from tico_observers import AffineParams, quantize
+from tico_pt2e._graph import QuantGraph
+from tico_pt2e._nodes import describe_as, new_constant, operator_of, value_of
+
+_HOMES: Final = ("torch.ao.quantization.fx._decomposed", "torchao.quantization.pt2e._decomposed")
+
+
+class Operator(Protocol):
+    """An operator of torch."""
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Call it."""
+
+
+def operator(name: str) -> Operator:
+    """Return an operator of ``quantized_decomposed``, for example ``quantize_per_tensor``.
+
+    Raises:
+        UnsupportedError: neither torch nor torchao has them.
+    """
+    for home in _HOMES:
+        try:
+            importlib.import_module(home)
+        except ImportError:
+            continue
+        found: Operator = getattr(torch.ops.quantized_decomposed, name).default
+        return found
+    remedy = f"install a version of torch or torchao that has {' or '.join(_HOMES)}"
+    where = Found(f"none in torch {torch.__version__}")
+    raise UnsupportedError(Problem(field=name, value=where, expected="an operator of torch", remedy=remedy))
+
+
+def code_dtype(dtype: DType) -> torch.dtype:
+    """Return the format that holds codes of `dtype`.
+
+    >>> code_dtype(DType.uint(4)), code_dtype(DType.int(16))
+    (torch.uint8, torch.int16)
+    """
+    if dtype.bits <= 8:
+        return torch.int8 if dtype.signed else torch.uint8
+    if dtype.bits <= 16:
+        return torch.int16 if dtype.signed else torch.uint16
+    return torch.int32
+
+
+def moved_to_grid(graph: fx.Graph, source: fx.Node, params: AffineParams) -> fx.Node:
+    """Return a node for the value of `source` moved to a grid per tensor; inserted at the graph's cursor."""
+    dtype = params.dtype
+    grid = (params.scale.item(), int(params.zero_point.item()), dtype.qmin, dtype.qmax, code_dtype(dtype))
+    codes = graph.call_function(operator("quantize_per_tensor"), (source, *grid))
+    value = value_of(source)
+    narrow = value is not None and value.dtype != torch.float32
+    wanted: dict[str, Argument] = {"out_dtype": value.dtype} if value is not None and narrow else {}
+    values = graph.call_function(operator("dequantize_per_tensor"), (codes, *grid), wanted)
+    describe_as(values, source)
+    describe_as(codes, source)
+    codes.meta.pop("val", None)
+    return values
+
+
+def constant_on_grid(
+    model: QuantGraph, owner: str, name: str, value: Tensor, params: AffineParams
+) -> fx.Node:
+    """Return a node for the constant `value`, kept as the codes of a grid; inserted at the graph's cursor."""
+    return constant_of_codes(model, owner, name, quantize(value, params), params, value.dtype)
+
+
+def constant_of_codes(
+    model: QuantGraph, owner: str, name: str, codes: Tensor, params: AffineParams, out: torch.dtype
+) -> fx.Node:
+    """Return a node that dequantizes `codes`, which are kept as a constant, to the format `out`."""
+    graph, dtype = model.graph, params.dtype
+    kept = codes.to(code_dtype(dtype))
+    stored = new_constant(model, graph, owner, f"{name}_codes", kept)
+    limits = (dtype.qmin, dtype.qmax, code_dtype(dtype))
+    wanted: dict[str, Argument] = {} if out == torch.float32 else {"out_dtype": out}
+    if not isinstance(params.granularity, PerChannel):
+        grid = (params.scale.item(), int(params.zero_point.item()))
+        node = graph.call_function(operator("dequantize_per_tensor"), (stored, *grid, *limits), wanted)
+    else:
+        scale = new_constant(model, graph, owner, f"{name}_scale", params.scale)
+        zero_point = new_constant(
+            model, graph, owner, f"{name}_zero_point", params.zero_point.to(torch.int64)
+        )
+        axis = params.granularity.axis % codes.ndim
+        channels = (stored, scale, zero_point, axis, *limits)
+        node = graph.call_function(operator("dequantize_per_channel"), channels, wanted)
+    node.meta["val"] = codes.new_empty(codes.shape, dtype=out)
+    return node
+
+
+def bias_params(weight: AffineParams, input_scale: float, channels: int) -> AffineParams | None:
+    """Return the int32 grid of a bias: the scale of the input times those of the weight's channels.
+
+    None where a scale is no normal number. (Jacob et al. 2017, arXiv 1712.05877, section 2.4.)
+    """
+    scale = weight.scale.to(torch.float64) * input_scale
+    if scale.numel() not in (1, channels):
+        scale = scale.repeat(channels // scale.numel())
+    scale = scale.to(torch.float32)
+    smallest = torch.finfo(torch.float32).smallest_normal
+    if not bool((scale.isfinite() & (scale >= smallest)).all()):
+        return None
+    granularity = weight.granularity if scale.ndim == 0 else PerChannel(0)
+    zeros = torch.zeros_like(scale, dtype=torch.int32)
+    return AffineParams(scale=scale, zero_point=zeros, dtype=INT32, granularity=granularity)
+
+
+def constant_of_groups(
+    model: QuantGraph, owner: str, packed: PackedWeight, place: fx.Node, shape: torch.Size
+) -> fx.Node:
+    """Return a node, before `place`, for a weight whose rows have a grid for each group of columns.
+
+    Columns that are no neighbours in their group are put there by an index; `shape` is the weight's own, the
+    outputs in front.
+    """
+    graph, dtype, codes = model.graph, packed.dtype, packed.integer_codes()
+    order = None if packed.group_index is None else torch.argsort(packed.group_index, stable=True)
+    kept = (codes if order is None else codes[:, order]).to(code_dtype(dtype))
+    limits = (dtype.qmin, dtype.qmax, code_dtype(dtype), packed.group_size, torch.float32)
+    with graph.inserting_before(place):
+        stored = new_constant(model, graph, owner, "weight_codes", kept)
+        scale = new_constant(model, graph, owner, "weight_scale", packed.scale)
+        zero_point = new_constant(model, graph, owner, "weight_zero_point", packed.zero_point)
+        node = graph.call_function(
+            operator("dequantize_per_channel_group"), (stored, scale, zero_point, *limits)
+        )
+        if order is not None:
+            index = new_constant(model, graph, owner, "weight_index", torch.argsort(order))
+            node = graph.call_function(torch.ops.aten.index_select.default, (node, 1, index))
+        if len(shape) > 2:
+            node = graph.call_function(torch.ops.aten.reshape.default, (node, list(shape)))
+    return node
+
+
+def grid_of(node: fx.Node) -> tuple[DType, PerTensor | PerChannel] | None:
+    """Return format and unit of the grid that `node` dequantizes from; None where it is another node."""
+    kind = operator_of(node)
+    if kind not in ("dequantize_per_tensor", "dequantize_per_channel"):
+        return None
+    low, high = node.args[-3], node.args[-2]
+    if not isinstance(low, int) or not isinstance(high, int):
+        return None
+    dtype = DType((high - low).bit_length(), signed=low < 0)
+    axis = node.args[3]
+    return dtype, PerTensor() if kind == "dequantize_per_tensor" else PerChannel(
+        axis if isinstance(axis, int) else 0
+    )

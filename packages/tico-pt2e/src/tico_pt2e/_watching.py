@@ -1,0 +1,123 @@
+"""The modules of a prepared graph that see its values."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from tico_config import CalibrationError, Found, PerTensor, Problem, QuantSpec
+from tico_modules import LayerReport
+from tico_observers import AffineParams, Observer, observer_for
+from tico_pt2e._graph import Site
+from tico_quantizers.calibration import Calibration, Recorder
+
+
+class Watch(nn.Module):
+    """Sees a value on its way; what unfinished passes have shown can be taken back."""
+
+    # What fx calls a node that must stay although nothing reads its result.
+    _is_impure = True
+
+    def __init__(self, path: str, spec: QuantSpec) -> None:
+        super().__init__()
+        self.path = path
+        self.spec = spec
+        self._observer = observer_for(spec, path, PerTensor())
+        self._accepted = copy.copy(self._observer)
+        self._calibration: Calibration | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`, seen while calibration goes on."""
+        if self._calibration is not None and self._calibration.watching:
+            self._observer.collect(x)
+        return x
+
+    def follow(self, calibration: Calibration) -> None:
+        """Leave it to `calibration` when a forward pass counts."""
+        self._calibration = calibration
+
+    def drop_unfinished(self) -> None:
+        """Forget what a pass that did not end has shown."""
+        self._observer = copy.copy(self._accepted)
+
+    def accept(self) -> None:
+        """Count what the pass that has ended has shown."""
+        self._accepted = copy.copy(self._observer)
+
+    @property
+    def lacks_data(self) -> bool:
+        """Whether no data were seen."""
+        return self._accepted.statistics.is_empty
+
+    @property
+    def params(self) -> AffineParams:
+        """The grid that the data seen determine.
+
+        Raises:
+            CalibrationError: no data were seen.
+        """
+        if not isinstance(self._accepted, Observer):
+            raise TypeError(type(self._accepted).__name__)
+        # A copy, as an observer whose grid was asked for takes no more data.
+        return copy.copy(self._accepted).params
+
+    def extra_repr(self) -> str:
+        """Return path and spec."""
+        return f"{self.path}, {self.spec}"
+
+
+class Follower(nn.Module):
+    """Stands where a value has the grid that the watch called `leader` finds."""
+
+    def __init__(self, leader: str) -> None:
+        super().__init__()
+        self.leader = leader
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`."""
+        return x
+
+
+class _Watches(Recorder):
+    def __init__(self, watches: Iterable[Watch]) -> None:
+        self._watches = tuple(watches)
+
+    def drop_unfinished(self) -> None:
+        for watch in self._watches:
+            watch.drop_unfinished()
+
+    def accept(self) -> None:
+        for watch in self._watches:
+            watch.accept()
+
+
+class GraphCalibration(Calibration):
+    """What the values of a graph show, and what is to become of its weights."""
+
+    def __init__(
+        self, watches: Iterable[Watch], weights: dict[Site, QuantSpec], lines: tuple[LayerReport, ...]
+    ) -> None:
+        self.watches = tuple(watches)
+        self.weights = weights
+        self.lines = lines
+        super().__init__(_Watches(self.watches))
+        for watch in self.watches:
+            watch.follow(self)
+
+
+def require_data(watches: Iterable[Watch]) -> None:
+    """Refuse to find grids where no data were seen.
+
+    Raises:
+        CalibrationError: with every such point.
+    """
+    remedy = "run data through the prepared model, or give the point no_quant() by an override"
+    missing = [
+        Problem(module=watch.path, value=Found("none"), expected="calibration data", remedy=remedy)
+        for watch in watches
+        if watch.lacks_data
+    ]
+    if missing:
+        raise CalibrationError(*missing)

@@ -1,1 +1,0 @@
-"""What a model shows while data run through it, and its blocks run again."""

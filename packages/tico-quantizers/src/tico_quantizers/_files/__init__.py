@@ -1,1 +1,0 @@
-"""Saved models: manifest, shards, and what other tools need beside them."""

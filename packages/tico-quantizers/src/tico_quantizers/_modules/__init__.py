@@ -1,1 +1,0 @@
-"""The integer modules, what they are made of, and the kernels that run them."""

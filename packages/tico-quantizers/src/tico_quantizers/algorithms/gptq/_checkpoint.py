@@ -1,0 +1,124 @@
+"""Finished blocks on disk, so that an interrupted conversion goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import attrs
+from torch import Tensor, nn
+
+from tico_config import ArtifactError, Found, GPTQConfig, Problem, to_json
+from tico_modules import Layout, PackedWeight, Report, below, library_versions, model_fingerprint
+from tico_observers import read_sealed, tensor_digest, write_sealed
+from tico_quantizers.algorithms.gptq._calibration import GPTQCalibration
+from tico_quantizers.algorithms.gptq._layer import QuantizedWeight
+from tico_quantizers.algorithms.gptq._plan import Target
+from tico_quantizers.calibration import Opaque, StoredTensor, leaves_of, tensors_in
+
+
+class Checkpoint:
+    """A folder with a sealed file for each finished block, or nothing where `folder` is None.
+
+    The folder is named after what its content follows from: config, model, data and library versions. Other
+    work has another one beside it and starts anew.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    @classmethod
+    def of(cls, config: GPTQConfig, model: nn.Module, calibration: GPTQCalibration) -> Checkpoint:
+        """Return that of the work that is about to begin."""
+        if config.checkpoint_dir is None:
+            return cls(None)
+        return cls(Path(config.checkpoint_dir) / fingerprint(config, model, calibration)[:32])
+
+    def load(self, name: str, targets: Sequence[Target]) -> list[QuantizedWeight] | None:
+        """Return what `save` has kept of `targets` under `name`, or None where there is nothing.
+
+        Raises:
+            ArtifactError: the file was changed since, or is about other layers.
+        """
+        path = None if self._folder is None else self._folder / f"{name}.safetensors"
+        if path is None or not path.exists():
+            return None
+        sealed = read_sealed(path)
+        about = Layout(str(path), json.loads(sealed.about))
+        lines = Report.from_json(about.text("report")).layers
+        if {line.path for line in lines} != {target.path for target in targets}:
+            found, expected = Found("other ones"), "the layers of this block; remove the file"
+            raise ArtifactError(Problem(module=str(path), field="layers", value=found, expected=expected))
+        layouts = about.child("weights")
+        # Copies: the file may be removed while the model lives.
+        tensors = {key: tensor.clone() for key, tensor in sealed.tensors.items()}
+        return [
+            QuantizedWeight(PackedWeight.restore(layouts.child(line.path), below(tensors, line.path)), line)
+            for line in lines
+        ]
+
+    def save(self, name: str, weights: Sequence[QuantizedWeight]) -> None:
+        """Keep the weights of a finished block: the whole file, or none of it.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        if self._folder is None:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        about = {
+            "report": Report(layers=tuple(weight.line for weight in weights)).to_json(),
+            "weights": {weight.line.path: weight.packed.layout() for weight in weights},
+        }
+        tensors = {
+            f"{weight.line.path}.{key}": buffer
+            for weight in weights
+            for key, buffer in weight.packed.named_buffers()
+        }
+        write_sealed(self._folder / f"{name}.safetensors", json.dumps(about, sort_keys=True), tensors)
+
+
+def fingerprint(config: GPTQConfig, model: nn.Module, calibration: GPTQCalibration) -> str:
+    """Return the SHA-256 of all that a conversion gives the same bits for, as 64 hexadecimal digits."""
+    same = attrs.evolve(
+        config, checkpoint_dir=None, offload=None, show_progress=True, stop_after_capture=False
+    )
+    digest = hashlib.sha256(to_json(same).encode())
+    kinds = [f"{path} {type(module).__qualname__}" for path, module in model.named_modules()]
+    for text in (*kinds, model_fingerprint(model), repr(library_versions()), *_data(calibration)):
+        digest.update(f"{text}\0".encode())
+    return digest.hexdigest()
+
+
+def _data(calibration: GPTQCalibration) -> Iterator[str]:
+    """Yield what tells calibration data apart: every call of a block, and what was read outside of them."""
+    seen: dict[int, str] = {}
+    for calls in calibration.calls.accepted:
+        for call in calls:
+            yield f"{call.autocast} {' '.join(_described(leaf, seen) for leaf in leaves_of(call))}"
+            yield repr(sorted(call.kwargs))
+    for grams in (calibration.outside, calibration.strays):
+        for path, parts in sorted(grams.matrices()):
+            yield f"{path} {' '.join(map(tensor_digest, parts))}"
+
+
+def _described(leaf: object, seen: dict[int, str]) -> str:
+    """Return a text for an argument; one that all blocks are given is read once."""
+    match leaf:
+        case Tensor() | StoredTensor() | Opaque():
+            if id(leaf) not in seen:
+                seen[id(leaf)] = _content(leaf)
+            return seen[id(leaf)]
+        case None | bool() | int() | float() | str() | bytes():
+            return repr(leaf)
+        case _:
+            return type(leaf).__qualname__ if not attrs.has(type(leaf)) else repr(leaf)
+
+
+def _content(leaf: Tensor | StoredTensor | Opaque) -> str:
+    if isinstance(leaf, Opaque):
+        return " ".join(_content(tensor) for tensor in tensors_in(leaf.copy))
+    tensor = leaf if isinstance(leaf, Tensor) else leaf.tensor()
+    return f"{tensor.dtype} {tuple(tensor.shape)} {tensor_digest(tensor)}"

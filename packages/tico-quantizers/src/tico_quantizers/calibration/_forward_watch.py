@@ -1,0 +1,170 @@
+"""Watching the user's forward passes, each of them counted only once it has ended well."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import attrs
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.hooks import RemovableHandle
+
+from tico_config import CalibrationError, Found, Problem
+from tico_modules import DataFingerprint, Edit, named_modules
+
+
+class Recorder(ABC):
+    """Something that learns from forward passes, and takes back what an unfinished one has shown."""
+
+    @abstractmethod
+    def drop_unfinished(self) -> None:
+        """Forget what a forward pass that did not end has left."""
+
+    def digest(self) -> None:  # noqa: B027  # most have nothing to compute
+        """Compute what `accept` needs; what may fail is done here, and changes nothing that counts."""
+
+    @abstractmethod
+    def accept(self) -> None:
+        """Count what the forward pass that has just ended has shown; this cannot fail."""
+
+
+class Calibration(Recorder):
+    """What an algorithm learns from the data, by its `recorders`; `handles` are the hooks it has set.
+
+    `data` is the fingerprint of the calls that were counted.
+    """
+
+    def __init__(self, *recorders: Recorder) -> None:
+        self.recorders = recorders
+        self.data = DataFingerprint()
+        self.handles: list[RemovableHandle] = []
+        self.watching = True
+        self.in_forward = False
+
+    def drop_unfinished(self) -> None:
+        """Forget what a forward pass that did not end has left."""
+        for recorder in self.recorders:
+            recorder.drop_unfinished()
+        self.data.drop_unfinished()
+
+    def accept(self) -> None:
+        """Count what the forward pass that has just ended has shown: with every recorder or with none."""
+        try:
+            for recorder in self.recorders:
+                recorder.digest()
+        except BaseException:
+            self.drop_unfinished()
+            raise
+        for recorder in self.recorders:
+            recorder.accept()
+        self.data.accept()
+
+    def accept_unless_in_forward(self) -> None:
+        """Count at once what a part of the model that was called by itself has shown."""
+        if not self.in_forward:
+            self.accept()
+
+    def pause(self, edit: Edit) -> None:
+        """Stop learning, until `edit` is undone."""
+        self.drop_unfinished()
+        edit.set_attribute(self, "watching", False)
+
+
+@attrs.define(eq=False)
+class _Begin:
+    calibration: Calibration
+    modal: list[tuple[str, nn.Module]]
+
+    def __call__(self, root: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
+        if self.calibration.watching:
+            _require_evaluation_mode(self.modal)
+            self.calibration.drop_unfinished()
+            self.calibration.data.note(args, kwargs)
+            self.calibration.in_forward = True
+
+
+@attrs.define(eq=False)
+class _End:
+    calibration: Calibration
+
+    def __call__(self, root: nn.Module, args: object, output: object) -> None:
+        if self.calibration.watching and self.calibration.in_forward:
+            self.calibration.in_forward = False
+            self.calibration.accept()
+
+
+def watch_forward(root: nn.Module, calibration: Calibration) -> tuple[RemovableHandle, ...]:
+    """Tell `calibration` where each forward pass of `root` begins and ends; return the hooks."""
+    return (
+        root.register_forward_pre_hook(_Begin(calibration, _modal(root)), with_kwargs=True),
+        root.register_forward_hook(_End(calibration)),
+    )
+
+
+def require_evaluation_mode(root: nn.Module) -> None:
+    """Refuse to learn from a model whose modules behave otherwise in training.
+
+    Raises:
+        CalibrationError: with every such module that is in training mode.
+    """
+    _require_evaluation_mode(_modal(root))
+
+
+def _require_evaluation_mode(modules: list[tuple[str, nn.Module]]) -> None:
+    training = [
+        Problem(
+            module=path or type(module).__name__,
+            field="training",
+            value=True,
+            expected="False while the model is calibrated",
+            remedy="call model.eval() first",
+        )
+        for path, module in modules
+        if module.training and _depends_on_mode(module)
+    ]
+    if training:
+        raise CalibrationError(*training)
+
+
+def _modal(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the modules of the kinds that may behave otherwise in training, with their paths."""
+    return [(path, module) for path, module in named_modules(root) if isinstance(module, _MODAL)]
+
+
+_MODAL = (_DropoutNd, _NormBase, nn.RNNBase, nn.MultiheadAttention, nn.RReLU)
+
+
+def _depends_on_mode(module: nn.Module) -> bool:
+    match module:
+        case _DropoutNd():
+            return module.p > 0
+        case _NormBase():
+            return module.track_running_stats
+        case nn.RNNBase() | nn.MultiheadAttention():
+            return module.dropout > 0
+        case nn.RReLU():
+            return True
+        case _:
+            return False
+
+
+def require_watched(executed: set[str], expected: tuple[str, ...]) -> None:
+    """Refuse to convert modules that no calibration data have reached.
+
+    Raises:
+        CalibrationError: with every one of them.
+    """
+    missing = [
+        Problem(
+            module=path,
+            value=Found("none"),
+            expected="calibration data",
+            remedy="run data through the prepared model that reach it, or leave it out by an override",
+        )
+        for path in expected
+        if path not in executed
+    ]
+    if missing:
+        raise CalibrationError(*missing)

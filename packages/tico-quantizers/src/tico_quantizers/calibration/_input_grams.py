@@ -1,0 +1,221 @@
+"""Gram matrices of the inputs of layers: one for each distinct input tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tico_config import TicoError, TokenWeights
+from tico_quantizers.calibration._block_calls import BlockCalls
+from tico_quantizers.calibration._forward_watch import Calibration, Recorder
+from tico_quantizers.calibration._grouped_gram import GroupedGram
+from tico_quantizers.calibration._snapshots import same_bits, version
+from tico_quantizers.layers import (
+    IntegerLayer,
+    Layer,
+    columns,
+    groups,
+    input_rows,
+    input_tensor,
+    output_added,
+    reads_rows,
+)
+
+
+@attrs.define(eq=False)
+class Reading:
+    """An input of the pass that goes on, its `added` as `input_rows` takes it, and who has read it.
+
+    `weights` say how much each of its rows counts; None counts all alike. `twin` is what the float model has
+    in its place, None where that is the same.
+    """
+
+    original: Tensor
+    layer: Layer
+    kept: Tensor
+    readers: list[str]
+    added: tuple[int, ...] | None
+    weights: Tensor | None = None
+    twin: Tensor | None = None
+    version: int | None = None
+
+    def is_still(self, x: Tensor) -> bool:
+        """Return whether `x` is the tensor that was read, and nothing has written to it since."""
+        if self.original is not x:
+            return False
+        return same_bits(self.kept, x) if self.version is None else self.version == version(x)
+
+    def rows(self) -> Iterator[Tensor]:
+        """Yield the rows (groups, rows, columns) that it has for the layer."""
+        return input_rows(self.layer, self.kept, self.added)
+
+    def drifted_rows(self) -> Iterator[Tensor]:
+        """Yield the rows (groups, rows, 2 * columns): the twin's less its own, then its own."""
+        twin = self.kept if self.twin is None else self.twin
+        for rows, others in zip(self.rows(), input_rows(self.layer, twin, self.added), strict=True):
+            yield torch.cat([others - rows, rows], -1)
+
+
+class InputGrams(Recorder):
+    """Gram matrices of what the layers read, shared by layers that read the same tensors.
+
+    They are kept by the set of layers that read an input. Layers that always read the same tensor (query,
+    key and value projections) thus share one matrix, whatever the model looks like, if they have the same
+    `token_weights`. If `asymmetric`, they are those of rows twice as long: of `Reading.drifted_rows`.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        token_weights: Mapping[str, TokenWeights] | None = None,
+        *,
+        disposable: bool = False,
+        asymmetric: bool = False,
+    ) -> None:
+        self.layers = layers
+        self.token_weights = token_weights or {}
+        self.latest: dict[str, Reading] = {}
+        self._disposable = disposable
+        self._asymmetric = asymmetric
+        self._grams: dict[frozenset[str], GroupedGram] = {}
+        self._digested: dict[frozenset[str], GroupedGram] | None = None
+        self._inputs: list[Reading] = []
+
+    def watch(
+        self, calibration: Calibration, *, except_within: BlockCalls | None = None
+    ) -> list[RemovableHandle]:
+        """Set a hook on every layer that keeps its inputs while `calibration` watches.
+
+        Those that it reads while a block of `except_within` runs are left out.
+        """
+        handles: list[RemovableHandle] = []
+        for path, layer in self.layers.items():
+            hook = _Read(self, path, layer, calibration, except_within)
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        return handles
+
+    def note(self, path: str, layer: Layer, x: Tensor, added: tuple[int, ...] | None = None) -> None:
+        """Keep the input `x` of the layer at `path` until the pass ends."""
+        for known in self._inputs:
+            unread = path not in known.readers and self._same_rows(known, path, layer)
+            if unread and known.is_still(x):
+                known.readers.append(path)
+                self.latest[path] = known
+                return
+        # A copy: the model may write to the tensor before the pass ends.
+        self.latest[path] = Reading(x, layer, x.detach().clone(), [path], added, version=version(x))
+        self.latest[path].weights = self._given_weights(path, layer, x)
+        self._inputs.append(self.latest[path])
+
+    def _same_rows(self, known: Reading, path: str, layer: Layer) -> bool:
+        """Whether both make the same rows of the same input: linear layers without a grid of their own do."""
+        plain = all(
+            reads_rows(reader) and (not isinstance(reader, IntegerLayer) or reader.act_in is None)
+            for reader in (known.layer, layer)
+        )
+        return plain and self.token_weights.get(known.readers[0]) == self.token_weights.get(path)
+
+    def _given_weights(self, path: str, layer: Layer, x: Tensor) -> Tensor | None:
+        """Return what the config says of the first tokens of the sequences in `x` (..., tokens, columns)."""
+        given = self.token_weights.get(path)
+        if not isinstance(given, tuple) or not reads_rows(layer) or x.ndim < 3:
+            return None
+        weights = torch.ones(x.shape[:-1], device=x.device)
+        first = torch.tensor(given[: x.shape[-2]], device=x.device)
+        weights[..., : len(first)] = first
+        return weights
+
+    def pair_with(self, others: InputGrams) -> None:
+        """Take the inputs of the pass that goes on in `others` for what the float model has in their place.
+
+        An input of which there is none of that shape, as where experts get other tokens, has no twin.
+        """
+        places: dict[str, list[Tensor]] = {}
+        for other in others._inputs:
+            for path in other.readers:
+                places.setdefault(path, []).append(other.kept)
+        for item in self._inputs:
+            found = [places[path].pop(0) for path in item.readers if places.get(path)]
+            item.twin = found[0] if found and found[0].shape == item.kept.shape else None
+
+    def drop_unfinished(self) -> None:
+        """Forget the inputs of a pass that did not end."""
+        self._inputs = []
+        self.latest = {}
+        self._digested = None
+
+    def digest(self) -> None:
+        """Compute the matrices with the inputs of the pass that has ended, beside those that count.
+
+        Disposable ones, which are thrown away if this fails, are changed in place.
+        """
+        digested = dict(self._grams)
+        for item in self._inputs:
+            readers = frozenset(item.readers)
+            width = columns(item.layer) * (2 if self._asymmetric else 1)
+            gram = digested.get(readers, GroupedGram.empty(groups=groups(item.layer), columns=width))
+            try:
+                for rows in item.drifted_rows() if self._asymmetric else item.rows():
+                    weights = None if item.weights is None else item.weights.reshape(-1)
+                    gram = gram.observe(rows, weights, in_place=self._disposable)
+                digested[readers] = gram
+            except TicoError as error:
+                raise located(error, item.readers[0]) from None
+        self._digested = digested
+
+    def accept(self) -> None:
+        """Count what was digested."""
+        if self._digested is None:
+            self.digest()
+        self._grams = self._digested or {}
+        self._inputs = []
+        self.latest = {}
+        self._digested = None
+
+    def readers(self) -> list[frozenset[str]]:
+        """Return who read each input, in the order in which they first did."""
+        return list(self._grams)
+
+    def matrices(self) -> Iterator[tuple[str, list[Tensor]]]:
+        """Yield the paths of those who read an input, as one text, with its matrices."""
+        for readers, gram in self._grams.items():
+            yield " ".join(sorted(readers)), [part.matrix() for part in gram.parts if part.rows]
+
+    def gram(self, path: str) -> GroupedGram | None:
+        """Return the statistic of everything that the layer at `path` has read; None if that is nothing."""
+        total: GroupedGram | None = None
+        for readers in sorted(self._grams, key=sorted):
+            if path in readers:
+                gram = self._grams[readers]
+                total = gram if total is None else total.merge(gram)
+        return total
+
+
+def located(error: TicoError, path: str) -> TicoError:
+    """Return `error` with the path of the module that it is about."""
+    first, *others = (attrs.evolve(problem, module=path) for problem in error.problems)
+    return type(error)(first, *others)
+
+
+class _Read:
+    def __init__(
+        self,
+        grams: InputGrams,
+        path: str,
+        layer: Layer,
+        calibration: Calibration,
+        except_within: BlockCalls | None,
+    ) -> None:
+        self._grams, self._path, self._layer = grams, path, layer
+        self._calibration, self._except_within = calibration, except_within
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        within = self._except_within is not None and self._except_within.is_running
+        if self._calibration.watching and not within:
+            x = input_tensor(self._path, args, kwargs)
+            self._grams.note(self._path, self._layer, x, output_added(self._layer, x, args, kwargs))
+            self._calibration.accept_unless_in_forward()

@@ -1,0 +1,70 @@
+"""Which layers calibration data have reached, and that these data are finite."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tico_config import Found, NumericsError, Problem
+from tico_quantizers.calibration._forward_watch import Calibration, Recorder
+from tico_quantizers.layers import Layer, input_tensor
+
+
+class ReachedLayers(Recorder):
+    """How many rows, last axes of an input, each layer was called with in passes that ended well."""
+
+    def __init__(self, layers: Mapping[str, Layer]) -> None:
+        self._layers = layers
+        self._unfinished: Counter[str] = Counter()
+        self.rows: Counter[str] = Counter()
+
+    @property
+    def paths(self) -> set[str]:
+        """The layers that were called."""
+        return set(self.rows)
+
+    def watch(self, calibration: Calibration) -> list[RemovableHandle]:
+        """Set a hook on every layer that notes its calls while `calibration` watches."""
+        return [
+            layer.register_forward_pre_hook(_Reach(self, path, calibration), with_kwargs=True)
+            for path, layer in self._layers.items()
+        ]
+
+    def note(self, path: str, x: Tensor) -> None:
+        """Note that the layer at `path` is called with `x`.
+
+        Raises:
+            NumericsError: `x` holds NaN or infinity; the pass, which does not end, is not counted.
+        """
+        data = x.numel() and x.is_floating_point()
+        if data and not all(math.isfinite(end.item()) for end in torch.aminmax(x.detach())):
+            found = Found(f"{int((~x.isfinite()).sum())} values that are NaN or infinite")
+            remedy = "leave that batch out: nothing of it was counted"
+            expected = "finite in every element"
+            problem = Problem(module=path, field="input", value=found, expected=expected, remedy=remedy)
+            raise NumericsError(problem)
+        self._unfinished[path] += x.numel() // max(x.shape[-1], 1) if x.ndim else 0
+
+    def drop_unfinished(self) -> None:
+        """Forget the layers of a pass that did not end."""
+        self._unfinished = Counter()
+
+    def accept(self) -> None:
+        """Count the layers of the pass that has ended."""
+        self.rows.update(self._unfinished)
+        self._unfinished = Counter()
+
+
+class _Reach:
+    def __init__(self, reached: ReachedLayers, path: str, calibration: Calibration) -> None:
+        self._reached, self._path, self._calibration = reached, path, calibration
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        if self._calibration.watching:
+            self._reached.note(self._path, input_tensor(self._path, args, kwargs))
+            self._calibration.accept_unless_in_forward()

@@ -1,0 +1,7 @@
+"""From a plan to integer modules."""
+
+from tico_quantizers.conversion._progress import Progress
+
+__all__ = [
+    "Progress",
+]

@@ -1,0 +1,25 @@
+"""Scales that cancel: moved from the channels of one module into the layers that read them."""
+
+from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_scale
+from tico_quantizers.equivalence._folding import exact_for, fold, put_matrix
+from tico_quantizers.equivalence._input_maxima import InputMaxima
+from tico_quantizers.equivalence._pair_calibration import PairCalibration
+from tico_quantizers.equivalence._pair_search import candidates_of, known_pairs
+from tico_quantizers.equivalence._smoothing_pairs import Candidates, FoundPairs, Pair, Reader, find_pairs
+
+__all__ = [
+    "Candidates",
+    "ChannelScale",
+    "FoundPairs",
+    "InputMaxima",
+    "Pair",
+    "PairCalibration",
+    "Reader",
+    "as_channel_scale",
+    "candidates_of",
+    "exact_for",
+    "find_pairs",
+    "fold",
+    "known_pairs",
+    "put_matrix",
+]

@@ -1,0 +1,121 @@
+"""Modules whose weight multiplies each channel of their output: norms of any kind, found by what they do."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Final
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from tico_modules import children, parameter
+
+_FACTORS: Final = (2.0, 0.5, 8.0, 0.25, 4.0)
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class ChannelScale:
+    """A module with ``y = f(x) * (weight + offset) + bias``, each channel along `axis` for itself.
+
+    `offset` is 1 where a weight of 0 leaves f(x) as it is, as in Gemma's norm, and 0 elsewhere.
+    """
+
+    module: nn.Module
+    offset: float
+    axis: int
+
+    @property
+    def channels(self) -> int:
+        """The number of channels."""
+        return _weight_of(self.module).numel()
+
+
+def as_channel_scale(module: nn.Module) -> ChannelScale | None:
+    """Return `module` as a channel scale, or None where it does not behave as one.
+
+    A copy is run on numbers of its own: powers of two, put into the weight, must come out again exactly.
+
+    >>> as_channel_scale(nn.LayerNorm(8)).axis, as_channel_scale(nn.BatchNorm2d(8).eval()).axis
+    (-1, 1)
+    >>> as_channel_scale(nn.PReLU(8)) is None
+    True
+    """
+    if not _may_scale(module):
+        return None
+    probe = _probe(module)
+    if probe is None:
+        return None
+    for shape, axis in _shapes(_weight_of(module).numel()):
+        for offset in (0.0, 1.0):
+            if _scales(probe, shape, axis, offset):
+                return ChannelScale(module=module, offset=offset, axis=axis)
+    return None
+
+
+def _weight_of(module: nn.Module) -> Tensor:
+    weight = parameter(module, "weight")
+    if weight is None:
+        raise TypeError("a channel scale has a weight")
+    return weight
+
+
+def _may_scale(module: nn.Module) -> bool:
+    """Whether `module` stores nothing but a vector as its weight, and perhaps another as its bias."""
+    weight, bias = parameter(module, "weight"), parameter(module, "bias")
+    stored: dict[str, nn.Parameter | None] = module._parameters
+    if weight is None or children(module) or "forward" in vars(module) or stored.keys() - {"weight", "bias"}:
+        return False
+    vectors = [weight] if bias is None else [weight, bias]
+    return all(
+        not torch.nn.parameter.is_lazy(vector)
+        and vector.ndim == 1
+        and vector.shape == weight.shape
+        and vector.is_floating_point()
+        and bool(vector.numel())
+        for vector in vectors
+    )
+
+
+def _probe(module: nn.Module) -> nn.Module | None:
+    """Return a copy in float32 and evaluation mode without anybody's hooks, or None where there is none."""
+    try:
+        probe = copy.deepcopy(module).float().eval()
+    except (RuntimeError, TypeError):
+        return None
+    for hooks in (probe._forward_hooks, probe._forward_pre_hooks):
+        hooks.clear()
+    return probe
+
+
+def _shapes(channels: int) -> tuple[tuple[tuple[int, ...], int], ...]:
+    """Return shapes of inputs to try, each with the axis of the channels."""
+    batch = ((2, channels), (2, channels, 3), (2, channels, 3, 3))
+    return (((2, 3, channels), -1), *((shape, 1) for shape in batch))
+
+
+def _scales(probe: nn.Module, shape: tuple[int, ...], axis: int, offset: float) -> bool:
+    like = _weight_of(probe)
+    count = like.numel()
+    factors = like.new_tensor(_FACTORS).repeat(-(-count // len(_FACTORS)))[:count]
+    x = (torch.arange(math.prod(shape), dtype=torch.float32, device=like.device) * 0.7).sin().view(shape)
+    along = [1] * len(shape)
+    along[axis] = count
+    once, scaled = (_output(probe, x, weight, offset) for weight in (torch.ones_like(factors), factors))
+    if once is None or scaled is None or once.shape != x.shape or not bool(once.any()):
+        return False
+    return torch.equal(once * factors.view(along), scaled)
+
+
+def _output(probe: nn.Module, x: Tensor, effective: Tensor, offset: float) -> Tensor | None:
+    """Return what `probe` makes of `x` with an effective weight, and a bias that is a half of that."""
+    stored: dict[str, nn.Parameter | None] = probe._parameters
+    stored["weight"] = nn.Parameter(effective - offset, requires_grad=False)
+    if stored.get("bias") is not None:
+        stored["bias"] = nn.Parameter(effective / 2, requires_grad=False)
+    try:
+        output: object = probe(x)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError):
+        return None  # a module that wants other inputs is of another kind
+    return output if isinstance(output, Tensor) else None

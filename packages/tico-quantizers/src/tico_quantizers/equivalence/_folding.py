@@ -1,0 +1,120 @@
+"""Scales put into the weights of a pair, so that its float function stays what it was."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tico_config import Found, NumericsError, Problem
+from tico_modules import Edit, ScaledInput, parameter
+from tico_quantizers.equivalence._channel_scale import ChannelScale
+from tico_quantizers.equivalence._smoothing_pairs import Pair, Reader
+from tico_quantizers.layers import FloatLayer, feature_axis, shape, weight_axes
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def fold(root: nn.Module, pair: Pair, scale: Tensor, edit: Edit) -> nn.Module:
+    """Divide the channels of the pair's source by `scale` (channels,), and multiply the readers' columns.
+
+    Returns the root of the model, which is another one if a multiplication is put in front of it.
+
+    Computed in float64. What the weight of a norm is off by, after rounding, goes into the columns, so
+    that a norm with an offset loses nothing.
+
+    Raises:
+        NumericsError: a folded weight is not finite.
+    """
+    if pair.source is None:
+        root = _multiply_input(root, pair.readers[0], scale, edit)
+    elif isinstance(pair.source, ChannelScale):
+        scale = _divide_norm(pair.path, pair.source, scale.to(torch.float64), edit)
+    else:
+        _divide_rows(pair.path, pair.source, scale.to(torch.float64), edit)
+    for reader in pair.readers:
+        _multiply_columns(reader, scale.to(torch.float64), edit)
+    return root
+
+
+def _multiply_input(root: nn.Module, reader: Reader, scale: Tensor, edit: Edit) -> nn.Module:
+    factor = 1 / scale[reader.channels]
+    new = ScaledInput(reader.layer, factor.to(reader.layer.weight.dtype), axis=feature_axis(reader.layer))
+    new.train(reader.layer.training)
+    return edit.replace(root, reader.layer, new)
+
+
+def exact_for(pair: Pair, scale: Tensor) -> Tensor:
+    """Return `scale`, rounded to powers of two where a weight of the pair is of 16 bits.
+
+    Multiplying a short float by anything else would round it once more.
+    """
+    weights = [parameter(reader.layer, "weight") for reader in pair.readers]
+    short = any(
+        weight is not None and weight.dtype in _HALF
+        for weight in (*weights, parameter(pair.module, "weight"))
+    )
+    return torch.ldexp(torch.ones_like(scale), scale.log2().round()) if short else scale
+
+
+def put_matrix(path: str, layer: FloatLayer, values: Tensor, edit: Edit) -> None:
+    """Give `layer` the weight whose matrix is `values` (rows, columns).
+
+    Raises:
+        NumericsError: it is not finite.
+    """
+    weight = values.view(shape(layer))
+    if weight_axes(layer) == (1, 0):
+        weight = weight.transpose(0, 1).contiguous()
+    _put(path, layer, "weight", weight.to(layer.weight.dtype), edit)
+
+
+def _divide_norm(path: str, source: ChannelScale, scale: Tensor, edit: Edit) -> Tensor:
+    """Divide a norm's channels, and return by how much they are smaller now."""
+    weight = _stored(source.module, "weight")
+    before = (weight + source.offset).to(torch.float64)
+    after = (before / scale - source.offset).to(weight.dtype)
+    effective = (after + source.offset).to(torch.float64)
+    scale = torch.where((before != 0) & (effective != 0), before / effective, scale)
+    _put(path, source.module, "weight", after, edit)
+    _divide_bias(path, source.module, scale, edit)
+    return scale
+
+
+def _divide_rows(path: str, layer: FloatLayer, scale: Tensor, edit: Edit) -> None:
+    weight = _stored(layer, "weight")
+    rows = _along(weight_axes(layer)[0], scale, weight)
+    _put(path, layer, "weight", (weight.to(torch.float64) / rows).to(weight.dtype), edit)
+    _divide_bias(path, layer, scale, edit)
+
+
+def _divide_bias(path: str, module: nn.Module, scale: Tensor, edit: Edit) -> None:
+    bias = parameter(module, "bias")
+    if bias is not None:
+        _put(path, module, "bias", (bias.to(torch.float64) / scale).to(bias.dtype), edit)
+
+
+def _multiply_columns(reader: Reader, scale: Tensor, edit: Edit) -> None:
+    weight = _stored(reader.layer, "weight")
+    columns = _along(weight_axes(reader.layer)[1], scale[reader.channels], weight)
+    _put(reader.path, reader.layer, "weight", (weight.to(torch.float64) * columns).to(weight.dtype), edit)
+
+
+def _along(axis: int, values: Tensor, weight: Tensor) -> Tensor:
+    return values.view([-1 if each == axis else 1 for each in range(weight.ndim)])
+
+
+def _stored(module: nn.Module, name: str) -> Tensor:
+    value = parameter(module, name)
+    if value is None:
+        raise TypeError(f"a {type(module).__name__} without {name}")
+    return value.detach()
+
+
+def _put(path: str, module: nn.Module, name: str, value: Tensor, edit: Edit) -> None:
+    if not bool(torch.isfinite(value).all()):
+        found = Found("values that are too large for it")
+        expected = f"finite in {value.dtype} after smoothing"
+        raise NumericsError(Problem(module=path, field=name, value=found, expected=expected))
+    stored: dict[str, nn.Parameter | None] = module._parameters
+    old = stored[name]
+    edit.put(stored, name, nn.Parameter(value, requires_grad=old is not None and old.requires_grad))

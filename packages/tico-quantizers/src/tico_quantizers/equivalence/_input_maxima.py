@@ -1,0 +1,106 @@
+"""Largest magnitudes of what the readers of pairs are given, channel by channel."""
+
+from __future__ import annotations
+
+import weakref
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from tico_config import TicoError
+from tico_observers import AbsMaxStatistic
+from tico_quantizers.calibration import Calibration, Recorder, fingerprint, located
+from tico_quantizers.equivalence._smoothing_pairs import Pair, Reader
+from tico_quantizers.layers import feature_axis, input_tensor
+
+
+@attrs.frozen(eq=False)
+class _Last:
+    """The tensor that was observed last, as long as it lives."""
+
+    tensor: weakref.ref[Tensor]
+    fingerprint: int
+
+    def is_still(self, tensor: Tensor) -> bool:
+        return self.tensor() is tensor and self.fingerprint == fingerprint(tensor)
+
+
+class InputMaxima(Recorder):
+    """The largest magnitude of each input feature of layers, by path.
+
+    Of the readers of a pair that read the same channels in the same order, the first stands for all.
+    """
+
+    def __init__(self) -> None:
+        self.statistics: dict[str, AbsMaxStatistic] = {}
+        self._unfinished: dict[str, AbsMaxStatistic] = {}
+        self._last: dict[str, _Last] = {}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> InputMaxima:
+        """Return one that has seen the same; what a copied model is called with next is another tensor."""
+        copied = InputMaxima()
+        copied.statistics = dict(self.statistics)
+        return copied
+
+    def watch(self, pairs: tuple[Pair, ...], calibration: Calibration) -> list[RemovableHandle]:
+        """Set a hook on every reader that observes its inputs while `calibration` watches."""
+        hooks = [
+            (reader.layer, _Read(self, reader, _first_alike(pair, reader).path, calibration))
+            for pair in pairs
+            for reader in pair.readers
+        ]
+        return [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in hooks]
+
+    def note(self, reader: Reader, name: str, x: Tensor) -> None:
+        """Observe the input `x` of `reader` under `name`, unless it was the last one observed there.
+
+        Raises:
+            NumericsError: `x` holds NaN or infinity; the pass, which does not end, is not counted.
+        """
+        if name in self._last and self._last[name].is_still(x):
+            return
+        seen = self._unfinished.get(name) or self.statistics.get(name) or AbsMaxStatistic()
+        try:
+            self._unfinished[name] = seen.observe(x.movedim(feature_axis(reader.layer), -1))
+        except TicoError as error:
+            raise located(error, reader.path) from None
+        self._last[name] = _Last(weakref.ref(x), fingerprint(x))
+
+    def drop_unfinished(self) -> None:
+        """Forget what a pass that did not end has shown."""
+        self._unfinished = {}
+        self._last = {}
+
+    def accept(self) -> None:
+        """Count what the pass that has ended has shown."""
+        self.statistics |= self._unfinished
+        self.drop_unfinished()
+
+    def range_of(self, pair: Pair) -> tuple[Tensor, Tensor]:
+        """Return the smallest and the largest value of each channel of `pair`, or 0, (channels,) each."""
+        low = torch.zeros(pair.channels, dtype=torch.float64, device=pair.readers[0].channels.device)
+        high = low.clone()
+        for reader in pair.readers:
+            statistic = self.statistics.get(reader.path)
+            seen = None if statistic is None else statistic.seen.extremes
+            if seen is not None:
+                low.scatter_reduce_(0, reader.channels, seen.minimum.to(torch.float64), "amin")
+                high.scatter_reduce_(0, reader.channels, seen.maximum.to(torch.float64), "amax")
+        return low, high
+
+
+def _first_alike(pair: Pair, reader: Reader) -> Reader:
+    return next(other for other in pair.readers if torch.equal(other.channels, reader.channels))
+
+
+class _Read:
+    def __init__(self, maxima: InputMaxima, reader: Reader, name: str, calibration: Calibration) -> None:
+        self._maxima, self._reader, self._name = maxima, reader, name
+        self._calibration = calibration
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        if self._calibration.watching:
+            self._maxima.note(self._reader, self._name, input_tensor(self._reader.path, args, kwargs))
+            self._calibration.accept_unless_in_forward()

@@ -1,0 +1,91 @@
+"""Calibration of algorithms that work on pairs, which may be known only when the first data come."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from torch import nn
+
+from tico_config import CalibrationError, Found, Problem, SmoothingConfig
+from tico_modules import Edit
+from tico_quantizers.calibration import Calibration, ReachedLayers, Recorder
+from tico_quantizers.equivalence._pair_search import traced_pairs
+from tico_quantizers.equivalence._smoothing_pairs import Candidates, FoundPairs
+from tico_quantizers.protocol import Example
+
+
+class PairCalibration(Calibration):
+    """What is learnt of the inputs of the pairs' readers.
+
+    Where neither an example nor mappings tell the pairs, the model is run once more on the inputs of the
+    first pass, before that pass.
+    """
+
+    def __init__(self, candidates: Candidates, config: SmoothingConfig, *recorders: Recorder) -> None:
+        self.candidates = candidates
+        self.config = config
+        self.found: FoundPairs | None = None
+        self.reached = ReachedLayers(candidates.layers)
+        super().__init__(self.reached, *recorders)
+
+    def begin(self, model: nn.Module, found: FoundPairs | None, edit: Edit) -> None:
+        """Start to watch, unless `edit` is undone."""
+        edit.on_undo(self.stop)
+        self.handles += self.reached.watch(self)
+        if found is None:
+            self.handles.append(model.register_forward_pre_hook(_First(self), with_kwargs=True))
+        else:
+            self.found = found
+            self.watch(found)
+
+    def stop(self) -> None:
+        """Remove every hook."""
+        for handle in self.handles:
+            handle.remove()
+
+    @abstractmethod
+    def watch(self, found: FoundPairs) -> None:
+        """Start to watch what the readers of the pairs are given."""
+
+    def find(self, model: nn.Module, example: Example) -> None:
+        """Find the pairs by running `model`, if they are not known."""
+        if self.found is None and self.watching:
+            self.watching = False
+            try:
+                found = traced_pairs(model, self.candidates, self.config, example)
+            finally:
+                self.watching = True
+            self.found = found
+            self.watch(found)
+
+    def pairs(self) -> FoundPairs:
+        """Return the pairs.
+
+        Raises:
+            CalibrationError: the model was never run, or in a way that the pairs were not found for.
+        """
+        if self.found is None:
+            remedy = "run data through the prepared model, or pass args to prepare"
+            raise CalibrationError(Problem(value=Found("none"), expected="calibration data", remedy=remedy))
+        called = self.found.called
+        problems = [
+            Problem(
+                module=path,
+                value=Found("a layer that the inputs from which the pairs were found do not reach"),
+                expected="layers that they reach",
+                remedy="pass args to prepare that reach it",
+            )
+            for path in sorted(self.reached.paths)
+            if called is not None and path and path not in called
+        ]
+        if problems:
+            raise CalibrationError(*problems)
+        return self.found
+
+
+class _First:
+    def __init__(self, calibration: PairCalibration) -> None:
+        self._calibration = calibration
+
+    def __call__(self, root: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        self._calibration.find(root, Example(args=args, kwargs=kwargs))

@@ -1,0 +1,149 @@
+"""The protocol of an algorithm: a config type, a quantizer that holds it, and the calibration it keeps."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Generic, Protocol, TypeVar, final
+
+import attrs
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from tico_config import BaseConfig, to_json
+from tico_modules import Edit, Report, Run, library_versions, model_fingerprint, remember
+from tico_quantizers.calibration import Calibration, watch_forward
+
+__all__ = ["AnyPrepared", "AnyQuantizer", "BaseQuantizer", "Converted", "Example", "Prepared"]
+
+C = TypeVar("C", bound=BaseConfig)
+K = TypeVar("K", bound=Calibration)
+
+
+@attrs.frozen(kw_only=True)
+class Example:
+    """Example inputs of a model, as `prepare` was given them."""
+
+    args: tuple[object, ...] = ()
+    kwargs: Mapping[str, object] = attrs.field(factory=dict)
+
+
+@attrs.frozen(kw_only=True)
+class Origin:
+    """What a preparation started from: the config as JSON, and the fingerprint of the model."""
+
+    config: str
+    model: str
+
+
+@attrs.frozen(kw_only=True)
+class Converted:
+    """What a conversion gives: the root of the model, the modules it left, and what was done."""
+
+    root: nn.Module
+    modules: tuple[nn.Module, ...]
+    report: Report
+
+
+class BaseQuantizer(ABC, Generic[C, K]):
+    """An algorithm. It holds hyper-parameters only; what it learns from data is the calibration.
+
+    One that cannot work on the very object that it is given, only on a copy, says so in `works_in_place`.
+    """
+
+    works_in_place: ClassVar[bool] = True
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, K]:
+        """Start watching: return the root of the model and the calibration.
+
+        Everything wrong with model and config is raised here, before anything was changed; every change
+        is made through `edit`.
+        """
+
+    @abstractmethod
+    def convert(self, model: nn.Module, calibration: K, edit: Edit) -> Converted:
+        """Put integers in the place of floats, through `edit`."""
+
+    @final
+    def start(
+        self, model: nn.Module, example: Example | None, edit: Edit
+    ) -> tuple[nn.Module, Prepared[C, K]]:
+        """Prepare and return the root with everything that `convert` will need."""
+        origin = Origin(config=to_json(self.config), model=model_fingerprint(model))
+        root, calibration = self.prepare(model, example, edit)
+        prepared = Prepared(self, calibration, watch_forward(root, calibration), origin)
+        edit.on_undo(prepared.stop_watching)
+        return root, prepared
+
+
+class Prepared(Generic[C, K]):
+    """A quantizer in the middle of its work on one model."""
+
+    def __init__(
+        self,
+        quantizer: BaseQuantizer[C, K],
+        calibration: K,
+        handles: tuple[RemovableHandle, ...],
+        origin: Origin,
+    ) -> None:
+        self._quantizer = quantizer
+        self._handles = handles
+        self._origin = origin
+        self.calibration = calibration
+
+    @property
+    def config(self) -> BaseConfig:
+        """The config that the model was prepared with."""
+        return self._quantizer.config
+
+    def convert(self, model: nn.Module, edit: Edit) -> nn.Module:
+        """Finish the work and return the root; hooks go and modules learn of it once all has succeeded."""
+        edit.on_commit(self.stop_watching)
+        self.calibration.pause(edit)
+        converted = self._quantizer.convert(model, self.calibration, edit)
+        data = self.calibration.data
+        run = Run(
+            report=converted.report,
+            config=self._origin.config,
+            model=self._origin.model,
+            data=data.text,
+            calls=data.calls,
+            versions=library_versions(),
+        )
+        edit.on_commit(lambda: remember(converted.modules, run))
+        return converted.root
+
+    def stop_watching(self) -> None:
+        """Remove every hook that `prepare` left."""
+        for handle in (*self._handles, *self.calibration.handles):
+            handle.remove()
+
+
+class AnyPrepared(Protocol):
+    """A `Prepared` of any config and calibration."""
+
+    @property
+    def config(self) -> BaseConfig:
+        """The config that the model was prepared with."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """What was seen so far."""
+
+    def convert(self, model: nn.Module, edit: Edit) -> nn.Module:
+        """Finish the work and return the root."""
+
+
+class AnyQuantizer(Protocol):
+    """A `BaseQuantizer` of any config and calibration."""
+
+    @property
+    def works_in_place(self) -> bool:
+        """Whether the object that was passed in can be the one that works afterwards."""
+
+    def start(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, AnyPrepared]:
+        """Prepare the model."""

@@ -1,7 +1,0 @@
-"""PT2E: quantization of exported graphs."""
-
-from tico_quantizers.pt2e._gptq import GPTQEverywhere
-from tico_quantizers.pt2e._graph import QuantGraph
-from tico_quantizers.pt2e._module import PT2EQuantizer
-
-__all__ = ["GPTQEverywhere", "PT2EQuantizer", "QuantGraph"]

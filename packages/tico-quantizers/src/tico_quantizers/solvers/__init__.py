@@ -1,0 +1,38 @@
+"""Tensors in, tensors out: the mathematics of the algorithms."""
+
+from tico_quantizers.solvers._awq import Grid, best_scale, best_shares, magnitudes
+from tico_quantizers.solvers._consumer import Consumer
+from tico_quantizers.solvers._factor import Factor
+from tico_quantizers.solvers._gptq import (
+    Solution,
+    factored,
+    loss_of_nearest,
+    nearest,
+    quantize_weight,
+    solve,
+    solve_by,
+)
+from tico_quantizers.solvers._output_error import output_error, row_errors
+from tico_quantizers.solvers._powers import power
+from tico_quantizers.solvers._smoothquant import best_alpha, smoothing_scale
+
+__all__ = [
+    "Consumer",
+    "Factor",
+    "Grid",
+    "Solution",
+    "best_alpha",
+    "best_scale",
+    "best_shares",
+    "factored",
+    "loss_of_nearest",
+    "magnitudes",
+    "nearest",
+    "output_error",
+    "power",
+    "quantize_weight",
+    "row_errors",
+    "smoothing_scale",
+    "solve",
+    "solve_by",
+]

@@ -1,0 +1,298 @@
+"""GPTQ on tensors.
+
+Frantar et al. 2022, arXiv 2210.17323. The feedback is that of the equivalent LDLQ (Chee et al. 2023,
+arXiv 2307.13304, theorem 6): with the Hessian H = U D Uᵀ, U unit upper triangular, column j is rounded as
+
+    q_j = Q(t_j),  t_j = w_j + Σ_{i<j} (w_i - q_i) U_ij,
+
+so that one factorization is all that is needed, and the loss is Σ_j D_j |t_j - q_j|². The grid of a group
+follows from the weights that the recursion of the former paper holds when it comes to the group.
+
+Asymmetric calibration (Li et al. 2025, arXiv 2504.02692) adds Σ_{i<j} t_i S_ij, with S the part above the
+diagonal of C U⁻ᵀ D⁻¹ and C = (X̃ - X)ᵀ X for the inputs X̃ that the layer has in the float model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import attrs
+import torch
+from torch import Tensor
+
+from tico_config import ConfigError, DType, Found, GPTQConfig, NumericsError, Problem
+from tico_observers import AffineParams, require_finite, require_float_tensor
+from tico_quantizers.solvers._columns import LARGEST, Columns, column_norms, transposed
+from tico_quantizers.solvers._factor import PRODUCT_TERMS, Factor, Hessian, damped_factor, rounding_only
+from tico_quantizers.solvers._grids import GridRule
+
+_LOSS_BLOCK = 128
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Solution:
+    """A weight on a grid: ``dequantize()`` is ``(codes - zero_point) * scale`` of each column's group.
+
+    `codes` is int32 (rows, columns); `scale` and `zero_point` are (rows, groups). `group_index` (columns,)
+    names the group of each column where the groups are not runs of `group_size` columns. `loss` is
+    tr((W - Q) H (W - Q)ᵀ) for the undamped H; `damping` is the share of the diagonal's size that was added;
+    `rounded_only` says that no damping made H positive definite, so every column was rounded to nearest and
+    `damping` is 0. A value beyond the finite numbers of float32 becomes the largest of them.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero_point: Tensor
+    dtype: DType
+    group_size: int | None
+    group_index: Tensor | None
+    loss: float
+    damping: float
+    dead_columns: int
+    rounded_only: bool = False
+
+    def dequantize(self) -> Tensor:
+        """Return the quantized weight, float32 (rows, columns)."""
+        values = (self.codes - self._per_column(self.zero_point)).to(torch.float32)
+        return values.mul_(self._per_column(self.scale)).clamp_(-LARGEST, LARGEST)
+
+    def _per_column(self, values: Tensor) -> Tensor:
+        if self.group_index is not None:
+            return values.index_select(1, self.group_index)
+        if self.group_size is None:
+            return values
+        return values.repeat_interleave(self.group_size, 1)[:, : self.codes.shape[1]]
+
+
+def quantize_weight(
+    weight: Tensor,
+    gram: Tensor,
+    *,
+    bits: int,
+    group_size: int | None = None,
+    symmetric: bool = False,
+    act_order: bool = False,
+    damping: float = 0.01,
+    cross_gram: Tensor | None = None,
+) -> Solution:
+    """Return `weight` (rows, columns) rounded with feedback by `gram` (columns, columns) = XᵀX.
+
+    The rest of `GPTQConfig` has its defaults; `solve` takes them all. For `cross_gram`, see there.
+
+    Raises:
+        UnsupportedError: weight or Gram matrix are no dense floating-point tensors.
+        NumericsError: they hold NaN or infinity, or the Gram matrix has a negative diagonal.
+        ConfigError: the shapes do not fit each other, or an argument is none that `GPTQConfig` takes.
+
+    >>> solution = quantize_weight(torch.eye(4), torch.eye(4), bits=4)
+    >>> torch.equal(solution.dequantize(), torch.eye(4))
+    True
+    """
+    config = GPTQConfig(
+        bits=bits, group_size=group_size, symmetric=symmetric, act_order=act_order, damping=damping
+    )
+    return solve(weight, gram, config, cross_gram=cross_gram)
+
+
+def solve(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor | None = None) -> Solution:
+    """Return `weight` (rows, columns) rounded as `config` says with feedback by `gram` = XᵀX.
+
+    Columns whose inputs were always zero are rounded to nearest and do not widen the grid of the others.
+    Where H is not positive definite, ten times the damping is tried, up to 10⁵ times; where none suffices, or
+    the feedback is beyond the finite numbers, all columns are rounded to nearest. `overrides` are not looked
+    at.
+
+    `cross_gram` (columns, columns) = (X̃ - X)ᵀ X makes the calibration asymmetric: X are the inputs, row by
+    row a token, that the layer has in the quantized model, which `gram` is of, and X̃ those in the float
+    model, so that the layer's output comes near X̃ Wᵀ and makes up for earlier layers' errors
+    (arXiv 2504.02692). A share of it makes up for that share; the authors' code takes 0.25.
+
+    Raises:
+        UnsupportedError: weight or Gram matrix are no dense floating-point tensors.
+        NumericsError: they hold NaN or infinity, or the Gram matrix has a negative diagonal.
+        ConfigError: the shapes do not fit each other.
+
+    >>> config = GPTQConfig(bits=3, group_size=2, symmetric=True)
+    >>> solve(torch.eye(4), torch.eye(4), config).scale.shape
+    torch.Size([4, 2])
+    """
+    _require_fit(weight, gram, cross_gram)
+    return solve_by(weight, factored(gram, config, cross_gram), config)
+
+
+def factored(gram: Tensor, config: GPTQConfig, cross_gram: Tensor | None = None) -> Factor:
+    """Return what `solve_by` needs of `gram` and of the order, the damping and its reference in `config`.
+
+    Raises:
+        NumericsError: the matrices hold NaN or infinity, or the Gram matrix has a negative diagonal.
+    """
+    for name, matrix in {"gram": gram, "cross_gram": cross_gram}.items():
+        if matrix is not None:
+            _require_finite(matrix.detach(), name)
+    lowest = float(gram.diagonal().min())
+    if lowest < 0:
+        found = Found(f"one with {lowest:g} on it")
+        raise NumericsError(Problem(field="gram", value=found, expected="of a diagonal of at least 0"))
+    order = torch.argsort(gram.diagonal(), descending=True, stable=True) if config.act_order else None
+    return damped_factor(Hessian(gram.detach(), order), config, cross_gram)
+
+
+def solve_by(weight: Tensor, factor: Factor, config: GPTQConfig) -> Solution:
+    """Return what `solve` does, by what `factored` has made of the Gram matrix and the same config.
+
+    Raises:
+        NumericsError: the weight holds NaN or infinity.
+    """
+    weight = weight.detach().to(torch.float32)
+    _require_finite(weight, "weight")
+    columns = _rounded(weight, factor, config)
+    if columns is None:
+        factor = rounding_only(factor.hessian)
+        columns = Columns(weight, factor, config)
+        columns.solve(0, len(factor.hessian))
+    return _solution(columns, factor)
+
+
+def nearest(weight: Tensor, config: GPTQConfig, diagonal: Tensor | None = None) -> Solution:
+    """Return `weight` rounded to nearest, without feedback, on the grids that `config` finds for it.
+
+    `diagonal` (columns,) is that of H, all ones if not given; `loss` is that of an H which has nothing else.
+
+    >>> nearest(torch.eye(4) * 15, GPTQConfig(bits=4)).codes[0].tolist()
+    [15, 0, 0, 0]
+    """
+    error = transposed(weight.detach().to(torch.float32))
+    if diagonal is None:
+        diagonal = error.new_ones(len(error), dtype=torch.float64)
+    rule = GridRule(config, diagonal.to(torch.float64))
+    params, codes = [], torch.empty_like(error, dtype=torch.int32)
+    for start, grid, steps in _to_nearest(error, rule):
+        params.append(grid)
+        codes[start : start + rule.group] = steps
+    found = _on_grid(transposed(codes), params, rule, rounded_only=True)
+    return attrs.evolve(found, loss=float((column_norms(error).square() * rule.diagonal).sum()))
+
+
+def loss_of_nearest(weight: Tensor, gram: Tensor, config: GPTQConfig) -> float:
+    """Return tr((W - Q) H (W - Q)ᵀ) of what `nearest` makes of `weight`, to the digits of float32.
+
+    >>> loss_of_nearest(torch.tensor([[1.0, 2.25, 15.0]]), torch.eye(3) * 4, GPTQConfig(bits=4))
+    0.25
+    """
+    error = transposed(weight.detach().to(torch.float32))
+    for _ in _to_nearest(error, GridRule(config, gram.diagonal().to(torch.float64))):
+        pass
+    return quadratic_loss(error, Hessian(gram, None), torch.float32)
+
+
+def _to_nearest(columns: Tensor, rule: GridRule) -> Iterator[tuple[int, AffineParams, Tensor]]:
+    """Yield the first column, the grid and the codes of each group, and leave the error in `columns`."""
+    for start in range(0, len(columns), rule.group):
+        group = columns[start : start + rule.group]
+        params = rule.params(group, start)
+        scale, zero_point = params.scale, params.zero_point.to(torch.float32)
+        codes = (group / scale).round_().add_(zero_point).clamp_(rule.dtype.qmin, rule.dtype.qmax)
+        yield start, params, codes
+        group.sub_(codes.sub_(zero_point).mul_(scale).clamp_(-LARGEST, LARGEST))
+
+
+def _rounded(weight: Tensor, factor: Factor, config: GPTQConfig) -> Columns | None:
+    """Return the columns, all rounded, or None if a target went beyond the finite numbers."""
+    columns = Columns(weight, factor, config)
+    try:
+        columns.solve(0, len(factor.hessian))
+    except NumericsError:  # a group's range
+        return None
+    return columns if bool(columns.norms.isfinite().all()) else None
+
+
+def _solution(columns: Columns, factor: Factor) -> Solution:
+    """Return the codes in the original order of the columns, with the loss."""
+    hessian = factor.hessian
+    back = None if hessian.order is None else torch.argsort(hessian.order)
+    rows = columns.rows
+    codes = transposed(columns.codes if back is None else columns.codes[back])[:rows]
+    return attrs.evolve(
+        _on_grid(codes, columns.params, columns.rule, rounded_only=factor.rounded_only),
+        loss=_loss(columns, factor) * rows / columns.error.shape[1],
+        group_index=_group_index(columns, back),
+        damping=factor.damping,
+        dead_columns=int(hessian.dead().sum()),
+    )
+
+
+def _on_grid(codes: Tensor, params: list[AffineParams], rule: GridRule, *, rounded_only: bool) -> Solution:
+    """Return the solution that the grids of all groups make of `codes` (rows, columns)."""
+    rows = len(codes)
+    return Solution(
+        codes=codes,
+        scale=torch.stack([grid.scale.expand(rows) for grid in params], 1),
+        zero_point=torch.stack([grid.zero_point.expand(rows) for grid in params], 1),
+        dtype=rule.dtype,
+        group_size=rule.config.group_size,
+        group_index=None,
+        loss=0.0,
+        damping=0.0,
+        dead_columns=int((rule.diagonal == 0).sum()),
+        rounded_only=rounded_only,
+    )
+
+
+def _group_index(columns: Columns, back: Tensor | None) -> Tensor | None:
+    """Return the group of each column in the original order, None where that tells it itself."""
+    config = columns.rule.config
+    if back is None or config.group_size is None or config.static_groups:
+        return None
+    return columns.group_of[back].to(torch.int32)
+
+
+def _require_fit(weight: Tensor, gram: Tensor, cross_gram: Tensor | None) -> None:
+    """Refuse what are no matrices, or matrices of sizes that do not fit each other."""
+    given = {"weight": weight, "gram": gram} | ({} if cross_gram is None else {"cross_gram": cross_gram})
+    for tensor in given.values():
+        require_float_tensor(tensor, "gptq")
+    shapes = [tuple(tensor.shape) for tensor in given.values()]
+    size = weight.shape[1] if weight.ndim == 2 else 0
+    if not size or any(shape != (size, size) for shape in shapes[1:]):
+        found = Found(" and ".join(map(str, shapes)))
+        expected = "(rows, columns) for the weight and (columns, columns) for Gram matrices"
+        raise ConfigError(Problem(field="weight", value=found, expected=expected))
+
+
+def _require_finite(matrix: Tensor, name: str) -> None:
+    # A finite sum has finite terms; only where it is not are they looked at one by one, which takes longer.
+    if not bool(torch.isfinite(matrix.sum())):
+        require_finite(matrix, "gptq", name)
+
+
+def _loss(columns: Columns, factor: Factor) -> float:
+    """Return tr((W - Q) H (W - Q)ᵀ), read off the residual of each target where that is exact."""
+    residuals, errors = columns.norms.square()
+    damped = float((residuals * factor.gains).sum())
+    error = float(errors.sum())
+    loss = damped - factor.added * error
+    # A residual is a float32 number as wide as the grid, less its code: what little is left of a large
+    # difference would be its rounding. And what drifted is in the residuals too.
+    exact = loss > damped / 4 and error > 2**-40 * columns.width() and factor.is_plain
+    return loss if exact else max(quadratic_loss(columns.error, factor.hessian, torch.float64), 0.0)
+
+
+def quadratic_loss(errors: Tensor, hessian: Hessian, dtype: torch.dtype) -> float:
+    """Return tr(E H Eᵀ) for Eᵀ = `errors` (columns, rows), by products in `dtype` over half of H.
+
+    >>> hessian = Hessian(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), None)
+    >>> quadratic_loss(torch.tensor([[1.0], [2.0]]), hessian, torch.float64)
+    7.0
+    """
+    # In units near the largest input, since its square may be beyond float32.
+    unit = math.ldexp(1.0, math.frexp(float(hessian.diagonal().max()))[1])
+    error, total = errors.to(dtype), 0.0
+    for low in range(0, len(error), _LOSS_BLOCK):
+        high = min(low + _LOSS_BLOCK, len(error))
+        moved = hessian.block(low, high, low, high).div_(2 * unit).to(dtype) @ error[low:high]
+        for start in range(high, len(error), PRODUCT_TERMS):
+            stop = min(start + PRODUCT_TERMS, len(error))
+            moved.addmm_(hessian.block(low, high, start, stop).div_(unit).to(dtype), error[start:stop])
+        total += float(moved.mul_(error[low:high]).sum(1, dtype=torch.float64).sum())
+    return 2 * total * unit

@@ -1,0 +1,77 @@
+"""How the grid of a group of columns follows from their values."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import attrs
+import torch
+from torch import Tensor
+
+from tico_config import DType, GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec, PerTensor
+from tico_observers import AffineParams, params_from_range
+from tico_quantizers.solvers._shrinking import least_error_share
+
+
+@attrs.frozen(eq=False)
+class GridRule:
+    """How grids are found, for columns in a fixed order: `diagonal` is that of H in this order."""
+
+    config: GPTQConfig
+    diagonal: Tensor
+
+    @property
+    def group(self) -> int:
+        """The number of columns that share a grid."""
+        return self.config.group_size or len(self.diagonal)
+
+    @property
+    def dtype(self) -> DType:
+        """The format of the codes."""
+        return DType(self.config.bits, signed=self.config.symmetric)
+
+    def params(self, columns: Tensor, start: int) -> AffineParams:
+        """Return a grid for each row, or one for all, from `columns` (columns, rows).
+
+        The first of the columns is number `start`. Those whose inputs were always zero do not count, unless
+        all of them are.
+        """
+        diagonal = self.diagonal[start : start + len(columns)]
+        alive = diagonal != 0
+        if bool(alive.any()) and not bool(alive.all()):
+            columns, diagonal = columns[alive], diagonal[alive]
+        low, high = self._range(columns)
+        whole = self._grid(low, high)
+        observer = self.config.observer
+        if not isinstance(observer, MSESpec | HessianMSESpec):
+            return whole
+        weighted = isinstance(observer, HessianMSESpec) and bool(diagonal.any())
+        share = least_error_share(
+            columns,
+            whole,
+            observer.steps,
+            importance=diagonal if weighted else None,
+            shared=self.config.per_tensor,
+        )
+        return self._grid(low * share, high * share)
+
+    def _grid(self, low: Tensor, high: Tensor) -> AffineParams:
+        symmetric = self.config.symmetric
+        return params_from_range(low, high, self.dtype, symmetric=symmetric, granularity=PerTensor())
+
+    def _range(self, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ends of the range of each row, or of all."""
+        if self.config.per_tensor:
+            columns = columns.reshape(-1, 1)
+        observer = self.config.observer
+        if isinstance(observer, PercentileSpec):
+            # Decimal text makes 99.99 mean that number, not the nearest float.
+            lower, upper = (Fraction(repr(end)) * (len(columns) - 1) / 100 for end in attrs.astuple(observer))
+            return _ranked(columns, math.floor(lower)), _ranked(columns, math.ceil(upper))
+        return columns.amin(0), columns.amax(0)
+
+
+def _ranked(columns: Tensor, rank: int) -> Tensor:
+    """Return the value of each row that `rank` others are not above of, counted from 0."""
+    return torch.kthvalue(columns, rank + 1, dim=0).values
