@@ -78,14 +78,14 @@ def test_another_process_goes_on_after_a_kill(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
-        from test_gptq_checkpoint import prepared, _core, _layer
+        from test_gptq_checkpoint import _layer, prepared, solve_by
         from tico.quantization import convert
-        solve, calls = _core.solve_by, []
+        calls = []
         def killed(*args, **kwargs):
             calls.append(1)
             if len(calls) == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return solve(*args, **kwargs)
+            return solve_by(*args, **kwargs)
         _layer.solve_by = killed
         convert(prepared(Path({str(tmp_path)!r})))
     """)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tico_config import BaseConfig, ConfigError, Found, LifecycleError, Problem, UnsupportedError
 from tico_modules import named_modules, runs_of
 from tico_quantizers import AnyPrepared, AnyQuantizer, Prepared, Registry
+from tico_quantizers.calibration import is_watched
 from tico_wrapq import Mode, QuantModuleBase
 
 STATE = "_tico_prepared"
@@ -130,9 +131,8 @@ def _prepared_with(state: AnyPrepared) -> str:
 
 def _is_watched(module: nn.Module) -> bool:
     """Whether an algorithm is calibrating this module, by a wrapper or by hooks."""
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
     wrapped = isinstance(module, QuantModuleBase) and module.mode is Mode.CALIB
-    return wrapped or any(type(hook).__module__.startswith("tico_quantizers.") for hook in hooks)
+    return wrapped or is_watched(module)
 
 
 def state_of(model: nn.Module) -> AnyPrepared:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar, Generic, Protocol, TypeVar, final
 
 import attrs
@@ -12,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tico_config import BaseConfig, to_json
 from tico_modules import Edit, Report, Run, library_versions, model_fingerprint, remember
-from tico_quantizers.calibration import Calibration, watch_forward
+from tico_quantizers.calibration import Calibration, remove_hooks, unchanged_process, watch_forward
 
 __all__ = ["AnyPrepared", "AnyQuantizer", "BaseQuantizer", "Converted", "Example", "Prepared"]
 
@@ -74,7 +75,9 @@ class BaseQuantizer(ABC, Generic[C, K]):
     ) -> tuple[nn.Module, Prepared[C, K]]:
         """Prepare and return the root with everything that `convert` will need."""
         origin = Origin(config=to_json(self.config), model=model_fingerprint(model))
-        root, calibration = self.prepare(model, example, edit)
+        edit.on_undo(partial(remove_hooks, model))
+        with unchanged_process():
+            root, calibration = self.prepare(model, example, edit)
         prepared = Prepared(self, calibration, watch_forward(root, calibration), origin)
         edit.on_undo(prepared.stop_watching)
         return root, prepared
@@ -104,7 +107,8 @@ class Prepared(Generic[C, K]):
         """Finish the work and return the root; hooks go and modules learn of it once all has succeeded."""
         edit.on_commit(self.stop_watching)
         self.calibration.pause(edit)
-        converted = self._quantizer.convert(model, self.calibration, edit)
+        with unchanged_process():
+            converted = self._quantizer.convert(model, self.calibration, edit)
         data = self.calibration.data
         run = Run(
             report=converted.report,

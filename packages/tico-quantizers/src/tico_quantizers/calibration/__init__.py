@@ -1,20 +1,11 @@
 """Watching the forward passes of a model, and running its blocks again."""
 
-from tico_quantizers.calibration._activation_store import ActivationStore, StoredTensor
-from tico_quantizers.calibration._block_calls import BlockCalls, NothingMore
-from tico_quantizers.calibration._block_grams import BlockGrams
-from tico_quantizers.calibration._called_once import CalledOnce, LastLayer
-from tico_quantizers.calibration._calls import (
-    Autocast,
-    Call,
-    Kept,
-    Opaque,
-    Replay,
-    leaves_of,
-    map_leaves,
-    tensor_leaves,
-)
-from tico_quantizers.calibration._early_end import EarlyEnd
+from tico_quantizers.calibration._activation_store import ActivationStore
+from tico_quantizers.calibration._block_calls import BlockCalls
+from tico_quantizers.calibration._block_driver import Step, run_blocks
+from tico_quantizers.calibration._block_inputs import BlockInputs, BlockOptions, TokenRule
+from tico_quantizers.calibration._calls import Replay, map_leaves, tensor_leaves
+from tico_quantizers.calibration._checkpoint import Checkpoint
 from tico_quantizers.calibration._forward_watch import (
     Calibration,
     Recorder,
@@ -23,40 +14,39 @@ from tico_quantizers.calibration._forward_watch import (
     watch_forward,
 )
 from tico_quantizers.calibration._grouped_gram import GroupedGram
+from tico_quantizers.calibration._hooks import Hook, after_call, before_call, is_watched, remove_hooks
 from tico_quantizers.calibration._input_grams import InputGrams, located
+from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._reached_layers import ReachedLayers
-from tico_quantizers.calibration._snapshots import Snapshots, fingerprint, tensors_in
-from tico_quantizers.calibration._token_weights import WITH_GRADIENTS, watch_sensitivity
+from tico_quantizers.calibration._snapshots import Snapshots, revision
 
 __all__ = [
-    "WITH_GRADIENTS",
     "ActivationStore",
-    "Autocast",
     "BlockCalls",
-    "BlockGrams",
+    "BlockInputs",
+    "BlockOptions",
     "Calibration",
-    "Call",
-    "CalledOnce",
-    "EarlyEnd",
+    "Checkpoint",
     "GroupedGram",
+    "Hook",
     "InputGrams",
-    "Kept",
-    "LastLayer",
-    "NothingMore",
-    "Opaque",
     "ReachedLayers",
     "Recorder",
     "Replay",
     "Snapshots",
-    "StoredTensor",
-    "fingerprint",
-    "leaves_of",
+    "Step",
+    "TokenRule",
+    "after_call",
+    "before_call",
+    "is_watched",
     "located",
     "map_leaves",
+    "remove_hooks",
     "require_evaluation_mode",
     "require_watched",
+    "revision",
+    "run_blocks",
     "tensor_leaves",
-    "tensors_in",
+    "unchanged_process",
     "watch_forward",
-    "watch_sensitivity",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import partial
 
 import attrs
 import torch
@@ -24,7 +25,8 @@ from tico_quantizers.calibration._calls import (
     with_leaves,
 )
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
-from tico_quantizers.calibration._snapshots import Snapshots, fingerprint
+from tico_quantizers.calibration._hooks import after_call, before_call
+from tico_quantizers.calibration._snapshots import Snapshots, revision
 
 
 class NothingMore(Exception):  # noqa: N818  # it is none
@@ -40,10 +42,10 @@ class _Output:
 
     place: FromPrevious
     tensor: weakref.ref[Tensor]
-    fingerprint: int
+    revision: int
 
     def is_still(self, tensor: Tensor) -> bool:
-        return self.tensor() is tensor and self.fingerprint == fingerprint(tensor)
+        return self.tensor() is tensor and self.revision == revision(tensor)
 
 
 class BlockCalls(Recorder):
@@ -76,11 +78,22 @@ class BlockCalls(Recorder):
         """Set the hooks that tell it, while `calibration` watches, what each block gets and gives."""
         handles: list[RemovableHandle] = []
         for number, block in enumerate(self.blocks):
-            before, after = _Before(self, number, calibration), _After(self, number, calibration)
+            begin, end = partial(self._begin, calibration, number), partial(self._end, calibration, number)
             # In front of the user's own hooks, which will see what it has kept when the block runs again.
-            handles.append(block.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
-            handles.append(block.register_forward_hook(after))
+            handles.append(before_call(block, begin, calibration, first=True))
+            handles.append(after_call(block, end, calibration))
         return handles
+
+    def _begin(
+        self, calibration: Calibration, number: int, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
+        if not calibration.in_forward:
+            self.drop_calls()
+        self.note_call(number, args, kwargs)
+
+    def _end(self, calibration: Calibration, number: int, args: object, output: object) -> None:
+        self.note_output(number, output)
+        calibration.accept_unless_in_forward()
 
     def drop_unfinished(self) -> None:
         """Forget the calls of a pass that did not end."""
@@ -151,7 +164,7 @@ class BlockCalls(Recorder):
         self._snapshots.settle()
         call = len(self._accepted[number]) + len(self._unfinished[number]) - 1
         self._outputs[number] = [
-            _Output(FromPrevious(call, leaf), weakref.ref(tensor), fingerprint(tensor))
+            _Output(FromPrevious(call, leaf), weakref.ref(tensor), revision(tensor))
             for leaf, tensor in enumerate(tensor_leaves(output))
         ]
 
@@ -224,24 +237,3 @@ def _computing_in(dtype: torch.dtype | None) -> AbstractContextManager[object]:
     if torch.cuda.is_available():  # which of both a block computes on is not known here
         stack.enter_context(torch.autocast("cuda", dtype=dtype))
     return stack
-
-
-class _Before:
-    def __init__(self, calls: BlockCalls, number: int, calibration: Calibration) -> None:
-        self._calls, self._number, self._calibration = calls, number, calibration
-
-    def __call__(self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        if self._calibration.watching:
-            if not self._calibration.in_forward:
-                self._calls.drop_calls()
-            self._calls.note_call(self._number, args, kwargs)
-
-
-class _After:
-    def __init__(self, calls: BlockCalls, number: int, calibration: Calibration) -> None:
-        self._calls, self._number, self._calibration = calls, number, calibration
-
-    def __call__(self, block: nn.Module, args: object, output: object) -> None:
-        if self._calibration.watching:
-            self._calls.note_output(self._number, output)
-            self._calibration.accept_unless_in_forward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import attrs
 from torch import nn
@@ -10,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tico_quantizers.calibration._block_calls import NothingMore
 from tico_quantizers.calibration._forward_watch import Calibration
+from tico_quantizers.calibration._hooks import after_call, before_call
 from tico_quantizers.layers import Layer
 
 
@@ -29,22 +31,19 @@ class CalledOnce:
         """Set the hooks that count the calls of layers while `calibration` watches."""
         handles: list[RemovableHandle] = []
         for number, block in enumerate(blocks):
-            handles.append(block.register_forward_pre_hook(_Begin(self, number, calibration)))
+            handles.append(before_call(block, partial(self._begin, number), calibration))
             for path, layer in self._layers[number].items():
-                handles.append(layer.register_forward_pre_hook(_Note(self, number, path)))
-            handles.append(block.register_forward_hook(_End(self, number, calibration)))
+                handles.append(before_call(layer, partial(self._note, number, path)))
+            handles.append(after_call(block, partial(self._end, number), calibration))
         return handles
 
-    def begin(self, number: int) -> None:
-        """Start to count for a call of block `number`."""
+    def _begin(self, number: int, args: object, kwargs: object) -> None:
         self._called[number] = []
 
-    def note(self, number: int, path: str) -> None:
-        """Count a call of one of its layers."""
+    def _note(self, number: int, path: str, args: object, kwargs: object) -> None:
         self._called[number].append(path)
 
-    def end(self, number: int) -> None:
-        """Compare the calls of its layers with the layers."""
+    def _end(self, number: int, args: object, output: object) -> None:
         if sorted(self._called[number]) == sorted(self._layers[number]):
             self._whole[number] += 1
         else:
@@ -53,38 +52,6 @@ class CalledOnce:
     def holds(self, number: int) -> bool:
         """Return whether it is so for block `number`."""
         return self._whole[number] > 0 and not self._other[number]
-
-
-@attrs.frozen(eq=False)
-class _Begin:
-    counts: CalledOnce
-    number: int
-    calibration: Calibration
-
-    def __call__(self, block: nn.Module, args: object) -> None:
-        if self.calibration.watching:
-            self.counts.begin(self.number)
-
-
-@attrs.frozen(eq=False)
-class _Note:
-    counts: CalledOnce
-    number: int
-    path: str
-
-    def __call__(self, layer: nn.Module, args: object) -> None:
-        self.counts.note(self.number, self.path)
-
-
-@attrs.frozen(eq=False)
-class _End:
-    counts: CalledOnce
-    number: int
-    calibration: Calibration
-
-    def __call__(self, block: nn.Module, args: object, output: object) -> None:
-        if self.calibration.watching:
-            self.counts.end(self.number)
 
 
 @attrs.define(eq=False)
@@ -96,21 +63,15 @@ class LastLayer:
 
     def watch(self, block: nn.Module) -> list[RemovableHandle]:
         """Set the hooks, behind those of whoever learns from the layers."""
-        handles: list[RemovableHandle] = [block.register_forward_pre_hook(self._begin)]
+        handles = [before_call(block, self._begin)]
         for path, layer in self.layers.items():
-            handles.append(layer.register_forward_pre_hook(_Reached(self, path)))
+            handles.append(before_call(layer, partial(self._reach, path)))
         return handles
 
-    def _begin(self, block: nn.Module, args: object) -> None:
+    def _begin(self, args: object, kwargs: object) -> None:
         self.waiting = set(self.layers)
 
-
-@attrs.frozen(eq=False)
-class _Reached:
-    last: LastLayer
-    path: str
-
-    def __call__(self, layer: nn.Module, args: object) -> None:
-        self.last.waiting.discard(self.path)
-        if not self.last.waiting:
+    def _reach(self, path: str, args: object, kwargs: object) -> None:
+        self.waiting.discard(path)
+        if not self.waiting:
             raise NothingMore

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from torch import nn
@@ -12,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from tico_modules import Edit
 from tico_quantizers.calibration._block_calls import BlockCalls, NothingMore
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
+from tico_quantizers.calibration._hooks import before_call
 
 
 class _Callable(Protocol):
@@ -46,15 +48,19 @@ class EarlyEnd(Recorder):
         self, modules: Sequence[nn.Module], calibration: Calibration, *, counts: Callable[[], bool]
     ) -> list[RemovableHandle]:
         """Count the calls of `modules` within a pass of the model, as far as `counts` says so."""
-        hook = _Count(self, calibration, counts)
-        return [module.register_forward_pre_hook(hook) for module in modules]
+        count = partial(self._count, calibration, counts)
+        return [before_call(module, count, calibration) for module in modules]
 
-    def count(self) -> None:
+    def _count(
+        self, calibration: Calibration, counts: Callable[[], bool], args: object, kwargs: object
+    ) -> None:
         """Note that something was captured, and end the pass if it was the last.
 
         Raises:
             Exception: of a kind that the model's `forward` catches.
         """
+        if not (calibration.in_forward and counts()):
+            return
         self._in_this += 1
         if self.is_off or self._in_first is None:
             return
@@ -78,15 +84,6 @@ class EarlyEnd(Recorder):
             wrapper: object = vars(root).get(name)
             if isinstance(wrapper, _EndingForward | _WholePasses):
                 edit.on_commit(_Restored(root, name, wrapper.original))
-
-
-class _Count:
-    def __init__(self, end: EarlyEnd, calibration: Calibration, counts: Callable[[], bool]) -> None:
-        self._end, self._calibration, self._counts = end, calibration, counts
-
-    def __call__(self, module: nn.Module, args: object) -> None:
-        if self._calibration.watching and self._calibration.in_forward and self._counts():
-            self._end.count()
 
 
 class _EndingForward:

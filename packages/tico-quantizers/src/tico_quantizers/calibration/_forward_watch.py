@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from functools import partial
 
-import attrs
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
@@ -13,10 +12,16 @@ from torch.utils.hooks import RemovableHandle
 
 from tico_config import CalibrationError, Found, Problem
 from tico_modules import DataFingerprint, Edit, named_modules
+from tico_quantizers.calibration._hooks import after_call, before_call
 
 
 class Recorder(ABC):
     """Something that learns from forward passes, and takes back what an unfinished one has shown."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a call that it records as a whole goes on: what happens inside does not count yet."""
+        return False
 
     @abstractmethod
     def drop_unfinished(self) -> None:
@@ -61,9 +66,28 @@ class Calibration(Recorder):
             recorder.accept()
         self.data.accept()
 
+    def begin(
+        self, modal: list[tuple[str, nn.Module]], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
+        """Start to learn from a forward pass of the model.
+
+        Raises:
+            CalibrationError: one of the `modal` modules is in training mode.
+        """
+        _require_evaluation_mode(modal)
+        self.drop_unfinished()
+        self.data.note(args, kwargs)
+        self.in_forward = True
+
+    def end(self, args: object, output: object) -> None:
+        """Count the forward pass of the model, which has ended well."""
+        if self.in_forward:
+            self.in_forward = False
+            self.accept()
+
     def accept_unless_in_forward(self) -> None:
         """Count at once what a part of the model that was called by itself has shown."""
-        if not self.in_forward:
+        if not (self.in_forward or any(recorder.is_running for recorder in self.recorders)):
             self.accept()
 
     def pause(self, edit: Edit) -> None:
@@ -72,35 +96,10 @@ class Calibration(Recorder):
         edit.set_attribute(self, "watching", False)
 
 
-@attrs.define(eq=False)
-class _Begin:
-    calibration: Calibration
-    modal: list[tuple[str, nn.Module]]
-
-    def __call__(self, root: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        if self.calibration.watching:
-            _require_evaluation_mode(self.modal)
-            self.calibration.drop_unfinished()
-            self.calibration.data.note(args, kwargs)
-            self.calibration.in_forward = True
-
-
-@attrs.define(eq=False)
-class _End:
-    calibration: Calibration
-
-    def __call__(self, root: nn.Module, args: object, output: object) -> None:
-        if self.calibration.watching and self.calibration.in_forward:
-            self.calibration.in_forward = False
-            self.calibration.accept()
-
-
 def watch_forward(root: nn.Module, calibration: Calibration) -> tuple[RemovableHandle, ...]:
     """Tell `calibration` where each forward pass of `root` begins and ends; return the hooks."""
-    return (
-        root.register_forward_pre_hook(_Begin(calibration, _modal(root)), with_kwargs=True),
-        root.register_forward_hook(_End(calibration)),
-    )
+    begin = partial(calibration.begin, _modal(root))
+    return before_call(root, begin, calibration), after_call(root, calibration.end, calibration)
 
 
 def require_evaluation_mode(root: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
@@ -15,7 +16,6 @@ class GroupedGram:
 
     `total` is the sum of the weights of its rows, `squares` that of their squares.
 
-    >>> import torch
     >>> gram = GroupedGram.empty(groups=1, columns=2).observe(torch.tensor([[[1.0, 2.0]]]))
     >>> gram.rows, gram.parts[0].matrix().tolist()
     (1, [[1.0, 2.0], [2.0, 4.0]])
@@ -39,6 +39,10 @@ class GroupedGram:
     def effective_rows(self) -> float:
         """How many rows of equal weight tell as much as these: Kish's (Σw)² / Σw²."""
         return self.total**2 / self.squares if self.squares else 0.0
+
+    def mean(self) -> Tensor:
+        """Return the mean of xᵀx over the rows of the first group, float32 (columns, columns)."""
+        return (self.parts[0].matrix() / self.rows).to(torch.float32)
 
     def observe(self, rows: Tensor, weights: Tensor | None = None, *, in_place: bool = False) -> Self:
         """Return the one with `rows` (groups, rows, columns) added, weighted by `weights` (rows,).

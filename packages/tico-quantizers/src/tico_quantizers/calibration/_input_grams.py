@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import TicoError, TokenWeights
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
 from tico_quantizers.calibration._grouped_gram import GroupedGram
+from tico_quantizers.calibration._hooks import before_call
 from tico_quantizers.calibration._snapshots import same_bits, version
 from tico_quantizers.layers import (
     IntegerLayer,
@@ -27,7 +29,7 @@ from tico_quantizers.layers import (
 
 
 @attrs.define(eq=False)
-class Reading:
+class LayerInput:
     """An input of the pass that goes on, its `added` as `input_rows` takes it, and who has read it.
 
     `weights` say how much each of its rows counts; None counts all alike. `twin` is what the float model has
@@ -65,7 +67,7 @@ class InputGrams(Recorder):
 
     They are kept by the set of layers that read an input. Layers that always read the same tensor (query,
     key and value projections) thus share one matrix, whatever the model looks like, if they have the same
-    `token_weights`. If `asymmetric`, they are those of rows twice as long: of `Reading.drifted_rows`.
+    `token_weights`. If `asymmetric`, they are those of rows twice as long: of `LayerInput.drifted_rows`.
     """
 
     def __init__(
@@ -78,12 +80,12 @@ class InputGrams(Recorder):
     ) -> None:
         self.layers = layers
         self.token_weights = token_weights or {}
-        self.latest: dict[str, Reading] = {}
+        self.latest: dict[str, LayerInput] = {}
         self._disposable = disposable
         self._asymmetric = asymmetric
         self._grams: dict[frozenset[str], GroupedGram] = {}
         self._digested: dict[frozenset[str], GroupedGram] | None = None
-        self._inputs: list[Reading] = []
+        self._inputs: list[LayerInput] = []
 
     def watch(
         self, calibration: Calibration, *, except_within: BlockCalls | None = None
@@ -94,9 +96,22 @@ class InputGrams(Recorder):
         """
         handles: list[RemovableHandle] = []
         for path, layer in self.layers.items():
-            hook = _Read(self, path, layer, calibration, except_within)
-            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            read = partial(self._read, calibration, except_within, path)
+            handles.append(before_call(layer, read, calibration))
         return handles
+
+    def _read(
+        self,
+        calibration: Calibration,
+        except_within: BlockCalls | None,
+        path: str,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> None:
+        if except_within is None or not except_within.is_running:
+            x, layer = input_tensor(path, args, kwargs), self.layers[path]
+            self.note(path, layer, x, output_added(layer, x, args, kwargs))
+            calibration.accept_unless_in_forward()
 
     def note(self, path: str, layer: Layer, x: Tensor, added: tuple[int, ...] | None = None) -> None:
         """Keep the input `x` of the layer at `path` until the pass ends."""
@@ -107,11 +122,11 @@ class InputGrams(Recorder):
                 self.latest[path] = known
                 return
         # A copy: the model may write to the tensor before the pass ends.
-        self.latest[path] = Reading(x, layer, x.detach().clone(), [path], added, version=version(x))
+        self.latest[path] = LayerInput(x, layer, x.detach().clone(), [path], added, version=version(x))
         self.latest[path].weights = self._given_weights(path, layer, x)
         self._inputs.append(self.latest[path])
 
-    def _same_rows(self, known: Reading, path: str, layer: Layer) -> bool:
+    def _same_rows(self, known: LayerInput, path: str, layer: Layer) -> bool:
         """Whether both make the same rows of the same input: linear layers without a grid of their own do."""
         plain = all(
             reads_rows(reader) and (not isinstance(reader, IntegerLayer) or reader.act_in is None)
@@ -199,23 +214,3 @@ def located(error: TicoError, path: str) -> TicoError:
     """Return `error` with the path of the module that it is about."""
     first, *others = (attrs.evolve(problem, module=path) for problem in error.problems)
     return type(error)(first, *others)
-
-
-class _Read:
-    def __init__(
-        self,
-        grams: InputGrams,
-        path: str,
-        layer: Layer,
-        calibration: Calibration,
-        except_within: BlockCalls | None,
-    ) -> None:
-        self._grams, self._path, self._layer = grams, path, layer
-        self._calibration, self._except_within = calibration, except_within
-
-    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        within = self._except_within is not None and self._except_within.is_running
-        if self._calibration.watching and not within:
-            x = input_tensor(self._path, args, kwargs)
-            self._grams.note(self._path, self._layer, x, output_added(self._layer, x, args, kwargs))
-            self._calibration.accept_unless_in_forward()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import Found, NumericsError, Problem
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
+from tico_quantizers.calibration._hooks import before_call
 from tico_quantizers.layers import Layer, input_tensor
 
 
@@ -31,9 +33,15 @@ class ReachedLayers(Recorder):
     def watch(self, calibration: Calibration) -> list[RemovableHandle]:
         """Set a hook on every layer that notes its calls while `calibration` watches."""
         return [
-            layer.register_forward_pre_hook(_Reach(self, path, calibration), with_kwargs=True)
+            before_call(layer, partial(self._read, calibration, path), calibration)
             for path, layer in self._layers.items()
         ]
+
+    def _read(
+        self, calibration: Calibration, path: str, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> None:
+        self.note(path, input_tensor(path, args, kwargs))
+        calibration.accept_unless_in_forward()
 
     def note(self, path: str, x: Tensor) -> None:
         """Note that the layer at `path` is called with `x`.
@@ -58,13 +66,3 @@ class ReachedLayers(Recorder):
         """Count the layers of the pass that has ended."""
         self.rows.update(self._unfinished)
         self._unfinished = Counter()
-
-
-class _Reach:
-    def __init__(self, reached: ReachedLayers, path: str, calibration: Calibration) -> None:
-        self._reached, self._path, self._calibration = reached, path, calibration
-
-    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        if self._calibration.watching:
-            self._reached.note(self._path, input_tensor(self._path, args, kwargs))
-            self._calibration.accept_unless_in_forward()

@@ -34,7 +34,7 @@ _BY_REFERENCE = (
 )
 
 
-def fingerprint(tensor: Tensor) -> int:
+def revision(tensor: Tensor) -> int:
     """Return a number that is another one after something has written to `tensor`."""
     if not tensor.is_inference():
         return tensor._version

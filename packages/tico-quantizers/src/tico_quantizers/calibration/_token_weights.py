@@ -22,7 +22,8 @@ from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
 from tico_quantizers.calibration._calls import Autocast, tensor_leaves
-from tico_quantizers.calibration._input_grams import InputGrams, Reading
+from tico_quantizers.calibration._hooks import after_call, before_call
+from tico_quantizers.calibration._input_grams import InputGrams, LayerInput
 from tico_quantizers.layers import reads_rows
 
 WITH_GRADIENTS = (
@@ -45,13 +46,8 @@ def watch_sensitivity(block: nn.Module, grams: InputGrams) -> list[RemovableHand
     if not layers:
         return []
     run = _Run(grams)
-    handles: list[RemovableHandle] = [
-        block.register_forward_pre_hook(run.begin, with_kwargs=True),
-        block.register_forward_hook(run.end),
-    ]
-    for path, layer in layers.items():
-        handles.append(layer.register_forward_hook(_Tap(run, path)))
-    return handles
+    taps = [after_call(layer, partial(run.read, path)) for path, layer in layers.items()]
+    return [before_call(block, run.begin), after_call(block, run.end), *taps]
 
 
 @attrs.define(eq=False)
@@ -62,9 +58,9 @@ class _Run:
     ends: list[Tensor] = attrs.field(factory=list)
     tapped: list[Node] = attrs.field(factory=list)
     masks: list[Tensor] = attrs.field(factory=list)
-    squares: dict[int, tuple[Reading, Tensor]] = attrs.field(factory=dict)
+    squares: dict[int, tuple[LayerInput, Tensor]] = attrs.field(factory=dict)
 
-    def begin(self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+    def begin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         self._forget()
         self.masks = [leaf for leaf in (*tensor_leaves(args), *tensor_leaves(kwargs)) if leaf.ndim == 4]
         torch.set_grad_enabled(True)
@@ -72,7 +68,12 @@ class _Run:
     def _forget(self) -> None:
         self.ends, self.tapped, self.masks, self.squares = [], [], [], {}
 
-    def tap(self, reading: Reading, output: Tensor) -> Tensor:
+    def read(self, path: str, args: object, output: object) -> object:
+        if isinstance(output, Tensor) and output.is_floating_point() and torch.is_grad_enabled():
+            return self.tap(self.grams.latest[path], output)
+        return None
+
+    def tap(self, reading: LayerInput, output: Tensor) -> Tensor:
         """Return `output` such that the derivative by it is noted."""
         if not _leads_to(output.grad_fn, self.tapped):
             self.ends.append(output.detach().requires_grad_())
@@ -83,12 +84,12 @@ class _Run:
             self.tapped.append(output.grad_fn)
         return output
 
-    def _note(self, reading: Reading, slope: Tensor) -> None:
+    def _note(self, reading: LayerInput, slope: Tensor) -> None:
         squares = torch.linalg.vector_norm(slope, dim=-1, dtype=torch.float32).square() / slope.shape[-1]
         known = self.squares.get(id(reading))
         self.squares[id(reading)] = reading, squares if known is None else known[1] + squares
 
-    def end(self, block: nn.Module, args: object, output: object) -> None:
+    def end(self, args: object, output: object) -> None:
         torch.set_grad_enabled(False)
         result = next((leaf for leaf in tensor_leaves(output) if leaf.requires_grad), None)
         if result is not None and self.ends:
@@ -99,17 +100,6 @@ class _Run:
         for reading, squares in self.squares.values():
             reading.weights = power_of_four(squares)
         self._forget()
-
-
-@attrs.frozen(eq=False)
-class _Tap:
-    run: _Run
-    path: str
-
-    def __call__(self, layer: nn.Module, args: object, output: object) -> object:
-        if isinstance(output, Tensor) and output.is_floating_point() and torch.is_grad_enabled():
-            return self.run.tap(self.run.grams.latest[self.path], output)
-        return None
 
 
 def _leads_to(node: Node | None, known: list[Node]) -> bool:

@@ -1,7 +1,9 @@
 """From a plan to integer modules."""
 
+from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._progress import Progress
 
 __all__ = [
+    "Conversion",
     "Progress",
 ]

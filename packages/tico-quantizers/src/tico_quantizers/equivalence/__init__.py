@@ -5,7 +5,14 @@ from tico_quantizers.equivalence._folding import exact_for, fold, put_matrix
 from tico_quantizers.equivalence._input_maxima import InputMaxima
 from tico_quantizers.equivalence._pair_calibration import PairCalibration
 from tico_quantizers.equivalence._pair_search import candidates_of, known_pairs
-from tico_quantizers.equivalence._smoothing_pairs import Candidates, FoundPairs, Pair, Reader, find_pairs
+from tico_quantizers.equivalence._smoothing_pairs import (
+    Candidates,
+    FoundPairs,
+    Pair,
+    Reader,
+    find_pairs,
+    reason_against_scaling,
+)
 
 __all__ = [
     "Candidates",
@@ -22,4 +29,5 @@ __all__ = [
     "fold",
     "known_pairs",
     "put_matrix",
+    "reason_against_scaling",
 ]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import weakref
+from functools import partial
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import TicoError
 from tico_observers import AbsMaxStatistic
-from tico_quantizers.calibration import Calibration, Recorder, fingerprint, located
+from tico_quantizers.calibration import Calibration, Recorder, before_call, located, revision
 from tico_quantizers.equivalence._smoothing_pairs import Pair, Reader
 from tico_quantizers.layers import feature_axis, input_tensor
 
@@ -21,10 +22,10 @@ class _Last:
     """The tensor that was observed last, as long as it lives."""
 
     tensor: weakref.ref[Tensor]
-    fingerprint: int
+    revision: int
 
     def is_still(self, tensor: Tensor) -> bool:
-        return self.tensor() is tensor and self.fingerprint == fingerprint(tensor)
+        return self.tensor() is tensor and self.revision == revision(tensor)
 
 
 class InputMaxima(Recorder):
@@ -46,12 +47,26 @@ class InputMaxima(Recorder):
 
     def watch(self, pairs: tuple[Pair, ...], calibration: Calibration) -> list[RemovableHandle]:
         """Set a hook on every reader that observes its inputs while `calibration` watches."""
-        hooks = [
-            (reader.layer, _Read(self, reader, _first_alike(pair, reader).path, calibration))
+        return [
+            before_call(
+                reader.layer,
+                partial(self._read, calibration, reader, _first_alike(pair, reader).path),
+                calibration,
+            )
             for pair in pairs
             for reader in pair.readers
         ]
-        return [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in hooks]
+
+    def _read(
+        self,
+        calibration: Calibration,
+        reader: Reader,
+        name: str,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> None:
+        self.note(reader, name, input_tensor(reader.path, args, kwargs))
+        calibration.accept_unless_in_forward()
 
     def note(self, reader: Reader, name: str, x: Tensor) -> None:
         """Observe the input `x` of `reader` under `name`, unless it was the last one observed there.
@@ -66,7 +81,7 @@ class InputMaxima(Recorder):
             self._unfinished[name] = seen.observe(x.movedim(feature_axis(reader.layer), -1))
         except TicoError as error:
             raise located(error, reader.path) from None
-        self._last[name] = _Last(weakref.ref(x), fingerprint(x))
+        self._last[name] = _Last(weakref.ref(x), revision(x))
 
     def drop_unfinished(self) -> None:
         """Forget what a pass that did not end has shown."""
@@ -93,14 +108,3 @@ class InputMaxima(Recorder):
 
 def _first_alike(pair: Pair, reader: Reader) -> Reader:
     return next(other for other in pair.readers if torch.equal(other.channels, reader.channels))
-
-
-class _Read:
-    def __init__(self, maxima: InputMaxima, reader: Reader, name: str, calibration: Calibration) -> None:
-        self._maxima, self._reader, self._name = maxima, reader, name
-        self._calibration = calibration
-
-    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        if self._calibration.watching:
-            self._maxima.note(self._reader, self._name, input_tensor(self._reader.path, args, kwargs))
-            self._calibration.accept_unless_in_forward()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 
 from torch import nn
 
 from tico_config import CalibrationError, Found, Problem, SmoothingConfig
-from tico_modules import Edit
-from tico_quantizers.calibration import Calibration, ReachedLayers, Recorder
+from tico_quantizers.calibration import Calibration, ReachedLayers, Recorder, before_call
 from tico_quantizers.equivalence._pair_search import traced_pairs
 from tico_quantizers.equivalence._smoothing_pairs import Candidates, FoundPairs
 from tico_quantizers.protocol import Example
@@ -28,28 +28,23 @@ class PairCalibration(Calibration):
         self.reached = ReachedLayers(candidates.layers)
         super().__init__(self.reached, *recorders)
 
-    def begin(self, model: nn.Module, found: FoundPairs | None, edit: Edit) -> None:
-        """Start to watch, unless `edit` is undone."""
-        edit.on_undo(self.stop)
+    def start(self, model: nn.Module, found: FoundPairs | None) -> None:
+        """Start to watch; without the pairs, find them in the first pass."""
         self.handles += self.reached.watch(self)
         if found is None:
-            self.handles.append(model.register_forward_pre_hook(_First(self), with_kwargs=True))
+            self.handles.append(before_call(model, partial(self._find, model)))
         else:
             self.found = found
             self.watch(found)
-
-    def stop(self) -> None:
-        """Remove every hook."""
-        for handle in self.handles:
-            handle.remove()
 
     @abstractmethod
     def watch(self, found: FoundPairs) -> None:
         """Start to watch what the readers of the pairs are given."""
 
-    def find(self, model: nn.Module, example: Example) -> None:
+    def _find(self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Find the pairs by running `model`, if they are not known."""
         if self.found is None and self.watching:
+            example = Example(args=args, kwargs=kwargs)
             self.watching = False
             try:
                 found = traced_pairs(model, self.candidates, self.config, example)
@@ -81,11 +76,3 @@ class PairCalibration(Calibration):
         if problems:
             raise CalibrationError(*problems)
         return self.found
-
-
-class _First:
-    def __init__(self, calibration: PairCalibration) -> None:
-        self._calibration = calibration
-
-    def __call__(self, root: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        self._calibration.find(root, Example(args=args, kwargs=kwargs))

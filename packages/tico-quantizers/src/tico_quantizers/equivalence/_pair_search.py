@@ -19,7 +19,7 @@ from tico_config import (
     unmatched_problems,
 )
 from tico_modules import named_modules
-from tico_quantizers.calibration import Replay, Snapshots, require_evaluation_mode
+from tico_quantizers.calibration import Replay, Snapshots, require_evaluation_mode, unchanged_process
 from tico_quantizers.equivalence._smoothing_pairs import (
     Candidates,
     FoundPairs,
@@ -95,7 +95,7 @@ def traced_pairs(
             output: object = model.forward(*args, **kwargs)
         return output
 
-    with torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with unchanged_process():
         found = find_pairs(model, candidates, run)
     if _inserts(config):
         found = with_multiplications(found, candidates)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeAlias
 
 import attrs
@@ -13,18 +14,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tico_modules import named_modules, parameter, tied_paths
+from tico_quantizers.calibration import after_call, before_call
 from tico_quantizers.equivalence._channel_flow import ChannelFlow, Channels
 from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_scale
 from tico_quantizers.layers import (
     FloatLayer,
     IntegerLayer,
     Layer,
-    as_layer,
     columns,
     feature_axis,
     groups,
     input_tensor,
-    reason_against,
+    layers_in,
+    reasons_against,
     shape,
 )
 
@@ -82,28 +84,16 @@ class Candidates:
     @classmethod
     def of(cls, model: nn.Module) -> Candidates:
         """Look at every module."""
-        tied = tied_paths(model)
-        attention = tuple(
-            f"{path}." if path else "out_proj"
+        layers = layers_in(model)
+        reasons = reasons_against(model, layers)
+        reasons |= {path: why for path, layer in layers.items() if (why := reason_against_scaling(layer))}
+        scales = {
+            path: scale
             for path, module in named_modules(model)
-            if isinstance(module, nn.MultiheadAttention)
-        )
-        layers: dict[str, Layer] = {}
-        scales: dict[str, ChannelScale] = {}
-        reasons: dict[str, str] = {}
-        for path, module in named_modules(model):
-            layer, scale = as_layer(module), None
-            if layer is not None:
-                layers[path] = layer
-                reason = _reason(layer, inside_attention=bool(attention) and path.startswith(attention))
-            else:
-                scale, reason = as_channel_scale(module), None
-            if scale is not None:
-                scales[path] = scale
-            if path in tied:
-                reason = reason or f"its weight is tied to {tied[path]}"
-            if reason is not None and (layer is not None or scale is not None):
-                reasons[path] = reason
+            if path not in layers and (scale := as_channel_scale(module)) is not None
+        }
+        tied = tied_paths(model)
+        reasons |= {path: f"its weight is tied to {tied[path]}" for path in scales if path in tied}
         return cls(layers=layers, scales=scales, reasons=reasons)
 
     def source(self, path: str) -> Source | None:
@@ -125,13 +115,12 @@ class Candidates:
             yield path, scale.module
 
 
-def _reason(layer: Layer, *, inside_attention: bool) -> str | None:
+def reason_against_scaling(layer: Layer) -> str | None:
+    """Return why neither rows nor columns of `layer` can take scales, or None."""
     if isinstance(layer, IntegerLayer):
         return "its weight is quantized already"
-    reason = reason_against(layer, inside_attention=inside_attention)
-    if reason is None and groups(layer) > 1:
-        return f"convolutions with groups={groups(layer)} are left alone"
-    return reason
+    count = groups(layer)
+    return f"convolutions with groups={count} are left alone" if count > 1 else None
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -173,7 +162,7 @@ def _plain(output: object) -> object:
 
 
 @attrs.define(eq=False)
-class _Reading:
+class _Observed:
     """What a layer has read in all of its calls: the channels of one source, or something else as well."""
 
     source: str | None
@@ -191,7 +180,7 @@ class _Trace:
         }
         self.flow = ChannelFlow(guarded)
         self._candidates = candidates
-        self._readings: dict[str, list[_Reading]] = {}
+        self._readings: dict[str, list[_Observed]] = {}
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -200,8 +189,8 @@ class _Trace:
         try:
             for path, module in self._candidates.atoms():
                 # Behind the user's own hooks: what counts is what the layer reads and gives in the end.
-                handles.append(module.register_forward_pre_hook(_Enter(self, path), with_kwargs=True))
-                handles.append(module.register_forward_hook(_Leave(self, path)))
+                handles.append(before_call(module, partial(self.enter, path)))
+                handles.append(after_call(module, partial(self.leave, path)))
             yield
         finally:
             for handle in handles:
@@ -212,16 +201,16 @@ class _Trace:
         self.flow.paused += 1
         x = input_tensor(path, args, kwargs)
         channels = self.flow.channels_of(x) if self.flow.paused == 1 else None
-        reading = _Reading(None, None)
+        observed = _Observed(None, None)
         layer = self._candidates.reader(path)
         if channels is not None and layer is not None:
             numbers = _columns(layer, channels.numbers)
-            reading = _Reading(channels.source, numbers)
-        if reading.channels is None:
+            observed = _Observed(channels.source, numbers)
+        if observed.channels is None:
             self.flow.end(x, f"its output is read by {path}")
-        self._readings.setdefault(path, []).append(reading)
+        self._readings.setdefault(path, []).append(observed)
 
-    def leave(self, path: str, output: object) -> None:
+    def leave(self, path: str, args: object, output: object) -> None:
         """Follow the output of the module at `path`, if it can take scales."""
         source = self._candidates.source(path)
         if source is not None and self.flow.paused == 1 and isinstance(output, Tensor):
@@ -267,7 +256,7 @@ class _Trace:
         return tuple(readers), None if readers else "no layer reads its output"
 
 
-def _agree(readings: list[_Reading]) -> bool:
+def _agree(readings: list[_Observed]) -> bool:
     first = readings[0]
     return all(
         other.source == first.source
@@ -284,19 +273,3 @@ def _columns(layer: FloatLayer, numbers: Tensor) -> Tensor | None:
     if not len(rows):
         return None
     return rows[0].to(torch.int64) if bool((rows == rows[0]).all()) else None
-
-
-class _Enter:
-    def __init__(self, trace: _Trace, path: str) -> None:
-        self._trace, self._path = trace, path
-
-    def __call__(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        self._trace.enter(self._path, args, kwargs)
-
-
-class _Leave:
-    def __init__(self, trace: _Trace, path: str) -> None:
-        self._trace, self._path = trace, path
-
-    def __call__(self, module: nn.Module, args: object, output: object) -> None:
-        self._trace.leave(self._path, output)

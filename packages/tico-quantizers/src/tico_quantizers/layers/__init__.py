@@ -1,7 +1,8 @@
-"""Which layers there are in a model, each seen as a matrix that multiplies rows of inputs."""
+"""Which layers a config reaches and why not the others, and a layer as a matrix."""
 
 from tico_quantizers.layers._blocks import find_blocks, homes_in
 from tico_quantizers.layers._experts import less_read, peers_of
+from tico_quantizers.layers._inputs import input_rows, input_tensor, output_added
 from tico_quantizers.layers._matrix import (
     FloatLayer,
     IntegerLayer,
@@ -10,37 +11,40 @@ from tico_quantizers.layers._matrix import (
     columns,
     feature_axis,
     groups,
-    input_rows,
-    input_tensor,
     matrix,
-    output_added,
     reads_rows,
-    reason_against,
     shape,
     weight_axes,
-    with_weight,
 )
-from tico_quantizers.layers._selection import output_embedding
+from tico_quantizers.layers._plan import LayerPlan, Target, group_size_problem, plan_layers
+from tico_quantizers.layers._replacement import QuantizedWeight, with_weight
+from tico_quantizers.layers._selection import layers_in, output_embedding, reasons_against
 
 __all__ = [
     "FloatLayer",
     "IntegerLayer",
     "Layer",
+    "LayerPlan",
+    "QuantizedWeight",
+    "Target",
     "as_layer",
     "columns",
     "feature_axis",
     "find_blocks",
+    "group_size_problem",
     "groups",
     "homes_in",
     "input_rows",
     "input_tensor",
+    "layers_in",
     "less_read",
     "matrix",
     "output_added",
     "output_embedding",
     "peers_of",
+    "plan_layers",
     "reads_rows",
-    "reason_against",
+    "reasons_against",
     "shape",
     "weight_axes",
     "with_weight",

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import time
 
-import attrs
 import torch
 from torch import Tensor
 
 from tico_config import DType, GPTQConfig, TicoError
 from tico_modules import LayerReport, PackedWeight
-from tico_quantizers.algorithms.gptq._plan import Target
 from tico_quantizers.calibration import GroupedGram, located
-from tico_quantizers.layers import Layer, columns, groups, matrix, shape
+from tico_quantizers.layers import Layer, QuantizedWeight, Target, columns, groups, matrix, shape
 from tico_quantizers.solvers import Factor, Solution, factored, loss_of_nearest, nearest, solve_by
-
-
-@attrs.frozen(eq=False)
-class QuantizedWeight:
-    """The codes of a layer's weight, and the line of the report about them."""
-
-    packed: PackedWeight
-    line: LayerReport
 
 
 class ReadInput:
@@ -51,7 +41,7 @@ class ReadInput:
         return None if len(matrix) == size else matrix[:size, size:] * share
 
 
-def solved(target: Target, read: ReadInput) -> QuantizedWeight:
+def solve_layer(target: Target[GPTQConfig], read: ReadInput) -> QuantizedWeight:
     """Return the weight of `target` rounded with feedback by what it has read.
 
     Raises:
@@ -82,7 +72,7 @@ def solved(target: Target, read: ReadInput) -> QuantizedWeight:
     return QuantizedWeight(packed, _line(target, figures, seconds, reason))
 
 
-def rounded(target: Target, tokens: int) -> QuantizedWeight:
+def round_layer(target: Target[GPTQConfig], tokens: int) -> QuantizedWeight:
     """Return the weight of `target`, an expert that read too few `tokens`, rounded to nearest."""
     start = time.perf_counter()
     weights = matrix(target.layer).chunk(groups(target.layer))
@@ -106,7 +96,7 @@ def _packed(layer: Layer, solutions: list[Solution]) -> PackedWeight:
     )
 
 
-def _line(target: Target, figures: dict[str, float], seconds: float, reason: str) -> LayerReport:
+def _line(target: Target[GPTQConfig], figures: dict[str, float], seconds: float, reason: str) -> LayerReport:
     config = target.config
     row = "per tensor" if config.per_tensor else "per row"
     unit = row if config.group_size is None else f"group {config.group_size}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
@@ -10,9 +11,17 @@ from torch import Tensor, nn
 from tico_config import ConfigError, Found, Problem, SmoothQuantConfig
 from tico_modules import Edit, LayerReport, Report, named_modules
 from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration
-from tico_quantizers.calibration import GroupedGram, require_watched
-from tico_quantizers.equivalence import FoundPairs, Pair, Reader, candidates_of, exact_for, fold, known_pairs
-from tico_quantizers.layers import matrix, shape
+from tico_quantizers.calibration import Checkpoint, GroupedGram, require_watched, run_blocks
+from tico_quantizers.equivalence import (
+    FoundPairs,
+    Pair,
+    Reader,
+    candidates_of,
+    exact_for,
+    fold,
+    known_pairs,
+)
+from tico_quantizers.layers import QuantizedWeight, matrix, shape
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 from tico_quantizers.solvers import Consumer, best_alpha, smoothing_scale
 
@@ -30,7 +39,7 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         for pair in () if found is None else found.pairs:
             config_of(self.config, pair)
         calibration = SmoothQuantCalibration(model, candidates, self.config)
-        calibration.begin(model, found, edit)
+        calibration.start(model, found)
         return model, calibration
 
     def convert(self, model: nn.Module, calibration: SmoothQuantCalibration, edit: Edit) -> Converted:
@@ -38,12 +47,10 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         found = calibration.pairs()
         readers = tuple(reader.path for pair in found.pairs for reader in pair.readers)
         require_watched(calibration.reached.paths, readers)
-        # Blocks may run again here: neither the caller's gradients nor its random numbers may notice.
-        with torch.inference_mode(mode=False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            scales = self._scales(calibration, found)
-            root = model
-            for pair in found.pairs:
-                root = fold(root, pair, scales[pair.path][1], edit)
+        scales = self._scales(calibration, found)
+        root = model
+        for pair in found.pairs:
+            root = fold(root, pair, scales[pair.path][1], edit)
         return _converted(root, found, scales)
 
     def _scales(
@@ -60,40 +67,45 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
                 low, high = calibration.maxima.range_of(pair)
                 activation = torch.maximum(high, -low)
                 scales[pair.path] = alpha, smoothing_scale(activation, weight_maximum(pair), alpha)
-        if searched:
-            scales |= _searched_scales(calibration, searched)
+        if searched and calibration.inputs is not None:
+            search = _Search(calibration, searched)
+            run_blocks(calibration.inputs, search, Checkpoint(None))
+            scales |= search.scales
         return {
             pair.path: (scales[pair.path][0], exact_for(pair, scales[pair.path][1])) for pair in found.pairs
         }
 
 
-def _searched_scales(
-    calibration: SmoothQuantCalibration, pairs: list[Pair]
-) -> dict[str, tuple[float, Tensor]]:
-    """Search alpha for each pair as soon as what its readers have read is known."""
-    scales: dict[str, tuple[float, Tensor]] = {}
-    known: dict[str, GroupedGram] = {}
-    grams = calibration.grams
-    for found in grams.by_block() if grams is not None else ():
-        known |= found
-        for pair in pairs:
-            paths = [reader.path for reader in pair.readers]
-            if pair.path not in scales and all(path in known for path in paths):
-                consumers = [_consumer(reader, known[reader.path]) for reader in pair.readers]
-                low, high = calibration.maxima.range_of(pair)
-                scales[pair.path] = best_alpha(consumers, low, high, weight_maximum(pair))
-                known = {path: gram for path, gram in known.items() if path not in paths}
-    readers = [reader.path for pair in pairs if pair.path not in scales for reader in pair.readers]
-    require_watched(set(known), tuple(readers))
-    return scales
+class _Search:
+    """Alpha and scale of pairs, searched as soon as what their readers have read is known."""
+
+    def __init__(self, calibration: SmoothQuantCalibration, pairs: list[Pair]) -> None:
+        self.scales: dict[str, tuple[float, Tensor]] = {}
+        self._maxima = calibration.maxima
+        self._waiting = pairs
+        self._known: dict[str, Tensor] = {}
+
+    def learn(
+        self, paths: tuple[str, ...], statistics: Mapping[str, GroupedGram | int]
+    ) -> list[QuantizedWeight]:
+        """Go as far as what some layers have read allows."""
+        self._known |= {
+            path: gram.mean() for path, gram in statistics.items() if isinstance(gram, GroupedGram)
+        }
+        ready = [pair for pair in self._waiting if all(each.path in self._known for each in pair.readers)]
+        self._waiting = [pair for pair in self._waiting if pair not in ready]
+        for pair in ready:
+            consumers = [_consumer(each, self._known.pop(each.path)) for each in pair.readers]
+            low, high = self._maxima.range_of(pair)
+            self.scales[pair.path] = best_alpha(consumers, low, high, weight_maximum(pair))
+        return []
+
+    def put_all(self, paths: tuple[str, ...], weights: list[QuantizedWeight]) -> None:
+        """Do nothing: nothing is kept of a search."""
 
 
-def _consumer(reader: Reader, gram: GroupedGram) -> Consumer:
-    return Consumer(
-        weight=matrix(reader.layer),
-        channels=reader.columns,
-        gram=(gram.parts[0].matrix() / gram.rows).to(torch.float32),
-    )
+def _consumer(reader: Reader, gram: Tensor) -> Consumer:
+    return Consumer(weight=matrix(reader.layer), channels=reader.columns, gram=gram)
 
 
 def config_of(config: SmoothQuantConfig, pair: Pair) -> SmoothQuantConfig:

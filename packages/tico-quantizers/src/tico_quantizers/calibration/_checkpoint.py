@@ -10,13 +10,14 @@ from pathlib import Path
 import attrs
 from torch import Tensor, nn
 
-from tico_config import ArtifactError, Found, GPTQConfig, Problem, to_json
+from tico_config import ArtifactError, BaseConfig, Found, Problem, to_json
 from tico_modules import Layout, PackedWeight, Report, below, library_versions, model_fingerprint
 from tico_observers import read_sealed, tensor_digest, write_sealed
-from tico_quantizers.algorithms.gptq._calibration import GPTQCalibration
-from tico_quantizers.algorithms.gptq._layer import QuantizedWeight
-from tico_quantizers.algorithms.gptq._plan import Target
-from tico_quantizers.calibration import Opaque, StoredTensor, leaves_of, tensors_in
+from tico_quantizers.calibration._activation_store import StoredTensor
+from tico_quantizers.calibration._block_inputs import BlockInputs
+from tico_quantizers.calibration._calls import Opaque, leaves_of
+from tico_quantizers.calibration._snapshots import tensors_in
+from tico_quantizers.layers import QuantizedWeight
 
 
 class Checkpoint:
@@ -30,14 +31,15 @@ class Checkpoint:
         self._folder = folder
 
     @classmethod
-    def of(cls, config: GPTQConfig, model: nn.Module, calibration: GPTQCalibration) -> Checkpoint:
-        """Return that of the work that is about to begin."""
-        if config.checkpoint_dir is None:
-            return cls(None)
-        return cls(Path(config.checkpoint_dir) / fingerprint(config, model, calibration)[:32])
+    def of(cls, folder: str | None, config: BaseConfig, model: nn.Module, inputs: BlockInputs) -> Checkpoint:
+        """Return that of the work that is about to begin, in `folder`.
 
-    def load(self, name: str, targets: Sequence[Target]) -> list[QuantizedWeight] | None:
-        """Return what `save` has kept of `targets` under `name`, or None where there is nothing.
+        `config` holds those settings alone that the results follow from.
+        """
+        return cls(None if folder is None else Path(folder) / work_digest(config, model, inputs)[:32])
+
+    def load(self, name: str, paths: Sequence[str]) -> list[QuantizedWeight] | None:
+        """Return what `save` has kept of the layers at `paths` under `name`, or None where there is nothing.
 
         Raises:
             ArtifactError: the file was changed since, or is about other layers.
@@ -48,7 +50,7 @@ class Checkpoint:
         sealed = read_sealed(path)
         about = Layout(str(path), json.loads(sealed.about))
         lines = Report.from_json(about.text("report")).layers
-        if {line.path for line in lines} != {target.path for target in targets}:
+        if {line.path for line in lines} != set(paths):
             found, expected = Found("other ones"), "the layers of this block; remove the file"
             raise ArtifactError(Problem(module=str(path), field="layers", value=found, expected=expected))
         layouts = about.child("weights")
@@ -80,26 +82,23 @@ class Checkpoint:
         write_sealed(self._folder / f"{name}.safetensors", json.dumps(about, sort_keys=True), tensors)
 
 
-def fingerprint(config: GPTQConfig, model: nn.Module, calibration: GPTQCalibration) -> str:
+def work_digest(config: BaseConfig, model: nn.Module, inputs: BlockInputs) -> str:
     """Return the SHA-256 of all that a conversion gives the same bits for, as 64 hexadecimal digits."""
-    same = attrs.evolve(
-        config, checkpoint_dir=None, offload=None, show_progress=True, stop_after_capture=False
-    )
-    digest = hashlib.sha256(to_json(same).encode())
+    digest = hashlib.sha256(to_json(config).encode())
     kinds = [f"{path} {type(module).__qualname__}" for path, module in model.named_modules()]
-    for text in (*kinds, model_fingerprint(model), repr(library_versions()), *_data(calibration)):
+    for text in (*kinds, model_fingerprint(model), repr(library_versions()), *_data(inputs)):
         digest.update(f"{text}\0".encode())
     return digest.hexdigest()
 
 
-def _data(calibration: GPTQCalibration) -> Iterator[str]:
+def _data(inputs: BlockInputs) -> Iterator[str]:
     """Yield what tells calibration data apart: every call of a block, and what was read outside of them."""
     seen: dict[int, str] = {}
-    for calls in calibration.calls.accepted:
+    for calls in inputs.calls.accepted:
         for call in calls:
             yield f"{call.autocast} {' '.join(_described(leaf, seen) for leaf in leaves_of(call))}"
             yield repr(sorted(call.kwargs))
-    for grams in (calibration.outside, calibration.strays):
+    for grams in (inputs.outside, inputs.strays):
         for path, parts in sorted(grams.matrices()):
             yield f"{path} {' '.join(map(tensor_digest, parts))}"
 

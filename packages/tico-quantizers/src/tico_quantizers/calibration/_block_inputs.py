@@ -1,0 +1,213 @@
+"""What the layers of a model read, recorded such that its blocks can be run again one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import final
+
+import attrs
+import torch
+from torch import nn
+
+from tico_config import TokenWeights
+from tico_modules import Edit
+from tico_quantizers.calibration._activation_store import ActivationStore
+from tico_quantizers.calibration._block_calls import BlockCalls
+from tico_quantizers.calibration._called_once import CalledOnce
+from tico_quantizers.calibration._early_end import EarlyEnd
+from tico_quantizers.calibration._forward_watch import Calibration, require_watched
+from tico_quantizers.calibration._grouped_gram import GroupedGram
+from tico_quantizers.calibration._input_grams import InputGrams
+from tico_quantizers.calibration._reached_layers import ReachedLayers
+from tico_quantizers.layers import Layer, find_blocks, homes_in, less_read, peers_of
+
+
+@attrs.frozen(kw_only=True)
+class TokenRule:
+    """How the tokens that a layer reads count.
+
+    Attributes:
+        weights: how much each of them counts, see `tico_config.GPTQConfig.token_weights`.
+        least: an expert that reads fewer tokens has no Gram matrix, only their number.
+    """
+
+    weights: TokenWeights = "uniform"
+    least: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class BlockOptions:
+    """How the blocks of a model are recorded and run again.
+
+    Attributes:
+        fixed: no block is changed before all of them have been run. Each then runs once, on what the float
+            blocks before it give. Otherwise a block runs on what the changed ones before it give, once to
+            learn from it and once changed, to feed the next. The options below are for that case.
+        paired: gather each input beside the one that the float model has in its place.
+        true_sequential: of the layers of a block, change those that read first before the others are learned
+            from.
+        early_end: end a pass of the user's, from the second one on, when there is nothing more to record.
+        forward_dtype: compute in this dtype as far as it can be cast automatically.
+        offload: keep what goes from block to block on disk.
+        narrow: keep it in bfloat16.
+    """
+
+    fixed: bool = False
+    paired: bool = False
+    true_sequential: bool = False
+    early_end: bool = False
+    forward_dtype: torch.dtype | None = None
+    offload: bool = False
+    narrow: bool = False
+
+
+@final
+class BlockInputs:
+    """The calls of every block, and the Gram matrices of what layers read outside of their block.
+
+    What layers read inside of blocks is gathered when the blocks are run again, by `run_blocks`.
+
+    Args:
+        model: the model; its blocks are found from its structure.
+        layers: the layers that matter, by path; `watch` may be told of fewer.
+        options: how blocks are recorded and run again.
+        reached: the count of the rows that layers have read, if somebody keeps it already.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Layer],
+        options: BlockOptions,
+        reached: ReachedLayers | None = None,
+    ) -> None:
+        found = find_blocks(model, layers.values())
+        self.options = options
+        self.blocks = tuple(block for _, block in found)
+        self.calls = BlockCalls(self.blocks, ActivationStore(offload=options.offload, narrow=options.narrow))
+        self.early_end = EarlyEnd(self.calls) if options.early_end else None
+        self.layers: Mapping[str, Layer] = {}
+        self.rules: Mapping[str, TokenRule] = {}
+        self.outside = self.strays = InputGrams({})
+        self.called_once = CalledOnce([])
+        self._reached = reached
+        self._block_of: dict[str, int | None] = {}
+        self._peers = peers_of(model)
+        self._chain = {self._peers[path] for path, _ in found if path in self._peers}
+
+    def record(self, calibration: Calibration) -> None:
+        """Start to record the calls of the blocks."""
+        calibration.recorders = (*calibration.recorders, self.calls)
+        calibration.handles += self.calls.watch(calibration)
+
+    def watch(
+        self,
+        layers: Mapping[str, Layer],
+        calibration: Calibration,
+        rules: Mapping[str, TokenRule] | None = None,
+    ) -> None:
+        """Start to learn what `layers` read; for those without one of the `rules` all tokens count alike."""
+        self.layers, self.rules = layers, rules or {}
+        homes = homes_in(self.blocks)
+        self._block_of = {path: homes.get(id(layer)) for path, layer in layers.items()}
+        inside = {path: layer for path, layer in layers.items() if self._block_of[path] is not None}
+        outside = {path: layer for path, layer in layers.items() if path not in inside}
+        self.outside = InputGrams(outside, self.token_weights(outside))
+        self.strays = InputGrams(inside, self.token_weights(inside), asymmetric=self.options.paired)
+        calibration.recorders = (*calibration.recorders, self.outside, self.strays)
+        if self._reached is None:
+            self._reached = ReachedLayers(layers)
+            calibration.recorders = (*calibration.recorders, self._reached)
+            calibration.handles += self._reached.watch(calibration)
+        calibration.handles += self.outside.watch(calibration)
+        calibration.handles += self.strays.watch(calibration, except_within=self.calls)
+        if not self.options.fixed:
+            self._watch_ends(inside, outside, calibration)
+
+    def _watch_ends(
+        self, inside: Mapping[str, Layer], outside: Mapping[str, Layer], calibration: Calibration
+    ) -> None:
+        """Watch what tells that a call of a block, or a pass, can end early."""
+        own = [{path: self.layers[path] for path in self.paths_in(n)} for n in range(len(self.blocks))]
+        self.called_once = CalledOnce(own)
+        calibration.handles += self.called_once.watch(self.blocks, calibration)
+        if self.early_end is not None:
+            calibration.recorders = (*calibration.recorders, self.early_end)
+            captured = (*self.blocks, *outside.values())
+            calibration.handles += self.early_end.watch(captured, calibration, counts=_always)
+            strays = tuple(inside.values())
+            calibration.handles += self.early_end.watch(strays, calibration, counts=self._is_outside)
+
+    def _is_outside(self) -> bool:
+        return not self.calls.is_running
+
+    def install(self, root: nn.Module, edit: Edit) -> None:
+        """Let passes of `root` end early, if that is asked for, until `uninstall`."""
+        if self.early_end is not None:
+            self.early_end.install(root, edit)
+
+    def uninstall(self, root: nn.Module, edit: Edit) -> None:
+        """Let passes of `root` run to their end again, when `edit` is done."""
+        if self.early_end is not None:
+            self.early_end.uninstall(root, edit)
+
+    def paths_in(self, number: int | None) -> tuple[str, ...]:
+        """Return the layers of one block; of None, those that no block or more than one holds."""
+        return tuple(path for path in self.layers if self._block_of[path] == number)
+
+    def token_weights(self, paths: Mapping[str, Layer]) -> dict[str, TokenWeights]:
+        """Return what counts how much for each of `paths`."""
+        return {path: self.rules[path].weights for path in paths if path in self.rules}
+
+    def require_data(self) -> None:
+        """Refuse to convert a layer that no data have reached, unless it is an expert.
+
+        Raises:
+            CalibrationError: with every one of them.
+        """
+        experts = self.experts()
+        require_watched(set(self._rows()), tuple(path for path in self.layers if path not in experts))
+
+    def _rows(self) -> Mapping[str, int]:
+        return {} if self._reached is None else self._reached.rows
+
+    def experts(self) -> frozenset[str]:
+        """Return the layers that read less than one of their peers in a list."""
+        chained = self.calls.are_chained
+        peers = {
+            path: self._peers[path]
+            for path in self.layers
+            if path in self._peers and not (chained and self._is_in_chain(path))
+        }
+        return less_read(self._rows(), peers)
+
+    def _is_in_chain(self, path: str) -> bool:
+        return any(self._peers[path].startswith(f"{place}.") for place in self._chain)
+
+    def statistics(self, paths: tuple[str, ...], *sources: InputGrams) -> dict[str, GroupedGram | int]:
+        """Return what each of the layers at `paths` has read, as the `sources` tell.
+
+        Of an expert that read too little this is only the number of tokens.
+
+        Raises:
+            CalibrationError: with every other one that has read nothing.
+        """
+        found: dict[str, GroupedGram] = {}
+        for path in paths:
+            for gram in (source.gram(path) for source in sources):
+                if gram is not None:
+                    found[path] = found[path].merge(gram) if path in found else gram
+        rows = {path: found[path].rows if path in found else 0 for path in paths}
+        experts = self.experts()
+        starved = {
+            path: count
+            for path, count in rows.items()
+            if path in experts and path in self.rules and count < self.rules[path].least
+        }
+        read = {path for path, count in rows.items() if count}
+        require_watched(read, tuple(path for path in rows if path not in starved))
+        return found | starved
+
+
+def _always() -> bool:
+    return True

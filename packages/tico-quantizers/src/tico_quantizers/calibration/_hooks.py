@@ -1,0 +1,80 @@
+"""The one kind of hook by which algorithms watch a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic, Protocol, final
+
+import attrs
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import ParamSpec
+
+from tico_modules import named_modules
+
+P = ParamSpec("P")
+
+
+class Watcher(Protocol):
+    """Says whether calls count; a `Calibration` is one."""
+
+    @property
+    def watching(self) -> bool:
+        """Whether calls count now."""
+
+
+@final
+@attrs.frozen(eq=False)
+class Hook(Generic[P]):
+    """Hands the calls of a module on to `action`, while `watcher` watches; always without a watcher.
+
+    `action` is a bound method, or a `functools.partial` of one: a deep copy of the model then has hooks that
+    call the copied object. A plain function would be the same one in both.
+    """
+
+    action: Callable[P, object]
+    watcher: Watcher | None = None
+
+    def before(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> None:
+        """Take what torch gives a hook before the call."""
+        if self.watcher is None or self.watcher.watching:
+            self.action(*call, **_)
+
+    def after(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> object:
+        """Take what torch gives a hook after the call; what `action` returns replaces the output."""
+        return self.action(*call, **_) if self.watcher is None or self.watcher.watching else None
+
+
+def before_call(
+    module: nn.Module,
+    action: Callable[[tuple[object, ...], dict[str, object]], object],
+    watcher: Watcher | None = None,
+    *,
+    first: bool = False,
+) -> RemovableHandle:
+    """Call ``action(args, kwargs)`` before each call of `module`; `first` of all hooks, if that is said."""
+    hook = Hook(action, watcher)
+    return module.register_forward_pre_hook(hook.before, prepend=first, with_kwargs=True)
+
+
+def after_call(
+    module: nn.Module, action: Callable[[object, object], object], watcher: Watcher | None = None
+) -> RemovableHandle:
+    """Call ``action(args, output)`` after each call of `module`; what it returns replaces the output."""
+    return module.register_forward_hook(Hook(action, watcher).after)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether one of the hooks of `module` is a `Hook`, so that an algorithm watches it."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(isinstance(getattr(hook, "__self__", None), Hook) for hook in hooks)
+
+
+def remove_hooks(model: nn.Module) -> None:
+    """Remove every `Hook` from `model` and its modules; those of the user stay."""
+    for _, module in named_modules(model):
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            ours = [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Hook)]
+            for key in ours:
+                del hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)

@@ -1,0 +1,67 @@
+"""Layers replaced by integer ones, one after the other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import final
+
+from torch import nn
+
+from tico_modules import Edit, LayerReport, Report, named_modules
+from tico_quantizers.conversion._progress import Progress
+from tico_quantizers.layers import Layer, QuantizedWeight, with_weight
+from tico_quantizers.protocol import Converted
+
+_LOG = logging.getLogger("tico_quantizers")
+
+
+@final
+class Conversion:
+    """The integer layers that have taken the places of `layers` so far, and the lines of the report.
+
+    Args:
+        model: the root of the model.
+        layers: the layers to replace, by path.
+        edit: makes every change, and can undo them.
+        progress: is told of every layer.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, Layer], edit: Edit, progress: Progress) -> None:
+        self.root = model
+        self._layers = layers
+        self._lines: dict[str, LayerReport] = {}
+        self._modules: list[nn.Module] = []
+        self._edit = edit
+        self._progress = progress
+
+    def put(self, weight: QuantizedWeight) -> None:
+        """Put an integer layer with these codes at the path that the line of the report has."""
+        layer = self._layers[weight.line.path]
+        new = with_weight(layer, weight.packed)
+        self.root = self._edit.replace(self.root, layer, new)
+        self._modules.append(new)
+        self.note(weight.line)
+
+    def put_all(self, weights: Iterable[QuantizedWeight]) -> None:
+        """Put all of `weights`, in order."""
+        for weight in weights:
+            self.put(weight)
+
+    def keep(self, module: nn.Module) -> None:
+        """Count `module`, which was changed where it stands, as one that the conversion has left."""
+        self._modules.append(module)
+
+    def note(self, line: LayerReport) -> None:
+        """Add a line to the report, and tell of it."""
+        self._lines[line.path] = line
+        loss = dict(line.figures).get("loss")
+        told = "" if loss is None else f"loss {loss:.4g}, "
+        self._progress.step(f"{line.path}: {told}{line.seconds:.2f} s")
+        _LOG.info("%s: %s%.2f s", line.path, told, line.seconds)
+
+    def converted(self, left: Mapping[str, LayerReport]) -> Converted:
+        """Return the result, with a line for each module, those in `left` included, in the model's order."""
+        lines = {**left, **self._lines}
+        ordered = tuple(lines[path] for path, _ in named_modules(self.root) if path in lines)
+        return Converted(root=self.root, modules=tuple(self._modules), report=Report(layers=ordered))
