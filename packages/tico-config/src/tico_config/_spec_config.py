@@ -40,8 +40,11 @@ class SpecConfig(BaseConfig):
     def change_problems(self, field: str, change: object) -> tuple[Problem, ...]:
         """Return what is wrong with `change` as the spec of a point; `field` names its place in an error.
 
+        A change is a `QuantSpec`, or a `FrozenMapping` with some of its fields; `freeze` makes one of a dict.
+
         >>> from tico_config import PTQConfig
-        >>> [problem.field for problem in PTQConfig().change_problems("here", {"dtype": 8})]
+        >>> change = FrozenMapping.of({"dtype": 8})
+        >>> [problem.field for problem in PTQConfig().change_problems("here", change)]
         ['here.dtype']
         """
         if isinstance(change, QuantSpec):
@@ -61,7 +64,7 @@ class SpecConfig(BaseConfig):
         Raises:
             ConfigError: the change does not fit the default.
 
-        >>> from tico_config import FrozenMapping, PTQConfig, UINT4
+        >>> from tico_config import PTQConfig, UINT4
         >>> change = FrozenMapping.of({"dtype": UINT4})
         >>> str(PTQConfig().apply_change("weight", "here", change, "fc.weight").spec)
         'uint4 asymmetric'
