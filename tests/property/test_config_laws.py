@@ -7,6 +7,8 @@ import json
 import pickle
 import random
 import re
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import attrs
 import pytest
@@ -20,16 +22,21 @@ from tico_config import (
     DType,
     FrozenMapping,
     GPTQConfig,
+    ModuleConfig,
+    Problem,
     PT2EConfig,
     PTQConfig,
     SmoothQuantConfig,
     SpecConfig,
+    TicoError,
     affine,
     fingerprint,
     from_json,
+    register_config,
     to_json,
     winning_rule,
 )
+from tico_config.validation import as_float, freeze
 from tico_observers.testing import quant_specs
 
 MALFORMED = 10_000
@@ -99,8 +106,40 @@ awq_configs = st.builds(
     overrides=exact_bits,
     mappings=mappings,
 )
+
+
+@register_config
+@attrs.frozen(kw_only=True)
+class OwnConfig(ModuleConfig):
+    """A config of another package, with a field that takes anything."""
+
+    name: ClassVar[str] = "own"
+
+    bits: int = 4
+    mode: Literal["on", "off"] | None = None
+    share: float = attrs.field(default=0.5, converter=as_float)
+    table: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=freeze)
+    anything: object = None
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.text() | st.floats().map(lambda x: x + 0.0)
+values = st.recursive(
+    scalars | quant_specs(),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(tuple) | st.dictionaries(st.text(), inner, max_size=3).map(freeze)
+    ),
+    max_leaves=8,
+)
+own_configs = st.builds(
+    OwnConfig,
+    bits=st.integers(),
+    mode=st.sampled_from((None, "on", "off")),
+    share=st.floats(-1e6, 1e6),
+    table=st.dictionaries(st.text(alphabet="ab"), st.integers(), max_size=2),
+    overrides=exact_bits,
+)
 configs: st.SearchStrategy[BaseConfig] = st.one_of(
-    gptq_configs(), spec_configs(), smoothquant_configs, awq_configs
+    gptq_configs(), spec_configs(), smoothquant_configs, awq_configs, own_configs
 )
 
 
@@ -108,6 +147,17 @@ configs: st.SearchStrategy[BaseConfig] = st.one_of(
 def test_from_json_is_the_inverse_of_to_json(config: BaseConfig) -> None:
     """from_json(to_json(c)) = c."""
     assert from_json(to_json(config)) == config
+
+
+@given(values)
+def test_what_is_written_can_be_read(value: object) -> None:
+    """to_json(c) is refused, or from_json reads it and gives c."""
+    config = OwnConfig(anything=value)
+    try:
+        text = to_json(config)
+    except ConfigError:
+        return
+    assert from_json(text) == config
 
 
 @given(configs)
@@ -261,3 +311,56 @@ def test_nesting_is_bounded(depth: int) -> None:
     """A document nested deeper than any config is refused, and the interpreter's stack is left alone."""
     with pytest.raises(ConfigError):
         from_json('{"schema":1,"config":' + "[" * depth + "]" * depth + "}")
+
+
+modules = st.none() | st.sampled_from(("a", "b", "a.b")) | paths
+problems = st.builds(
+    Problem,
+    module=modules,
+    field=st.none() | st.sampled_from(("bits", "x")),
+    value=st.integers(0, 1),
+    expected=st.just("another"),
+    sentence=st.none() | st.just("this is wrong"),
+)
+problem_lists = st.lists(problems, min_size=1, max_size=12) | st.lists(problems, min_size=40, max_size=60)
+
+
+@given(problem_lists)
+def test_every_problem_of_an_error_is_told_or_counted(found: list[Problem]) -> None:
+    """Lines and numbers of those left out add up to all problems; each line is a problem's own text."""
+    error = TicoError(*found)
+    if len(found) == 1:
+        assert str(error) == f"{found[0]}."
+        return
+    head, *lines = str(error).splitlines()
+    told = [line[2:] for line in lines if line.startswith("- ")]
+    left_out = [int(line.split()[1]) for line in lines if not line.startswith("- ")]
+    assert head == f"{len(found)} problems:"
+    assert set(told) <= {f"{problem}." for problem in found}
+    assert len(told) + sum(left_out) == len(found)
+
+
+@given(problem_lists)
+def test_every_module_of_an_error_is_named_or_counted(found: list[Problem]) -> None:
+    """A path that is not in the text is that of a kind whose others were counted."""
+    text = str(TicoError(*found))
+    missing = [problem for problem in found if problem.module and problem.module not in text]
+    assert len(missing) <= sum(map(int, re.findall(r"^ *and (\d+) more", text, re.MULTILINE)))
+
+
+@given(problem_lists)
+def test_grouping_leaves_the_attributes_alone(found: list[Problem]) -> None:
+    """An error holds its problems in their order, and speaks for the first one."""
+    error = TicoError(*found)
+    assert error.problems == tuple(found)
+    assert str(error) == str(TicoError(*error.problems))
+    first = (error.module, error.field, error.value, error.expected)
+    assert first == (found[0].module, found[0].field, found[0].value, found[0].expected)
+
+
+@given(problem_lists, paths)
+def test_problems_of_one_kind_never_take_more_than_three_lines(found: list[Problem], path: str) -> None:
+    """However many modules one thing is wrong with."""
+    first = attrs.evolve(found[0], module=path)
+    same = [attrs.evolve(first, module=f"{path}.{at}") for at in range(len(found) + 1)]
+    assert len(str(TicoError(*same)).splitlines()) <= 1 + 3

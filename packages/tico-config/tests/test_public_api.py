@@ -1,4 +1,4 @@
-"""The public names of tico_config."""
+"""The public names of tico_config and of its validators."""
 
 from public_api import PublicAPI
 
@@ -59,12 +59,33 @@ class TestPublicAPI(PublicAPI):
         "TokenWeights",
         "UnsupportedError",
         "affine",
+        "apply_partial",
         "fingerprint",
         "from_json",
         "mx",
         "no_quant",
         "partial_problems",
+        "pattern_problems",
+        "register_config",
         "to_json",
         "unmatched_problems",
         "winning_rule",
+    )
+
+
+class TestPublicValidation(PublicAPI):
+    """What `tico_config.validation` promises to authors of configs."""
+
+    package = "tico_config.validation"
+    hidden = TestPublicAPI.hidden
+    names = (
+        "as_float",
+        "check_boolean",
+        "check_choice",
+        "check_instance",
+        "check_integer",
+        "check_number",
+        "check_optional_integer",
+        "freeze",
+        "refuse",
     )

@@ -1,17 +1,15 @@
 """What is asked for: number formats, grids, observer specs and one config class per algorithm."""
 
 from tico_config._awq_config import AWQConfig
-from tico_config._base_config import BaseConfig, Resolution, partial_problems
+from tico_config._base_config import BaseConfig
 from tico_config._dtype import INT4, INT8, INT16, INT32, UINT4, UINT8, UINT16, DType, MXFormat
 from tico_config._errors import (
     ArtifactError,
     CalibrationError,
     ConfigError,
-    Found,
     LifecycleError,
     MissingExtraError,
     NumericsError,
-    Problem,
     TicoError,
     UnsupportedError,
 )
@@ -32,10 +30,13 @@ from tico_config._observer_specs import (
     ObserverSpec,
     PercentileSpec,
 )
-from tico_config._overrides import Rule, unmatched_problems, winning_rule
+from tico_config._overrides import Resolution, Rule, pattern_problems, unmatched_problems, winning_rule
+from tico_config._partial import apply_partial, partial_problems
+from tico_config._problem import Found, Problem
 from tico_config._pt2e_config import PT2EConfig
 from tico_config._ptq_config import PTQConfig
 from tico_config._quant_spec import QuantSpec, affine, mx, no_quant
+from tico_config._registry import register_config
 from tico_config._smoothing_config import SmoothingConfig
 from tico_config._smoothquant_config import SmoothQuantConfig
 from tico_config._spec_config import SpecConfig
@@ -91,11 +92,14 @@ __all__ = [
     "TokenWeights",
     "UnsupportedError",
     "affine",
+    "apply_partial",
     "fingerprint",
     "from_json",
     "mx",
     "no_quant",
     "partial_problems",
+    "pattern_problems",
+    "register_config",
     "to_json",
     "unmatched_problems",
     "winning_rule",

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import attrs
 
-from tico_config._errors import Problem
+from tico_config._problem import Problem
+from tico_config._registry import register_config
 from tico_config._smoothing_config import SmoothingConfig
-from tico_config._validation import boolean, integer, optional_integer
+from tico_config.validation import check_integer, check_optional_integer
 
 
+@register_config
 @attrs.frozen(kw_only=True)
 class AWQConfig(SmoothingConfig):
     """Weights scaled up where the activations are large, and rounded to nearest.
@@ -56,16 +59,11 @@ class AWQConfig(SmoothingConfig):
     round_weights: bool = True
     show_progress: bool = True
 
-    def _field_problems(self) -> list[Problem | None]:
+    def field_problems(self) -> Sequence[Problem | None]:
+        """Return which numbers are out of range, and what is wrong with `mappings`."""
         return [
-            integer("bits", self.bits, 2, 8),
-            optional_integer("group_size", self.group_size, 1),
-            boolean("ragged_groups", self.ragged_groups),
-            boolean("symmetric", self.symmetric),
-            integer("n_grid", self.n_grid, 1, 1000),
-            boolean("clip", self.clip),
-            boolean("round_weights", self.round_weights),
-            boolean("show_progress", self.show_progress),
-            # Named, not super(): attrs' slotted copy of the class would lose the zero-argument form's cell.
-            *SmoothingConfig._field_problems(self),
+            check_integer("bits", self.bits, 2, 8),
+            check_optional_integer("group_size", self.group_size, 1),
+            check_integer("n_grid", self.n_grid, 1, 1000),
+            *super().field_problems(),
         ]

@@ -1,37 +1,24 @@
-"""What every algorithm's config has in common: a name, overrides, and how they resolve."""
+"""What every algorithm's config has in common: a name, checked fields, overrides, and how they resolve."""
 
 from __future__ import annotations
 
-import difflib
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import ClassVar, Generic, TypeVar
+import re
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, TypeVar
 
 import attrs
 
-from tico_config._errors import ConfigError, Found, Problem
-from tico_config._frozen_mapping import FrozenMapping, frozen_value, is_hashable
-from tico_config._overrides import pattern_problems
-from tico_config._validation import refuse
-
-T_co = TypeVar("T_co", covariant=True)
-A = TypeVar("A", bound=attrs.AttrsInstance)
-
-
-@attrs.frozen
-class Resolution(Generic[T_co]):
-    """What holds for a path, and why: `origin` names the field or the override that decided.
-
-    >>> Resolution(8, "defaults").origin
-    'defaults'
-    """
-
-    spec: T_co
-    origin: str
+from tico_config._declared_types import type_problems
+from tico_config._errors import ConfigError
+from tico_config._frozen_mapping import FrozenMapping, freeze, is_hashable
+from tico_config._overrides import Resolution, pattern_problems, winning_rule
+from tico_config._partial import apply_partial, partial_problems
+from tico_config._problem import Problem
+from tico_config.validation import refuse
 
 
 def _as_overrides(value: object) -> FrozenMapping[object]:
-    frozen = frozen_value(value)
+    frozen = freeze(value)
     if not isinstance(frozen, FrozenMapping):
         expected = "a mapping from paths to what holds there"
         raise ConfigError(Problem(field="overrides", value=value, expected=expected))
@@ -45,81 +32,89 @@ def _unhashable(key: str, value: object) -> Problem:
 
 
 @attrs.frozen(kw_only=True)
-class BaseConfig(ABC):
+class BaseConfig:
     """Base of every config: frozen, keyword-only, validated at construction.
 
-    A config with one set of fields a module is a `ModuleConfig`, one with a spec a quantization point is a
-    `SpecConfig`. Subclasses set `name`.
+    A config of your own sets `name` and its fields, and needs no more. Their declared types are checked; what
+    else a field requires is said by `field_problems`. An override changes some fields for the paths it
+    matches; for anything else, replace `override_problems` and `resolve`, as `SpecConfig` does. Derive from
+    `ModuleConfig` to have `resolve` typed as giving your class. Register it with `register_config`.
 
-    >>> from tico_config import GPTQConfig
-    >>> isinstance(GPTQConfig(), BaseConfig), GPTQConfig().name
-    (True, 'gptq')
+    Attributes:
+        name: short name of the algorithm, for reports.
+        fixed_fields: fields that no override may change.
+        overrides: paths, globs or ``re:`` patterns, each with what holds there.
+
+    Raises:
+        ConfigError: one or more fields are wrong; all are reported.
+
+    >>> @attrs.frozen(kw_only=True)
+    ... class RoundingConfig(BaseConfig):
+    ...     name: ClassVar[str] = "rounding"
+    ...     bits: int = 4
+    >>> RoundingConfig(overrides={"*.head": {"bits": 8}}).resolve("lm.head").spec.bits
+    8
     """
 
     name: ClassVar[str]
+    fixed_fields: ClassVar[frozenset[str]] = frozenset({"overrides"})
 
     overrides: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=_as_overrides)
 
     def __attrs_post_init__(self) -> None:
         """Validate the fields, then the overrides against them."""
-        refuse(*self._field_problems(), *pattern_problems(self.overrides))
-        refuse(*(problem for key in self.overrides for problem in self._override_problems(key)))
+        refuse(*_all_field_problems(self), *pattern_problems(self.overrides))
+        refuse(*(problem for key in self.overrides for problem in self.override_problems(key)))
 
-    def _field_problems(self) -> list[Problem | None]:
-        """Return what is wrong with the fields of the subclass."""
-        return []
+    def field_problems(self) -> Sequence[Problem | None]:
+        """Return what is wrong with the fields beyond their types; None is no problem.
 
-    @abstractmethod
-    def _override_problems(self, key: str) -> tuple[Problem, ...]:
-        """Return what is wrong with the value of one override."""
+        A subclass that adds fields adds its own checks to those of ``super().field_problems()``.
+        """
+        return ()
 
-    @abstractmethod
+    def override_problems(self, key: str) -> Sequence[Problem | None]:
+        """Return what is wrong with the value of the override `key`; None is no problem.
+
+        An override is a mapping with new values for some fields, none of them in `fixed_fields`.
+        """
+        defaults = attrs.evolve(self, overrides={})
+        return partial_problems(defaults, f"overrides[{key!r}]", self.overrides[key], self.fixed_fields)
+
     def resolve(self, path: str) -> Resolution[object]:
-        """Return what holds at `path`, with the field or the override that decided.
+        """Return what holds at `path`, with the field or the override that decided: here a config.
 
         Raises:
             ConfigError: two equally specific overrides contradict each other.
         """
+        return resolve_fields(self, path)
 
 
-def with_changes(whole: A, field: str, partial: object, fixed: frozenset[str] = frozenset()) -> A:
-    """Return `whole` with the fields that `partial` maps to new values, except those in `fixed`.
+C = TypeVar("C", bound=BaseConfig)
 
-    Raises:
-        ConfigError: `partial` is no such mapping, or the changed value is not valid.
-    """
-    names = [attribute.name for attribute in attrs.fields(type(whole)) if attribute.name not in fixed]
-    if not isinstance(partial, Mapping) or not partial:
-        expected = f"a non-empty mapping with some of {', '.join(names)}"
-        raise ConfigError(Problem(field=field, value=partial, expected=expected))
-    refuse(*(_unknown_field(field, name, names) for name in partial if name not in names))
+
+def resolve_fields(config: C, path: str) -> Resolution[C]:
+    """Return `config` without its overrides, changed by the one that holds at `path`, and what decided."""
+    defaults = attrs.evolve(config, overrides={})
+    rule = winning_rule(config.overrides, (path,))
+    if rule is None:
+        return Resolution(defaults, "defaults")
+    origin = f"overrides[{rule.pattern!r}]"
+    return Resolution(apply_partial(defaults, origin, config.overrides[rule.pattern]), origin)
+
+
+def _all_field_problems(config: BaseConfig) -> list[Problem | None]:
+    wrong_types = type_problems(config)
+    if not wrong_types:
+        return [*config.field_problems()]
     try:
-        changed: A = attrs.evolve(whole, **partial)  # type: ignore[misc]  # attrs wants a concrete class
-        return changed
-    except ConfigError as error:
-        moved = [attrs.evolve(problem, field=f"{field}.{problem.field}") for problem in error.problems]
-        raise ConfigError(*moved) from None
+        found = [*config.field_problems()]
+    except Exception:  # noqa: BLE001  # a check may fail in any way on a value of a type that it does not expect
+        return [*wrong_types]
+    # The check of a field says more than its type does.
+    said = {_root(problem) for problem in found if problem is not None}
+    return [*(problem for problem in wrong_types if problem.field not in said), *found]
 
 
-def partial_problems(
-    whole: A, field: str, partial: object, fixed: frozenset[str] = frozenset()
-) -> tuple[Problem, ...]:
-    """Return what is wrong with `partial` as a change of some fields of `whole`.
-
-    >>> from tico_config import GPTQConfig
-    >>> [problem.field for problem in partial_problems(GPTQConfig(), "here", {"bits": 99})]
-    ['here.bits']
-    """
-    try:
-        with_changes(whole, field, partial, fixed)
-    except ConfigError as error:
-        return error.problems
-    return ()
-
-
-def _unknown_field(field: str, name: str, names: list[str]) -> Problem:
-    near = difflib.get_close_matches(name, names, n=1)
-    remedy = f"the nearest is {near[0]!r}" if near else None
-    return Problem(
-        field=field, value=Found(f"{name!r}"), expected=f"one of {', '.join(names)}", remedy=remedy
-    )
+def _root(problem: Problem) -> str:
+    return re.split(r"[.\[]", problem.field or "")[0]

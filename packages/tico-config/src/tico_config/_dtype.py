@@ -7,7 +7,7 @@ import enum
 
 import attrs
 
-from tico_config._validation import boolean, integer, refuse
+from tico_config.validation import check_boolean, check_integer, refuse
 
 
 @attrs.frozen
@@ -28,8 +28,8 @@ class DType:
         """Validate both fields."""
         is_bias = type(self.bits) is builtins.int and self.bits == 32 and self.signed is True
         refuse(
-            None if is_bias else integer("bits", self.bits, 2, 16),
-            boolean("signed", self.signed),
+            None if is_bias else check_integer("bits", self.bits, 2, 16),
+            check_boolean("signed", self.signed),
         )
 
     @classmethod

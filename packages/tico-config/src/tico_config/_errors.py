@@ -1,53 +1,9 @@
-"""The errors of every layer: one sentence a problem, all problems of an input at once."""
+"""The errors of every layer: all problems of an input at once, each of them one sentence."""
 
 from __future__ import annotations
 
-import reprlib
-
-import attrs
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 120
-_LONGEST = 10_000
-
-
-@attrs.frozen(kw_only=True)
-class Problem:
-    """One thing that is wrong: where, what was expected, what was got, and the way out.
-
-    >>> str(Problem(module="layers.0", field="bits", value=0, expected="2 to 16", remedy="take 4"))
-    'layers.0: bits must be 2 to 16, got 0; take 4'
-    """
-
-    expected: str
-    value: object = None
-    module: str | None = None
-    field: str | None = None
-    remedy: str | None = None
-
-    def __str__(self) -> str:
-        """Return the problem as one sentence without its full stop."""
-        where = f"{self.module}: " if self.module else ""
-        what = f"{self.field} must be" if self.field else "expected"
-        way_out = f"; {self.remedy}" if self.remedy else ""
-        return f"{where}{what} {self.expected}, got {_described(self.value)}{way_out}"
-
-
-def _described(value: object) -> str:
-    """Return a short text for `value`; strings that describe a finding are kept as they are."""
-    if not isinstance(value, Found):
-        return _SHORT.repr(value)
-    return str(value) if len(value) <= _LONGEST else f"{value[:_LONGEST]} … ({len(value)} characters)"
-
-
-class Found(str):
-    """A description of what was found, shown without quotes in an error.
-
-    >>> str(Problem(expected="a prepared model", value=Found("one that was not prepared")))
-    'expected a prepared model, got one that was not prepared'
-    """
-
-    __slots__ = ()
+from tico_config._problem import Problem
+from tico_config._problem_list import describe_problems
 
 
 class TicoError(Exception):
@@ -86,8 +42,8 @@ class TicoError(Exception):
         return self.problems[0].expected
 
     def __str__(self) -> str:
-        """Return all problems, a sentence each."""
-        return " ".join(f"{problem}." for problem in self.problems)
+        """Return one problem as a sentence; several as a list, one a line, with equal ones grouped."""
+        return describe_problems(self.problems)
 
 
 class ConfigError(TicoError, ValueError):

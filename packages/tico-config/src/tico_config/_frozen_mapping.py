@@ -50,12 +50,18 @@ def _name(pair: tuple[str, object]) -> str:
     return pair[0]
 
 
-def frozen_value(value: object) -> object:
-    """Return `value` with every mapping in it frozen and every list a tuple; other values unchanged."""
+def freeze(value: object) -> object:
+    """Return `value` with every mapping in it frozen and every list a tuple; other values unchanged.
+
+    As the converter of a field it keeps a config hashable whose caller passes a dict or a list.
+
+    >>> freeze({"a": [1, 2]})
+    {'a': (1, 2)}
+    """
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return FrozenMapping.of({key: frozen_value(item) for key, item in value.items()})
+        return FrozenMapping.of({key: freeze(item) for key, item in value.items()})
     if isinstance(value, list | tuple):
-        return tuple(frozen_value(item) for item in value)
+        return tuple(freeze(item) for item in value)
     return value
 
 

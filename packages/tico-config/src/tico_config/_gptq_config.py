@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 import attrs
 
-from tico_config._errors import Problem
 from tico_config._module_config import ModuleConfig
 from tico_config._observer_specs import HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
-from tico_config._validation import as_float, boolean, instance, integer, number, one_of, optional_integer
+from tico_config._problem import Problem
+from tico_config._registry import register_config
+from tico_config.validation import as_float, check_integer, check_number, check_optional_integer
 
 GPTQObserver: TypeAlias = MinMaxSpec | PercentileSpec | MSESpec | HessianMSESpec
-_OBSERVERS = "MinMaxSpec(), PercentileSpec(), MSESpec() or HessianMSESpec()"
 
 TokenWeights: TypeAlias = Literal["auto", "uniform"] | tuple[float, ...]
 
@@ -21,6 +22,7 @@ def _as_weights(value: object) -> object:
     return tuple(as_float(item) for item in value) if isinstance(value, list | tuple) else value
 
 
+@register_config
 @attrs.frozen(kw_only=True)
 class GPTQConfig(ModuleConfig):
     """Weights rounded one column at a time, each error made up for by the columns that follow.
@@ -108,30 +110,18 @@ class GPTQConfig(ModuleConfig):
     stop_after_capture: bool = False
     show_progress: bool = True
 
-    def _field_problems(self) -> list[Problem | None]:
+    def field_problems(self) -> Sequence[Problem | None]:
+        """Return which numbers are out of range, and which fields contradict each other."""
         return [
-            integer("bits", self.bits, 2, 8),
-            optional_integer("group_size", self.group_size, 1),
-            boolean("per_tensor", self.per_tensor),
+            check_integer("bits", self.bits, 2, 8),
+            check_optional_integer("group_size", self.group_size, 1),
             self._two_units_problem(),
-            boolean("ragged_groups", self.ragged_groups),
-            boolean("symmetric", self.symmetric),
-            instance("observer", self.observer, GPTQObserver, _OBSERVERS),
-            boolean("static_groups", self.static_groups),
-            boolean("act_order", self.act_order),
-            number("damping", self.damping, 0.0, 1.0, open_low=True),
-            one_of("damping_reference", self.damping_reference, ("mean", "median")),
-            integer("min_expert_tokens", self.min_expert_tokens, 0),
+            check_number("damping", self.damping, 0.0, 1.0, open_low=True),
+            check_integer("min_expert_tokens", self.min_expert_tokens, 0),
             self._weights_problem(),
-            boolean("true_sequential", self.true_sequential),
-            number("asymmetric", self.asymmetric, 0.0, 1.0),
+            check_number("asymmetric", self.asymmetric, 0.0, 1.0),
             self._two_orders_problem(),
-            _only("forward_dtype", self.forward_dtype, "bfloat16"),
-            _only("activation_dtype", self.activation_dtype, "bfloat16"),
-            _only("offload", self.offload, "disk"),
-            _folder("checkpoint_dir", self.checkpoint_dir),
-            boolean("stop_after_capture", self.stop_after_capture),
-            boolean("show_progress", self.show_progress),
+            self._folder_problem(),
         ]
 
     def _two_units_problem(self) -> Problem | None:
@@ -156,18 +146,12 @@ class GPTQConfig(ModuleConfig):
         expected = "'auto', 'uniform', or numbers from 0 to 1e+06, one for each of the first tokens"
         return Problem(field="token_weights", value=value, expected=expected)
 
+    def _folder_problem(self) -> Problem | None:
+        value: object = self.checkpoint_dir
+        if value is None or (isinstance(value, str) and value and "\0" not in value):
+            return None
+        return Problem(field="checkpoint_dir", value=value, expected="None or the path of a folder, as text")
+
 
 def _weight_problem(value: object) -> Problem | None:
-    return number("token_weights", value, 0.0, 1e6)
-
-
-def _only(field: str, value: object, choice: str) -> Problem | None:
-    if value is None or value == choice:
-        return None
-    return Problem(field=field, value=value, expected=f"None or {choice!r}")
-
-
-def _folder(field: str, value: object) -> Problem | None:
-    if value is None or (isinstance(value, str) and value and "\0" not in value):
-        return None
-    return Problem(field=field, value=value, expected="None or the path of a folder, as text")
+    return check_number("token_weights", value, 0.0, 1e6)

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import attrs
 
-from tico_config._validation import integer, refuse
+from tico_config.validation import check_integer, refuse
 
 
 class QScheme(enum.Enum):
@@ -57,7 +57,7 @@ class PerChannel:
 
     def __attrs_post_init__(self) -> None:
         """Validate the axis."""
-        refuse(integer("axis", self.axis, -_AXIS_LIMIT - 1, _AXIS_LIMIT))
+        refuse(check_integer("axis", self.axis, -_AXIS_LIMIT - 1, _AXIS_LIMIT))
 
 
 @attrs.frozen
@@ -73,7 +73,10 @@ class PerGroup:
 
     def __attrs_post_init__(self) -> None:
         """Validate axis and size."""
-        refuse(integer("axis", self.axis, -_AXIS_LIMIT - 1, _AXIS_LIMIT), integer("size", self.size, 1))
+        refuse(
+            check_integer("axis", self.axis, -_AXIS_LIMIT - 1, _AXIS_LIMIT),
+            check_integer("size", self.size, 1),
+        )
 
 
 @attrs.frozen

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import attrs
 from typing_extensions import Self
 
-from tico_config._base_config import BaseConfig, Resolution, partial_problems, with_changes
-from tico_config._errors import Problem
-from tico_config._overrides import winning_rule
+from tico_config._base_config import BaseConfig, resolve_fields
+from tico_config._overrides import Resolution
 
 
 @attrs.frozen(kw_only=True)
@@ -23,21 +20,10 @@ class ModuleConfig(BaseConfig):
     "overrides['*.down_proj']"
     """
 
-    fixed_fields: ClassVar[frozenset[str]] = frozenset({"overrides"})
-
-    def _override_problems(self, key: str) -> tuple[Problem, ...]:
-        defaults = attrs.evolve(self, overrides={})
-        return partial_problems(defaults, f"overrides[{key!r}]", self.overrides[key], self.fixed_fields)
-
     def resolve(self, path: str) -> Resolution[Self]:
         """Return the config that holds for the module at `path`, with the rule that decided.
 
         Raises:
             ConfigError: two equally specific overrides contradict each other.
         """
-        rule = winning_rule(self.overrides, (path,))
-        if rule is None:
-            return Resolution(attrs.evolve(self, overrides={}), "defaults")
-        origin = f"overrides[{rule.pattern!r}]"
-        changed = with_changes(attrs.evolve(self, overrides={}), origin, self.overrides[rule.pattern])
-        return Resolution(changed, origin)
+        return resolve_fields(self, path)

@@ -7,8 +7,8 @@ from typing import TypeAlias
 import attrs
 
 from tico_config._dtype import MXFormat
-from tico_config._errors import Problem
-from tico_config._validation import as_float, instance, integer, number, refuse
+from tico_config._problem import Problem
+from tico_config.validation import as_float, check_instance, check_integer, check_number, refuse
 
 
 @attrs.frozen
@@ -32,7 +32,7 @@ class EMASpec:
 
     def __attrs_post_init__(self) -> None:
         """Validate the momentum."""
-        refuse(number("momentum", self.momentum, 0.0, 1.0, open_high=True))
+        refuse(check_number("momentum", self.momentum, 0.0, 1.0, open_high=True))
 
 
 @attrs.frozen
@@ -57,7 +57,7 @@ class PercentileSpec:
 
     def __attrs_post_init__(self) -> None:
         """Validate both percentiles and their order."""
-        ends = (number("lower", self.lower, 0.0, 100.0), number("upper", self.upper, 0.0, 100.0))
+        ends = (check_number("lower", self.lower, 0.0, 100.0), check_number("upper", self.upper, 0.0, 100.0))
         disordered = (
             Problem(field="lower", value=self.lower, expected=f"below upper ({self.upper!r})")
             if ends == (None, None) and not self.lower < self.upper
@@ -78,7 +78,7 @@ class MSESpec:
 
     def __attrs_post_init__(self) -> None:
         """Validate the number of candidates."""
-        refuse(integer("steps", self.steps, 1, 10_000))
+        refuse(check_integer("steps", self.steps, 1, 10_000))
 
 
 @attrs.frozen
@@ -96,7 +96,7 @@ class HessianMSESpec:
 
     def __attrs_post_init__(self) -> None:
         """Validate the number of candidates."""
-        refuse(integer("steps", self.steps, 1, 10_000))
+        refuse(check_integer("steps", self.steps, 1, 10_000))
 
 
 @attrs.frozen
@@ -111,7 +111,7 @@ class EntropySpec:
 
     def __attrs_post_init__(self) -> None:
         """Validate the number of candidates."""
-        refuse(integer("steps", self.steps, 1, 10_000))
+        refuse(check_integer("steps", self.steps, 1, 10_000))
 
 
 @attrs.frozen
@@ -127,7 +127,10 @@ class MXSpec:
 
     def __attrs_post_init__(self) -> None:
         """Validate format and axis."""
-        refuse(instance("format", self.format, MXFormat, "an MXFormat"), integer("axis", self.axis, -8, 7))
+        refuse(
+            check_instance("format", self.format, MXFormat, "an MXFormat"),
+            check_integer("axis", self.axis, -8, 7),
+        )
 
 
 @attrs.frozen

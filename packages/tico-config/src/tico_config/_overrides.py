@@ -18,13 +18,29 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Collection, Iterable, Mapping
+from typing import Generic, TypeVar
 
 import attrs
 
-from tico_config._errors import ConfigError, Found, Problem
+from tico_config._errors import ConfigError
+from tico_config._problem import Found, Problem, describe
+
+T_co = TypeVar("T_co", covariant=True)
 
 _REGEX = "re:"
 _WILDCARD = re.compile(r"\[[^\]]*\]|[*?]")
+
+
+@attrs.frozen
+class Resolution(Generic[T_co]):
+    """What holds for a path, and why: `origin` names the field or the override that decided.
+
+    >>> Resolution(8, "defaults").origin
+    'defaults'
+    """
+
+    spec: T_co
+    origin: str
 
 
 @attrs.frozen
@@ -93,24 +109,31 @@ def winning_rule(overrides: Mapping[str, object], paths: tuple[str, ...]) -> Rul
 
 
 def _tie(path: str, one: Rule, other: Rule) -> Problem:
+    both = f"{one.pattern!r} and {other.pattern!r}"
     return Problem(
         module=path,
         field="overrides",
-        value=Found(f"{one.pattern!r} and {other.pattern!r}, which say different things"),
+        value=Found(f"{both}, which say different things"),
         expected="one most specific rule",
         remedy="make one of them more specific",
+        sentence=f"the overrides {both} both match, are equally specific and say different things",
     )
 
 
 def pattern_problems(patterns: Iterable[str], field: str = "overrides") -> list[Problem]:
-    """Return what is wrong with patterns themselves: empty, or regular expressions that do not compile."""
+    """Return what is wrong with patterns themselves: empty, or regular expressions that do not compile.
+
+    >>> [problem.value for problem in pattern_problems(["*.up", "re:("])]
+    ['re:(']
+    """
     problems = []
     for pattern in patterns:
         try:
             re.compile(pattern.removeprefix(_REGEX) if Rule(pattern).is_regex else "")
         except (re.error, RecursionError, OverflowError, Warning) as error:
             expected = f"a regular expression after 're:' ({error})"
-            problems.append(Problem(field=field, value=pattern, expected=expected))
+            sentence = f"{field} has {describe(pattern)}, which is no regular expression: {error}"
+            problems.append(Problem(field=field, value=pattern, expected=expected, sentence=sentence))
         if not pattern:
             problems.append(Problem(field=field, value=pattern, expected="a path, a glob or 're:' pattern"))
     return problems
@@ -129,6 +152,13 @@ def unmatched_problems(
         if not any(rule.matches(path) for path in paths):
             near = difflib.get_close_matches(rule.pattern, paths, n=3, cutoff=0.0)
             remedy = f"the nearest paths are {', '.join(map(repr, near))}" if near else None
-            expected = "a rule that matches at least one module"
-            problems.append(Problem(field=field, value=rule.pattern, expected=expected, remedy=remedy))
+            problems.append(
+                Problem(
+                    field=field,
+                    value=rule.pattern,
+                    expected="a rule that matches at least one module",
+                    remedy=remedy,
+                    sentence=f"{field} has {describe(rule.pattern)}, which matches no module",
+                )
+            )
     return problems

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import attrs
 from typing_extensions import Self
 
-from tico_config._base_config import Resolution, partial_problems, with_changes
 from tico_config._dtype import INT8, UINT8
-from tico_config._errors import ConfigError, Found, Problem
-from tico_config._frozen_mapping import FrozenMapping, frozen_value, is_hashable
+from tico_config._frozen_mapping import FrozenMapping
 from tico_config._grid import QScheme
-from tico_config._overrides import winning_rule
+from tico_config._overrides import Resolution, winning_rule
+from tico_config._problem import Found, Problem
 from tico_config._quant_spec import QuantSpec, affine, no_quant
+from tico_config._registry import register_config
 from tico_config._spec_config import SpecConfig
+from tico_config.validation import freeze
 
-_CHANGE = "a QuantSpec, or a mapping with some of its fields"
 _AXES = "a name or None for each axis, such as ('batch', None), or a mapping such as {0: 'batch'}"
 _FLOAT_IN_XNNPACK = (
     "conv_transpose1d",
@@ -33,14 +33,10 @@ _FLOAT_IN_XNNPACK = (
 )
 
 
-def _as_frozen(value: object) -> object:
-    return frozen_value(value)
-
-
 def _as_dynamic_shapes(value: object) -> object:
     if not isinstance(value, Mapping):
         return value
-    return frozen_value({name: _as_axes(axes) for name, axes in value.items()})
+    return freeze({name: _as_axes(axes) for name, axes in value.items()})
 
 
 def _as_axes(axes: object) -> object:
@@ -50,6 +46,7 @@ def _as_axes(axes: object) -> object:
     return tuple(axes.get(axis) for axis in range(max(axes, default=-1) + 1))
 
 
+@register_config
 @attrs.frozen(kw_only=True)
 class PT2EConfig(SpecConfig):
     """Activations and weights of an exported graph rounded to nearest.
@@ -79,8 +76,8 @@ class PT2EConfig(SpecConfig):
 
     name: ClassVar[str] = "pt2e"
 
-    module_types: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=_as_frozen)
-    operators: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=_as_frozen)
+    module_types: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=freeze)
+    operators: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=freeze)
     dynamic_shapes: Mapping[str, tuple[str | None, ...]] | None = attrs.field(
         default=None, converter=_as_dynamic_shapes
     )
@@ -131,57 +128,40 @@ class PT2EConfig(SpecConfig):
         >>> config.resolve_operator(("soft.act_out", "soft"), "activation", "x.Softmax", "softmax").origin
         "operators['softmax']"
         """
-        default = self.weight if role == "weight" else self.activation
         rule = winning_rule(self.overrides, paths)
         if rule is not None:
-            return _changed(default, f"overrides[{rule.pattern!r}]", self.overrides[rule.pattern], paths[0])
+            change = self.overrides[rule.pattern]
+            return self.apply_change(role, f"overrides[{rule.pattern!r}]", change, paths[0])
         for key in (module_type, module_type.rpartition(".")[2]):
             if key in self.module_types:
-                return _changed(default, f"module_types[{key!r}]", self.module_types[key], paths[0])
+                return self.apply_change(role, f"module_types[{key!r}]", self.module_types[key], paths[0])
         if operator in self.operators:
-            return _changed(default, f"operators[{operator!r}]", self.operators[operator], paths[0])
-        return Resolution(default, role)
+            return self.apply_change(role, f"operators[{operator!r}]", self.operators[operator], paths[0])
+        return Resolution(self.weight if role == "weight" else self.activation, role)
 
-    def _field_problems(self) -> list[Problem | None]:
-        # Named, not super(): attrs' slotted copy of the class would lose the zero-argument form's cell.
-        found = SpecConfig._field_problems(self)
-        for field in ("module_types", "operators"):
-            found += self._change_problems(field)
-        if self.dynamic_shapes is not None:
-            found += _shape_problems(self.dynamic_shapes)
-        return found
+    def field_problems(self) -> Sequence[Problem | None]:
+        """Return what is wrong with the changes of types and operators, and with the free axes."""
+        changes = (("module_types", self.module_types), ("operators", self.operators))
+        return [
+            *super().field_problems(),
+            *(problem for field, value in changes for problem in self._mapping_problems(field, value)),
+            *([] if self.dynamic_shapes is None else _shape_problems(self.dynamic_shapes)),
+        ]
 
-    def _change_problems(self, field: str) -> list[Problem | None]:
-        changes: object = getattr(self, field)
+    def _mapping_problems(self, field: str, changes: object) -> list[Problem]:
         if not isinstance(changes, FrozenMapping):
             return [Problem(field=field, value=changes, expected="a mapping from names to specs")]
-        found: list[Problem | None] = []
-        for key, value in changes.items():
-            where = f"{field}[{key!r}]"
-            if isinstance(value, QuantSpec):
-                continue
-            if not isinstance(value, FrozenMapping) or not is_hashable(value):
-                found.append(Problem(field=where, value=value, expected=_CHANGE))
-                continue
-            on_weight = partial_problems(self.weight, where, value)
-            on_activation = partial_problems(self.activation, where, value)
-            found += on_weight if on_weight and on_activation else ()
-        return found
+        return [
+            problem
+            for key, change in changes.items()
+            for problem in self.change_problems(f"{field}[{key!r}]", change)
+        ]
 
 
-def _changed(default: QuantSpec, origin: str, change: object, path: str) -> Resolution[QuantSpec]:
-    if isinstance(change, QuantSpec):
-        return Resolution(change, origin)
-    try:
-        return Resolution(with_changes(default, origin, change), origin)
-    except ConfigError as error:
-        raise ConfigError(*(attrs.evolve(problem, module=path) for problem in error.problems)) from None
-
-
-def _shape_problems(shapes: object) -> list[Problem | None]:
+def _shape_problems(shapes: object) -> list[Problem]:
     if not isinstance(shapes, FrozenMapping):
         return [Problem(field="dynamic_shapes", value=shapes, expected="None or a mapping from input names")]
-    found: list[Problem | None] = []
+    found = []
     for name, axes in shapes.items():
         names = axes if isinstance(axes, tuple) else (0,)
         if not all(axis is None or (isinstance(axis, str) and axis.isidentifier()) for axis in names):

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import attrs
 
-from tico_config._errors import Problem
+from tico_config._registry import register_config
 from tico_config._spec_config import SpecConfig
-from tico_config._validation import boolean, instance
 
 
+@register_config
 @attrs.frozen(kw_only=True)
 class PTQConfig(SpecConfig):
     """Weights and activations rounded to nearest, on grids that calibration determines.
@@ -36,11 +36,3 @@ class PTQConfig(SpecConfig):
 
     strict_wrap: bool = True
     variant: str = "default"
-
-    def _field_problems(self) -> list[Problem | None]:
-        # Named, not super(): attrs' slotted copy of the class would lose the zero-argument form's cell.
-        return [
-            *SpecConfig._field_problems(self),
-            boolean("strict_wrap", self.strict_wrap),
-            instance("variant", self.variant, str, "the name of a variant"),
-        ]

@@ -7,10 +7,10 @@ from typing import Literal
 import attrs
 
 from tico_config._dtype import UINT8, DType, MXFormat
-from tico_config._errors import Problem
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._observer_specs import MinMaxSpec, MXSpec, NoQuant, ObserverSpec
-from tico_config._validation import instance, one_of, refuse
+from tico_config._problem import Problem
+from tico_config.validation import check_choice, check_instance, refuse
 
 
 @attrs.frozen(kw_only=True)
@@ -39,11 +39,11 @@ class QuantSpec:
     def __attrs_post_init__(self) -> None:
         """Validate every field, then what they say together."""
         kinds = (
-            instance("dtype", self.dtype, DType, "a DType such as DType.uint(8)"),
-            instance("qscheme", self.qscheme, QScheme | None, "a QScheme or None"),
-            instance("granularity", self.granularity, Granularity | None, "a Granularity or None"),
-            instance("observer", self.observer, ObserverSpec, "an observer spec such as MinMaxSpec()"),
-            one_of("on_nonfinite", self.on_nonfinite, ("error", "ignore")),
+            check_instance("dtype", self.dtype, DType, "a DType such as DType.uint(8)"),
+            check_instance("qscheme", self.qscheme, QScheme | None, "a QScheme or None"),
+            check_instance("granularity", self.granularity, Granularity | None, "a Granularity or None"),
+            check_instance("observer", self.observer, ObserverSpec, "an observer spec such as MinMaxSpec()"),
+            check_choice("on_nonfinite", self.on_nonfinite, ("error", "ignore")),
         )
         refuse(*kinds)
         refuse(*self._contradictions())

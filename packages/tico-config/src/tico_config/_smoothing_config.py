@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, cast
 
 import attrs
 
-from tico_config._errors import ConfigError, Problem
-from tico_config._frozen_mapping import FrozenMapping, frozen_value
+from tico_config._errors import ConfigError
+from tico_config._frozen_mapping import FrozenMapping
 from tico_config._module_config import ModuleConfig
 from tico_config._overrides import pattern_problems
+from tico_config._problem import Problem
+from tico_config.validation import freeze
 
 _EXPECTED = "a mapping from a pattern to a non-empty list of patterns"
 
 
 def _as_mappings(value: object) -> Mapping[str, tuple[str, ...]]:
-    frozen = frozen_value(value)
+    frozen = freeze(value)
     if not isinstance(frozen, FrozenMapping):
         raise ConfigError(Problem(field="mappings", value=value, expected=_EXPECTED))
     problems = [
@@ -51,6 +53,7 @@ class SmoothingConfig(ModuleConfig):
 
     mappings: Mapping[str, tuple[str, ...]] = attrs.field(factory=FrozenMapping, converter=_as_mappings)
 
-    def _field_problems(self) -> list[Problem | None]:
+    def field_problems(self) -> Sequence[Problem | None]:
+        """Return what is wrong with the patterns of `mappings`."""
         patterns = (pattern for values in self.mappings.values() for pattern in values)
-        return [*pattern_problems([*self.mappings, *patterns], "mappings")]
+        return pattern_problems([*self.mappings, *patterns], "mappings")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import attrs
 
-from tico_config._errors import Problem
+from tico_config._problem import Problem
+from tico_config._registry import register_config
 from tico_config._smoothing_config import SmoothingConfig
-from tico_config._validation import as_float, boolean, number
+from tico_config.validation import as_float, check_number
 
 
+@register_config
 @attrs.frozen(kw_only=True)
 class SmoothQuantConfig(SmoothingConfig):
     """Part of the activations' range moved into the weights before either is quantized.
@@ -39,8 +42,8 @@ class SmoothQuantConfig(SmoothingConfig):
     alpha: float | Literal["auto"] = attrs.field(default=0.5, converter=as_float)
     insert_mul: bool = False
 
-    def _field_problems(self) -> list[Problem | None]:
-        problem = None if self.alpha == "auto" else number("alpha", self.alpha, 0.0, 1.0)
+    def field_problems(self) -> Sequence[Problem | None]:
+        """Return whether `alpha` is out of range, and what is wrong with `mappings`."""
+        problem = None if self.alpha == "auto" else check_number("alpha", self.alpha, 0.0, 1.0)
         alpha = problem and attrs.evolve(problem, expected=f"{problem.expected}, or 'auto'")
-        # Named, not super(): attrs' slotted copy of the class would lose the zero-argument form's cell.
-        return [alpha, boolean("insert_mul", self.insert_mul), *SmoothingConfig._field_problems(self)]
+        return [alpha, *super().field_problems()]
