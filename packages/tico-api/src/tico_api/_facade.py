@@ -1,4 +1,4 @@
-"""prepare and convert: the two calls around the user's calibration."""
+"""prepare, with the quantizers of this library and of installed packages."""
 
 from __future__ import annotations
 
@@ -6,35 +6,14 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from tico_api._preconditions import (
-    STATE,
-    require_arguments,
-    require_config,
-    require_model,
-    require_possible_place,
-    require_unprepared,
-    state_of,
-)
-from tico_api._unchanged_process import detached_copy, unchanged_process
-from tico_config import (
-    AWQConfig,
-    BaseConfig,
-    ConfigError,
-    Found,
-    GPTQConfig,
-    Problem,
-    PT2EConfig,
-    PTQConfig,
-    SmoothQuantConfig,
-)
-from tico_modules import Edit
+from tico_config import AWQConfig, BaseConfig, GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
 from tico_pt2e import GPTQEverywhere, PT2EQuantizer
 from tico_quantizers import (
     AWQQuantizer,
-    Example,
     Registry,
     SmoothQuantQuantizer,
     installed_entries,
+    lifecycle,
     quantizer_entry,
 )
 from tico_wrapq import PTQQuantizer
@@ -85,51 +64,8 @@ def prepare(
     >>> type(convert(model)[0]).__name__
     'QuantizedLinear'
     """
-    require_model(model)
-    require_config(quant_config)
-    require_arguments(args=args, kwargs=kwargs, inplace=inplace, registry=registry)
-    require_unprepared(model)
-    quantizer = (registry or _registry()).quantizer(quant_config)
-    require_possible_place(quantizer, quant_config, inplace=inplace)
-    example = None if args is None and kwargs is None else Example(args=args or (), kwargs=kwargs or {})
-    work = model if inplace else detached_copy(model)
-    with unchanged_process(), Edit() as edit:
-        root, prepared = quantizer.start(work, example, edit)
-        edit.set_attribute(root, STATE, prepared)
-    return root
-
-
-def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: bool = True) -> nn.Module:
-    """Finish what `prepare` began: put integers in the place of floats.
-
-    Args:
-        model: what `prepare` returned, after calibration data were run through it.
-        quant_config: may be left out; if given, it must equal the one given to `prepare`.
-        inplace: change and return `model` itself (or its replacement, where `prepare` returned one). With
-            False, `model` stays prepared and a converted copy is returned.
-
-    Raises:
-        LifecycleError: the model is not prepared, or has been converted already.
-        ConfigError: `quant_config` is not the one that the model was prepared with.
-        CalibrationError: no data were run through the model, or through a part of it.
-        NumericsError: weights or data hold values that no grid can represent.
-
-    After an error the model is as it was before, calibration included.
-    """
-    require_model(model)
-    require_arguments(inplace=inplace)
-    prepared = state_of(model)
-    if quant_config is not None and quant_config != prepared.config:
-        expected = f"the config given to prepare, {prepared.config!r}"
-        remedy = "leave it out, or prepare the model with it"
-        raise ConfigError(
-            Problem(field="quant_config", value=Found(repr(quant_config)), expected=expected, remedy=remedy)
-        )
-    work = model if inplace else detached_copy(model)
-    with unchanged_process(), Edit() as edit:
-        root = state_of(work).convert(work, edit)
-        edit.on_commit(lambda: vars(work).pop(STATE))
-    return root
+    found = _registry() if registry is None else registry
+    return lifecycle.prepare(model, quant_config, args, kwargs, inplace, registry=found)
 
 
 def _registry() -> Registry:

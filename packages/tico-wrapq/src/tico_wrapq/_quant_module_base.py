@@ -87,6 +87,11 @@ class QuantModuleBase(RestorableModule):
                 vars(point)["training"] = module.training
                 self.add_module(declaration.name, point)
 
+    @property
+    def is_calibrating(self) -> bool:
+        """Whether its points watch."""
+        return self.mode is Mode.CALIB
+
     @abstractmethod
     def adopt(self, module: nn.Module) -> None:
         """Keep what `forward` needs of the float module: itself as a child, or its children by their names.

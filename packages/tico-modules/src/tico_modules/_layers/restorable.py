@@ -21,6 +21,11 @@ class RestorableModule(nn.Module, ABC):
     kind: ClassVar[str]
     holds_modules: ClassVar[bool] = False
 
+    @property
+    def is_calibrating(self) -> bool:
+        """Whether an algorithm that puts such modules into a model in `prepare` learns from it now."""
+        return False
+
     @abstractmethod
     def layout(self) -> Mapping[str, object]:
         """Return what is needed besides the tensors to make this module again, as JSON values."""

@@ -8,10 +8,10 @@ import attrs
 from torch import Tensor, nn
 
 from tico_config import BaseConfig, ConfigError, Found, LifecycleError, Problem, UnsupportedError
-from tico_modules import named_modules, runs_of
-from tico_quantizers import AnyPrepared, AnyQuantizer, Prepared, Registry
+from tico_modules import RestorableModule, named_modules, runs_of
 from tico_quantizers.calibration import is_watched
-from tico_wrapq import Mode, QuantModuleBase
+from tico_quantizers.protocol import AnyPrepared, AnyQuantizer, Prepared
+from tico_quantizers.registry import Registry
 
 STATE = "_tico_prepared"
 
@@ -69,7 +69,7 @@ _RULES: Mapping[str, _Rule] = {
     ),
     "kwargs": _Rule(lambda value: value is None or isinstance(value, Mapping), "a dict or None"),
     "inplace": _Rule(lambda value: isinstance(value, bool), "True or False"),
-    "registry": _Rule(lambda value: value is None or isinstance(value, Registry), "a Registry or None"),
+    "registry": _Rule(lambda value: isinstance(value, Registry), "a Registry"),
 }
 
 
@@ -131,7 +131,7 @@ def _prepared_with(state: AnyPrepared) -> str:
 
 def _is_watched(module: nn.Module) -> bool:
     """Whether an algorithm is calibrating this module, by a wrapper or by hooks."""
-    wrapped = isinstance(module, QuantModuleBase) and module.mode is Mode.CALIB
+    wrapped = isinstance(module, RestorableModule) and module.is_calibrating
     return wrapped or is_watched(module)
 
 

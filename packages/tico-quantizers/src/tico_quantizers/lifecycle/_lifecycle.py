@@ -1,0 +1,88 @@
+"""prepare and convert: the two calls around the user's calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from tico_config import BaseConfig, ConfigError, Found, Problem
+from tico_modules import Edit
+from tico_quantizers.calibration import unchanged_process
+from tico_quantizers.lifecycle._copies import detached_copy
+from tico_quantizers.lifecycle._preconditions import (
+    STATE,
+    require_arguments,
+    require_config,
+    require_model,
+    require_possible_place,
+    require_unprepared,
+    state_of,
+)
+from tico_quantizers.protocol import Example
+from tico_quantizers.registry import Registry
+
+
+def prepare(
+    model: nn.Module,
+    quant_config: BaseConfig,
+    args: tuple[object, ...] | None = None,
+    kwargs: Mapping[str, object] | None = None,
+    inplace: bool = True,
+    *,
+    registry: Registry,
+) -> nn.Module:
+    """Make `model` ready for calibration by the quantizer that `registry` has for `quant_config`.
+
+    This is `tico.quantization.prepare`, which says more, without a registry of its own.
+
+    >>> from tico_config import GPTQConfig
+    >>> from tico_quantizers import GPTQQuantizer, quantizer_entry
+    >>> registry = Registry([quantizer_entry(GPTQConfig, GPTQQuantizer)])
+    >>> model = prepare(nn.Sequential(nn.Linear(4, 4)).eval(), GPTQConfig(), registry=registry)
+    """
+    require_model(model)
+    require_config(quant_config)
+    require_arguments(args=args, kwargs=kwargs, inplace=inplace, registry=registry)
+    require_unprepared(model)
+    quantizer = registry.quantizer(quant_config)
+    require_possible_place(quantizer, quant_config, inplace=inplace)
+    example = None if args is None and kwargs is None else Example(args=args or (), kwargs=kwargs or {})
+    work = model if inplace else detached_copy(model)
+    with unchanged_process(), Edit() as edit:
+        root, prepared = quantizer.start(work, example, edit)
+        edit.set_attribute(root, STATE, prepared)
+    return root
+
+
+def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: bool = True) -> nn.Module:
+    """Finish what `prepare` began: put integers in the place of floats.
+
+    Args:
+        model: what `prepare` returned, after calibration data were run through it.
+        quant_config: may be left out; if given, it must equal the one given to `prepare`.
+        inplace: change and return `model` itself (or its replacement, where `prepare` returned one). With
+            False, `model` stays prepared and a converted copy is returned.
+
+    Raises:
+        LifecycleError: the model is not prepared, or has been converted already.
+        ConfigError: `quant_config` is not the one that the model was prepared with.
+        CalibrationError: no data were run through the model, or through a part of it.
+        NumericsError: weights or data hold values that no grid can represent.
+
+    After an error the model is as it was before, calibration included.
+    """
+    require_model(model)
+    require_arguments(inplace=inplace)
+    prepared = state_of(model)
+    if quant_config is not None and quant_config != prepared.config:
+        expected = f"the config given to prepare, {prepared.config!r}"
+        remedy = "leave it out, or prepare the model with it"
+        raise ConfigError(
+            Problem(field="quant_config", value=Found(repr(quant_config)), expected=expected, remedy=remedy)
+        )
+    work = model if inplace else detached_copy(model)
+    with unchanged_process(), Edit() as edit:
+        root = state_of(work).convert(work, edit)
+        edit.on_commit(lambda: vars(work).pop(STATE))
+    return root
