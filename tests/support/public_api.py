@@ -21,13 +21,11 @@ def loaded_by(name: str) -> frozenset[str]:
     return frozenset(module.partition(".")[0] for module in modules)
 
 
-class PublicAPI:
-    """Tests that a package's class inherits; the class names the package and lists its public names."""
+class PublicNames:
+    """Tests of a public module; the class that inherits them names it and lists its public names."""
 
     package: ClassVar[str]
     names: ClassVar[tuple[str, ...]]
-    hidden: ClassVar[tuple[str, ...]]
-    """Top-level modules that importing the package must not load."""
 
     def test_all_is_exactly_the_list(self) -> None:
         """A name enters or leaves the public API only together with this list."""
@@ -49,14 +47,21 @@ class PublicAPI:
         bare = [name for name, value in values.items() if not (value.__doc__ or "").strip()]
         assert bare == [], bare
 
+    def _module(self) -> ModuleType:
+        """Import the package."""
+        return importlib.import_module(self.package)
+
+
+class PublicAPI(PublicNames):
+    """Tests of a distribution's package, and of what importing it loads."""
+
+    hidden: ClassVar[tuple[str, ...]]
+    """Top-level modules that importing the package must not load."""
+
     def test_import_loads_no_layer_above(self) -> None:
         """Importing the package loads nothing that it may not depend on."""
         found = loaded_by(self.package) & set(self.hidden)
         assert found == set(), found
-
-    def _module(self) -> ModuleType:
-        """Import the package."""
-        return importlib.import_module(self.package)
 
 
 def _can_be_described(module: ModuleType, name: str) -> bool:

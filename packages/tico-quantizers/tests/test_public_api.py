@@ -1,6 +1,6 @@
-"""The public names of tico_quantizers."""
+"""The public names of tico_quantizers and of its rooms."""
 
-from public_api import PublicAPI
+from public_api import PublicAPI, PublicNames
 
 
 class TestPublicAPI(PublicAPI):
@@ -68,4 +68,207 @@ class TestPublicAPI(PublicAPI):
         "stand_in",
         "tensor_of",
         "tied_paths",
+    )
+
+
+class TestProtocol(PublicNames):
+    """What the room `tico_quantizers.protocol` promises."""
+
+    package = "tico_quantizers.protocol"
+    names = (
+        "AnyPrepared",
+        "AnyQuantizer",
+        "BaseQuantizer",
+        "Converted",
+        "Example",
+        "Prepared",
+    )
+
+
+class TestRegistry(PublicNames):
+    """What the room `tico_quantizers.registry` promises."""
+
+    package = "tico_quantizers.registry"
+    names = (
+        "ENTRY_POINT_GROUP",
+        "QuantizerEntry",
+        "Registry",
+        "installed_entries",
+        "quantizer_entry",
+    )
+
+
+class TestLayers(PublicNames):
+    """What the room `tico_quantizers.layers` promises."""
+
+    package = "tico_quantizers.layers"
+    names = (
+        "FloatLayer",
+        "IntegerLayer",
+        "Layer",
+        "LayerPlan",
+        "QuantizedWeight",
+        "Target",
+        "as_layer",
+        "columns",
+        "feature_axis",
+        "find_blocks",
+        "group_size_problem",
+        "groups",
+        "homes_in",
+        "input_rows",
+        "input_tensor",
+        "layers_in",
+        "less_read",
+        "matrix",
+        "output_added",
+        "output_embedding",
+        "peers_of",
+        "plan_layers",
+        "reads_rows",
+        "reasons_against",
+        "shape",
+        "weight_axes",
+        "with_weight",
+    )
+
+
+class TestCalibration(PublicNames):
+    """What the room `tico_quantizers.calibration` promises."""
+
+    package = "tico_quantizers.calibration"
+    names = (
+        "ActivationStore",
+        "BlockCalls",
+        "BlockInputs",
+        "BlockOptions",
+        "Calibration",
+        "Checkpoint",
+        "GroupedGram",
+        "Hook",
+        "InputGrams",
+        "ReachedLayers",
+        "Recorder",
+        "Replay",
+        "Snapshots",
+        "Step",
+        "TokenRule",
+        "after_call",
+        "before_call",
+        "is_watched",
+        "located",
+        "map_leaves",
+        "remove_hooks",
+        "require_evaluation_mode",
+        "require_watched",
+        "revision",
+        "run_blocks",
+        "tensor_leaves",
+        "unchanged_process",
+        "watch_forward",
+    )
+
+
+class TestEquivalence(PublicNames):
+    """What the room `tico_quantizers.equivalence` promises."""
+
+    package = "tico_quantizers.equivalence"
+    names = (
+        "Candidates",
+        "ChannelScale",
+        "FoundPairs",
+        "InputMaxima",
+        "Pair",
+        "PairCalibration",
+        "Reader",
+        "as_channel_scale",
+        "candidates_of",
+        "exact_for",
+        "find_pairs",
+        "fold",
+        "known_pairs",
+        "put_matrix",
+        "reason_against_scaling",
+    )
+
+
+class TestSolvers(PublicNames):
+    """What the room `tico_quantizers.solvers` promises."""
+
+    package = "tico_quantizers.solvers"
+    names = (
+        "Consumer",
+        "Factor",
+        "Grid",
+        "Solution",
+        "best_alpha",
+        "best_scale",
+        "best_shares",
+        "factored",
+        "loss_of_nearest",
+        "magnitudes",
+        "nearest",
+        "output_error",
+        "power",
+        "quantize_weight",
+        "row_errors",
+        "smoothing_scale",
+        "solve",
+        "solve_by",
+    )
+
+
+class TestConversion(PublicNames):
+    """What the room `tico_quantizers.conversion` promises."""
+
+    package = "tico_quantizers.conversion"
+    names = (
+        "Conversion",
+        "Progress",
+    )
+
+
+class TestLifecycle(PublicNames):
+    """What the room `tico_quantizers.lifecycle` promises."""
+
+    package = "tico_quantizers.lifecycle"
+    names = (
+        "convert",
+        "detached_copy",
+        "prepare",
+    )
+
+
+class TestGPTQ(PublicNames):
+    """What the room `tico_quantizers.algorithms.gptq` promises."""
+
+    package = "tico_quantizers.algorithms.gptq"
+    names = (
+        "GPTQCalibration",
+        "GPTQQuantizer",
+        "Solution",
+        "nearest",
+        "quantize_weight",
+        "solve",
+    )
+
+
+class TestAWQ(PublicNames):
+    """What the room `tico_quantizers.algorithms.awq` promises."""
+
+    package = "tico_quantizers.algorithms.awq"
+    names = (
+        "AWQCalibration",
+        "AWQQuantizer",
+    )
+
+
+class TestSmoothQuant(PublicNames):
+    """What the room `tico_quantizers.algorithms.smoothquant` promises."""
+
+    package = "tico_quantizers.algorithms.smoothquant"
+    names = (
+        "SmoothQuantCalibration",
+        "SmoothQuantQuantizer",
+        "smoothing_scale",
     )
