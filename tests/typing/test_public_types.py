@@ -27,7 +27,8 @@ from tico.quantization.config import (
 )
 from tico_observers import AffineParams, MinMaxObserver, RangeStatistic
 from tico_quantizers import BaseQuantizer, GPTQQuantizer, QuantizerEntry, quantizer_entry
-from tico_quantizers.algorithms.gptq import GPTQCalibration, Solution, quantize_weight
+from tico_quantizers.algorithms.gptq import Solution, quantize_weight
+from tico_quantizers.conversion import BlockCalibration
 
 
 def test_facade_takes_and_gives_modules(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_entry_ties_a_config_to_its_quantizer() -> None:
     """An entry that names another config than its quantizer takes is an error to the checker."""
     assert_type(quantizer_entry(GPTQConfig, GPTQQuantizer), QuantizerEntry)
     assert_type(GPTQQuantizer(GPTQConfig()).config, GPTQConfig)
-    quantizer: BaseQuantizer[GPTQConfig, GPTQCalibration] = GPTQQuantizer(GPTQConfig())
+    quantizer: BaseQuantizer[GPTQConfig, BlockCalibration[GPTQConfig]] = GPTQQuantizer(GPTQConfig())
     assert isinstance(quantizer, GPTQQuantizer)
     quantizer_entry(PTQConfig, GPTQQuantizer)  # type: ignore[arg-type]
 

@@ -223,6 +223,8 @@ class TestConversion(PublicNames):
 
     package = "tico_quantizers.conversion"
     names = (
+        "BlockCalibration",
+        "BlockQuantizer",
         "Conversion",
         "Progress",
     )
@@ -244,7 +246,6 @@ class TestGPTQ(PublicNames):
 
     package = "tico_quantizers.algorithms.gptq"
     names = (
-        "GPTQCalibration",
         "GPTQQuantizer",
         "Solution",
         "nearest",

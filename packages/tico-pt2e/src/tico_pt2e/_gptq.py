@@ -20,8 +20,9 @@ from tico_pt2e._integers import constant_of_groups, grid_of
 from tico_pt2e._layers import layer_of, rows_of
 from tico_pt2e._nodes import container
 from tico_pt2e._weights import SiteView, constant_before, put_weight, view_of
-from tico_quantizers.algorithms.gptq import GPTQCalibration, GPTQQuantizer
+from tico_quantizers.algorithms.gptq import GPTQQuantizer
 from tico_quantizers.calibration import Calibration
+from tico_quantizers.conversion import BlockCalibration
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 
 _LAYERS = "gptq_layers"
@@ -59,7 +60,7 @@ class GPTQEverywhere(BaseQuantizer[GPTQConfig, Calibration]):
         if not isinstance(model, QuantGraph):
             return _on_modules(self.config, model, calibration, edit)
         kept = [_kept_line(view) for view in _views(model) if self._keeps(view)]
-        if not isinstance(calibration, GPTQCalibration):
+        if not isinstance(calibration, BlockCalibration):
             return Converted(root=model, modules=(model,), report=Report(layers=tuple(kept)))
         tree = model.get_submodule(_LAYERS)
         converted = GPTQQuantizer(self.config).convert(tree, calibration, edit)
@@ -104,7 +105,7 @@ class GPTQEverywhere(BaseQuantizer[GPTQConfig, Calibration]):
 
 
 def _on_modules(config: GPTQConfig, model: nn.Module, calibration: Calibration, edit: Edit) -> Converted:
-    if not isinstance(calibration, GPTQCalibration):
+    if not isinstance(calibration, BlockCalibration):
         raise TypeError(type(calibration).__name__)
     return GPTQQuantizer(config).convert(model, calibration, edit)
 

@@ -1,7 +1,6 @@
 """`tico_quantizers.algorithms.gptq`, under its short name."""
 
 from tico_quantizers.algorithms.gptq import (
-    GPTQCalibration,
     GPTQQuantizer,
     Solution,
     nearest,
@@ -9,4 +8,4 @@ from tico_quantizers.algorithms.gptq import (
     solve,
 )
 
-__all__ = ["GPTQCalibration", "GPTQQuantizer", "Solution", "nearest", "quantize_weight", "solve"]
+__all__ = ["GPTQQuantizer", "Solution", "nearest", "quantize_weight", "solve"]

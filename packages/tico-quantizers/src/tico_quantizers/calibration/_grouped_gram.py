@@ -40,9 +40,9 @@ class GroupedGram:
         """How many rows of equal weight tell as much as these: Kish's (Σw)² / Σw²."""
         return self.total**2 / self.squares if self.squares else 0.0
 
-    def mean(self) -> Tensor:
-        """Return the mean of xᵀx over the rows of the first group, float32 (columns, columns)."""
-        return (self.parts[0].matrix() / self.rows).to(torch.float32)
+    def means(self) -> list[Tensor]:
+        """Return the mean of xᵀx over the rows, float32 (columns, columns), of each group."""
+        return [(part.matrix() / self.rows).to(torch.float32) for part in self.parts]
 
     def observe(self, rows: Tensor, weights: Tensor | None = None, *, in_place: bool = False) -> Self:
         """Return the one with `rows` (groups, rows, columns) added, weighted by `weights` (rows,).

@@ -1,9 +1,12 @@
 """From a plan to integer modules."""
 
+from tico_quantizers.conversion._block_quantizer import BlockCalibration, BlockQuantizer
 from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._progress import Progress
 
 __all__ = [
+    "BlockCalibration",
+    "BlockQuantizer",
     "Conversion",
     "Progress",
 ]

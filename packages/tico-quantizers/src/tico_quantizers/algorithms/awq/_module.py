@@ -114,7 +114,7 @@ class _Search:
     ) -> list[QuantizedWeight]:
         """Go as far as what some layers have read allows."""
         self._known |= {
-            path: gram.mean() for path, gram in statistics.items() if isinstance(gram, GroupedGram)
+            path: gram.means()[0] for path, gram in statistics.items() if isinstance(gram, GroupedGram)
         }
         for pair in self.pairs:
             readers = [reader for reader in pair.readers if reader.path in self.plan.targets]

@@ -90,7 +90,7 @@ class _Search:
     ) -> list[QuantizedWeight]:
         """Go as far as what some layers have read allows."""
         self._known |= {
-            path: gram.mean() for path, gram in statistics.items() if isinstance(gram, GroupedGram)
+            path: gram.means()[0] for path, gram in statistics.items() if isinstance(gram, GroupedGram)
         }
         ready = [pair for pair in self._waiting if all(each.path in self._known for each in pair.readers)]
         self._waiting = [pair for pair in self._waiting if pair not in ready]
