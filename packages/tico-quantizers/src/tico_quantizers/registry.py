@@ -56,7 +56,12 @@ class Registry:
         for entry in entries:
             if entry.config_type in self._entries:
                 found = Found(f"two for {entry.config_type.__name__}")
-                raise ConfigError(Problem(field="entries", value=found, expected="one entry a config type"))
+                sentence = f"there are two entries for {entry.config_type.__name__}"
+                raise ConfigError(
+                    Problem(
+                        field="entries", value=found, expected="one entry a config type", sentence=sentence
+                    )
+                )
             self._entries[entry.config_type] = entry
 
     @property
@@ -78,7 +83,10 @@ class Registry:
         if entry is None:
             names = ", ".join(sorted(kind.__name__ for kind in self._entries)) or "nothing"
             kind = Found(type(config).__name__)
-            raise UnsupportedError(Problem(field="quant_config", value=kind, expected=f"one of {names}"))
+            sentence = f"no quantizer serves {kind}; there is one for each of {names}"
+            raise UnsupportedError(
+                Problem(field="quant_config", value=kind, expected=f"one of {names}", sentence=sentence)
+            )
         return entry.make(config)
 
 

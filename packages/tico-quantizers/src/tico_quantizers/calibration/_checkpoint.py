@@ -51,8 +51,16 @@ class Checkpoint:
         about = Layout(str(path), json.loads(sealed.about))
         lines = Report.from_json(about.text("report")).layers
         if {line.path for line in lines} != set(paths):
-            found, expected = Found("other ones"), "the layers of this block; remove the file"
-            raise ArtifactError(Problem(module=str(path), field="layers", value=found, expected=expected))
+            raise ArtifactError(
+                Problem(
+                    module=str(path),
+                    field="layers",
+                    value=Found("other ones"),
+                    expected="the layers of this block",
+                    remedy="remove the file",
+                    sentence="the file holds other layers than those of this block",
+                )
+            )
         layouts = about.child("weights")
         # Copies: the file may be removed while the model lives.
         tensors = {key: tensor.clone() for key, tensor in sealed.tensors.items()}

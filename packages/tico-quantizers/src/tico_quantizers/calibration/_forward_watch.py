@@ -118,6 +118,7 @@ def _require_evaluation_mode(modules: list[tuple[str, nn.Module]]) -> None:
             field="training",
             value=True,
             expected="False while the model is calibrated",
+            sentence="it is in training mode, in which it behaves otherwise than it will in use",
             remedy="call model.eval() first",
         )
         for path, module in modules
@@ -160,6 +161,7 @@ def require_watched(executed: set[str], expected: tuple[str, ...]) -> None:
             module=path,
             value=Found("none"),
             expected="calibration data",
+            sentence="no calibration data reached it",
             remedy="run data through the prepared model that reach it, or leave it out by an override",
         )
         for path in expected

@@ -54,7 +54,10 @@ class ReachedLayers(Recorder):
             found = Found(f"{int((~x.isfinite()).sum())} values that are NaN or infinite")
             remedy = "leave that batch out: nothing of it was counted"
             expected = "finite in every element"
-            problem = Problem(module=path, field="input", value=found, expected=expected, remedy=remedy)
+            sentence = f"its input has {found}"
+            problem = Problem(
+                module=path, field="input", value=found, expected=expected, remedy=remedy, sentence=sentence
+            )
             raise NumericsError(problem)
         self._unfinished[path] += x.numel() // max(x.shape[-1], 1) if x.ndim else 0
 

@@ -180,5 +180,8 @@ def _deep_copy(leaf: object) -> object:
         found = Found(f"a {type(leaf).__name__} that cannot be copied ({error})")
         expected = "tensors, plain values, or objects that can be copied"
         remedy = "run calibration under torch.no_grad(), or leave that argument out"
-        problem = Problem(field="block argument", value=found, expected=expected, remedy=remedy)
+        sentence = f"a block takes {found}"
+        problem = Problem(
+            field="block argument", value=found, expected=expected, remedy=remedy, sentence=sentence
+        )
         raise CalibrationError(problem) from error

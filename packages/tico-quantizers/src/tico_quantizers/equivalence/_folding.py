@@ -114,7 +114,10 @@ def _put(path: str, module: nn.Module, name: str, value: Tensor, edit: Edit) -> 
     if not bool(torch.isfinite(value).all()):
         found = Found("values that are too large for it")
         expected = f"finite in {value.dtype} after smoothing"
-        raise NumericsError(Problem(module=path, field=name, value=found, expected=expected))
+        sentence = f"its {name} would be too large for {value.dtype} after smoothing"
+        raise NumericsError(
+            Problem(module=path, field=name, value=found, expected=expected, sentence=sentence)
+        )
     stored: dict[str, nn.Parameter | None] = module._parameters
     old = stored[name]
     edit.put(stored, name, nn.Parameter(value, requires_grad=old is not None and old.requires_grad))

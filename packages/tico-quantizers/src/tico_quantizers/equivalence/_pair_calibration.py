@@ -61,13 +61,17 @@ class PairCalibration(Calibration):
         """
         if self.found is None:
             remedy = "run data through the prepared model, or pass args to prepare"
-            raise CalibrationError(Problem(value=Found("none"), expected="calibration data", remedy=remedy))
+            sentence = "no calibration data were run through the model"
+            raise CalibrationError(
+                Problem(value=Found("none"), expected="calibration data", remedy=remedy, sentence=sentence)
+            )
         called = self.found.called
         problems = [
             Problem(
                 module=path,
                 value=Found("a layer that the inputs from which the pairs were found do not reach"),
                 expected="layers that they reach",
+                sentence="the inputs from which the pairs were found do not reach it",
                 remedy="pass args to prepare that reach it",
             )
             for path in sorted(self.reached.paths)

@@ -73,7 +73,12 @@ def known_pairs(
             raise
         found = Found(f"inputs for which it raises {type(error).__name__}: {error}")
         raise ConfigError(
-            Problem(field="args", value=found, expected="inputs that the model takes")
+            Problem(
+                field="args",
+                value=found,
+                expected="inputs that the model takes",
+                sentence=f"the model raises {type(error).__name__} for args: {error}",
+            )
         ) from error
 
 
@@ -126,6 +131,7 @@ def require_overrides_used(config: SmoothingConfig, found: FoundPairs) -> None:
                     value=pattern,
                     expected="a rule that matches a module of a pair",
                     remedy="; ".join(why[:3]) or None,
+                    sentence=f"the override {pattern!r} matches no module of a pair",
                 )
             )
     if problems:
@@ -141,10 +147,12 @@ def _no_pair(reasons: Mapping[str, str]) -> Problem:
         f"{', '.join(paths[:3])}{f' and {len(paths) - 3} more' if len(paths) > 3 else ''}: {reason}"
         for reason, paths in by_reason.items()
     ]
+    why = f" ({'; '.join(lines)})" if lines else ""
     return Problem(
         field="model",
-        value=Found(f"no pair ({'; '.join(lines)})" if lines else "no pair"),
+        value=Found(f"no pair{why}"),
         expected="one with a norm, linear layer or convolution that only other layers read",
+        sentence=f"the model has no norm, linear layer or convolution that only other layers read{why}",
     )
 
 
@@ -156,7 +164,10 @@ def _require_finite_weights(candidates: Candidates) -> None:
             if bool(wrong.any()):
                 index = tuple(torch.nonzero(wrong)[0].tolist())
                 found = Found(f"{value[index].item()} at {index}")
-                problems.append(Problem(module=path, field=name, value=found, expected="finite"))
+                sentence = f"its {name} is {found}"
+                problems.append(
+                    Problem(module=path, field=name, value=found, expected="finite", sentence=sentence)
+                )
     if problems:
         raise NumericsError(*problems)
 
@@ -210,13 +221,17 @@ def _shared(one: str, other: str) -> int:
 def _unread(pattern: str, path: str) -> Problem:
     found = Found(f"{pattern!r}, which matches {path}, for which there is none")
     return Problem(
-        field="mappings", value=found, expected="a pattern for modules with a layer that reads them"
+        field="mappings",
+        value=found,
+        expected="a pattern for modules with a layer that reads them",
+        sentence=f"mappings has {pattern!r}, which matches {path}, and no layer for it that reads it",
     )
 
 
 def _claimed_twice(path: str, sources: list[str]) -> Problem:
     found = Found(f"claimed by {' and '.join(sources)}")
-    return Problem(module=path, field="mappings", value=found, expected="in one pair")
+    sentence = f"mappings puts it into the pairs of {' and '.join(sources)}, and it can be in one only"
+    return Problem(module=path, field="mappings", value=found, expected="in one pair", sentence=sentence)
 
 
 def _mapped(candidates: Candidates, path: str, readers: list[str]) -> Pair:
@@ -224,7 +239,10 @@ def _mapped(candidates: Candidates, path: str, readers: list[str]) -> Pair:
     if source is None:
         found = Found(candidates.reasons.get(path, "a module that cannot take scales"))
         expected = "a norm, linear layer or convolution that can take scales"
-        raise ConfigError(Problem(module=path, field="mappings", value=found, expected=expected))
+        sentence = f"mappings names it, and it cannot take scales: {found}"
+        raise ConfigError(
+            Problem(module=path, field="mappings", value=found, expected=expected, sentence=sentence)
+        )
     pair = Pair(path=path, source=source, readers=())
     found_readers = tuple(_mapped_reader(candidates, reader, pair.channels) for reader in readers)
     return Pair(path=path, source=source, readers=found_readers)
@@ -235,12 +253,23 @@ def _mapped_reader(candidates: Candidates, path: str, channels: int) -> Reader:
     if layer is None:
         found = Found(candidates.reasons.get(path, "another module"))
         expected = "a linear layer or convolution whose columns can be scaled"
-        raise ConfigError(Problem(module=path, field="mappings", value=found, expected=expected))
+        sentence = f"mappings names it, and its columns cannot be scaled: {found}"
+        raise ConfigError(
+            Problem(module=path, field="mappings", value=found, expected=expected, sentence=sentence)
+        )
     if shape(layer)[1] != channels:
         found = Found(f"of {shape(layer)[1]} input features")
         expected = f"a layer that reads the {channels} channels one to one"
         remedy = "leave mappings out and pass args, so that the pairs are found by running the model"
         raise ConfigError(
-            Problem(module=path, field="mappings", value=found, expected=expected, remedy=remedy)
+            Problem(
+                module=path,
+                field="mappings",
+                value=found,
+                expected=expected,
+                remedy=remedy,
+                sentence=f"it has {shape(layer)[1]} input features, and does not read the {channels} channels"
+                " one to one",
+            )
         )
     return Reader(path=path, layer=layer, channels=torch.arange(channels, device=layer.weight.device))

@@ -103,7 +103,10 @@ def group_size_problem(path: str, layer: Layer, size: int | None, *, ragged: boo
         return None
     expected = f"None or a divisor of its {width} input columns"
     remedy = "choose another, for all or by an override for this module, or set ragged_groups"
-    return Problem(module=path, field="group_size", value=size, expected=expected, remedy=remedy)
+    sentence = f"group_size={size} does not divide its {width} input columns"
+    return Problem(
+        module=path, field="group_size", value=size, expected=expected, remedy=remedy, sentence=sentence
+    )
 
 
 def _reasons(
@@ -125,9 +128,12 @@ def _reasons(
 
 
 def _nothing_left(reasons: Mapping[str, str]) -> Problem:
-    found = Found("; ".join(f"{path}: {why}" for path, why in reasons.items()) or "none")
+    found = "; ".join(f"{path}: {why}" for path, why in reasons.items()) or "there is none"
     return Problem(
-        field="model", value=found, expected="a model with a linear layer or convolution to quantize"
+        field="model",
+        value=Found(found),
+        expected="a model with a linear layer or convolution to quantize",
+        sentence=f"no linear layer or convolution of the model can be quantized ({found})",
     )
 
 
@@ -154,9 +160,12 @@ def _override_problems(
 
 def _idle(pattern: str, algorithm: str, found: list[str]) -> Problem:
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    expected = f"a pattern that matches a layer that {algorithm} quantizes"
     return Problem(
-        field="overrides", value=pattern, expected=expected, remedy=f"{'; '.join(found[:3])}{more}"
+        field="overrides",
+        value=pattern,
+        expected=f"a pattern that matches a layer that {algorithm} quantizes",
+        remedy=f"{'; '.join(found[:3])}{more}",
+        sentence=f"the override {pattern!r} matches no layer that {algorithm} quantizes",
     )
 
 
@@ -167,6 +176,9 @@ def _require_finite_weights(layers: Mapping[str, Layer]) -> None:
         if not bool(torch.isfinite(weight).all()):
             index = tuple(torch.nonzero(~torch.isfinite(weight))[0].tolist())
             found = Found(f"{weight[index].item()} at {index}")
-            problems.append(Problem(module=path, field="weight", value=found, expected="finite"))
+            sentence = f"its weight is {found}"
+            problems.append(
+                Problem(module=path, field="weight", value=found, expected="finite", sentence=sentence)
+            )
     if problems:
         raise NumericsError(*problems)

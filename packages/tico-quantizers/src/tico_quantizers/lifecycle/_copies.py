@@ -23,5 +23,11 @@ def detached_copy(model: nn.Module) -> nn.Module:
         found = Found(f"one that cannot be copied ({error})")
         expected, remedy = "a model that copy.deepcopy takes", "pass inplace=True"
         raise UnsupportedError(
-            Problem(field="model", value=found, expected=expected, remedy=remedy)
+            Problem(
+                field="model",
+                value=found,
+                expected=expected,
+                remedy=remedy,
+                sentence=f"the model cannot be copied ({error})",
+            )
         ) from error

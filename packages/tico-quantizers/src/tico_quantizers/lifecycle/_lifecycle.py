@@ -79,7 +79,13 @@ def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: b
         expected = f"the config given to prepare, {prepared.config!r}"
         remedy = "leave it out, or prepare the model with it"
         raise ConfigError(
-            Problem(field="quant_config", value=Found(repr(quant_config)), expected=expected, remedy=remedy)
+            Problem(
+                field="quant_config",
+                value=Found(repr(quant_config)),
+                expected=expected,
+                remedy=remedy,
+                sentence=f"convert was given {quant_config!r}, and prepare {prepared.config!r}",
+            )
         )
     work = model if inplace else detached_copy(model)
     with unchanged_process(), Edit() as edit:

@@ -30,6 +30,7 @@ def require_model(model: object) -> None:
             field="device",
             value=Found("meta"),
             expected="a device with data",
+            sentence="its parameters are on the meta device, which has no data",
         )
         for path, module in named_modules(model)
         if _has_meta(module)
@@ -98,7 +99,10 @@ def require_possible_place(quantizer: AnyQuantizer, config: BaseConfig, *, inpla
         expected = f"False for {type(config).__name__}, which makes a graph of its own of the model"
         call = "prepared = prepare(model, config, args=…, kwargs=…, inplace=False)"
         remedy = f"call {call} and go on with what it returns"
-        raise UnsupportedError(Problem(field="inplace", value=inplace, expected=expected, remedy=remedy))
+        sentence = f"{type(config).__name__} makes a graph of its own of the model, so it needs inplace=False"
+        raise UnsupportedError(
+            Problem(field="inplace", value=inplace, expected=expected, remedy=remedy, sentence=sentence)
+        )
 
 
 def prepared_state(model: nn.Module) -> AnyPrepared | None:
@@ -118,10 +122,18 @@ def require_unprepared(model: nn.Module) -> None:
         if state is not None or _is_watched(module):
             whole = "a part of a prepared model" if state is None else _prepared_with(state)
             found = Found(f"one whose part {path!r} is {whole}" if path else f"one that is {whole}")
+            sentence = f"the part {path!r} of the model is {whole}" if path else f"the model is {whole}"
             remedy = "call convert with what prepare returned first"
             expected = "a model that is not prepared"
             raise LifecycleError(
-                Problem(module=path or None, field="model", value=found, expected=expected, remedy=remedy)
+                Problem(
+                    module=path or None,
+                    field="model",
+                    value=found,
+                    expected=expected,
+                    remedy=remedy,
+                    sentence=sentence,
+                )
             )
 
 
@@ -146,11 +158,14 @@ def state_of(model: nn.Module) -> AnyPrepared:
         return state
     inner = [path for path, module in named_modules(model) if prepared_state(module) is not None]
     if inner:
-        found, remedy = f"one whose part {inner[0]!r} is", f"convert that part, model.{inner[0]}"
+        found, remedy = f"only the part {inner[0]!r} of the model is prepared", f"convert model.{inner[0]}"
     elif any(runs_of(module) for _, module in named_modules(model)):
-        found, remedy = "one that is converted already", "call prepare(model, config) to go on with it"
+        found, remedy = "the model is converted already", "call prepare(model, config) to go on with it"
     else:
-        found, remedy = "one that is not", "call prepare(model, config) first, and convert what it returns"
+        found, remedy = (
+            "the model is not prepared",
+            "call prepare(model, config) first, and convert what it returns",
+        )
     raise LifecycleError(
-        Problem(field="model", value=Found(found), expected="a prepared model", remedy=remedy)
+        Problem(field="model", value=Found(found), expected="a prepared model", remedy=remedy, sentence=found)
     )

@@ -53,17 +53,12 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
     def problems(self, target: Target[GPTQConfig]) -> Iterator[Problem]:
         """Yield why the grid that is asked for cannot be had for the weight of a layer."""
         path, layer, config = target.path, target.layer, target.config
-        size, parts = config.group_size, groups(layer)
+        size = config.group_size
         problem = group_size_problem(path, layer, size, ragged=config.ragged_groups)
         if problem is not None:
             yield problem
-        elif (
-            config.act_order and not config.static_groups and size not in (None, columns(layer)) and parts > 1
-        ):
-            # Each group of channels would have an order, and so groups of columns, of its own.
-            expected = f"False for a convolution of {parts} groups of channels with group_size={size}"
-            remedy = "choose another, for all or by an override for this module, or set static_groups"
-            yield Problem(module=path, field="act_order", value=True, expected=expected, remedy=remedy)
+        elif config.act_order and not config.static_groups and size not in (None, columns(layer)):
+            yield from _order_problems(target)
 
     def checkpoint(self, model: nn.Module, inputs: BlockInputs) -> Checkpoint:
         """Return the folder for this work, by all settings that its results follow from."""
@@ -75,3 +70,18 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
     def shows_progress(self) -> bool:
         """Return whether a bar is shown."""
         return self.config.show_progress
+
+
+def _order_problems(target: Target[GPTQConfig]) -> Iterator[Problem]:
+    """Yield why the columns of a grouped convolution have no common order."""
+    parts = groups(target.layer)
+    if parts > 1:
+        # Each group of channels would have an order, and so groups of columns, of its own.
+        yield Problem(
+            module=target.path,
+            field="act_order",
+            value=True,
+            expected=f"False for a convolution of {parts} groups of channels with groups of columns",
+            remedy="choose another, for all or by an override for this module, or set static_groups",
+            sentence=f"act_order needs static groups in a convolution of {parts} groups of channels",
+        )

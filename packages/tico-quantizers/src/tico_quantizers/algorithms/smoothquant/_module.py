@@ -120,7 +120,14 @@ def config_of(config: SmoothQuantConfig, pair: Pair) -> SmoothQuantConfig:
         if other.spec != first.spec:
             value = Found(f"{first.origin} and {other.origin}, which say different things")
             expected = "one rule for a pair, which has one scale"
-            raise ConfigError(Problem(module=pair.path, field="overrides", value=value, expected=expected))
+            sentence = (
+                f"{first.origin} and {other.origin} say different things about a pair, which has one scale"
+            )
+            raise ConfigError(
+                Problem(
+                    module=pair.path, field="overrides", value=value, expected=expected, sentence=sentence
+                )
+            )
     return first.spec
 
 
