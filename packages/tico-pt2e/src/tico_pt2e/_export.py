@@ -80,6 +80,7 @@ def _require_no_writes(exported: fx.GraphModule) -> None:
             field="model",
             value=Found(f"one whose node {node.name} writes to {node.args[0]}"),
             expected="a model that writes neither to its buffers nor to its inputs",
+            sentence=f"its node {node.name} writes to {node.args[0]}, a buffer or an input",
             remedy="pass that state in and return it, or leave it out (for example use_cache=False)",
         )
         for node in exported.graph.nodes
@@ -124,14 +125,25 @@ def _inputs_by_name(model: nn.Module, example: Example | None) -> dict[str, obje
     if example is None:
         found = Found("none")
         raise ConfigError(
-            Problem(field="args", value=found, expected="example inputs to export with", remedy=remedy)
+            Problem(
+                field="args",
+                value=found,
+                expected="example inputs to export with",
+                remedy=remedy,
+                sentence="PT2E needs example inputs to export the model",
+            )
         )
     try:
         bound = call.bind(*example.args, **example.kwargs)
     except TypeError as error:
         found = Found(f"inputs that it does not take ({error})")
-        problem = Problem(field="args", value=found, expected="example inputs of the model", remedy=remedy)
-        raise ConfigError(problem) from None
+        expected, sentence = (
+            "example inputs of the model",
+            f"the model does not take the example inputs ({error})",
+        )
+        raise ConfigError(
+            Problem(field="args", value=found, expected=expected, remedy=remedy, sentence=sentence)
+        ) from None
     named: dict[str, object] = {}
     for name, value in bound.arguments.items():
         keywords = call.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
@@ -203,15 +215,21 @@ def _axes_problems(
     if not isinstance(value, Tensor):
         tensors = ", ".join(key for key, item in inputs.items() if isinstance(item, Tensor))
         found = Found("no tensor" if name in inputs else "no input")
-        yield Problem(field=field, value=found, expected=f"for one of the input tensors {tensors}")
+        expected, sentence = f"for one of the input tensors {tensors}", f"{field} is for {found}"
+        remedy = f"the input tensors are {tensors}"
+        yield Problem(field=field, value=found, expected=expected, remedy=remedy, sentence=sentence)
     elif len(axes) > value.ndim:
         found = Found(f"{len(axes)} axes")
-        yield Problem(field=field, value=found, expected=f"at most {value.ndim} axes, as the example has")
+        expected = f"at most {value.ndim} axes, as the example has"
+        sentence = f"{field} has {len(axes)} axes, and the example {value.ndim}"
+        yield Problem(field=field, value=found, expected=expected, sentence=sentence)
     else:
         for axis, size in zip(axes, value.shape, strict=False):
             if axis is not None and size < 2:
                 found = Found(f"an example of size {size} there")
-                yield Problem(field=field, value=found, expected=f"an example of at least 2 for {axis!r}")
+                expected = f"an example of at least 2 for {axis!r}"
+                sentence = f"the example has size {size} on the free axis {axis!r}, and needs at least 2"
+                yield Problem(field=field, value=found, expected=expected, sentence=sentence)
 
 
 def _refusal(model: nn.Module, error: BaseException) -> UnsupportedError:
@@ -222,7 +240,14 @@ def _refusal(model: nn.Module, error: BaseException) -> UnsupportedError:
     expected, remedy = "a model that torch.export takes", "rewrite that part, or export the parts around it"
     where = _module_of(model, error)
     return UnsupportedError(
-        Problem(module=where, field="model", value=found, expected=expected, remedy=remedy)
+        Problem(
+            module=where,
+            field="model",
+            value=found,
+            expected=expected,
+            remedy=remedy,
+            sentence=f"torch.export refuses it ({type(error).__name__}: {reason})",
+        )
     )
 
 

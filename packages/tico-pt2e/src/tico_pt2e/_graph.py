@@ -52,7 +52,13 @@ class QuantGraph(fx.GraphModule):
         remedy = "save it with torch.export.save(torch.export.export(model, args), path)"
         found = Found("pickle")
         raise UnsupportedError(
-            Problem(field="model", value=found, expected="copied or exported", remedy=remedy)
+            Problem(
+                field="model",
+                value=found,
+                expected="copied or exported",
+                remedy=remedy,
+                sentence="a graph of PT2E cannot be pickled",
+            )
         )
 
     def __deepcopy__(self, memo: dict[int, object]) -> QuantGraph:

@@ -44,7 +44,10 @@ def operator(name: str) -> Operator:
         return found
     remedy = f"install a version of torch or torchao that has {' or '.join(_HOMES)}"
     where = Found(f"none in torch {torch.__version__}")
-    raise UnsupportedError(Problem(field=name, value=where, expected="an operator of torch", remedy=remedy))
+    sentence = f"torch {torch.__version__} has no operator {name}"
+    raise UnsupportedError(
+        Problem(field=name, value=where, expected="an operator of torch", remedy=remedy, sentence=sentence)
+    )
 
 
 def code_dtype(dtype: DType) -> torch.dtype:

@@ -69,7 +69,10 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
         if isinstance(model, QuantGraph):
             found, remedy = Found("a graph of PT2E's"), "prepare the model that it was made from"
             expected = "a model that was not exported yet"
-            raise UnsupportedError(Problem(field="model", value=found, expected=expected, remedy=remedy))
+            sentence = "the model is a graph that PT2E has made already"
+            raise UnsupportedError(
+                Problem(field="model", value=found, expected=expected, remedy=remedy, sentence=sentence)
+            )
         require_evaluation_mode(model)
         exported = export(model, example, self.config)
         graph = quant_graph(exported, exported.graph, (), ())
@@ -89,7 +92,8 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
             names = ", ".join(sorted(found.left)) or "nothing"
             value = Found(f"a graph of {names}")
             expected = "a model with an operator that can be quantized"
-            raise ConfigError(Problem(field="model", value=value, expected=expected))
+            sentence = f"no operator of the graph can be quantized; it has {names}"
+            raise ConfigError(Problem(field="model", value=value, expected=expected, sentence=sentence))
         require_known(self.config, found.operations)
         annotated = [Annotated.of(operation, self.config) for operation in found.operations]
         require_possible(annotated)

@@ -115,7 +115,13 @@ def require_data(watches: Iterable[Watch]) -> None:
     """
     remedy = "run data through the prepared model, or give the point no_quant() by an override"
     missing = [
-        Problem(module=watch.path, value=Found("none"), expected="calibration data", remedy=remedy)
+        Problem(
+            module=watch.path,
+            value=Found("none"),
+            expected="calibration data",
+            remedy=remedy,
+            sentence="no calibration data reached it",
+        )
         for watch in watches
         if watch.lacks_data
     ]

@@ -99,7 +99,12 @@ def require_finite_weights(views: list[SiteView]) -> None:
         if bool(wrong.any()):
             index = tuple(torch.nonzero(wrong)[0].tolist())
             found = Found(f"{view.weight[index].item()} at {index}")
-            problems.append(Problem(module=view.site.path, field="weight", value=found, expected="finite"))
+            sentence = f"its weight is {found}"
+            problems.append(
+                Problem(
+                    module=view.site.path, field="weight", value=found, expected="finite", sentence=sentence
+                )
+            )
     if problems:
         raise NumericsError(*problems)
 
