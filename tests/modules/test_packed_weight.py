@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model_state import refused
 from references import same_bits
 from tico_config import ArtifactError, DType, NumericsError
-from tico_modules._storage.packed_weight import expanded
+from tico_modules import expanded
 from tico_quantizers import Layout, PackedWeight
 from tiny_models import values
 
@@ -228,7 +228,7 @@ def test_codes_wider_than_their_format_are_refused() -> None:
     weight.codes.fill_(255)
     with refused(None, ArtifactError, field="codes", module="w") as caught:
         PackedWeight.restore(Layout("w", weight.layout()), dict(weight.named_buffers()))
-    assert caught.value.value == "65535 to 65535"
+    assert caught.value.value == "integers from 65535 to 65535"
 
 
 def test_an_expanded_weight_is_computed_once() -> None:
@@ -240,4 +240,4 @@ def test_an_expanded_weight_is_computed_once() -> None:
         assert weight.dequantize() is first
         assert torch.equal(first, expected)
     assert weight.dequantize() is not weight.dequantize()
-    assert "_expanded" not in vars(weight)
+    assert "_kept" not in vars(weight)

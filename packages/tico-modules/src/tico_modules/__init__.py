@@ -29,8 +29,9 @@ from tico_modules._record.run import Run, library_versions
 from tico_modules._record.stand_in import stand_in
 from tico_modules._storage.activation_grid import ActivationGrid
 from tico_modules._storage.exact_module import ExactModule
+from tico_modules._storage.kept_weights import expanded
 from tico_modules._storage.layout import Layout, below, tensor_of
-from tico_modules._storage.packed_weight import PackedWeight, expanded
+from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.entry_points import offered_entry_points
 from tico_modules._tree.module_tree import child_path, children, named_modules, parameter

@@ -173,7 +173,7 @@ def centred(weight: PackedWeight) -> tuple[Tensor, Tensor | None]:
     Codes of up to 7 bits are counted from the zero of their row, those of 8 bits from the middle code. Codes
     of int8 are the buffer itself.
     """
-    codes, zero = weight.unpacked(weight.codes), weight.zero_point - weight.origin
+    codes, zero = weight.format.unpack(weight.codes), weight.zero_point - weight.format.origin
     if weight.bits < 8:
         return codes.view(torch.int8) - zero.to(torch.int8), None
     if codes.dtype == torch.uint8:
@@ -302,8 +302,8 @@ class GroupScaledProduct:
 
     def _fill(self, piece: Tensor, start: int) -> None:
         weight, here = self.weight, slice(start, start + len(piece))
-        codes = weight.unpacked(weight.codes[here]).to(torch.int16)
-        zero = (weight.zero_point[here] - weight.origin).to(torch.int16)
-        piece.copy_(codes.sub_(weight.per_column(zero)))
+        codes = weight.format.unpack(weight.codes[here]).to(torch.int16)
+        zero = (weight.zero_point[here] - weight.format.origin).to(torch.int16)
+        piece.copy_(codes.sub_(weight.spread_groups(zero)))
         if not one_scale_a_row(weight):
-            piece.mul_(weight.per_column(weight.scale[here]).to(torch.bfloat16))
+            piece.mul_(weight.spread_groups(weight.scale[here]).to(torch.bfloat16))

@@ -19,6 +19,7 @@ from tico_modules._kernels.native_kernels import (
     RowScaledProduct,
 )
 from tico_modules._storage.activation_grid import ActivationGrid
+from tico_modules._storage.dequantization import is_scripted
 from tico_modules._storage.packed_weight import PackedWeight
 
 Backend: TypeAlias = Literal["reference", "native", "auto"]
@@ -94,10 +95,10 @@ class NativeLinear:
 
 def is_plain(x: Tensor, columns: int) -> bool:
     """Tell whether `x` holds numbers for a kernel to read, that nobody traces or differentiates."""
-    scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
-    tracked = (x.requires_grad and torch.is_grad_enabled()) or scripted or torch.is_autocast_enabled("cpu")
+    tracked = (x.requires_grad and torch.is_grad_enabled()) or is_scripted()
     numbers = type(x) in (Tensor, nn.Parameter) and x.is_cpu and x.layout is torch.strided
-    return numbers and not tracked and x.numel() > 0 and x.shape[-1] == columns
+    plain = numbers and not tracked and not torch.is_autocast_enabled("cpu")
+    return plain and x.numel() > 0 and x.shape[-1] == columns
 
 
 def _reason_against(weight: PackedWeight) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -18,7 +17,6 @@ from tico_config import (
     PerTensor,
     PerToken,
     Problem,
-    TicoError,
 )
 from tico_modules._storage.exact_module import ExactModule
 from tico_modules._storage.layout import Layout, tensor_of
@@ -111,7 +109,7 @@ class ActivationGrid(ExactModule):
             ArtifactError: they do not fit each other.
         """
         symmetric = layout.boolean("symmetric")
-        try:
+        with layout.locate_errors():
             granularity = _granularity(layout)
             dtype = DType(layout.integer("bits"), layout.boolean("signed"))
             scale, zero_point = (tensor_of(tensors, layout, name) for name in ("scale", "zero_point"))
@@ -121,9 +119,6 @@ class ActivationGrid(ExactModule):
                 )
                 scale, zero_point = params.scale, params.zero_point
             _require_dimensions(scale, granularity)
-        except TicoError as error:
-            first, *others = (attrs.evolve(problem, module=layout.where) for problem in error.problems)
-            raise ArtifactError(first, *others) from None
         return cls(scale, zero_point, dtype=dtype, granularity=granularity, symmetric=symmetric)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import attrs
 from torch import Tensor
 
-from tico_config import ArtifactError, Problem
+from tico_config import ArtifactError, Problem, TicoError
 
 
 @attrs.frozen
@@ -21,6 +22,19 @@ class Layout:
         """Return the error for the value `name`."""
         value = self.values.get(name)
         return ArtifactError(Problem(module=self.where, field=name, value=value, expected=expected))
+
+    @contextmanager
+    def locate_errors(self) -> Iterator[None]:
+        """Turn errors of this library into errors of the file: values of a file are checked as any others.
+
+        Raises:
+            ArtifactError: with the problems of the error, all at `where`.
+        """
+        try:
+            yield
+        except TicoError as error:
+            first, *others = (attrs.evolve(problem, module=self.where) for problem in error.problems)
+            raise ArtifactError(first, *others) from None
 
     def require_keys(self, names: Iterable[str]) -> None:
         """Refuse an object that has other keys.
