@@ -17,8 +17,8 @@ from tico_modules._layers.quantized_conv_transpose import (
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
 )
-from tico_modules._layers.quantized_linear import QuantizedEmbedding, QuantizedLinear, detached_bias
-from tico_modules._layers.quantized_module import Parts, QuantizedModule
+from tico_modules._layers.quantized_linear import QuantizedEmbedding, QuantizedLinear
+from tico_modules._layers.quantized_module import Parts, QuantizedModule, detached_bias
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.scaled_input import ScaledInput
 from tico_modules._layers.transposed_linear import TransposedLinear

@@ -105,18 +105,13 @@ class IntegerProduct:
 
     def _symmetric(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return the product for a grid around zero for each token, whose scale is finite if the token is."""
-        if len(x) == 1:
-            return self._one_token(x, bias)
-        scale = token_grids(x, self.grid.dtype, symmetric=True)[0].unsqueeze(-1)
-        if not math.isfinite(float(scale.sum())):
-            return None
-        return _biased(self._symmetric_sums(x / scale).mul_(self.scale).mul_(scale), bias)
-
-    def _one_token(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Return what `_symmetric` does, with the token's scale computed outside of tensors."""
-        low, high = x.aminmax()
-        scale = _symmetric_scale(float(low), float(high), self.grid.dtype)
-        if not math.isfinite(scale):
+        scale: Tensor | float
+        if len(x) == 1:  # outside of tensors, which takes less time
+            total = scale = _symmetric_scale(*x.aminmax(), self.grid.dtype)
+        else:
+            scale = token_grids(x, self.grid.dtype, symmetric=True)[0].unsqueeze(-1)
+            total = float(scale.sum())
+        if not math.isfinite(total):
             return None
         return _biased(self._symmetric_sums(x / scale).mul_(self.scale).mul_(scale), bias)
 
@@ -156,8 +151,9 @@ def _biased(product: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product.add_(bias)
 
 
-def _symmetric_scale(low: float, high: float, dtype: DType) -> float:
-    """Return the scale that `token_grids` gives a token with values from `low` to `high`; NaN for NaN."""
+def _symmetric_scale(smallest: Tensor, largest: Tensor, dtype: DType) -> float:
+    """Return the scale that `token_grids` gives a token with these extremes; NaN for NaN."""
+    low, high = float(smallest), float(largest)
     width = max(high / dtype.qmax, low / dtype.qmin) if low <= high else math.nan
     return ctypes.c_float(max(width or 1.0, _SMALLEST)).value
 
@@ -194,7 +190,7 @@ class FewTokensInt4:
     def of(cls, weight: PackedWeight) -> FewTokensInt4 | None:
         """Return the kernel of `weight`, or None where its shape is none that the operator takes."""
         rows, columns = weight.shape[0], weight.columns
-        run = columns if weight.scale.shape[1] == 1 else weight.group_size or columns
+        run = columns if one_scale_a_row(weight) else weight.group_size or columns
         sizes = [size for size in (256, 128, 64, 32) if run % size == 0 and columns % size == 0]
         wide = weight.bits > 4 or weight.group_index is not None
         if wide or rows % 16 or not sizes or not operators.by_int4_works():

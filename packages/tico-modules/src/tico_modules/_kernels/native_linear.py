@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tico_config import PerTensor, PerToken
 from tico_modules._kernels import native_operators as operators
+from tico_modules._kernels.bfloat_pieces import one_scale_a_row
 from tico_modules._kernels.native_kernels import (
     MOST_COLUMNS,
     GroupScaledProduct,
@@ -111,7 +112,7 @@ def _reason_against(weight: PackedWeight) -> str:
 
 
 def _kernel(weight: PackedWeight, grid: ActivationGrid | None) -> Kernel:
-    row_scaled = weight.scale.shape[1] == 1
+    row_scaled = one_scale_a_row(weight)
     if grid is not None and row_scaled and _suits_integers(grid, weight.columns):
         return IntegerProduct.of(weight, grid)
     return RowScaledProduct.of(weight) if row_scaled and weight.bits > 4 else GroupScaledProduct.of(weight)

@@ -12,10 +12,9 @@ from typing_extensions import Self
 
 from tico_config import DType
 from tico_modules._kernels.native_linear import Backend, NativeLinear
-from tico_modules._layers.quantized_module import Parts, QuantizedModule
+from tico_modules._layers.quantized_module import Parts, QuantizedModule, detached_bias
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
-from tico_modules._tree.module_tree import parameter
 
 _ROW_DTYPES: Final = {
     "float16": torch.float16,
@@ -78,16 +77,14 @@ class QuantizedLinear(QuantizedModule):
         output = native.output(input, self._buffers["bias"], self.backend)
         if output is None:
             return super().forward(input)
-        if modules["act_out"] is None or self.act_out is None:
-            return output
-        return self._moved(self.act_out, output)
+        return output if modules["act_out"] is None else self._on_grid(self.act_out, output)
 
     def __getstate__(self) -> dict[str, object]:
         """Return what copies and pickles hold: all but the kernel, which is made again from the buffers."""
         return {name: value for name, value in vars(self).items() if name != "_native"}
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+        return F.linear(x, weight, self._bias_for(x))
 
     def with_parts(self, parts: Parts) -> QuantizedLinear:
         """Return a linear layer made of other parts."""
@@ -129,7 +126,7 @@ class QuantizedEmbedding(QuantizedModule):
         """Return the rows at the indices `input`, moved to `act_out`'s grid where there is one."""
         output = self.packed.rows(input).to(self.dtype)
         output = output if self.factor == 1 else output * output.new_full((), self.factor)
-        return output if self.act_out is None else self._moved(self.act_out, output)
+        return self._on_grid(self.act_out, output)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -161,9 +158,3 @@ class QuantizedEmbedding(QuantizedModule):
         if not isinstance(factor, float):
             raise settings.refused("factor", "a number")
         return cls(parts, dtype, factor)
-
-
-def detached_bias(module: nn.Module) -> Tensor | None:
-    """Return a copy of the bias that `module` stores, without gradient, or None."""
-    bias = parameter(module, "bias")
-    return None if bias is None else bias.detach().clone()

@@ -64,14 +64,20 @@ class QuantizedModule(RestorableModule):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the layer's output for `input`."""
-        x = input if self.act_in is None else self._moved(self.act_in, input)
-        output = self._compute(x, self.dequantize().to(x.dtype))
-        return output if self.act_out is None else self._moved(self.act_out, output)
+        x = self._on_grid(self.act_in, input)
+        return self._on_grid(self.act_out, self._compute(x, self.dequantize().to(x.dtype)))
 
     @staticmethod
-    def _moved(grid: ActivationGrid, output: Tensor) -> Tensor:
-        moved: Tensor = grid(output)
-        return moved
+    def _on_grid(grid: ActivationGrid | None, x: Tensor) -> Tensor:
+        """Return `x` rounded to `grid`, or as it is where there is none."""
+        if grid is None:
+            return x
+        rounded: Tensor = grid(x)
+        return rounded
+
+    def _bias_for(self, x: Tensor) -> Tensor | None:
+        """Return the bias in the dtype of `x`."""
+        return None if self.bias is None else self.bias.to(x.dtype)
 
     @property
     def weight(self) -> Tensor:
@@ -173,3 +179,9 @@ def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -
     ]
     if problems:
         raise ArtifactError(*problems)
+
+
+def detached_bias(module: nn.Module) -> Tensor | None:
+    """Return a copy of the bias that `module` stores, without gradient, or None."""
+    bias = parameter(module, "bias")
+    return None if bias is None else bias.detach().clone()
