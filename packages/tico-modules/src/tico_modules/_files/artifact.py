@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from tico_config import ConfigError, Found, Problem, UnsupportedError
 from tico_modules._files.manifest import Manifest, read_manifest
 from tico_modules._files.model_card import write_model_card
+from tico_modules._files.module_kinds import load_kinds, package_of
 from tico_modules._files.restoring import Restoring, restorable
 from tico_modules._files.shards import read_shards, remove_others, write_shards
 from tico_modules._files.transformers_model import Tokenizer, described, skeleton, write_beside
@@ -28,8 +28,6 @@ from tico_modules._record.run import Run
 from tico_modules._storage.layout import Layout
 from tico_modules._tree.edit import Edit
 from tico_observers import locked_folder
-
-ENTRY_POINT_GROUP = "tico.modules"
 
 
 def save_quantized(
@@ -104,7 +102,7 @@ def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = 
     with locked_folder(folder, shared=True):
         manifest, about = read_manifest(folder)
         tensors = read_shards(folder, manifest.shards)
-    kinds = _installed_kinds()
+    kinds = load_kinds()
     with Edit() as edit:
         restoring = Restoring(
             root=skeleton(about) if model is None else model,
@@ -129,6 +127,7 @@ def _entry(module: RestorableModule, runs: list[Run]) -> dict[str, object]:
     numbers = {id(run): number for number, run in enumerate(runs)}
     return {
         "kind": module.kind,
+        "package": package_of(module),
         "layout": dict(module.layout()),
         "runs": [numbers[id(run)] for run in runs_of(module)],
     }
@@ -157,22 +156,3 @@ def _aliased(aliases: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
             raise aliases.refused(name, "the name of a tensor in the file")
         found[name] = tensors[first]
     return found
-
-
-def _installed_kinds() -> dict[str, type[RestorableModule]]:
-    """Return the module classes that installed packages offer in the group ``tico.modules``, by kind.
-
-    Raises:
-        UnsupportedError: two of them have the same kind.
-    """
-    kinds: dict[str, type[RestorableModule]] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        offered: tuple[type[RestorableModule], ...] = point.load()
-        for kind in offered:
-            if kinds.setdefault(kind.kind, kind) is not kind:
-                found = Found(f"{kind.kind!r} of {kinds[kind.kind].__qualname__} and {kind.__qualname__}")
-                expected = "a kind of one class only"
-                raise UnsupportedError(
-                    Problem(field=f"entry point {point.name}", value=found, expected=expected)
-                )
-    return kinds

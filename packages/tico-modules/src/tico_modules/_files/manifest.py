@@ -32,7 +32,7 @@ class Manifest:
 
     Attributes:
         aliases: names of shared tensors, with the name that the tensor has in the shards.
-        modules: path, and kind, layout and runs (by number) of every integer module.
+        modules: path, and kind, package, layout and runs (by number) of every integer module.
         runs: the conversions, oldest first.
         transformers: class, config and so on of a transformers model; None for any other.
         shards: the files that hold the tensors.

@@ -8,6 +8,7 @@ import attrs
 from torch import Tensor, nn
 
 from tico_config import ArtifactError, Found, Problem
+from tico_modules._files.module_kinds import ModuleKinds
 from tico_modules._layers.quantized_module import QuantizedModule
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._record.fingerprint import all_tensors
@@ -38,9 +39,7 @@ class Restoring:
     tensors: Mapping[str, Tensor]
     edit: Edit
 
-    def put_modules(
-        self, entries: Layout, kinds: Mapping[str, type[RestorableModule]], runs: tuple[Run, ...]
-    ) -> None:
+    def put_modules(self, entries: Layout, kinds: ModuleKinds, runs: tuple[Run, ...]) -> None:
         """Put the modules that `entries` describe, outer ones first, in the place of float ones.
 
         Raises:
@@ -53,11 +52,8 @@ class Restoring:
             original = self._original(path)
             if id(original) in done:
                 continue  # a shared module that another of its paths has already restored
-            kind = entry.text("kind")
-            if kind not in kinds:
-                raise entry.refused("kind", f"one of {', '.join(sorted(kinds))}")
             own = below(self.tensors, path) if path else self.tensors
-            new = kinds[kind].restore(original, entry.child("layout"), own)
+            new = kinds.find(entry).restore(original, entry.child("layout"), own)
             for number in entry.integers("runs"):
                 if number >= len(runs):
                     raise entry.refused("runs", f"integers below {len(runs)}")
