@@ -67,7 +67,7 @@ class QuantizedEmbeddingBag(QuantizedModule):
             include_last_offset=self.bag.include_last_offset,
             padding_idx=self.bag.padding_idx,
         )
-        return self._on_grid(self.act_out, output)
+        return self._round_to_grid(self.act_out, output)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -18,9 +18,9 @@ from tico_config import ConfigError, Found, Problem, UnsupportedError
 from tico_modules._files.manifest import Manifest, read_manifest
 from tico_modules._files.model_card import write_model_card
 from tico_modules._files.module_kinds import load_kinds, package_of
-from tico_modules._files.restoring import Restoring, restorable
+from tico_modules._files.restoring import Restoring, find_restorable
 from tico_modules._files.shards import read_shards, remove_others, write_shards
-from tico_modules._files.transformers_model import Tokenizer, described, skeleton, write_beside
+from tico_modules._files.transformers_model import Tokenizer, describe_model, make_skeleton, write_beside
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._record.fingerprint import all_tensors
 from tico_modules._record.history import report, runs_of
@@ -55,7 +55,7 @@ def save_quantized(
         ConfigError: `shard_bytes` is no positive integer.
         OSError: the folder cannot be written.
     """
-    modules = dict(restorable(model))
+    modules = dict(find_restorable(model))
     if not modules:
         is_graph = isinstance(model, torch.fx.GraphModule)
         remedy = "use torch.export.save for a graph" if is_graph else "convert the model first"
@@ -67,14 +67,14 @@ def save_quantized(
         raise ConfigError(Problem(field="shard_bytes", value=shard_bytes, expected=expected))
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, aliases = _named_tensors(model)
-    runs = _all_runs(modules)
+    tensors, aliases = _name_tensors(model)
+    runs = _collect_runs(modules)
     with locked_folder(folder):
         manifest = Manifest(
             aliases=aliases,
-            modules={path: _entry(module, runs) for path, module in modules.items()},
+            modules={path: _describe_module(module, runs) for path, module in modules.items()},
             runs=tuple(runs),
-            transformers=described(model),
+            transformers=describe_model(model),
             shards=write_shards(folder, tensors, shard_bytes),
         )
         write_beside(model, tokenizer, folder)
@@ -105,9 +105,9 @@ def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = 
     kinds = load_kinds()
     with Edit() as edit:
         restoring = Restoring(
-            root=skeleton(about) if model is None else model,
+            root=make_skeleton(about) if model is None else model,
             where=about.where,
-            tensors=tensors | _aliased(about.child("aliases"), tensors),
+            tensors=tensors | _resolve_aliases(about.child("aliases"), tensors),
             edit=edit,
         )
         restoring.put_modules(about.child("modules"), kinds, manifest.runs)
@@ -116,14 +116,14 @@ def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = 
     return restoring.root.eval()
 
 
-def _all_runs(modules: Mapping[str, nn.Module]) -> list[Run]:
+def _collect_runs(modules: Mapping[str, nn.Module]) -> list[Run]:
     unique: dict[int, Run] = {}
     for module in modules.values():
         unique |= {id(run): run for run in runs_of(module)}
     return list(unique.values())
 
 
-def _entry(module: RestorableModule, runs: list[Run]) -> dict[str, object]:
+def _describe_module(module: RestorableModule, runs: list[Run]) -> dict[str, object]:
     numbers = {id(run): number for number, run in enumerate(runs)}
     return {
         "kind": module.kind,
@@ -133,7 +133,7 @@ def _entry(module: RestorableModule, runs: list[Run]) -> dict[str, object]:
     }
 
 
-def _named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _name_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return every parameter and buffer by its first name, and the other names of those that are shared."""
     first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     tensors: dict[str, Tensor] = {}
@@ -148,7 +148,7 @@ def _named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
     return tensors, aliases
 
 
-def _aliased(aliases: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _resolve_aliases(aliases: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in aliases.values:
         first = aliases.text(name)

@@ -64,12 +64,10 @@ def load_kinds() -> ModuleKinds:
         except ImportError as error:
             broken[point.module.partition(".")[0]] = str(error)
             continue
-        for kind in offered:
-            if classes.setdefault(kind.kind, kind) is not kind:
-                found = Found(
-                    f"the kind {kind.kind!r} of both {classes[kind.kind].__qualname__} and {kind.__qualname__}"
-                )
-                expected = "the only one to offer its kinds"
-                field = f"entry point {point.name}"
+        for new in offered:
+            old = classes.setdefault(new.kind, new)
+            if old is not new:
+                found = Found(f"the kind {new.kind!r} of both {old.__qualname__} and {new.__qualname__}")
+                expected, field = "the only one to offer its kinds", f"entry point {point.name}"
                 raise UnsupportedError(Problem(field=field, value=found, expected=expected))
     return ModuleKinds(classes, broken)

@@ -21,7 +21,7 @@ from tico_modules._tree.module_tree import child_path, children, named_modules
 from tico_modules._tree.recorded_outputs import record_outputs
 
 
-def restorable(model: nn.Module) -> Iterator[tuple[str, RestorableModule]]:
+def find_restorable(model: nn.Module) -> Iterator[tuple[str, RestorableModule]]:
     """Yield every path at which an integer module stands, shared ones under each."""
     return (
         (path, module)
@@ -49,7 +49,7 @@ class Restoring:
         record_outputs(self.root, self.edit)
         done: set[int] = set()
         for path, entry in sorted(entries.children(), key=lambda item: item[0].count(".")):
-            original = self._original(path)
+            original = self._find_original(path)
             if id(original) in done:
                 continue  # a shared module that another of its paths has already restored
             own = below(self.tensors, path) if path else self.tensors
@@ -65,12 +65,12 @@ class Restoring:
         expected = "a float module; pass the model as it was before prepare"
         problems = [
             Problem(module=path, field="model", value=Found(type(module).__name__), expected=expected)
-            for path, module in restorable(self.root)
+            for path, module in find_restorable(self.root)
         ]
         if problems:
             raise ArtifactError(*problems)
 
-    def _original(self, path: str) -> nn.Module:
+    def _find_original(self, path: str) -> nn.Module:
         found: nn.Module | None = self.root
         for name in path.split(".") if path else ():
             found = None if found is None else children(found).get(name)
@@ -89,7 +89,7 @@ class Restoring:
         problems = [
             Problem(module=self.where, field=name, value=value, expected=wanted)
             for name in sorted(expected.keys() | self.tensors.keys())
-            for value, wanted in _misfit(expected.get(name), self.tensors.get(name))
+            for value, wanted in _find_misfits(expected.get(name), self.tensors.get(name))
         ]
         if problems:
             raise ArtifactError(*problems)
@@ -122,7 +122,7 @@ class Restoring:
                     self.edit.put(parts, "packed", shared)
 
 
-def _misfit(expected: Tensor | None, saved: Tensor | None) -> Iterator[tuple[str, str]]:
+def _find_misfits(expected: Tensor | None, saved: Tensor | None) -> Iterator[tuple[str, str]]:
     """Yield what is wrong with a saved tensor, and what would be right."""
     if expected is None:
         yield Found("one"), "no tensor that the model lacks"

@@ -29,7 +29,7 @@ class Shard:
     seal: str
 
 
-def shard_from(layout: Layout) -> Shard:
+def parse_shard(layout: Layout) -> Shard:
     """Return the shard whose values `layout` holds.
 
     Raises:
@@ -51,7 +51,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> tup
         UnsupportedError: a tensor has no data, or a dtype or name that the layout lacks.
         OSError: a file cannot be written.
     """
-    parts = list(_parts(tensors, limit))
+    parts = list(_split_tensors(tensors, limit))
     shards = []
     for number, part in enumerate(parts, start=1):
         sealed = seal(_ABOUT, part)
@@ -61,7 +61,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> tup
     return tuple(shards)
 
 
-def _parts(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
+def _split_tensors(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
     part: dict[str, Tensor] = {}
     size = 0
     for name, tensor in sorted(tensors.items()):
@@ -80,7 +80,7 @@ def read_shards(folder: Path, shards: tuple[Shard, ...]) -> dict[str, Tensor]:
     Raises:
         ArtifactError: a file is missing, a link, damaged, or another one than the manifest names.
     """
-    problems = [problem for shard in shards for problem in _misfit(folder / shard.name, shard)]
+    problems = [problem for shard in shards for problem in _find_misfits(folder / shard.name, shard)]
     if problems:
         raise ArtifactError(*problems)
     tensors: dict[str, Tensor] = {}
@@ -89,21 +89,23 @@ def read_shards(folder: Path, shards: tuple[Shard, ...]) -> dict[str, Tensor]:
         twice = sorted(tensors.keys() & sealed.tensors.keys())
         if sealed.seal != shard.seal or twice:
             found = f"one that also holds {twice[0]!r}" if twice else f"one with the seal {sealed.seal}"
-            raise ArtifactError(_problem(folder / shard.name, found, f"the one with the seal {shard.seal}"))
+            raise ArtifactError(
+                _make_problem(folder / shard.name, found, f"the one with the seal {shard.seal}")
+            )
         tensors |= sealed.tensors
     return tensors
 
 
-def _misfit(path: Path, shard: Shard) -> Iterator[Problem]:
+def _find_misfits(path: Path, shard: Shard) -> Iterator[Problem]:
     if path.is_symlink():
-        yield _problem(path, "a link", "a file")
+        yield _make_problem(path, "a link", "a file")
     elif not path.is_file():
-        yield _problem(path, "none", "the file that the manifest names")
+        yield _make_problem(path, "none", "the file that the manifest names")
     elif path.stat().st_size != shard.bytes:
-        yield _problem(path, f"{path.stat().st_size} bytes", f"{shard.bytes}, as the manifest says")
+        yield _make_problem(path, f"{path.stat().st_size} bytes", f"{shard.bytes}, as the manifest says")
 
 
-def _problem(path: Path, found: str, expected: str) -> Problem:
+def _make_problem(path: Path, found: str, expected: str) -> Problem:
     return Problem(module=str(path), field="file", value=Found(found), expected=expected)
 
 

@@ -40,11 +40,11 @@ class Tokenizer(Protocol):
         """Write the files of the tokenizer."""
 
 
-def described(model: nn.Module) -> Mapping[str, object] | None:
+def describe_model(model: nn.Module) -> Mapping[str, object] | None:
     """Return class, configs and attention of a transformers model, as JSON values; None for any other."""
     with TemporaryDirectory() as folder:
         _save_configs(model, Path(folder))
-        config, generation = (_json_file(Path(folder) / name) for name in (CONFIG_NAME, GENERATION_NAME))
+        config, generation = (_read_json(Path(folder) / name) for name in (CONFIG_NAME, GENERATION_NAME))
     if config is None:
         return None
     attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
@@ -89,12 +89,12 @@ def _copy_tokenizer(model: nn.Module, folder: Path) -> None:
                 copyfile(Path(origin) / name, folder / name)
 
 
-def _json_file(path: Path) -> object:
+def _read_json(path: Path) -> object:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def skeleton(about: Layout) -> nn.Module:
-    """Return the transformers model that `described` tells of, without weights.
+def make_skeleton(about: Layout) -> nn.Module:
+    """Return the transformers model that `describe_model` tells of, without weights.
 
     Raises:
         ArtifactError: there is none, or transformers makes another one of its config.
@@ -107,7 +107,7 @@ def skeleton(about: Layout) -> nn.Module:
         problem = Problem(module=about.where, field="model", value=found, expected="given", remedy=remedy)
         raise ArtifactError(problem)
     architecture = known.text("architecture")
-    model = _from_config(known)
+    model = _make_model(known)
     if type(model).__name__ != architecture:
         found = Found(f"None, for which transformers makes a {type(model).__name__}")
         remedy = f"pass a float {architecture} as model"
@@ -117,7 +117,7 @@ def skeleton(about: Layout) -> nn.Module:
     return model
 
 
-def _from_config(known: Layout) -> nn.Module:
+def _make_model(known: Layout) -> nn.Module:
     try:
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     except ImportError:

@@ -102,7 +102,7 @@ class _QuantizedConv(ConvolutionModule[ConvSettings]):
         return cls(parts, ConvSettings.read(settings))
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
-        conv, bias = self.conv, self._bias_for(x)
+        conv, bias = self.conv, self._cast_bias(x)
         convolve = _CONVOLUTIONS[len(conv.stride)]
         return convolve(conv.padded(x), weight, bias, conv.stride, 0, conv.dilation, conv.groups)
 

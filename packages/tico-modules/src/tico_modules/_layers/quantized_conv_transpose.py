@@ -138,15 +138,15 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # noqa: A002  # as torch
         """Return the layer's output for `input`, of `output_size` where several sizes are possible."""
-        x = self._on_grid(self.act_in, input)
-        return self._on_grid(self.act_out, self._spread(x, self.dequantize().to(x.dtype), output_size))
+        x = self._round_to_grid(self.act_in, input)
+        return self._round_to_grid(self.act_out, self._spread(x, self.dequantize().to(x.dtype), output_size))
 
     def _spread(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
         conv, axes = self.conv, len(self.conv.stride)
         added = conv.output_padding
         if output_size is not None:
             added = conv.added(x.shape[-axes:], weight.shape[2:], output_size[-axes:])
-        spread, bias = _TRANSPOSED[axes], self._bias_for(x)
+        spread, bias = _TRANSPOSED[axes], self._cast_bias(x)
         return spread(x, weight, bias, conv.stride, conv.padding, added, conv.groups, conv.dilation)
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -72,19 +72,19 @@ class QuantizedLinear(QuantizedModule):
             return super().forward(input)
         # Children and buffers are read from their dictionaries: by attribute each takes a microsecond.
         native, modules = self._native, self._modules
-        if native is None or not native.is_of(modules):
+        if native is None or not native.is_made_of(modules):
             native = self._native = NativeLinear.of(self.packed, self.act_in)
-        output = native.output(input, self._buffers["bias"], self.backend)
+        output = native.compute(input, self._buffers["bias"], self.backend)
         if output is None:
             return super().forward(input)
-        return output if modules["act_out"] is None else self._on_grid(self.act_out, output)
+        return output if modules["act_out"] is None else self._round_to_grid(self.act_out, output)
 
     def __getstate__(self) -> dict[str, object]:
         """Return what copies and pickles hold: all but the kernel, which is made again from the buffers."""
         return {name: value for name, value in vars(self).items() if name != "_native"}
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight, self._bias_for(x))
+        return F.linear(x, weight, self._cast_bias(x))
 
     def with_parts(self, parts: Parts) -> QuantizedLinear:
         """Return a linear layer made of other parts."""
@@ -126,7 +126,7 @@ class QuantizedEmbedding(QuantizedModule):
         """Return the rows at the indices `input`, moved to `act_out`'s grid where there is one."""
         output = self.packed.rows(input).to(self.dtype)
         output = output if self.factor == 1 else output * output.new_full((), self.factor)
-        return self._on_grid(self.act_out, output)
+        return self._round_to_grid(self.act_out, output)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -64,18 +64,18 @@ class QuantizedModule(RestorableModule):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the layer's output for `input`."""
-        x = self._on_grid(self.act_in, input)
-        return self._on_grid(self.act_out, self._compute(x, self.dequantize().to(x.dtype)))
+        x = self._round_to_grid(self.act_in, input)
+        return self._round_to_grid(self.act_out, self._compute(x, self.dequantize().to(x.dtype)))
 
     @staticmethod
-    def _on_grid(grid: ActivationGrid | None, x: Tensor) -> Tensor:
+    def _round_to_grid(grid: ActivationGrid | None, x: Tensor) -> Tensor:
         """Return `x` rounded to `grid`, or as it is where there is none."""
         if grid is None:
             return x
         rounded: Tensor = grid(x)
         return rounded
 
-    def _bias_for(self, x: Tensor) -> Tensor | None:
+    def _cast_bias(self, x: Tensor) -> Tensor | None:
         """Return the bias in the dtype of `x`."""
         return None if self.bias is None else self.bias.to(x.dtype)
 
@@ -132,8 +132,8 @@ class QuantizedModule(RestorableModule):
         parts = Parts(
             packed=PackedWeight.restore(layout.child("packed"), below(tensors, "packed")),
             bias=tensor_of(tensors, layout, "bias") if layout.boolean("bias") else None,
-            act_in=_restored_grid(layout, "act_in", tensors),
-            act_out=_restored_grid(layout, "act_out", tensors),
+            act_in=_restore_grid(layout, "act_in", tensors),
+            act_out=_restore_grid(layout, "act_out", tensors),
         )
         module = cls.from_settings(parts, layout.child("settings"))
         _require_fit(original, module, layout)
@@ -151,7 +151,7 @@ class QuantizedModule(RestorableModule):
         return ", ".join([*settings, weight, f"bias={self.bias is not None}"])
 
 
-def _restored_grid(layout: Layout, name: str, tensors: Mapping[str, Tensor]) -> ActivationGrid | None:
+def _restore_grid(layout: Layout, name: str, tensors: Mapping[str, Tensor]) -> ActivationGrid | None:
     grid = layout.optional_child(name)
     return None if grid is None else ActivationGrid.restore(grid, below(tensors, name))
 

@@ -77,13 +77,13 @@ class Report:
         except (ValueError, RecursionError):
             rows = None
         if not isinstance(rows, list):
-            raise _refused(Found("something else"))
-        return cls(layers=tuple(map(_layer, rows)))
+            raise _make_error(Found("something else"))
+        return cls(layers=tuple(map(_parse_layer, rows)))
 
     def to_markdown(self) -> str:
         """Return the report as a Markdown table."""
         head = "| module | kind | algorithm | weight | activation | notes |\n|---|---|---|---|---|---|"
-        return "\n".join([head, *map(_row, self.layers)])
+        return "\n".join([head, *map(_format_row, self.layers)])
 
     def __str__(self) -> str:
         """Return the Markdown table."""
@@ -93,40 +93,40 @@ class Report:
 _TEXTS = ("path", "module", "algorithm", "weight", "activation", "reason")
 
 
-def _layer(row: object) -> LayerReport:
+def _parse_layer(row: object) -> LayerReport:
     match row:
         case {"figures": list(figures), "bits": bits, "group_size": size, "seconds": seconds, **rest}:
             pass
         case _:
-            raise _refused(row)
+            raise _make_error(row)
     texts = {str(name): str(text) for name, text in rest.items() if isinstance(text, str)}
     numbers = isinstance(seconds, float | int) and all(
         type(count) in (int, NoneType) for count in (bits, size)
     )
     if rest.keys() != set(_TEXTS) or texts.keys() != rest.keys() or not numbers:
-        raise _refused(row)
+        raise _make_error(row)
     return LayerReport(
         **texts,
         bits=bits,
         group_size=size,
         seconds=float(seconds),
-        figures=tuple(map(_figure, figures)),
+        figures=tuple(map(_parse_figure, figures)),
     )
 
 
-def _figure(pair: object) -> tuple[str, float]:
+def _parse_figure(pair: object) -> tuple[str, float]:
     match pair:
         case [str(name), float() | int() as value]:
             return name, float(value)
         case _:
-            raise _refused(pair)
+            raise _make_error(pair)
 
 
-def _refused(value: object) -> ArtifactError:
+def _make_error(value: object) -> ArtifactError:
     return ArtifactError(Problem(field="report", value=value, expected="JSON as Report.to_json() gives it"))
 
 
-def _row(layer: LayerReport) -> str:
+def _format_row(layer: LayerReport) -> str:
     notes = [layer.reason] if layer.reason else []
     notes += [f"{name} {value:.4g}" for name, value in layer.figures]
     notes += [f"{layer.seconds:.2f} s"] if layer.seconds else []

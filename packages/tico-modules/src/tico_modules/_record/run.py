@@ -83,7 +83,7 @@ class Run:
         versions = layout.child("versions")
         return Run(
             report=Report.from_json(json.dumps(layout.values["report"])),
-            config="" if config is None else _canonical(config.values),
+            config="" if config is None else _to_canonical(config.values),
             model=layout.text("model"),
             data=layout.text("data"),
             calls=layout.integer("calls"),
@@ -91,5 +91,5 @@ class Run:
         )
 
 
-def _canonical(values: Mapping[str, object]) -> str:
+def _to_canonical(values: Mapping[str, object]) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"))

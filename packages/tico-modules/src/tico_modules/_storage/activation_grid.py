@@ -74,7 +74,7 @@ class ActivationGrid(ExactModule):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` moved to the grid, in the dtype of `x`."""
         if isinstance(self.granularity, PerToken):
-            scale, zero_point = token_grids(x, self.dtype, symmetric=self.symmetric)
+            scale, zero_point = compute_token_grids(x, self.dtype, symmetric=self.symmetric)
         else:
             scale, zero_point = self.scale, self.zero_point
         return round_to_grid(x, scale, zero_point, dtype=self.dtype, granularity=self.granularity)
@@ -91,7 +91,7 @@ class ActivationGrid(ExactModule):
 
     def layout(self) -> dict[str, object]:
         """Return what is needed besides the buffers to make this grid again, as JSON values."""
-        axis, size = _axis_and_size(self.granularity)
+        axis, size = _split_granularity(self.granularity)
         return {
             "bits": self.dtype.bits,
             "signed": self.dtype.signed,
@@ -110,7 +110,7 @@ class ActivationGrid(ExactModule):
         """
         symmetric = layout.boolean("symmetric")
         with layout.locate_errors():
-            granularity = _granularity(layout)
+            granularity = _read_granularity(layout)
             dtype = DType(layout.integer("bits"), layout.boolean("signed"))
             scale, zero_point = (tensor_of(tensors, layout, name) for name in ("scale", "zero_point"))
             if not isinstance(granularity, PerToken):
@@ -142,7 +142,7 @@ def _require_dimensions(scale: Tensor, granularity: Granularity) -> None:
         raise ArtifactError(Problem(field="scale", value=found, expected=expected))
 
 
-def token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+def compute_token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Tensor, Tensor]:
     """Return what `tico_observers.params_per_token` does, without checks, so that it can be exported."""
     if x.shape[-1] == 0:
         low = high = x.new_zeros(x.shape[:-1], dtype=torch.float64)
@@ -161,7 +161,7 @@ def token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Tensor, Te
     return scale, (dtype.qmin - offset).to(torch.int32)
 
 
-def _axis_and_size(granularity: Granularity) -> tuple[int, int]:
+def _split_granularity(granularity: Granularity) -> tuple[int, int]:
     """Return the axis, counted from 8 below, and the group size; what does not apply is 0."""
     match granularity:
         case PerChannel(axis=axis):
@@ -172,7 +172,7 @@ def _axis_and_size(granularity: Granularity) -> tuple[int, int]:
             return 0, 0
 
 
-def _granularity(layout: Layout) -> Granularity:
+def _read_granularity(layout: Layout) -> Granularity:
     axis = layout.integer("axis") - 8
     match layout.text("unit"):
         case "PerTensor":

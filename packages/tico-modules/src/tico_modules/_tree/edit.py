@@ -37,11 +37,11 @@ class _Slots:
         """Remember that `child` stands in a slot of `parent`."""
         self._slots.setdefault(id(child), []).append((parent, name))
 
-    def below(self, root: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+    def find(self, root: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
         """Return the slots of `module` in modules that can be reached from `root`."""
-        return [(parent, name) for parent, name in self._of(module) if self._reaches(root, parent)]
+        return [(parent, name) for parent, name in self._find_current(module) if self._reaches(root, parent)]
 
-    def _of(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
+    def _find_current(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
         slots = self._slots.get(id(module), [])
         return [(parent, name) for parent, name in slots if parent._modules.get(name) is module]
 
@@ -54,7 +54,7 @@ class _Slots:
                 return True
             if id(current) not in seen:
                 seen.add(id(current))
-                waiting += [parent for parent, _ in self._of(current)]
+                waiting += [parent for parent, _ in self._find_current(current)]
         return False
 
 
@@ -93,7 +93,7 @@ class Edit:
         if old is root:
             return new
         self._slots.add(root)
-        for parent, name in self._slots.below(root, old):
+        for parent, name in self._slots.find(root, old):
             # Straight into the dict: a module's own __setattr__ may do more than store a child.
             slots: dict[str, nn.Module | None] = parent._modules
             self.put(slots, name, new)

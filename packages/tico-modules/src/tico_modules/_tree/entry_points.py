@@ -14,7 +14,7 @@ def offered_entry_points(group: str) -> tuple[EntryPoint, ...]:
     The files that say so are read again only when the folders that modules are imported from are others, or
     something was installed there.
     """
-    return _read(group, tuple((folder, _changed(folder)) for folder in sys.path))
+    return _read(group, tuple((folder, _read_mtime(folder)) for folder in sys.path))
 
 
 @functools.lru_cache(maxsize=8)
@@ -22,7 +22,7 @@ def _read(group: str, folders: tuple[tuple[str, int], ...]) -> tuple[EntryPoint,
     return tuple(sorted(entry_points(group=group), key=lambda point: point.name))
 
 
-def _changed(folder: str) -> int:
+def _read_mtime(folder: str) -> int:
     """Return when the listing of `folder` was changed, in nanoseconds; 0 where there is none."""
     try:
         return Path(folder).stat().st_mtime_ns

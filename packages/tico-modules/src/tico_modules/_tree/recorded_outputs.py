@@ -26,7 +26,7 @@ def record_outputs(model: nn.Module, edit: Edit) -> None:
         return
     modules = [module for _, module in named_modules(model)]
     edit.on_undo(
-        _Removal([(module, frozenset(module._forward_hooks), _marked(module)) for module in modules])
+        _Removal([(module, frozenset(module._forward_hooks), _is_marked(module)) for module in modules])
     )
     for module in modules:
         # Models around it that say the same, for causal language modeling say, hand the request on.
@@ -38,7 +38,7 @@ def _records(module: nn.Module) -> bool:
     return bool(getattr(type(module), "_can_record_outputs", None))
 
 
-def _marked(module: nn.Module) -> bool:
+def _is_marked(module: nn.Module) -> bool:
     return _INSTALLED in vars(module)
 
 
@@ -52,5 +52,5 @@ class _Removal:
         for module, hooks, marked in self._known:
             for new in set(module._forward_hooks) - hooks:
                 del module._forward_hooks[new]
-            if _marked(module) and not marked:
+            if _is_marked(module) and not marked:
                 delattr(module, _INSTALLED)
