@@ -103,7 +103,7 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
 
 
 def _offer(monkeypatch: pytest.MonkeyPatch, *points: EntryPoint) -> None:
-    monkeypatch.setattr("tico_modules._files.module_kinds.offered_entry_points", lambda group: points)
+    monkeypatch.setattr("tico_modules._files.module_kinds.find_entry_points", lambda group: points)
 
 
 def _own() -> EntryPoint:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model_state import refused
 from references import same_bits
 from tico_config import ArtifactError, DType, NumericsError
-from tico_modules import expanded
+from tico_modules import keep_dequantized
 from tico_quantizers import Layout, PackedWeight
 from tiny_models import values
 
@@ -235,7 +235,7 @@ def test_an_expanded_weight_is_computed_once() -> None:
     """Within the context all uses get one tensor; after it each gets its own."""
     weight = weight_of(DType.uint(4))
     expected = weight.dequantize()
-    with expanded(nn.Sequential(weight)):
+    with keep_dequantized(nn.Sequential(weight)):
         first = weight.dequantize()
         assert weight.dequantize() is first
         assert torch.equal(first, expected)

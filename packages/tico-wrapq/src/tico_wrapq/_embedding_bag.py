@@ -94,9 +94,9 @@ class QuantizedEmbeddingBag(QuantizedModule):
         """
         mode, dtype = settings.text("mode"), _DTYPES.get(settings.text("dtype"))
         if mode not in _MODES:
-            raise settings.refused("mode", f"one of {', '.join(_MODES)}")
+            raise settings.make_error("mode", f"one of {', '.join(_MODES)}")
         if dtype is None:
-            raise settings.refused("dtype", f"one of {', '.join(_DTYPES)}")
+            raise settings.make_error("dtype", f"one of {', '.join(_DTYPES)}")
         bag = BagSettings(
             mode=mode,
             include_last_offset=settings.boolean("include_last_offset"),

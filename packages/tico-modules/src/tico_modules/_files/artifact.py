@@ -153,6 +153,6 @@ def _resolve_aliases(aliases: Layout, tensors: Mapping[str, Tensor]) -> dict[str
     for name in aliases.values:
         first = aliases.text(name)
         if first not in tensors:
-            raise aliases.refused(name, "the name of a tensor in the file")
+            raise aliases.make_error(name, "the name of a tensor in the file")
         found[name] = tensors[first]
     return found

@@ -10,7 +10,7 @@ import attrs
 from tico_config import ArtifactError, Found, Problem, UnsupportedError
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._storage.layout import Layout
-from tico_modules._tree.entry_points import offered_entry_points
+from tico_modules._tree.entry_points import find_entry_points
 
 ENTRY_POINT_GROUP: Final = "tico.modules"
 
@@ -58,7 +58,7 @@ def load_kinds() -> ModuleKinds:
     """
     classes: dict[str, type[RestorableModule]] = {}
     broken: dict[str, str] = {}
-    for point in offered_entry_points(ENTRY_POINT_GROUP):
+    for point in find_entry_points(ENTRY_POINT_GROUP):
         try:
             offered: tuple[type[RestorableModule], ...] = point.load()
         except ImportError as error:

@@ -14,7 +14,7 @@ from tico_modules._layers.restorable import RestorableModule
 from tico_modules._record.fingerprint import all_tensors
 from tico_modules._record.history import remember
 from tico_modules._record.run import Run
-from tico_modules._storage.layout import Layout, below
+from tico_modules._storage.layout import Layout, select_below
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.module_tree import child_path, children, named_modules
@@ -52,11 +52,11 @@ class Restoring:
             original = self._find_original(path)
             if id(original) in done:
                 continue  # a shared module that another of its paths has already restored
-            own = below(self.tensors, path) if path else self.tensors
+            own = select_below(self.tensors, path) if path else self.tensors
             new = kinds.find(entry).restore(original, entry.child("layout"), own)
             for number in entry.integers("runs"):
                 if number >= len(runs):
-                    raise entry.refused("runs", f"integers below {len(runs)}")
+                    raise entry.make_error("runs", f"integers below {len(runs)}")
                 remember((new,), runs[number])
             done.add(id(new))
             self.root = self.edit.replace(self.root, original, new)

@@ -38,7 +38,7 @@ def parse_shard(layout: Layout) -> Shard:
     layout.require_keys(("bytes", "name", "seal"))
     name = layout.text("name")
     if not _NAME.fullmatch(name):
-        raise layout.refused("name", "quantized-00001-of-00001-0123456789abcdef.safetensors or the like")
+        raise layout.make_error("name", "quantized-00001-of-00001-0123456789abcdef.safetensors or the like")
     return Shard(name=name, bytes=layout.integer("bytes"), seal=layout.text("seal"))
 
 

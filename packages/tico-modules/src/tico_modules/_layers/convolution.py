@@ -28,11 +28,11 @@ class KernelSettings:
         """
         axes = len(self.stride)
         if not 1 <= axes <= 3 or 0 in self.stride:
-            raise settings.refused("stride", "1 to 3 integers of at least 1")
+            raise settings.make_error("stride", "1 to 3 integers of at least 1")
         if len(self.dilation) != axes or 0 in self.dilation:
-            raise settings.refused("dilation", f"{axes} integers of at least 1")
+            raise settings.make_error("dilation", f"{axes} integers of at least 1")
         if self.groups < 1:
-            raise settings.refused("groups", "an integer of at least 1")
+            raise settings.make_error("groups", "an integer of at least 1")
 
 
 S = TypeVar("S", bound=KernelSettings)

@@ -11,7 +11,7 @@ from typing_extensions import Self
 
 from tico_config import DType
 from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
-from tico_modules._layers.quantized_module import Parts, detached_bias
+from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
 
@@ -62,12 +62,12 @@ class ConvSettings(KernelSettings):
         conv.require_valid(settings)
         axes = len(conv.stride)
         if len(conv.pads) != 2 * axes:
-            raise settings.refused("pads", f"{2 * axes} integers of at least 0")
+            raise settings.make_error("pads", f"{2 * axes} integers of at least 0")
         if conv.pad_mode not in _PAD_MODES:
-            raise settings.refused("pad_mode", f"one of {', '.join(_PAD_MODES)}")
+            raise settings.make_error("pad_mode", f"one of {', '.join(_PAD_MODES)}")
         return conv
 
-    def padded(self, x: Tensor) -> Tensor:
+    def pad(self, x: Tensor) -> Tensor:
         """Return `x` with the padding around it."""
         return F.pad(x, self.pads, mode=self.pad_mode) if any(self.pads) else x
 
@@ -90,7 +90,7 @@ class _QuantizedConv(ConvolutionModule[ConvSettings]):
             NumericsError: the weight holds NaN or infinity.
         """
         packed = PackedWeight.round_to_nearest(conv.weight, dtype, symmetric=symmetric, group_size=group_size)
-        return cls(Parts(packed=packed, bias=detached_bias(conv)), ConvSettings.of(conv))
+        return cls(Parts(packed=packed, bias=copy_bias(conv)), ConvSettings.of(conv))
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
@@ -104,7 +104,7 @@ class _QuantizedConv(ConvolutionModule[ConvSettings]):
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         conv, bias = self.conv, self._cast_bias(x)
         convolve = _CONVOLUTIONS[len(conv.stride)]
-        return convolve(conv.padded(x), weight, bias, conv.stride, 0, conv.dilation, conv.groups)
+        return convolve(conv.pad(x), weight, bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 @final

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from tico_config import DType
 from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
-from tico_modules._layers.quantized_module import Parts, detached_bias
+from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
 
@@ -62,27 +62,22 @@ class ConvTransposeSettings(KernelSettings):
         axes = len(conv.stride)
         for name, values in (("padding", conv.padding), ("output_padding", conv.output_padding)):
             if len(values) != axes:
-                raise settings.refused(name, f"{axes} integers of at least 0")
+                raise settings.make_error(name, f"{axes} integers of at least 0")
         return conv
 
-    def by_output(self, weight: Tensor) -> Tensor:
-        """Return a weight of torch's shape (in, out / groups, *kernel) as (out, in / groups, *kernel).
+    def swap_channels(self, weight: Tensor) -> Tensor:
+        """Return a weight with its first two axes swapped within each group of channels.
 
-        Each row of the result makes one output channel, as in a convolution, so that a row has one grid.
+        Of torch's shape (in, out / groups, *kernel) it makes (out, in / groups, *kernel), in which each row
+        gives one output channel, as in a convolution; and the other way round: it is its own inverse.
         """
-        return self._swapped(weight)
-
-    def by_input(self, weight: Tensor) -> Tensor:
-        """Return the inverse of `by_output`."""
-        return self._swapped(weight)
-
-    def _swapped(self, weight: Tensor) -> Tensor:
-        """Swap the first two axes within each group of channels, which is its own inverse."""
         first, second, *kernel = weight.shape
         grouped = weight.reshape(self.groups, first // self.groups, second, *kernel)
         return grouped.transpose(1, 2).reshape(self.groups * second, first // self.groups, *kernel)
 
-    def added(self, size: Sequence[int], kernel: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
+    def find_output_padding(
+        self, size: Sequence[int], kernel: Sequence[int], wanted: Sequence[int]
+    ) -> tuple[int, ...]:
         """Return the output padding with which an input of `size` gives an output of the `wanted` size."""
         steps = zip(size, kernel, wanted, self.stride, self.padding, self.dilation, strict=True)
         return tuple(
@@ -113,9 +108,9 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
             NumericsError: the weight holds NaN or infinity.
         """
         settings = ConvTransposeSettings.of(conv)
-        weight = settings.by_output(conv.weight)
+        weight = settings.swap_channels(conv.weight)
         packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=symmetric, group_size=group_size)
-        return cls(Parts(packed=packed, bias=detached_bias(conv)), settings)
+        return cls(Parts(packed=packed, bias=copy_bias(conv)), settings)
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
@@ -134,7 +129,7 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
 
     def dequantize(self) -> Tensor:
         """Return the weight as float32, of the shape (in_channels, out_channels / groups, *kernel)."""
-        return self.conv.by_input(self.packed.dequantize())
+        return self.conv.swap_channels(self.packed.dequantize())
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # noqa: A002  # as torch
         """Return the layer's output for `input`, of `output_size` where several sizes are possible."""
@@ -145,7 +140,7 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
         conv, axes = self.conv, len(self.conv.stride)
         added = conv.output_padding
         if output_size is not None:
-            added = conv.added(x.shape[-axes:], weight.shape[2:], output_size[-axes:])
+            added = conv.find_output_padding(x.shape[-axes:], weight.shape[2:], output_size[-axes:])
         spread, bias = _TRANSPOSED[axes], self._cast_bias(x)
         return spread(x, weight, bias, conv.stride, conv.padding, added, conv.groups, conv.dilation)
 

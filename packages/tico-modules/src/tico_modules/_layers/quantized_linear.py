@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from tico_config import DType
 from tico_modules._kernels.native_linear import Backend, NativeLinear
-from tico_modules._layers.quantized_module import Parts, QuantizedModule, detached_bias
+from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
 
@@ -59,7 +59,7 @@ class QuantizedLinear(QuantizedModule):
         packed = PackedWeight.round_to_nearest(
             linear.weight, dtype, symmetric=symmetric, group_size=group_size
         )
-        return cls(Parts(packed=packed, bias=detached_bias(linear)))
+        return cls(Parts(packed=packed, bias=copy_bias(linear)))
 
     def use(self, backend: Backend, native: NativeLinear | None = None) -> None:
         """Compute by `backend` from now on, as `tico_quantizers.set_backend` says; `native` is the kernel."""
@@ -153,8 +153,8 @@ class QuantizedEmbedding(QuantizedModule):
         """
         dtype = _ROW_DTYPES.get(settings.text("dtype"))
         if dtype is None:
-            raise settings.refused("dtype", f"one of {', '.join(_ROW_DTYPES)}")
+            raise settings.make_error("dtype", f"one of {', '.join(_ROW_DTYPES)}")
         factor = settings.values.get("factor")
         if not isinstance(factor, float):
-            raise settings.refused("factor", "a number")
+            raise settings.make_error("factor", "a number")
         return cls(parts, dtype, factor)

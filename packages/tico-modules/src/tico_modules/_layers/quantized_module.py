@@ -13,7 +13,7 @@ from tico_config import ArtifactError, Found, Problem
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.transposed_linear import TransposedLinear
 from tico_modules._storage.activation_grid import ActivationGrid
-from tico_modules._storage.layout import Layout, below, tensor_of
+from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.module_tree import parameter
 
@@ -130,8 +130,8 @@ class QuantizedModule(RestorableModule):
             ArtifactError: they do not fit each other.
         """
         parts = Parts(
-            packed=PackedWeight.restore(layout.child("packed"), below(tensors, "packed")),
-            bias=tensor_of(tensors, layout, "bias") if layout.boolean("bias") else None,
+            packed=PackedWeight.restore(layout.child("packed"), select_below(tensors, "packed")),
+            bias=require_tensor(tensors, layout, "bias") if layout.boolean("bias") else None,
             act_in=_restore_grid(layout, "act_in", tensors),
             act_out=_restore_grid(layout, "act_out", tensors),
         )
@@ -153,7 +153,7 @@ class QuantizedModule(RestorableModule):
 
 def _restore_grid(layout: Layout, name: str, tensors: Mapping[str, Tensor]) -> ActivationGrid | None:
     grid = layout.optional_child(name)
-    return None if grid is None else ActivationGrid.restore(grid, below(tensors, name))
+    return None if grid is None else ActivationGrid.restore(grid, select_below(tensors, name))
 
 
 def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -> None:
@@ -181,7 +181,7 @@ def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -
         raise ArtifactError(*problems)
 
 
-def detached_bias(module: nn.Module) -> Tensor | None:
+def copy_bias(module: nn.Module) -> Tensor | None:
     """Return a copy of the bias that `module` stores, without gradient, or None."""
     bias = parameter(module, "bias")
     return None if bias is None else bias.detach().clone()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_modules._layers.restorable import RestorableModule
-from tico_modules._storage.layout import Layout, tensor_of
+from tico_modules._storage.layout import Layout, require_tensor
 
 
 @final
@@ -48,7 +48,7 @@ class ScaledInput(RestorableModule):
         Raises:
             ArtifactError: the factor is missing.
         """
-        return cls(original, tensor_of(tensors, layout, "factor"), axis=-layout.integer("axis"))
+        return cls(original, require_tensor(tensors, layout, "factor"), axis=-layout.integer("axis"))
 
     def extra_repr(self) -> str:
         """Return the axis."""

@@ -18,7 +18,7 @@ _HOOKS = (
 )
 
 
-def stand_in(old: nn.Module, new: nn.Module) -> None:
+def carry_over(old: nn.Module, new: nn.Module) -> None:
     """Give `new` the mode, the hooks and the reports of `old`: the user's handles work on both."""
     new.train(old.training)
     attributes = vars(old)

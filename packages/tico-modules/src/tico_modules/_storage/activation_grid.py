@@ -19,7 +19,7 @@ from tico_config import (
     Problem,
 )
 from tico_modules._storage.exact_module import ExactModule
-from tico_modules._storage.layout import Layout, tensor_of
+from tico_modules._storage.layout import Layout, require_tensor
 from tico_observers import AffineParams, round_to_grid
 
 
@@ -112,7 +112,7 @@ class ActivationGrid(ExactModule):
         with layout.locate_errors():
             granularity = _read_granularity(layout)
             dtype = DType(layout.integer("bits"), layout.boolean("signed"))
-            scale, zero_point = (tensor_of(tensors, layout, name) for name in ("scale", "zero_point"))
+            scale, zero_point = (require_tensor(tensors, layout, name) for name in ("scale", "zero_point"))
             if not isinstance(granularity, PerToken):
                 params = AffineParams(
                     scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity

@@ -11,7 +11,7 @@ from tico_modules._storage.packed_weight import PackedWeight
 
 
 @contextmanager
-def expanded(root: nn.Module) -> Iterator[None]:
+def keep_dequantized(root: nn.Module) -> Iterator[None]:
     """Keep the float values of each packed weight in `root` from its first use until the context ends.
 
     That takes 4 bytes a weight. Buffers that change meanwhile are not seen; the values are not to be changed.
@@ -19,7 +19,7 @@ def expanded(root: nn.Module) -> Iterator[None]:
     >>> import torch
     >>> from tico_config import DType
     >>> weight = PackedWeight.round_to_nearest(torch.eye(2), DType.uint(4), symmetric=False, group_size=None)
-    >>> with expanded(weight):
+    >>> with keep_dequantized(weight):
     ...     weight.dequantize() is weight.dequantize()
     True
     """

@@ -18,7 +18,7 @@ class Layout:
     where: str
     values: Mapping[str, object]
 
-    def refused(self, name: str, expected: str) -> ArtifactError:
+    def make_error(self, name: str, expected: str) -> ArtifactError:
         """Return the error for the value `name`."""
         value = self.values.get(name)
         return ArtifactError(Problem(module=self.where, field=name, value=value, expected=expected))
@@ -44,13 +44,13 @@ class Layout:
         """
         wanted = set(names)
         for name in sorted(self.values.keys() ^ wanted):
-            raise self.refused(name, f"exactly the keys {', '.join(sorted(wanted))}")
+            raise self.make_error(name, f"exactly the keys {', '.join(sorted(wanted))}")
 
     def integer(self, name: str) -> int:
         """Return a non-negative integer."""
         value = self.values.get(name)
         if type(value) is not int or value < 0:
-            raise self.refused(name, "an integer of at least 0")
+            raise self.make_error(name, "an integer of at least 0")
         return value
 
     def optional_integer(self, name: str) -> int | None:
@@ -61,28 +61,28 @@ class Layout:
         """Return True or False."""
         value = self.values.get(name)
         if not isinstance(value, bool):
-            raise self.refused(name, "true or false")
+            raise self.make_error(name, "true or false")
         return value
 
     def text(self, name: str) -> str:
         """Return a string."""
         value = self.values.get(name)
         if not isinstance(value, str):
-            raise self.refused(name, "a string")
+            raise self.make_error(name, "a string")
         return value
 
     def integers(self, name: str) -> tuple[int, ...]:
         """Return a list of non-negative integers."""
         value = self.values.get(name)
         if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
-            raise self.refused(name, "a list of integers of at least 0")
+            raise self.make_error(name, "a list of integers of at least 0")
         return tuple(value)
 
     def child(self, name: str) -> Layout:
         """Return the object at `name`."""
         value = self.values.get(name)
         if not isinstance(value, dict):
-            raise self.refused(name, "an object")
+            raise self.make_error(name, "an object")
         return Layout(f"{self.where}.{name}", value)
 
     def optional_child(self, name: str) -> Layout | None:
@@ -93,14 +93,14 @@ class Layout:
         """Return a list of strings."""
         value = self.values.get(name)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            raise self.refused(name, "a list of strings")
+            raise self.make_error(name, "a list of strings")
         return tuple(value)
 
     def objects(self, name: str) -> tuple[Layout, ...]:
         """Return a list of objects."""
         value = self.values.get(name)
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-            raise self.refused(name, "a list of objects")
+            raise self.make_error(name, "a list of objects")
         return tuple(Layout(f"{self.where}.{name}[{index}]", item) for index, item in enumerate(value))
 
     def children(self) -> Iterator[tuple[str, Layout]]:
@@ -108,7 +108,7 @@ class Layout:
         return ((name, self.child(name)) for name in self.values)
 
 
-def tensor_of(tensors: Mapping[str, Tensor], where: Layout, name: str) -> Tensor:
+def require_tensor(tensors: Mapping[str, Tensor], where: Layout, name: str) -> Tensor:
     """Return the tensor `name`.
 
     Raises:
@@ -120,10 +120,10 @@ def tensor_of(tensors: Mapping[str, Tensor], where: Layout, name: str) -> Tensor
     return tensors[name]
 
 
-def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def select_below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the tensors whose names start with `prefix` and a dot, without both.
 
-    >>> below({"packed.codes": 1, "bias": 2}, "packed")
+    >>> select_below({"packed.codes": 1, "bias": 2}, "packed")
     {'codes': 1}
     """
     start = f"{prefix}."

@@ -10,7 +10,7 @@ from torch import Tensor
 from tico_config import DType
 from tico_modules._storage.dequantization import dequantize_rows, spread_groups
 from tico_modules._storage.exact_module import ExactModule
-from tico_modules._storage.layout import Layout, tensor_of
+from tico_modules._storage.layout import Layout, require_tensor
 from tico_modules._storage.weight_checks import require_buffers, require_codes
 from tico_modules._storage.weight_format import WeightFormat
 from tico_modules._storage.weight_rounding import choose_params, round_to_params
@@ -137,7 +137,8 @@ class PackedWeight(ExactModule):
             form = WeightFormat.from_layout(layout)
             indexed = ("group_index",) if layout.boolean("group_index") else ()
             buffers = {
-                name: tensor_of(tensors, layout, name) for name in ("codes", "scale", "zero_point", *indexed)
+                name: require_tensor(tensors, layout, name)
+                for name in ("codes", "scale", "zero_point", *indexed)
             }
             require_buffers(form, buffers)
             weight = cls(**buffers, dtype=form.dtype, shape=form.shape, group_size=form.group_size)

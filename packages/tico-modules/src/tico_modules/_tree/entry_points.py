@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 
-def offered_entry_points(group: str) -> tuple[EntryPoint, ...]:
+def find_entry_points(group: str) -> tuple[EntryPoint, ...]:
     """Return the entry points of `group` in the order of their names.
 
     The files that say so are read again only when the folders that modules are imported from are others, or

@@ -7,7 +7,7 @@ from torch import nn
 from tico_modules._tree.module_tree import named_modules, parameter
 
 
-def tied_paths(model: nn.Module) -> dict[str, str]:
+def find_tied_paths(model: nn.Module) -> dict[str, str]:
     """Return, for each module whose weight another module also holds, the path of that other module."""
     first: dict[int, str] = {}
     tied: dict[str, str] = {}

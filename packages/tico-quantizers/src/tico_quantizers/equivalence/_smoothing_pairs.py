@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tico_modules import named_modules, parameter, tied_paths
+from tico_modules import find_tied_paths, named_modules, parameter
 from tico_quantizers.equivalence._channel_flow import ChannelFlow, Channels
 from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_scale
 from tico_quantizers.layers import (
@@ -82,7 +82,7 @@ class Candidates:
     @classmethod
     def of(cls, model: nn.Module) -> Candidates:
         """Look at every module."""
-        tied = tied_paths(model)
+        tied = find_tied_paths(model)
         attention = tuple(
             f"{path}." if path else "out_proj"
             for path, module in named_modules(model)

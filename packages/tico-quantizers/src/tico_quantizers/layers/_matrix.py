@@ -25,9 +25,9 @@ from tico_modules import (
     QuantizedLinear,
     QuantizedModule,
     TransposedLinear,
-    detached_bias,
+    carry_over,
+    copy_bias,
     parameter,
-    stand_in,
 )
 from tico_quantizers.layers._windows import conv_rows, transposed_rows
 
@@ -86,7 +86,7 @@ def _by_output(layer: Layer) -> Tensor:
         case nn.Linear() | nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
             return layer.weight
         case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
-            return ConvTransposeSettings.of(layer).by_output(layer.weight)
+            return ConvTransposeSettings.of(layer).swap_channels(layer.weight)
         case TransposedLinear():
             return layer.weight.T
         case _:
@@ -173,13 +173,13 @@ def output_added(
     if not isinstance(conv, ConvTransposeSettings) or not isinstance(wanted, list | tuple):
         return None
     axes = len(conv.stride)
-    return conv.added(x.shape[-axes:], shape(layer)[2:], wanted[-axes:])
+    return conv.find_output_padding(x.shape[-axes:], shape(layer)[2:], wanted[-axes:])
 
 
 def with_weight(layer: Layer, packed: PackedWeight) -> QuantizedModule:
     """Return the integer layer that stands in for `layer` with another weight."""
     new = _integer_layer(layer, packed)
-    stand_in(layer, new)
+    carry_over(layer, new)
     return new
 
 
@@ -191,7 +191,7 @@ def _integer_layer(layer: Layer, packed: PackedWeight) -> QuantizedModule:
     if isinstance(layer, IntegerLayer):
         old = layer.parts
         return layer.with_parts(Parts(packed=packed, bias=old.bias, act_in=old.act_in, act_out=old.act_out))
-    parts = Parts(packed=packed, bias=detached_bias(layer))
+    parts = Parts(packed=packed, bias=copy_bias(layer))
     if reads_rows(layer):
         return QuantizedLinear(parts)
     conv, axes = _conv_settings(layer), len(shape(layer)) - 2

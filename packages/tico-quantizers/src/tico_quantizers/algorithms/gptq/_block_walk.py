@@ -9,7 +9,7 @@ from types import TracebackType
 import torch
 from typing_extensions import Self
 
-from tico_modules import expanded
+from tico_modules import keep_dequantized
 from tico_quantizers.algorithms.gptq._plan import Target, layers_of, weights_of
 from tico_quantizers.calibration import (
     WITH_GRADIENTS,
@@ -67,7 +67,7 @@ class _Stream:
 
     def _run(self, *, keep: bool) -> Iterator[dict[tuple[int, int], torch.Tensor]]:
         made = self._calls.run(self.number, self._outputs, keep=keep, forward_dtype=self._forward_dtype)
-        with expanded(self._calls.blocks[self.number]):
+        with keep_dequantized(self._calls.blocks[self.number]):
             for index in range(len(self._calls.accepted[self.number])):
                 torch.default_generator.manual_seed(self.number + index * len(self._calls.blocks))
                 yield next(made)

@@ -16,7 +16,7 @@ from tico_config import (
     TokenWeights,
     unmatched_problems,
 )
-from tico_modules import LayerReport, named_modules, tied_paths
+from tico_modules import LayerReport, find_tied_paths, named_modules
 from tico_quantizers.layers import (
     Layer,
     as_layer,
@@ -140,7 +140,7 @@ def _override_problems(config: GPTQConfig, wanted: list[str], reasons: dict[str,
 
 def _reasons(model: nn.Module, config: GPTQConfig, layers: dict[str, Layer]) -> dict[str, str]:
     """Return the layers that are left alone, each with the reason."""
-    tied = tied_paths(model)
+    tied = find_tied_paths(model)
     head = output_embedding(model)
     attention = tuple(
         f"{path}." if path else "out_proj"
