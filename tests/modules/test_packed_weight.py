@@ -178,7 +178,7 @@ def test_a_shape_of_other_sizes_is_refused(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("size", [0, -4])
 def test_groups_of_no_columns_are_refused(size: int) -> None:
     """A group has at least one column."""
-    with refused(None, NumericsError, field="shape"):
+    with refused(None, NumericsError, field="group_size"):
         PackedWeight.from_codes(
             codes_of(DType.uint(4)),
             torch.ones(3, 1),

@@ -1,4 +1,4 @@
-"""What a conversion leaves behind: integer modules, their reports and files, and edits of a module tree.
+"""Integer modules of converted models, their reports and files, and edits of a module tree.
 
 Enough to load and run a saved model, and what exporters stand on. No algorithm is in here.
 """

@@ -1,8 +1,8 @@
-"""Quantized models on disk: a manifest, the sealed files with the tensors, and what other tools need beside.
+"""Quantized models on disk: a manifest, sealed files with the tensors, and files for other tools.
 
-The manifest says everything but the tensors: the layout of every integer module, the conversions that made
-them, the config of a transformers model, and which files hold the tensors. Loading puts the integer modules
-into a float skeleton of the model, which needs no weights.
+The manifest describes everything but the tensors: the layout of every integer module, the conversions that
+made them, the config of a transformers model, and the files that hold the tensors. Loading puts the integer
+modules into a float skeleton of the model, which needs no weights.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def save_quantized(
     tokenizer: Tokenizer | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> Path:
-    """Write a converted model to `directory`, made if it is missing; return the path of the manifest.
+    """Write a converted model to `directory`, made if it is missing, and return the path of the manifest.
 
     The manifest is written last and names the files that hold the tensors: a crash leaves the model that was
     there before, or the new one. Beside them stand a model card and, for a transformers model, its configs
@@ -47,11 +47,11 @@ def save_quantized(
         model: has integer modules.
         directory: may hold an earlier model, which is replaced, and anything else, which is left alone.
         tokenizer: has ``save_pretrained``; by default the tokenizer in the folder that the model was loaded
-            from, if it was one.
-        shard_bytes: bytes of tensors in one file, unless a single tensor is larger.
+            from, if there is one.
+        shard_bytes: the most bytes of tensors in one file; a tensor that is larger has a file of its own.
 
     Raises:
-        UnsupportedError: the model holds no integer module, or a tensor has no data.
+        UnsupportedError: the model has no integer module, or a tensor has no data.
         ConfigError: `shard_bytes` is no positive integer.
         OSError: the folder cannot be written.
     """
@@ -60,7 +60,7 @@ def save_quantized(
         is_graph = isinstance(model, torch.fx.GraphModule)
         remedy = "use torch.export.save for a graph" if is_graph else "convert the model first"
         expected = "a model with integer modules"
-        found = Found("one without")
+        found = Found("one without any")
         raise UnsupportedError(Problem(field="model", value=found, expected=expected, remedy=remedy))
     if type(shard_bytes) is not int or shard_bytes < 1:
         expected = "an integer of at least 1"
@@ -87,14 +87,17 @@ def save_quantized(
 def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
     """Return the model that `save_quantized` wrote to `directory`, in evaluation mode.
 
-    `model` is a float model of the same architecture; its weights are not used, and it becomes the result
-    (its replacement does where the root itself is an integer module). Without it the model must be one that
-    transformers makes for causal language modeling. The tensors are mapped from the files, so that they
-    take no memory but that of the files.
+    `model` is a float model of the same architecture. Its weights are not used, and it becomes the result;
+    where the root itself is an integer module, that is returned instead. Without `model`, the saved model
+    must be one that transformers makes for causal language modeling. The tensors are mapped from the files
+    and take no other memory.
+
+    A module from another package can be loaded where that package is installed; the manifest names it.
 
     Raises:
-        ArtifactError: a file is missing, damaged or foreign, or does not fit `model`, which is then
-            unchanged.
+        ArtifactError: a file is missing, damaged or foreign, no installed package has a module, or the files
+            do not fit `model`; `model` is then unchanged.
+        UnsupportedError: two installed packages have modules of the same kind.
         MissingExtraError: `model` is left out and transformers is not installed.
         OSError: a file cannot be read.
     """
@@ -134,7 +137,7 @@ def _describe_module(module: RestorableModule, runs: list[Run]) -> dict[str, obj
 
 
 def _name_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return every parameter and buffer by its first name, and the other names of those that are shared."""
+    """Return parameters and buffers by their first names, and the first name for each further name."""
     first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The manifest of a saved model: what it is, how its modules are laid out, and which files hold it.
+"""The manifest of a saved model: its architecture, the layout of its modules, the names of its files.
 
 It is the last file to be written and the only one that says which other files count, so that replacing it
 replaces the model. Its text is canonical JSON and ends with its own SHA-256: a changed byte is noticed.
@@ -28,7 +28,7 @@ _MAX_BYTES: Final = 2**27
 
 @attrs.frozen(kw_only=True)
 class Manifest:
-    """What is known of a saved model besides its tensors.
+    """The description of a saved model, which is complete but for the tensors.
 
     Attributes:
         aliases: names of shared tensors, with the name that the tensor has in the shards.
@@ -47,10 +47,10 @@ class Manifest:
     shards: tuple[Shard, ...]
 
     def write(self, folder: Path) -> Path:
-        """Put the manifest in the place of the one in `folder`, as a whole; return its path.
+        """Replace the manifest in `folder` in one step; return its path.
 
         Raises:
-            OSError: it cannot be written; what was there before is still there.
+            OSError: it cannot be written; an earlier manifest is still there.
         """
         target = folder / MANIFEST_NAME
         with replaced_file(target) as file:
@@ -70,19 +70,19 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, Layout]:
-    """Return the manifest in `folder`, and its values for errors to point into.
+    """Return the manifest in `folder`, and its values as a `Layout`.
 
     Raises:
-        ArtifactError: it is not one of this version, or any byte of it was changed.
-        OSError: it cannot be read.
+        ArtifactError: the file is no manifest of this version, or a byte of it was changed.
+        OSError: the file cannot be read.
     """
     where = folder / MANIFEST_NAME
     if where.is_symlink():
-        raise _make_error(where, "a link", "a file")
+        raise _make_error(where, "a link", "a regular file")
     with where.open("rb") as file:
         content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
-        raise _make_error(where, f"one of more than {_MAX_BYTES} bytes", "a shorter manifest")
+        raise _make_error(where, "a longer one", f"of at most {_MAX_BYTES} bytes")
     layout = Layout(str(where), _parse(where, content))
     layout.require_keys(("aliases", "format", "modules", "runs", "shards", "transformers", "version"))
     aliases, modules = layout.child("aliases"), layout.child("modules")
@@ -104,10 +104,10 @@ def _seal_text(values: Mapping[str, object]) -> bytes:
 
 
 def _parse(where: Path, content: bytes) -> Mapping[str, object]:
-    """Return the values whose sealed text `content` is.
+    """Return the values of the sealed text `content`.
 
     Raises:
-        ArtifactError: there are none.
+        ArtifactError: the text has another format or version, or another seal.
     """
     try:
         document: object = json.loads(content)
@@ -117,13 +117,12 @@ def _parse(where: Path, content: bytes) -> Mapping[str, object]:
         case {"manifest": {"format": str(kind), "version": int(version)} as found} if kind == FORMAT:
             values: dict[str, object] = {str(name): value for name, value in found.items()}
         case _:
-            raise _make_error(where, "another text", f"the manifest of a quantized model ({FORMAT})")
+            raise _make_error(where, "another text", f"JSON of the format {FORMAT}")
     if version != VERSION:
         origin = ", which a newer release of this library wrote" if version > VERSION else ""
-        raise _make_error(where, f"one of version {version}{origin}", f"version {VERSION}")
+        raise _make_error(where, f"one of version {version}{origin}", f"of version {VERSION}")
     if not _is_sealed(values, content):
-        expected = "one with the SHA-256 of its text, as it was written"
-        raise _make_error(where, "one that was changed since", expected)
+        raise _make_error(where, "one that was changed", "as it was written, with the SHA-256 of its text")
     return values
 
 

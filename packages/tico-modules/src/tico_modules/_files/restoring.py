@@ -1,4 +1,4 @@
-"""Putting what a file holds into a float model, through an edit that can be undone."""
+"""Restoring a saved model inside a float model, through an edit that can be undone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tico_modules._tree.recorded_outputs import record_outputs
 
 
 def find_restorable(model: nn.Module) -> Iterator[tuple[str, RestorableModule]]:
-    """Yield every path at which an integer module stands, shared ones under each."""
+    """Yield the modules that files can restore, with their paths; shared ones under each of their paths."""
     return (
         (path, module)
         for path, module in named_modules(model, every_path=True)
@@ -32,7 +32,7 @@ def find_restorable(model: nn.Module) -> Iterator[tuple[str, RestorableModule]]:
 
 @attrs.define(kw_only=True, eq=False)
 class Restoring:
-    """A float model, `root`, on its way to the model that a file, `where`, holds the `tensors` of."""
+    """A float model, `root`, that becomes the saved model; `where` names the file that holds `tensors`."""
 
     root: nn.Module
     where: str
@@ -40,10 +40,10 @@ class Restoring:
     edit: Edit
 
     def put_modules(self, entries: Layout, kinds: ModuleKinds, runs: tuple[Run, ...]) -> None:
-        """Put the modules that `entries` describe, outer ones first, in the place of float ones.
+        """Replace float modules by those that `entries` describe, outer ones first.
 
         Raises:
-            ArtifactError: one of them does not fit the model, or is in it already.
+            ArtifactError: a module does not fit the model, no package has it, or the model is not float.
         """
         self._require_float()
         record_outputs(self.root, self.edit)
@@ -62,9 +62,15 @@ class Restoring:
             self.root = self.edit.replace(self.root, original, new)
 
     def _require_float(self) -> None:
-        expected = "a float module; pass the model as it was before prepare"
+        remedy = "pass the model as it was before prepare"
         problems = [
-            Problem(module=path, field="model", value=Found(type(module).__name__), expected=expected)
+            Problem(
+                module=path,
+                field="model",
+                value=Found(f"a {type(module).__name__}"),
+                expected="float",
+                remedy=remedy,
+            )
             for path, module in find_restorable(self.root)
         ]
         if problems:
@@ -75,15 +81,15 @@ class Restoring:
         for name in path.split(".") if path else ():
             found = None if found is None else children(found).get(name)
         if found is None:
-            value, expected = Found("one without such a module"), "a model of the architecture that was saved"
+            value, expected = Found("a model without this module"), "of the architecture that was saved"
             raise ArtifactError(Problem(module=path, field="model", value=value, expected=expected))
         return found
 
     def fill(self) -> None:
-        """Give every parameter and buffer its saved value; what the float model held there goes.
+        """Replace every parameter and buffer by the saved one.
 
         Raises:
-            ArtifactError: with every tensor that is missing, left over, or of another shape or kind.
+            ArtifactError: with every tensor that is missing, left over, or of another shape or kind of dtype.
         """
         expected = dict(all_tensors(self.root))
         problems = [
@@ -98,7 +104,7 @@ class Restoring:
             self._assign(module, path, made)
 
     def _assign(self, module: nn.Module, path: str, made: dict[int, nn.Parameter]) -> None:
-        """Give `module` its tensors; `made` has the parameters by tensor, so that those tied stay tied."""
+        """Give `module` its tensors; `made` has a parameter for each tensor, so that tied ones stay tied."""
         parameters: dict[str, nn.Parameter | None] = module._parameters
         for name, old in parameters.items():
             if old is not None:
@@ -112,7 +118,7 @@ class Restoring:
                 self.edit.put(buffers, name, self.tensors[child_path(path, name)])
 
     def tie_weights(self) -> None:
-        """Let modules whose codes are one tensor share the weight that holds them, as they did before."""
+        """Let modules with the same codes share one packed weight, as they did when they were saved."""
         first: dict[int, PackedWeight] = {}
         for _, module in named_modules(self.root):
             if isinstance(module, QuantizedModule):
@@ -123,11 +129,14 @@ class Restoring:
 
 
 def _find_misfits(expected: Tensor | None, saved: Tensor | None) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with a saved tensor, and what would be right."""
+    """Yield the found and the expected state of a tensor, if they differ."""
     if expected is None:
-        yield Found("one"), "no tensor that the model lacks"
+        yield Found("a tensor in the file"), "absent, as the model has no such tensor"
     elif saved is None:
-        yield Found("none"), "a tensor of that name"
+        yield Found("none"), "a tensor in the file"
     elif expected.shape != saved.shape or expected.is_floating_point() != saved.is_floating_point():
-        found = Found(f"{saved.dtype} of shape {tuple(saved.shape)}")
-        yield found, f"{expected.dtype} of shape {tuple(expected.shape)}"
+        yield Found(f"one {_describe(saved)}"), _describe(expected)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"of shape {tuple(tensor.shape)} and dtype {str(tensor.dtype).removeprefix('torch.')}"

@@ -22,7 +22,7 @@ _ABOUT: Final = '{"kind":"shard of a quantized model","manifest":"quantized.json
 
 @attrs.frozen(kw_only=True)
 class Shard:
-    """One of the sealed files: its name, the bytes of the file, and its seal."""
+    """One of the sealed files: its name, its size in bytes, and its seal, a SHA-256 in hexadecimal digits."""
 
     name: str
     bytes: int
@@ -30,22 +30,22 @@ class Shard:
 
 
 def parse_shard(layout: Layout) -> Shard:
-    """Return the shard whose values `layout` holds.
+    """Return the shard that `layout` describes.
 
     Raises:
-        ArtifactError: they are others, or the name is none that this library gives, such as a path.
+        ArtifactError: a value is missing or wrong; a path, for example, is no name of a shard.
     """
     layout.require_keys(("bytes", "name", "seal"))
     name = layout.text("name")
     if not _NAME.fullmatch(name):
-        raise layout.make_error("name", "quantized-00001-of-00001-0123456789abcdef.safetensors or the like")
+        raise layout.make_error("name", "a name like quantized-00001-of-00001-0123456789abcdef.safetensors")
     return Shard(name=name, bytes=layout.integer("bytes"), seal=layout.text("seal"))
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> tuple[Shard, ...]:
-    """Write `tensors` to `folder` in files of up to `limit` bytes of them, one tensor at least in each.
+    """Write `tensors` to `folder`, up to `limit` bytes of them in a file, but at least one.
 
-    The names depend on the content only.
+    The names of the files depend on their content only.
 
     Raises:
         UnsupportedError: a tensor has no data, or a dtype or name that the layout lacks.
@@ -98,11 +98,12 @@ def read_shards(folder: Path, shards: tuple[Shard, ...]) -> dict[str, Tensor]:
 
 def _find_misfits(path: Path, shard: Shard) -> Iterator[Problem]:
     if path.is_symlink():
-        yield _make_problem(path, "a link", "a file")
+        yield _make_problem(path, "a link", "a regular file")
     elif not path.is_file():
-        yield _make_problem(path, "none", "the file that the manifest names")
+        yield _make_problem(path, "no such file", "there, as the manifest names it")
     elif path.stat().st_size != shard.bytes:
-        yield _make_problem(path, f"{path.stat().st_size} bytes", f"{shard.bytes}, as the manifest says")
+        found = f"one of {path.stat().st_size} bytes"
+        yield _make_problem(path, found, f"of {shard.bytes} bytes, as the manifest says")
 
 
 def _make_problem(path: Path, found: str, expected: str) -> Problem:
@@ -110,7 +111,7 @@ def _make_problem(path: Path, found: str, expected: str) -> Problem:
 
 
 def remove_others(folder: Path, shards: tuple[Shard, ...]) -> None:
-    """Remove the files of models that `folder` held before, or was about to when a writer was stopped.
+    """Remove the files of earlier models in `folder`, and those that an interrupted save has left.
 
     The caller keeps other writers out.
     """

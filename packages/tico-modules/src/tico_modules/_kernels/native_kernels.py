@@ -44,14 +44,14 @@ INT8_TOKENS: Final = 12
 
 
 class Kernel(Protocol):
-    """A product with the weight it was made of."""
+    """A product with one weight."""
 
     @property
     def name(self) -> str:
-        """What it is, for people."""
+        """A short name, for people."""
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Return ``x Wᵀ + bias`` for `x` (tokens, columns), not yet in its format, or None where it can't."""
+        """Return ``x Wᵀ + bias`` (tokens, rows) for float `x` (tokens, columns), or None where it cannot."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -67,7 +67,7 @@ class IntegerProduct:
 
     @property
     def name(self) -> str:
-        """What it is, for people."""
+        """A short name, for people."""
         return "8-bit integer product"
 
     @classmethod
@@ -190,7 +190,7 @@ class FewTokensInt4:
 
     @classmethod
     def of(cls, weight: PackedWeight) -> FewTokensInt4 | None:
-        """Return the kernel of `weight`, or None where its shape is none that the operator takes."""
+        """Return the kernel of `weight`, or None where the operator does not take its shape."""
         rows, columns = weight.shape[0], weight.columns
         run = columns if has_one_scale_a_row(weight) else weight.group_size or columns
         sizes = [size for size in (256, 128, 64, 32) if run % size == 0 and columns % size == 0]
@@ -227,7 +227,7 @@ class RowScaledProduct:
 
     @property
     def name(self) -> str:
-        """What it is, for people."""
+        """A short name, for people."""
         return f"int8 codes up to {INT8_TOKENS} tokens, bfloat16 product" if self.few else "bfloat16 product"
 
     @classmethod
@@ -274,7 +274,7 @@ class GroupScaledProduct:
 
     @property
     def name(self) -> str:
-        """What it is, for people."""
+        """A short name, for people."""
         return f"int4 codes up to {INT4_TOKENS} tokens, bfloat16 product" if self.few else "bfloat16 product"
 
     @classmethod

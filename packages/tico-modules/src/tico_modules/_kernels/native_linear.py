@@ -1,4 +1,4 @@
-"""How an integer linear layer finds its kernel, and when it may use it."""
+"""The choice of a kernel for an integer linear layer, and the conditions of its use."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _INPUTS: Final = (torch.float32, torch.bfloat16)
 
 @attrs.frozen(kw_only=True, eq=False)
 class NativeLinear:
-    """The kernel of one layer, or the reason why it has none, and what it was made of."""
+    """The kernel of one layer, or the reason why it has none, and the parts of the layer it was made from."""
 
     kernel: Kernel | None
     reason: str
@@ -59,7 +59,7 @@ class NativeLinear:
         )
 
     def is_made_of(self, modules: Mapping[str, nn.Module | None]) -> bool:
-        """Tell whether the children of a layer are still those it was made of, unchanged."""
+        """Tell whether this was made from `modules`, the children of a layer, and they are unchanged."""
         if modules["packed"] is not self._weight or modules["act_in"] is not self._grid:
             return False
         for buffers, name, tensor, version in self._sources:  # a loop, since this is done at each call
@@ -68,7 +68,7 @@ class NativeLinear:
         return True
 
     def label(self, backend: Backend) -> str:
-        """Return what computes the layer, in a few words."""
+        """Return a short description of the back end that computes the layer."""
         if self.kernel is None:
             return f"reference: {self.reason}"
         where = "" if self.serves(torch.float32, backend) else ", for bfloat16 activations"
@@ -79,7 +79,7 @@ class NativeLinear:
         return self.kernel is not None and dtype in self._inputs[backend]
 
     def compute(self, x: Tensor, bias: Tensor | None, backend: Backend) -> Tensor | None:
-        """Return the layer's output for `x` but for `act_out`, or None where the reference has to do it."""
+        """Return the layer's output for `x`, before `act_out`, or None where only the reference can."""
         kernel, dtype = self.kernel, x.dtype
         if kernel is None or dtype not in self._inputs[backend] or not is_plain(x, self._columns):
             return None
@@ -95,7 +95,7 @@ class NativeLinear:
 
 
 def is_plain(x: Tensor, columns: int) -> bool:
-    """Tell whether `x` holds numbers for a kernel to read, that nobody traces or differentiates."""
+    """Tell whether a kernel may read `x`: a dense tensor on the CPU that is not traced or differentiated."""
     tracked = (x.requires_grad and torch.is_grad_enabled()) or is_scripted()
     numbers = type(x) in (Tensor, nn.Parameter) and x.is_cpu and x.layout is torch.strided
     plain = numbers and not tracked and not torch.is_autocast_enabled("cpu")
@@ -103,7 +103,7 @@ def is_plain(x: Tensor, columns: int) -> bool:
 
 
 def _find_obstacle(weight: PackedWeight) -> str:
-    """Return why no kernel can multiply by `weight`, or nothing."""
+    """Return the reason why no kernel can multiply by `weight`, or an empty text."""
     if not weight.codes.is_cpu:
         return f"its codes are on {weight.codes.device}"
     if weight.bits > 8:
@@ -124,7 +124,7 @@ def _suits_integers(grid: ActivationGrid, columns: int) -> bool:
 
 
 def _list_buffers(module: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str, Tensor, int]]:
-    """Yield the buffers of `module`: where each stands, and how often it was written to."""
+    """Yield each buffer of `module`: the dictionary and the name of it, the tensor, its number of writes."""
     buffers: dict[str, Tensor | None] = module._buffers
     for name, tensor in buffers.items():
         if tensor is not None:
@@ -132,5 +132,5 @@ def _list_buffers(module: nn.Module) -> Iterator[tuple[dict[str, Tensor | None],
 
 
 def _count_writes(tensor: Tensor) -> int:
-    """Return how often `tensor` was written to; 0 for an inference tensor, which does not count."""
+    """Return the number of writes to `tensor`; 0 for an inference tensor, for which torch does not count."""
     return 0 if tensor.is_inference() else tensor._version

@@ -148,7 +148,7 @@ def _small_integers(rows: int, columns: int) -> Tensor:
 
 
 def _works(name: str, check: Callable[[], bool]) -> bool:
-    """Return what `check` finds; whatever it raises means no. Where it is no, warn."""
+    """Return the result of `check`, and False with a warning where it raises an error or is false."""
     try:
         with torch.no_grad():
             works, reason = check(), "its sums are wrong on this processor"

@@ -1,4 +1,4 @@
-"""What integer convolutions and transposed ones share."""
+"""The common part of integer convolutions and transposed convolutions."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class KernelSettings:
     groups: int
 
     def require_valid(self, settings: Layout) -> None:
-        """Refuse values that no kernel can have; `settings` are the place in the file that they are from.
+        """Refuse values that no kernel can have; `settings` is the place in the file that they come from.
 
         Raises:
-            ArtifactError: naming the first of them.
+            ArtifactError: naming the first wrong value.
         """
         axes = len(self.stride)
         if not 1 <= axes <= 3 or 0 in self.stride:
@@ -50,6 +50,6 @@ class ConvolutionModule(QuantizedModule, Generic[S]):
         return type(self)(parts, self.conv)
 
     def settings(self) -> Mapping[str, object]:
-        """Return how the kernel moves, as JSON values."""
+        """Return the settings of the kernel, for JSON."""
         values = attrs.asdict(self.conv)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -68,7 +68,7 @@ class ConvSettings(KernelSettings):
         return conv
 
     def pad(self, x: Tensor) -> Tensor:
-        """Return `x` with the padding around it."""
+        """Return `x`, (batch, channels, *size) or (channels, *size), padded along the axes of `size`."""
         return F.pad(x, self.pads, mode=self.pad_mode) if any(self.pads) else x
 
 

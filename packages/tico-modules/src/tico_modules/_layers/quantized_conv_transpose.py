@@ -78,7 +78,10 @@ class ConvTransposeSettings(KernelSettings):
     def find_output_padding(
         self, size: Sequence[int], kernel: Sequence[int], wanted: Sequence[int]
     ) -> tuple[int, ...]:
-        """Return the output padding with which an input of `size` gives an output of the `wanted` size."""
+        """Return the output padding with which an input of `size` gives an output of the `wanted` size.
+
+        `kernel` is the size of the kernel; each argument has an integer for each axis.
+        """
         steps = zip(size, kernel, wanted, self.stride, self.padding, self.dilation, strict=True)
         return tuple(
             out - ((length - 1) * stride - 2 * cut + spread * (taps - 1) + 1)

@@ -39,12 +39,12 @@ class QuantizedLinear(QuantizedModule):
 
     @property
     def in_features(self) -> int:
-        """Size of the last axis of the input."""
+        """The size of the last axis of the input."""
         return self.packed.shape[1]
 
     @property
     def out_features(self) -> int:
-        """Size of the last axis of the output."""
+        """The size of the last axis of the output."""
         return self.packed.shape[0]
 
     @classmethod
@@ -62,7 +62,7 @@ class QuantizedLinear(QuantizedModule):
         return cls(Parts(packed=packed, bias=copy_bias(linear)))
 
     def use(self, backend: Backend, native: NativeLinear | None = None) -> None:
-        """Compute by `backend` from now on, as `tico_quantizers.set_backend` says; `native` is the kernel."""
+        """Compute by `backend` from now on, as `set_backend` describes; `native` holds the kernel."""
         self.backend = backend
         self._native = native
 
@@ -80,7 +80,7 @@ class QuantizedLinear(QuantizedModule):
         return output if modules["act_out"] is None else self._round_to_grid(self.act_out, output)
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what copies and pickles hold: all but the kernel, which is made again from the buffers."""
+        """Return the state for copies and pickles, without the kernel, which each copy makes anew."""
         return {name: value for name, value in vars(self).items() if name != "_native"}
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class QuantizedLinear(QuantizedModule):
         return QuantizedLinear(parts)
 
     def settings(self) -> Mapping[str, object]:
-        """Return nothing: the shape of the weight says it all."""
+        """Return no settings: the shape of the weight determines the layer."""
         return {}
 
     @classmethod
@@ -108,7 +108,8 @@ class QuantizedLinear(QuantizedModule):
 class QuantizedEmbedding(QuantizedModule):
     """Rows of an integer table of shape (num_embeddings, embedding_dim), looked up by index.
 
-    The rows come in `dtype`, which follows when the model is cast, and times `factor` (Gemma has one).
+    Indices of shape (...) give rows of shape (..., embedding_dim) in `dtype`, which changes when the model is
+    cast. Each row is multiplied by `factor`, as the embeddings of Gemma are.
 
     >>> table = PackedWeight.round_to_nearest(torch.eye(3), DType.uint(4), symmetric=False, group_size=None)
     >>> QuantizedEmbedding(Parts(packed=table))(torch.tensor([2])).tolist()
@@ -123,7 +124,7 @@ class QuantizedEmbedding(QuantizedModule):
         self.factor = factor
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
-        """Return the rows at the indices `input`, moved to `act_out`'s grid where there is one."""
+        """Return the rows at the integers `input`, fake-quantized on `act_out` where there is such a grid."""
         output = self.packed.rows(input).to(self.dtype)
         output = output if self.factor == 1 else output * output.new_full((), self.factor)
         return self._round_to_grid(self.act_out, output)
@@ -149,7 +150,7 @@ class QuantizedEmbedding(QuantizedModule):
         """Return the embedding made of `parts`.
 
         Raises:
-            ArtifactError: the dtype is none that rows can have, or the factor is no number.
+            ArtifactError: the dtype is no dtype of floats, or the factor is no number.
         """
         dtype = _ROW_DTYPES.get(settings.text("dtype"))
         if dtype is None:

@@ -1,4 +1,4 @@
-"""Which model and which data a conversion started from, as SHA-256 digests."""
+"""SHA-256 digests of the model and of the data that a conversion started from."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def model_fingerprint(model: nn.Module) -> str:
 class DataFingerprint:
     """A digest of the tensors that a model was called with, whatever the order of the calls.
 
-    `text` is the sum of the digests of the calls, modulo 2^256, as 64 hexadecimal digits. What a model is
-    called with besides tensors, and containers of them, does not count.
+    `text` is the sum of the digests of the calls, modulo 2^256, as 64 hexadecimal digits. Only tensors count,
+    and tensors inside tuples, lists and mappings.
 
     >>> import torch
     >>> data = DataFingerprint()
@@ -65,7 +65,7 @@ class DataFingerprint:
         return f"{self._sum:064x}"
 
     def note(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        """Digest what a call begins with."""
+        """Digest the tensors in the arguments of a call that begins."""
         digest = hashlib.sha256()
         for name, tensor in _find_tensors("", (args, kwargs)):
             digest.update(f"{name}\0{_describe(tensor)}\0".encode())

@@ -15,7 +15,7 @@ _HISTORY = "runs"
 
 
 def remember(modules: Iterable[nn.Module], run: Run) -> None:
-    """Keep `run` with each of `modules`, after the runs that they already keep."""
+    """Keep `run` with each of `modules`, after the runs they have; it passes to copies and to files."""
     for module in modules:
         vars(module)[_HISTORY] = (*runs_of(module), run)
 
@@ -27,10 +27,11 @@ def runs_of(module: nn.Module) -> tuple[Run, ...]:
 
 
 def report(model: nn.Module) -> Report:
-    """Return what was done to every module of a converted model, the untouched ones with the reason.
+    """Return a report with a line for every module of a converted model.
 
-    The newest run speaks for a module; a module that no run speaks for is listed as float. The model may
-    be a part of the one that was converted, or hold it as a part: the paths are those in `model`.
+    The line is from the newest run that has one for the module. A module without any is listed as float, with
+    the reason. `model` may be a part of the model that was converted, or hold it as a part: the paths in the
+    report are those in `model`.
 
     >>> report(nn.Sequential(nn.Linear(2, 2))).layers[0].reason
     'no algorithm was run on it'

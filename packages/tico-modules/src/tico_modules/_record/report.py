@@ -1,4 +1,4 @@
-"""What was done to every module of a model, as values."""
+"""The report of a conversion, with a line for each module."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ from tico_config import ArtifactError, Found, Problem
 
 @attrs.frozen(kw_only=True)
 class LayerReport:
-    """What one algorithm did to one module, or why it left the module alone.
+    """One module in a report: the grids that an algorithm gave it, or the reason why it is still float.
 
-    `weight` and `activation` describe the grids, "float" where there is none. `bits` and `group_size` are
-    those of the weight's codes, where the algorithm has made them. `figures` are the algorithm's own, for
-    example ``("loss", 0.12)``; `seconds` is what they took, which does not count when lines are compared.
+    Attributes:
+        path: the full path of the module.
+        module: the name of its class, or of the operator.
+        algorithm: the name of the algorithm; empty where none changed the module.
+        weight: a description of the grid of the weight, for example ``uint4 group 64``, or ``float``.
+        activation: a description of the grids of its activations, or ``float``.
+        reason: the reason why the module, or a part of it, is float.
+        bits: the bits of the weight's codes, where the algorithm made codes.
+        group_size: the number of columns that share a scale; None where whole rows do, or without codes.
+        seconds: the time that the algorithm took for the module, ignored when lines are compared.
+        figures: numbers of the algorithm's own, for example ``("loss", 0.12)``.
     """
 
     path: str
@@ -64,10 +72,10 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the report that `to_json` gave `text` for.
+        """Return the report that `to_json` wrote as `text`.
 
         Raises:
-            ArtifactError: it is not what `to_json` gives.
+            ArtifactError: `text` is not the JSON of a report.
 
         >>> Report.from_json(Report().to_json()) == Report()
         True

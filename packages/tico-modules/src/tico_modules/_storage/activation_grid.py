@@ -1,4 +1,4 @@
-"""The grid of an activation, static or per token, as a module."""
+"""The grid of an activation as a module: fixed, or computed for each token."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from tico_observers import AffineParams, round_to_grid
 
 
 class ActivationGrid(ExactModule):
-    """Moves activations to a grid: a fixed one (buffers `scale` and `zero_point`) or one per token.
+    """Fake-quantizes activations on a fixed grid, or on a grid of its own for each token.
 
-    A grid per token has empty buffers and is computed from each vector along the last axis; one that
-    holds NaN or infinity becomes NaN.
+    A fixed grid is in the buffers `scale` (float32) and `zero_point` (int32), both of the shape that
+    `granularity` asks for. With a grid per token both buffers are empty: each vector along the last axis
+    gets the min/max grid of its values, and becomes NaN as a whole if it holds NaN or infinity.
 
     >>> grid = ActivationGrid.per_token(DType.int(8), symmetric=True)
     >>> grid(torch.tensor([[127.0, 0.4], [1.27, 0.504]]))
@@ -52,7 +53,7 @@ class ActivationGrid(ExactModule):
 
     @classmethod
     def static(cls, params: AffineParams) -> ActivationGrid:
-        """Return the module that moves values to `params`."""
+        """Return the module that fake-quantizes on the fixed grid `params`."""
         symmetric = params.dtype.signed and not bool(params.zero_point.any())
         return cls(
             params.scale,
@@ -66,13 +67,13 @@ class ActivationGrid(ExactModule):
     def per_token(
         cls, dtype: DType, *, symmetric: bool, device: torch.device | None = None
     ) -> ActivationGrid:
-        """Return the module that gives each vector along the last axis a grid of its own."""
+        """Return the module that computes a grid for each vector along the last axis; `device` is its own."""
         scale = torch.empty(0, device=device)
         zero_point = torch.empty(0, dtype=torch.int32, device=device)
         return cls(scale, zero_point, dtype=dtype, granularity=PerToken(), symmetric=symmetric)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` moved to the grid, in the dtype of `x`."""
+        """Return the fake-quantized `x`, in the shape and dtype of `x`."""
         if isinstance(self.granularity, PerToken):
             scale, zero_point = compute_token_grids(x, self.dtype, symmetric=self.symmetric)
         else:
@@ -90,7 +91,7 @@ class ActivationGrid(ExactModule):
         return f"{self.dtype}, {self.granularity}"
 
     def layout(self) -> dict[str, object]:
-        """Return what is needed besides the buffers to make this grid again, as JSON values."""
+        """Return the values that `restore` needs besides the buffers, for JSON."""
         axis, size = _split_granularity(self.granularity)
         return {
             "bits": self.dtype.bits,
@@ -103,10 +104,10 @@ class ActivationGrid(ExactModule):
 
     @classmethod
     def restore(cls, layout: Layout, tensors: Mapping[str, Tensor]) -> ActivationGrid:
-        """Return the grid that `layout` describes and `tensors` hold.
+        """Return the grid that `layout` describes, with the buffers in `tensors`, by name.
 
         Raises:
-            ArtifactError: they do not fit each other.
+            ArtifactError: a value or a tensor is missing, or they do not fit each other.
         """
         symmetric = layout.boolean("symmetric")
         with layout.locate_errors():
@@ -123,27 +124,30 @@ class ActivationGrid(ExactModule):
 
 
 def _require_dimensions(scale: Tensor, granularity: Granularity) -> None:
-    """Refuse scales that are not as many as `granularity` has units.
+    """Refuse a scale whose number of axes does not suit `granularity`.
 
     Raises:
-        ArtifactError: with the shape.
+        ArtifactError: with the shape of the scale.
     """
     match granularity:
         case PerTensor():
-            fits, expected = scale.ndim == 0, "one number"
+            fits, expected = scale.ndim == 0, "a single number"
         case PerChannel():
             fits, expected = scale.ndim == 1, "a vector"
         case PerGroup():
-            fits, expected = scale.ndim > 0, "of at least one axis"
+            fits, expected = scale.ndim > 0, "a tensor with at least one axis"
         case PerToken():
-            fits, expected = scale.numel() == 0, "empty"
+            fits, expected = scale.numel() == 0, "an empty tensor"
     if not fits:
-        found = Found(f"of shape {tuple(scale.shape)}")
+        found = Found(f"a tensor of shape {tuple(scale.shape)}")
         raise ArtifactError(Problem(field="scale", value=found, expected=expected))
 
 
 def compute_token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Return what `tico_observers.params_per_token` does, without checks, so that it can be exported."""
+    """Return scale (float32) and zero point (int32) of each vector along the last axis of `x`.
+
+    They are those of `tico_observers.params_per_token`, whose checks a program for export cannot hold.
+    """
     if x.shape[-1] == 0:
         low = high = x.new_zeros(x.shape[:-1], dtype=torch.float64)
     else:
@@ -162,7 +166,10 @@ def compute_token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Te
 
 
 def _split_granularity(granularity: Granularity) -> tuple[int, int]:
-    """Return the axis, counted from 8 below, and the group size; what does not apply is 0."""
+    """Return axis and group size as non-negative integers; 0 where there is none.
+
+    The axis, which may be negative, is counted from -8.
+    """
     match granularity:
         case PerChannel(axis=axis):
             return axis + 8, 0
@@ -183,6 +190,5 @@ def _read_granularity(layout: Layout) -> Granularity:
             return PerChannel(axis)
         case "PerGroup":
             return PerGroup(axis, layout.integer("size"))
-        case unit:
-            problem = Problem(module=layout.where, field="unit", value=Found(unit), expected="a granularity")
-            raise ArtifactError(problem)
+        case _:
+            raise layout.make_error("unit", "PerTensor, PerToken, PerChannel or PerGroup")

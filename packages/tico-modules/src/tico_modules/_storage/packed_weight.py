@@ -148,7 +148,7 @@ class PackedWeight(ExactModule):
         return weight
 
     def layout(self) -> dict[str, object]:
-        """Return what `restore` needs besides the buffers, as JSON values."""
+        """Return the values that `restore` needs besides the buffers, for JSON."""
         return self.format.to_layout() | {"group_index": self.group_index is not None}
 
     @property

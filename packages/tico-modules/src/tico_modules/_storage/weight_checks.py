@@ -61,9 +61,12 @@ def _find_index_problem(form: WeightFormat, index: Tensor | None) -> Iterator[Pr
     if index is not None and index.numel():
         low, high = int(index.min()), int(index.max())
         if low < 0 or high >= form.groups:
-            found, expected = Found(f"numbers from {low} to {high}"), f"numbers from 0 to {form.groups - 1}"
+            found, expected = (
+                Found(f"numbers from {low} to {high}"),
+                f"group numbers from 0 to {form.groups - 1}",
+            )
             yield Problem(field="group_index", value=found, expected=expected)
 
 
 def _describe(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
-    return f"{str(dtype).removeprefix('torch.')} of shape {shape}"
+    return f"a tensor of shape {shape} and dtype {str(dtype).removeprefix('torch.')}"

@@ -35,12 +35,13 @@ class WeightFormat:
     group_size: int | None = None
 
     def __attrs_post_init__(self) -> None:
-        """Refuse what no weight has."""
+        """Refuse shapes, groups and formats that cannot be packed."""
         size = self.group_size
-        if not self.shape or (size is not None and size < 1):
-            found = Found(f"shape {self.shape} with groups of {size}")
-            expected = "of at least one axis, in groups of at least one column"
-            raise NumericsError(Problem(field="shape", value=found, expected=expected))
+        if not self.shape:
+            raise NumericsError(Problem(field="shape", value=self.shape, expected="one or more axes"))
+        if size is not None and size < 1:
+            expected = "None or an integer of at least 1"
+            raise NumericsError(Problem(field="group_size", value=size, expected=expected))
         if self.dtype.bits > 16:
             found = Found(str(self.dtype))
             raise NumericsError(Problem(field="dtype", value=found, expected="a format of 2 to 16 bits"))

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class _Slots:
-    """Where modules stand: the slots of the modules that hold them, found without a search."""
+    """The places of modules: for each one the modules that hold it, and the names under which they do."""
 
     def __init__(self) -> None:
         self._known: dict[int, nn.Module] = {}
@@ -59,9 +59,15 @@ class _Slots:
 
 
 class Edit:
-    """Changes of one model, all undone if the block they are made in raises.
+    """A context for changes of one model, which are all undone if the block raises an exception.
 
-    What was replaced is kept until then: nothing that was taken out is written to.
+    Modules and values that were replaced are kept until then, and not written to.
+
+    >>> model: nn.Module = nn.Sequential(nn.ReLU())
+    >>> with Edit() as edit:
+    ...     model = edit.replace(model, model.get_submodule("0"), nn.Identity())
+    >>> model.get_submodule("0")
+    Identity()
     """
 
     def __init__(self) -> None:
@@ -70,13 +76,13 @@ class Edit:
         self._slots = _Slots()
 
     def __enter__(self) -> Self:
-        """Start."""
+        """Begin the changes."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish what was put off, or undo everything in reverse order."""
+        """Run the actions of `on_commit`, or undo all changes in reverse order after an exception."""
         for action in self._commit if kind is None else reversed(self._undo):
             action()
 
@@ -89,7 +95,10 @@ class Edit:
         self._commit.append(action)
 
     def replace(self, root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-        """Put `new` wherever `old` stands below `root`; return the root, which is `new` if `old` was it."""
+        """Put `new` in every place below `root` where `old` is.
+
+        Returns the root afterwards: `new` if `old` was the root itself, else `root`.
+        """
         if old is root:
             return new
         self._slots.add(root)
@@ -102,7 +111,7 @@ class Edit:
         return root
 
     def put(self, mapping: dict[str, T], name: str, value: T) -> None:
-        """Set an entry that `mapping` already has."""
+        """Set the entry `name`, which `mapping` has already; undone like every change."""
         self._undo.append(_Assignment(mapping, name, mapping[name]))
         mapping[name] = value
 

@@ -1,8 +1,8 @@
-"""What transformers needs so that hidden states and attentions of a wrapped model can be asked for.
+"""Hooks of transformers that record hidden states and attentions, made before layers are replaced.
 
-It finds the layers whose outputs it records by their class, at the first request, and hooks them. A wrapper
-that stands in the place of such a layer has another class, but takes over its hooks. So the hooks are made
-before the wrappers, by the function of transformers.
+At the first request for them, transformers finds by their class the layers whose outputs it records, and
+hooks them. A wrapper that replaces such a layer has another class, but takes over its hooks. So the hooks are
+made before the wrappers, by the function of transformers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _is_marked(module: nn.Module) -> bool:
 
 
 class _Removal:
-    """Takes away every hook that was made after those it knows."""
+    """Removes every hook that was made after the known ones."""
 
     def __init__(self, known: list[tuple[nn.Module, frozenset[int], bool]]) -> None:
         self._known = known
