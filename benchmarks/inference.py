@@ -224,9 +224,9 @@ def _both_ways(packed: PackedWeight) -> tuple[Layer, Layer]:
     """Return the product by packed codes and the one by bfloat16, whatever the number of tokens."""
     if packed.bits == 8:
         eight = kernels.RowScaledProduct.of(packed)
-        return eight.by_codes, eight.by_pieces
+        return eight.multiply_codes, eight.multiply_pieces
     four = kernels.GroupScaledProduct.of(packed)
-    return four.few or four.by_pieces, four.by_pieces
+    return four.few or four.multiply_pieces, four.multiply_pieces
 
 
 def smollm2(arguments: argparse.Namespace) -> None:

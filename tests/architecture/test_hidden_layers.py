@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from subprocess import CompletedProcess
 from typing import Final
 
 import pytest
 
 from distributions import LAYERS, MODULES, modules_above
+from hidden_modules import run_without
 
 # What an environment need not hold for any package to import.
 EXTRAS: Final = ("hypothesis", "numpy", "torchao", "tqdm", "transformers")
 
-IMPORT_WITHOUT: Final = """
-import importlib, sys
-
-class Hidden:
-    def find_spec(self, name, path=None, target=None):
-        if any(name == each or name.startswith(each + ".") for each in sys.argv[2].split()):
-            raise ModuleNotFoundError(f"{name} is hidden", name=name)
-
-sys.meta_path.insert(0, Hidden())
-for name in sys.argv[1].split():
+IMPORT: Final = """
+import importlib
+for name in sys.argv[2].split():
     importlib.import_module(name)
 """
 
@@ -41,7 +34,6 @@ def test_hiding_a_module_works() -> None:
     assert "tico_config is hidden" in finished.stderr
 
 
-def _import_without(names: tuple[str, ...], hidden: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+def _import_without(names: tuple[str, ...], hidden: tuple[str, ...]) -> CompletedProcess[str]:
     """Import `names` in a fresh interpreter that can't find the modules `hidden`."""
-    command = [sys.executable, "-c", IMPORT_WITHOUT, " ".join(names), " ".join(hidden)]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+    return run_without(hidden, IMPORT, " ".join(names))

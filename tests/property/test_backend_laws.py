@@ -80,7 +80,7 @@ def bound(case: Case, layer: QuantizedLinear, x: Tensor) -> Tensor:
     size, weight, bias = magnitudes(layer, x)
     rounded = factor * (size @ weight.T + bias)
     if case.groups == "run":
-        step = packed.per_column(packed.scale.double()).expand_as(weight) * 2**packed.bits
+        step = packed.spread_groups(packed.scale.double()).expand_as(weight) * 2**packed.bits
         rounded = rounded + (U if packed.bits > 4 else V / 8) * (size @ step.T)
     # Second-order terms of the roundings are below 2⁻⁶ of the first-order ones.
     return rounded * (1 + 2.0**-6)
@@ -90,8 +90,8 @@ def magnitudes(layer: QuantizedLinear, x: Tensor) -> tuple[Tensor, Tensor, Tenso
     """Return ``|x|``, ``|W|`` and ``|bias|`` of `tico_modules._kernels.native_kernels`, in float64."""
     packed, grid = layer.packed, layer.act_in
     middle = packed.dtype.qmin + 2 ** (packed.bits - 1)
-    offset = packed.per_column((packed.zero_point - middle).abs().double())
-    scale = packed.per_column(packed.scale.double())
+    offset = packed.spread_groups((packed.zero_point - middle).abs().double())
+    scale = packed.spread_groups(packed.scale.double())
     weight = ((packed.integer_codes() - middle).abs() + offset) * scale
     size = x.double().abs() if grid is None else grid(x).double().abs()
     if grid is not None and not grid.scale.numel():

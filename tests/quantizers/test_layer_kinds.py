@@ -87,7 +87,7 @@ def rows_by_probes(layer: nn.Module, case: Case, x: Tensor) -> Tensor:
         unit[:, column] = 1
         unit = unit.view(by_output)
         if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            unit = ConvTransposeSettings.of(layer).by_input(unit)
+            unit = ConvTransposeSettings.of(layer).swap_channels(unit)
         probe.weight = nn.Parameter(unit.T if isinstance(layer, Conv1D) else unit)
         with torch.no_grad():
             output = call(probe, case, x.double())
@@ -119,7 +119,7 @@ def test_each_group_is_solved_for_its_own_rows(name: str) -> None:
     assert view is not None
     weight = layer.get_parameter("weight").detach()
     if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        weight = ConvTransposeSettings.of(layer).by_output(weight)
+        weight = ConvTransposeSettings.of(layer).swap_channels(weight)
     weight = weight.T if isinstance(layer, Conv1D) else weight.flatten(1)
     parts = zip(weight.chunk(groups(view)), rows_by_probes(layer, case, x), strict=True)
     for part, rows in parts:

@@ -62,7 +62,7 @@ def test_an_entry_refuses_other_configs() -> None:
 def offered(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
     """Let installed packages offer what `values` name."""
     points = [EntryPoint(f"third {at}", value, "tico.quantizers") for at, value in enumerate(values)]
-    monkeypatch.setattr("tico_quantizers.registry.offered_entry_points", lambda group: points)
+    monkeypatch.setattr("tico_quantizers.registry.find_entry_points", lambda group: points)
 
 
 def test_installed_entries_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

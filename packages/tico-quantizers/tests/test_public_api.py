@@ -45,7 +45,7 @@ class TestPublicAPI(PublicAPI):
         "Run",
         "ScaledInput",
         "SmoothQuantQuantizer",
-        "below",
+        "select_below",
         "child_path",
         "children",
         "find_blocks",
@@ -53,7 +53,7 @@ class TestPublicAPI(PublicAPI):
         "load_quantized",
         "model_fingerprint",
         "named_modules",
-        "offered_entry_points",
+        "find_entry_points",
         "parameter",
         "quantize_weight",
         "quantizer_entry",
@@ -65,9 +65,9 @@ class TestPublicAPI(PublicAPI):
         "save_quantized",
         "set_backend",
         "smoothing_scale",
-        "stand_in",
-        "tensor_of",
-        "tied_paths",
+        "carry_over",
+        "require_tensor",
+        "find_tied_paths",
     )
 
 

@@ -1,4 +1,4 @@
-"""What a conversion leaves behind: integer modules, their reports and files, and edits of a module tree.
+"""Integer modules of converted models, their reports and files, and edits of a module tree.
 
 Enough to load and run a saved model, and what exporters stand on. No algorithm is in here.
 """
@@ -17,8 +17,8 @@ from tico_modules._layers.quantized_conv_transpose import (
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
 )
-from tico_modules._layers.quantized_linear import QuantizedEmbedding, QuantizedLinear, detached_bias
-from tico_modules._layers.quantized_module import Parts, QuantizedModule
+from tico_modules._layers.quantized_linear import QuantizedEmbedding, QuantizedLinear
+from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.scaled_input import ScaledInput
 from tico_modules._layers.transposed_linear import TransposedLinear
@@ -26,16 +26,17 @@ from tico_modules._record.fingerprint import DataFingerprint, model_fingerprint
 from tico_modules._record.history import remember, report, runs_of
 from tico_modules._record.report import LayerReport, Report
 from tico_modules._record.run import Run, library_versions
-from tico_modules._record.stand_in import stand_in
+from tico_modules._record.stand_in import carry_over
 from tico_modules._storage.activation_grid import ActivationGrid
 from tico_modules._storage.exact_module import ExactModule
-from tico_modules._storage.layout import Layout, below, tensor_of
-from tico_modules._storage.packed_weight import PackedWeight, expanded
+from tico_modules._storage.kept_weights import keep_dequantized
+from tico_modules._storage.layout import Layout, require_tensor, select_below
+from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.edit import Edit
-from tico_modules._tree.entry_points import offered_entry_points
+from tico_modules._tree.entry_points import find_entry_points
 from tico_modules._tree.module_tree import child_path, children, named_modules, parameter
 from tico_modules._tree.recorded_outputs import record_outputs
-from tico_modules._tree.ties import tied_paths
+from tico_modules._tree.ties import find_tied_paths
 
 INTEGER_MODULES = (
     ScaledInput,
@@ -75,24 +76,24 @@ __all__ = [
     "Run",
     "ScaledInput",
     "TransposedLinear",
-    "below",
+    "carry_over",
     "child_path",
     "children",
-    "detached_bias",
-    "expanded",
+    "copy_bias",
+    "find_entry_points",
+    "find_tied_paths",
+    "keep_dequantized",
     "library_versions",
     "load_quantized",
     "model_fingerprint",
     "named_modules",
-    "offered_entry_points",
     "parameter",
     "record_outputs",
     "remember",
     "report",
+    "require_tensor",
     "runs_of",
     "save_quantized",
+    "select_below",
     "set_backend",
-    "stand_in",
-    "tensor_of",
-    "tied_paths",
 ]

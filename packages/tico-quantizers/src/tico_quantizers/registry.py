@@ -8,7 +8,7 @@ from typing import TypeVar, final
 import attrs
 
 from tico_config import BaseConfig, ConfigError, Found, Problem, UnsupportedError
-from tico_modules import offered_entry_points
+from tico_modules import find_entry_points
 from tico_quantizers.calibration import Calibration
 from tico_quantizers.protocol import AnyQuantizer, BaseQuantizer
 
@@ -97,7 +97,7 @@ def installed_entries() -> tuple[QuantizerEntry, ...]:
         UnsupportedError: an entry point of the group is not a `QuantizerEntry`.
     """
     found = []
-    for point in offered_entry_points(ENTRY_POINT_GROUP):
+    for point in find_entry_points(ENTRY_POINT_GROUP):
         try:
             entry: object = point.load()
         except (ImportError, AttributeError) as error:

@@ -67,7 +67,7 @@ class QuantizedEmbeddingBag(QuantizedModule):
             include_last_offset=self.bag.include_last_offset,
             padding_idx=self.bag.padding_idx,
         )
-        return output if self.act_out is None else self._moved(self.act_out, output)
+        return self._round_to_grid(self.act_out, output)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -94,9 +94,9 @@ class QuantizedEmbeddingBag(QuantizedModule):
         """
         mode, dtype = settings.text("mode"), _DTYPES.get(settings.text("dtype"))
         if mode not in _MODES:
-            raise settings.refused("mode", f"one of {', '.join(_MODES)}")
+            raise settings.make_error("mode", f"one of {', '.join(_MODES)}")
         if dtype is None:
-            raise settings.refused("dtype", f"one of {', '.join(_DTYPES)}")
+            raise settings.make_error("dtype", f"one of {', '.join(_DTYPES)}")
         bag = BagSettings(
             mode=mode,
             include_last_offset=settings.boolean("include_last_offset"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_config import PTQConfig
-from tico_modules import Layout, RestorableModule, child_path, children, named_modules, parameter, stand_in
+from tico_modules import Layout, RestorableModule, carry_over, child_path, children, named_modules, parameter
 from tico_quantizers import Calibration, Recorder
 from tico_wrapq._layers import LayerWrapper, QuantConv, QuantLinear
 from tico_wrapq._norms import QuantNorm
@@ -73,7 +73,7 @@ class Fold:
         moved = shift if bias is None else bias.detach().double() * scale + shift
         new = self.layer.integer_of(folded, moved.to(weight.dtype), self.norm.point("act_out").determined())
         gone = FoldedNorm()
-        stand_in(self.norm, gone)
+        carry_over(self.norm, gone)
         return {self.layer.path: new, self.norm.path: gone}
 
 

@@ -29,9 +29,9 @@ from tico_modules import (
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedModule,
+    carry_over,
     child_path,
     parameter,
-    stand_in,
 )
 from tico_observers import Observer, observer_for
 from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role, spec_problem
@@ -138,7 +138,7 @@ class LayerWrapper(QuantModuleBase):
         bias = parameter(self.layer, "bias")
         grids = {name: point.determined() for name, point in self.named_points()}
         new = self._integer(_parts(packed, None if bias is None else bias.detach().clone(), grids))
-        stand_in(self, new)
+        carry_over(self, new)
         return new
 
     def integer_of(self, weight: Tensor, bias: Tensor, act_out: ActivationGrid | None) -> QuantizedModule:
@@ -146,7 +146,7 @@ class LayerWrapper(QuantModuleBase):
         packed = packed_weight(weight, self.weight_specs["weight"], self.path)
         grids = {"act_in": self.point("act_in").determined(), "act_out": act_out}
         new = self._integer(_parts(packed, bias, grids))
-        stand_in(self, new)
+        carry_over(self, new)
         return new
 
     def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
@@ -228,7 +228,7 @@ class QuantConvTranspose(LayerWrapper):
 
     def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
         # Rows are output channels here, so codes are shared with no convolution that has the same weight.
-        return packed_weight(self._settings().by_output(weight), spec, self.path)
+        return packed_weight(self._settings().swap_channels(weight), spec, self.path)
 
     def _settings(self) -> ConvTransposeSettings:
         layer = self.layer
@@ -284,7 +284,7 @@ class QuantInteger(QuantModuleBase):
         """Return the layer with its codes and the new grids."""
         grids = {name: point.determined() for name, point in self.named_points()}
         new = self.layer.with_parts(_parts(self.layer.packed, self.layer.bias, grids))
-        stand_in(self, new)
+        carry_over(self, new)
         return new
 
 

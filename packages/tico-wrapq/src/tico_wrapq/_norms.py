@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from tico_config import PerTensor, Problem, UnsupportedError
-from tico_modules import Edit, Layout, PackedWeight, Parts, QuantizedModule, parameter, stand_in
+from tico_modules import Edit, Layout, PackedWeight, Parts, QuantizedModule, carry_over, parameter
 from tico_wrapq._layers import packed_weight, why_not_integer
 from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role
 from tico_wrapq._quant_module_base import Resolve, WeightCodes
@@ -55,11 +55,11 @@ class NormSettings:
         """
         norm, eps = settings.text("norm"), settings.text("eps")
         if norm not in _FUNCTIONS:
-            raise settings.refused("norm", f"one of {', '.join(_FUNCTIONS)}")
+            raise settings.make_error("norm", f"one of {', '.join(_FUNCTIONS)}")
         try:
             number = float.fromhex(eps) if eps else None
         except (ValueError, OverflowError):
-            raise settings.refused("eps", "a hexadecimal number or nothing") from None
+            raise settings.make_error("eps", "a hexadecimal number or nothing") from None
         return cls(norm=norm, shape=settings.integers("shape"), eps=number, groups=settings.integer("groups"))
 
 
@@ -179,7 +179,7 @@ class QuantNorm(QuantUnary):
             ),
             self.settings,
         )
-        stand_in(self, new)
+        carry_over(self, new)
         return new
 
 

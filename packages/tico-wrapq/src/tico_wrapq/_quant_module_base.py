@@ -16,11 +16,11 @@ from tico_modules import (
     Layout,
     PackedWeight,
     RestorableModule,
-    below,
+    carry_over,
     child_path,
     children,
     named_modules,
-    stand_in,
+    select_below,
 )
 from tico_wrapq._mode import Mode
 from tico_wrapq._point import PointDeclaration, QuantPoint, Role
@@ -73,7 +73,7 @@ class QuantModuleBase(RestorableModule):
         self.training = module.training
         if self.kept is None or self.takes_hooks:
             modes = [(part, part.training) for _, part in named_modules(module)]
-            stand_in(module, self)
+            carry_over(module, self)
             for part, training in modes:
                 part.training = training
         self.weight_specs: dict[str, QuantSpec] = {}
@@ -187,7 +187,7 @@ class QuantModuleBase(RestorableModule):
         for name, point in wrapper.named_points():
             grid = layout.optional_child(name)
             if grid is not None:
-                point.fixed = ActivationGrid.restore(grid, below(tensors, f"{name}.fixed"))
+                point.fixed = ActivationGrid.restore(grid, select_below(tensors, f"{name}.fixed"))
         wrapper.mode = Mode.QUANT
         return wrapper
 

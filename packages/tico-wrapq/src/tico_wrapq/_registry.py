@@ -9,7 +9,7 @@ import attrs
 from torch import nn
 
 from tico_config import ConfigError, Found, Problem, UnsupportedError
-from tico_modules import offered_entry_points
+from tico_modules import find_entry_points
 from tico_wrapq._llama_family import classes_of
 from tico_wrapq._quant_module_base import QuantModuleBase
 
@@ -116,7 +116,7 @@ class WrapperRegistry:
             UnsupportedError: an entry point names something else.
         """
         found: list[WrapperEntry] = []
-        for point in offered_entry_points(ENTRY_POINT_GROUP):
+        for point in find_entry_points(ENTRY_POINT_GROUP):
             value: object = point.load()
             entries = value if isinstance(value, tuple) else (value,)
             if not all(isinstance(entry, WrapperEntry) for entry in entries):

@@ -1,15 +1,14 @@
-"""Quantized models on disk: a manifest, the sealed files with the tensors, and what other tools need beside.
+"""Quantized models on disk: a manifest, sealed files with the tensors, and files for other tools.
 
-The manifest says everything but the tensors: the layout of every integer module, the conversions that made
-them, the config of a transformers model, and which files hold the tensors. Loading puts the integer modules
-into a float skeleton of the model, which needs no weights.
+The manifest describes everything but the tensors: the layout of every integer module, the conversions that
+made them, the config of a transformers model, and the files that hold the tensors. Loading puts the integer
+modules into a float skeleton of the model, which needs no weights.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import torch
@@ -18,9 +17,10 @@ from torch import Tensor, nn
 from tico_config import ConfigError, Found, Problem, UnsupportedError
 from tico_modules._files.manifest import Manifest, read_manifest
 from tico_modules._files.model_card import write_model_card
-from tico_modules._files.restoring import Restoring, restorable
+from tico_modules._files.module_kinds import load_kinds, package_of
+from tico_modules._files.restoring import Restoring, find_restorable
 from tico_modules._files.shards import read_shards, remove_others, write_shards
-from tico_modules._files.transformers_model import Tokenizer, described, skeleton, write_beside
+from tico_modules._files.transformers_model import Tokenizer, describe_model, make_skeleton, write_beside
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._record.fingerprint import all_tensors
 from tico_modules._record.history import report, runs_of
@@ -28,8 +28,6 @@ from tico_modules._record.run import Run
 from tico_modules._storage.layout import Layout
 from tico_modules._tree.edit import Edit
 from tico_observers import locked_folder
-
-ENTRY_POINT_GROUP = "tico.modules"
 
 
 def save_quantized(
@@ -39,7 +37,7 @@ def save_quantized(
     tokenizer: Tokenizer | None = None,
     shard_bytes: int = 5_000_000_000,
 ) -> Path:
-    """Write a converted model to `directory`, made if it is missing; return the path of the manifest.
+    """Write a converted model to `directory`, made if it is missing, and return the path of the manifest.
 
     The manifest is written last and names the files that hold the tensors: a crash leaves the model that was
     there before, or the new one. Beside them stand a model card and, for a transformers model, its configs
@@ -49,34 +47,34 @@ def save_quantized(
         model: has integer modules.
         directory: may hold an earlier model, which is replaced, and anything else, which is left alone.
         tokenizer: has ``save_pretrained``; by default the tokenizer in the folder that the model was loaded
-            from, if it was one.
-        shard_bytes: bytes of tensors in one file, unless a single tensor is larger.
+            from, if there is one.
+        shard_bytes: the most bytes of tensors in one file; a tensor that is larger has a file of its own.
 
     Raises:
-        UnsupportedError: the model holds no integer module, or a tensor has no data.
+        UnsupportedError: the model has no integer module, or a tensor has no data.
         ConfigError: `shard_bytes` is no positive integer.
         OSError: the folder cannot be written.
     """
-    modules = dict(restorable(model))
+    modules = dict(find_restorable(model))
     if not modules:
         is_graph = isinstance(model, torch.fx.GraphModule)
         remedy = "use torch.export.save for a graph" if is_graph else "convert the model first"
         expected = "a model with integer modules"
-        found = Found("one without")
+        found = Found("one without any")
         raise UnsupportedError(Problem(field="model", value=found, expected=expected, remedy=remedy))
     if type(shard_bytes) is not int or shard_bytes < 1:
         expected = "an integer of at least 1"
         raise ConfigError(Problem(field="shard_bytes", value=shard_bytes, expected=expected))
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors, aliases = _named_tensors(model)
-    runs = _all_runs(modules)
+    tensors, aliases = _name_tensors(model)
+    runs = _collect_runs(modules)
     with locked_folder(folder):
         manifest = Manifest(
             aliases=aliases,
-            modules={path: _entry(module, runs) for path, module in modules.items()},
+            modules={path: _describe_module(module, runs) for path, module in modules.items()},
             runs=tuple(runs),
-            transformers=described(model),
+            transformers=describe_model(model),
             shards=write_shards(folder, tensors, shard_bytes),
         )
         write_beside(model, tokenizer, folder)
@@ -89,14 +87,17 @@ def save_quantized(
 def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
     """Return the model that `save_quantized` wrote to `directory`, in evaluation mode.
 
-    `model` is a float model of the same architecture; its weights are not used, and it becomes the result
-    (its replacement does where the root itself is an integer module). Without it the model must be one that
-    transformers makes for causal language modeling. The tensors are mapped from the files, so that they
-    take no memory but that of the files.
+    `model` is a float model of the same architecture. Its weights are not used, and it becomes the result;
+    where the root itself is an integer module, that is returned instead. Without `model`, the saved model
+    must be one that transformers makes for causal language modeling. The tensors are mapped from the files
+    and take no other memory.
+
+    A module from another package can be loaded where that package is installed; the manifest names it.
 
     Raises:
-        ArtifactError: a file is missing, damaged or foreign, or does not fit `model`, which is then
-            unchanged.
+        ArtifactError: a file is missing, damaged or foreign, no installed package has a module, or the files
+            do not fit `model`; `model` is then unchanged.
+        UnsupportedError: two installed packages have modules of the same kind.
         MissingExtraError: `model` is left out and transformers is not installed.
         OSError: a file cannot be read.
     """
@@ -104,12 +105,12 @@ def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = 
     with locked_folder(folder, shared=True):
         manifest, about = read_manifest(folder)
         tensors = read_shards(folder, manifest.shards)
-    kinds = _installed_kinds()
+    kinds = load_kinds()
     with Edit() as edit:
         restoring = Restoring(
-            root=skeleton(about) if model is None else model,
+            root=make_skeleton(about) if model is None else model,
             where=about.where,
-            tensors=tensors | _aliased(about.child("aliases"), tensors),
+            tensors=tensors | _resolve_aliases(about.child("aliases"), tensors),
             edit=edit,
         )
         restoring.put_modules(about.child("modules"), kinds, manifest.runs)
@@ -118,24 +119,25 @@ def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = 
     return restoring.root.eval()
 
 
-def _all_runs(modules: Mapping[str, nn.Module]) -> list[Run]:
+def _collect_runs(modules: Mapping[str, nn.Module]) -> list[Run]:
     unique: dict[int, Run] = {}
     for module in modules.values():
         unique |= {id(run): run for run in runs_of(module)}
     return list(unique.values())
 
 
-def _entry(module: RestorableModule, runs: list[Run]) -> dict[str, object]:
+def _describe_module(module: RestorableModule, runs: list[Run]) -> dict[str, object]:
     numbers = {id(run): number for number, run in enumerate(runs)}
     return {
         "kind": module.kind,
+        "package": package_of(module),
         "layout": dict(module.layout()),
         "runs": [numbers[id(run)] for run in runs_of(module)],
     }
 
 
-def _named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return every parameter and buffer by its first name, and the other names of those that are shared."""
+def _name_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return parameters and buffers by their first names, and the first name for each further name."""
     first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
@@ -149,30 +151,11 @@ def _named_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
     return tensors, aliases
 
 
-def _aliased(aliases: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _resolve_aliases(aliases: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for name in aliases.values:
         first = aliases.text(name)
         if first not in tensors:
-            raise aliases.refused(name, "the name of a tensor in the file")
+            raise aliases.make_error(name, "the name of a tensor in the file")
         found[name] = tensors[first]
     return found
-
-
-def _installed_kinds() -> dict[str, type[RestorableModule]]:
-    """Return the module classes that installed packages offer in the group ``tico.modules``, by kind.
-
-    Raises:
-        UnsupportedError: two of them have the same kind.
-    """
-    kinds: dict[str, type[RestorableModule]] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        offered: tuple[type[RestorableModule], ...] = point.load()
-        for kind in offered:
-            if kinds.setdefault(kind.kind, kind) is not kind:
-                found = Found(f"{kind.kind!r} of {kinds[kind.kind].__qualname__} and {kind.__qualname__}")
-                expected = "a kind of one class only"
-                raise UnsupportedError(
-                    Problem(field=f"entry point {point.name}", value=found, expected=expected)
-                )
-    return kinds

@@ -1,4 +1,4 @@
-"""The manifest of a saved model: what it is, how its modules are laid out, and which files hold it.
+"""The manifest of a saved model: its architecture, the layout of its modules, the names of its files.
 
 It is the last file to be written and the only one that says which other files count, so that replacing it
 replaces the model. Its text is canonical JSON and ends with its own SHA-256: a changed byte is noticed.
@@ -15,7 +15,7 @@ from typing import Final
 import attrs
 
 from tico_config import ArtifactError, Found, Problem
-from tico_modules._files.shards import Shard, shard_from
+from tico_modules._files.shards import Shard, parse_shard
 from tico_modules._record.run import Run
 from tico_modules._storage.layout import Layout
 from tico_observers import replaced_file
@@ -28,11 +28,11 @@ _MAX_BYTES: Final = 2**27
 
 @attrs.frozen(kw_only=True)
 class Manifest:
-    """What is known of a saved model besides its tensors.
+    """The description of a saved model, which is complete but for the tensors.
 
     Attributes:
         aliases: names of shared tensors, with the name that the tensor has in the shards.
-        modules: path, and kind, layout and runs (by number) of every integer module.
+        modules: path, and kind, package, layout and runs (by number) of every integer module.
         runs: the conversions, oldest first.
         transformers: class, config and so on of a transformers model; None for any other.
         shards: the files that hold the tensors.
@@ -47,17 +47,17 @@ class Manifest:
     shards: tuple[Shard, ...]
 
     def write(self, folder: Path) -> Path:
-        """Put the manifest in the place of the one in `folder`, as a whole; return its path.
+        """Replace the manifest in `folder` in one step; return its path.
 
         Raises:
-            OSError: it cannot be written; what was there before is still there.
+            OSError: it cannot be written; an earlier manifest is still there.
         """
         target = folder / MANIFEST_NAME
         with replaced_file(target) as file:
-            file.write(_sealed_text(self._values()))
+            file.write(_seal_text(self._to_values()))
         return target
 
-    def _values(self) -> dict[str, object]:
+    def _to_values(self) -> dict[str, object]:
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -70,20 +70,20 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, Layout]:
-    """Return the manifest in `folder`, and its values for errors to point into.
+    """Return the manifest in `folder`, and its values as a `Layout`.
 
     Raises:
-        ArtifactError: it is not one of this version, or any byte of it was changed.
-        OSError: it cannot be read.
+        ArtifactError: the file is no manifest of this version, or a byte of it was changed.
+        OSError: the file cannot be read.
     """
     where = folder / MANIFEST_NAME
     if where.is_symlink():
-        raise _refused(where, "a link", "a file")
+        raise _make_error(where, "a link", "a regular file")
     with where.open("rb") as file:
         content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
-        raise _refused(where, f"one of more than {_MAX_BYTES} bytes", "a shorter manifest")
-    layout = Layout(str(where), _parsed(where, content))
+        raise _make_error(where, "a longer one", f"of at most {_MAX_BYTES} bytes")
+    layout = Layout(str(where), _parse(where, content))
     layout.require_keys(("aliases", "format", "modules", "runs", "shards", "transformers", "version"))
     aliases, modules = layout.child("aliases"), layout.child("modules")
     transformers = layout.optional_child("transformers")
@@ -92,22 +92,22 @@ def read_manifest(folder: Path) -> tuple[Manifest, Layout]:
         modules={path: entry.values for path, entry in modules.children()},
         runs=tuple(Run.from_layout(run) for run in layout.objects("runs")),
         transformers=None if transformers is None else transformers.values,
-        shards=tuple(map(shard_from, layout.objects("shards"))),
+        shards=tuple(map(parse_shard, layout.objects("shards"))),
     )
     return manifest, layout
 
 
-def _sealed_text(values: Mapping[str, object]) -> bytes:
+def _seal_text(values: Mapping[str, object]) -> bytes:
     text = json.dumps(values, sort_keys=True, indent=1, allow_nan=False)
     seal = hashlib.sha256(text.encode()).hexdigest()
     return f'{{"manifest": {text},\n"seal": "{seal}"}}\n'.encode()
 
 
-def _parsed(where: Path, content: bytes) -> Mapping[str, object]:
-    """Return the values whose sealed text `content` is.
+def _parse(where: Path, content: bytes) -> Mapping[str, object]:
+    """Return the values of the sealed text `content`.
 
     Raises:
-        ArtifactError: there are none.
+        ArtifactError: the text has another format or version, or another seal.
     """
     try:
         document: object = json.loads(content)
@@ -117,22 +117,21 @@ def _parsed(where: Path, content: bytes) -> Mapping[str, object]:
         case {"manifest": {"format": str(kind), "version": int(version)} as found} if kind == FORMAT:
             values: dict[str, object] = {str(name): value for name, value in found.items()}
         case _:
-            raise _refused(where, "another text", f"the manifest of a quantized model ({FORMAT})")
+            raise _make_error(where, "another text", f"JSON of the format {FORMAT}")
     if version != VERSION:
         origin = ", which a newer release of this library wrote" if version > VERSION else ""
-        raise _refused(where, f"one of version {version}{origin}", f"version {VERSION}")
+        raise _make_error(where, f"one of version {version}{origin}", f"of version {VERSION}")
     if not _is_sealed(values, content):
-        expected = "one with the SHA-256 of its text, as it was written"
-        raise _refused(where, "one that was changed since", expected)
+        raise _make_error(where, "one that was changed", "as it was written, with the SHA-256 of its text")
     return values
 
 
 def _is_sealed(values: Mapping[str, object], content: bytes) -> bool:
     try:
-        return _sealed_text(values) == content
+        return _seal_text(values) == content
     except (ValueError, RecursionError):  # NaN, lone surrogates, or nested too deeply
         return False
 
 
-def _refused(where: Path, found: str, expected: str) -> ArtifactError:
+def _make_error(where: Path, found: str, expected: str) -> ArtifactError:
     return ArtifactError(Problem(module=str(where), field="manifest", value=Found(found), expected=expected))

@@ -1,4 +1,4 @@
-"""The model card of a saved model: a README that says what it is, how it was made, and how to load it."""
+"""The model card of a saved model: a README about its origin, its contents, and how to load it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _lines(kind: str, manifest: Manifest, report: Report) -> Iterator[str]:
     yield f"{len(manifest.modules)} integer modules, {size:,} bytes in {len(manifest.shards)} file(s)."
     yield "Any tool for safetensors reads the tensors; `quantized.json` says how the codes are packed.\n"
     model = "" if manifest.transformers else ", model"
-    yield "```python\nfrom tico_quantizers import load_quantized\n"
+    yield "```python\nfrom tico_modules import load_quantized\n"
     yield f"model = load_quantized(folder{model})\n```\n"
     for number, run in enumerate(manifest.runs, start=1):
         yield from _run_lines(number, run)

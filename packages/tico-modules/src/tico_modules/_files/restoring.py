@@ -1,4 +1,4 @@
-"""Putting what a file holds into a float model, through an edit that can be undone."""
+"""Restoring a saved model inside a float model, through an edit that can be undone."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import attrs
 from torch import Tensor, nn
 
 from tico_config import ArtifactError, Found, Problem
+from tico_modules._files.module_kinds import ModuleKinds
 from tico_modules._layers.quantized_module import QuantizedModule
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._record.fingerprint import all_tensors
 from tico_modules._record.history import remember
 from tico_modules._record.run import Run
-from tico_modules._storage.layout import Layout, below
+from tico_modules._storage.layout import Layout, select_below
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.module_tree import child_path, children, named_modules
 from tico_modules._tree.recorded_outputs import record_outputs
 
 
-def restorable(model: nn.Module) -> Iterator[tuple[str, RestorableModule]]:
-    """Yield every path at which an integer module stands, shared ones under each."""
+def find_restorable(model: nn.Module) -> Iterator[tuple[str, RestorableModule]]:
+    """Yield the modules that files can restore, with their paths; shared ones under each of their paths."""
     return (
         (path, module)
         for path, module in named_modules(model, every_path=True)
@@ -31,69 +32,70 @@ def restorable(model: nn.Module) -> Iterator[tuple[str, RestorableModule]]:
 
 @attrs.define(kw_only=True, eq=False)
 class Restoring:
-    """A float model, `root`, on its way to the model that a file, `where`, holds the `tensors` of."""
+    """A float model, `root`, that becomes the saved model; `where` names the file that holds `tensors`."""
 
     root: nn.Module
     where: str
     tensors: Mapping[str, Tensor]
     edit: Edit
 
-    def put_modules(
-        self, entries: Layout, kinds: Mapping[str, type[RestorableModule]], runs: tuple[Run, ...]
-    ) -> None:
-        """Put the modules that `entries` describe, outer ones first, in the place of float ones.
+    def put_modules(self, entries: Layout, kinds: ModuleKinds, runs: tuple[Run, ...]) -> None:
+        """Replace float modules by those that `entries` describe, outer ones first.
 
         Raises:
-            ArtifactError: one of them does not fit the model, or is in it already.
+            ArtifactError: a module does not fit the model, no package has it, or the model is not float.
         """
         self._require_float()
         record_outputs(self.root, self.edit)
         done: set[int] = set()
         for path, entry in sorted(entries.children(), key=lambda item: item[0].count(".")):
-            original = self._original(path)
+            original = self._find_original(path)
             if id(original) in done:
                 continue  # a shared module that another of its paths has already restored
-            kind = entry.text("kind")
-            if kind not in kinds:
-                raise entry.refused("kind", f"one of {', '.join(sorted(kinds))}")
-            own = below(self.tensors, path) if path else self.tensors
-            new = kinds[kind].restore(original, entry.child("layout"), own)
+            own = select_below(self.tensors, path) if path else self.tensors
+            new = kinds.find(entry).restore(original, entry.child("layout"), own)
             for number in entry.integers("runs"):
                 if number >= len(runs):
-                    raise entry.refused("runs", f"integers below {len(runs)}")
+                    raise entry.make_error("runs", f"integers below {len(runs)}")
                 remember((new,), runs[number])
             done.add(id(new))
             self.root = self.edit.replace(self.root, original, new)
 
     def _require_float(self) -> None:
-        expected = "a float module; pass the model as it was before prepare"
+        remedy = "pass the model as it was before prepare"
         problems = [
-            Problem(module=path, field="model", value=Found(type(module).__name__), expected=expected)
-            for path, module in restorable(self.root)
+            Problem(
+                module=path,
+                field="model",
+                value=Found(f"a {type(module).__name__}"),
+                expected="float",
+                remedy=remedy,
+            )
+            for path, module in find_restorable(self.root)
         ]
         if problems:
             raise ArtifactError(*problems)
 
-    def _original(self, path: str) -> nn.Module:
+    def _find_original(self, path: str) -> nn.Module:
         found: nn.Module | None = self.root
         for name in path.split(".") if path else ():
             found = None if found is None else children(found).get(name)
         if found is None:
-            value, expected = Found("one without such a module"), "a model of the architecture that was saved"
+            value, expected = Found("a model without this module"), "of the architecture that was saved"
             raise ArtifactError(Problem(module=path, field="model", value=value, expected=expected))
         return found
 
     def fill(self) -> None:
-        """Give every parameter and buffer its saved value; what the float model held there goes.
+        """Replace every parameter and buffer by the saved one.
 
         Raises:
-            ArtifactError: with every tensor that is missing, left over, or of another shape or kind.
+            ArtifactError: with every tensor that is missing, left over, or of another shape or kind of dtype.
         """
         expected = dict(all_tensors(self.root))
         problems = [
             Problem(module=self.where, field=name, value=value, expected=wanted)
             for name in sorted(expected.keys() | self.tensors.keys())
-            for value, wanted in _misfit(expected.get(name), self.tensors.get(name))
+            for value, wanted in _find_misfits(expected.get(name), self.tensors.get(name))
         ]
         if problems:
             raise ArtifactError(*problems)
@@ -102,7 +104,7 @@ class Restoring:
             self._assign(module, path, made)
 
     def _assign(self, module: nn.Module, path: str, made: dict[int, nn.Parameter]) -> None:
-        """Give `module` its tensors; `made` has the parameters by tensor, so that those tied stay tied."""
+        """Give `module` its tensors; `made` has a parameter for each tensor, so that tied ones stay tied."""
         parameters: dict[str, nn.Parameter | None] = module._parameters
         for name, old in parameters.items():
             if old is not None:
@@ -116,7 +118,7 @@ class Restoring:
                 self.edit.put(buffers, name, self.tensors[child_path(path, name)])
 
     def tie_weights(self) -> None:
-        """Let modules whose codes are one tensor share the weight that holds them, as they did before."""
+        """Let modules with the same codes share one packed weight, as they did when they were saved."""
         first: dict[int, PackedWeight] = {}
         for _, module in named_modules(self.root):
             if isinstance(module, QuantizedModule):
@@ -126,12 +128,15 @@ class Restoring:
                     self.edit.put(parts, "packed", shared)
 
 
-def _misfit(expected: Tensor | None, saved: Tensor | None) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with a saved tensor, and what would be right."""
+def _find_misfits(expected: Tensor | None, saved: Tensor | None) -> Iterator[tuple[str, str]]:
+    """Yield the found and the expected state of a tensor, if they differ."""
     if expected is None:
-        yield Found("one"), "no tensor that the model lacks"
+        yield Found("a tensor in the file"), "absent, as the model has no such tensor"
     elif saved is None:
-        yield Found("none"), "a tensor of that name"
+        yield Found("none"), "a tensor in the file"
     elif expected.shape != saved.shape or expected.is_floating_point() != saved.is_floating_point():
-        found = Found(f"{saved.dtype} of shape {tuple(saved.shape)}")
-        yield found, f"{expected.dtype} of shape {tuple(expected.shape)}"
+        yield Found(f"one {_describe(saved)}"), _describe(expected)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"of shape {tuple(tensor.shape)} and dtype {str(tensor.dtype).removeprefix('torch.')}"

@@ -22,36 +22,36 @@ _ABOUT: Final = '{"kind":"shard of a quantized model","manifest":"quantized.json
 
 @attrs.frozen(kw_only=True)
 class Shard:
-    """One of the sealed files: its name, the bytes of the file, and its seal."""
+    """One of the sealed files: its name, its size in bytes, and its seal, a SHA-256 in hexadecimal digits."""
 
     name: str
     bytes: int
     seal: str
 
 
-def shard_from(layout: Layout) -> Shard:
-    """Return the shard whose values `layout` holds.
+def parse_shard(layout: Layout) -> Shard:
+    """Return the shard that `layout` describes.
 
     Raises:
-        ArtifactError: they are others, or the name is none that this library gives, such as a path.
+        ArtifactError: a value is missing or wrong; a path, for example, is no name of a shard.
     """
     layout.require_keys(("bytes", "name", "seal"))
     name = layout.text("name")
     if not _NAME.fullmatch(name):
-        raise layout.refused("name", "quantized-00001-of-00001-0123456789abcdef.safetensors or the like")
+        raise layout.make_error("name", "a name like quantized-00001-of-00001-0123456789abcdef.safetensors")
     return Shard(name=name, bytes=layout.integer("bytes"), seal=layout.text("seal"))
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> tuple[Shard, ...]:
-    """Write `tensors` to `folder` in files of up to `limit` bytes of them, one tensor at least in each.
+    """Write `tensors` to `folder`, up to `limit` bytes of them in a file, but at least one.
 
-    The names depend on the content only.
+    The names of the files depend on their content only.
 
     Raises:
         UnsupportedError: a tensor has no data, or a dtype or name that the layout lacks.
         OSError: a file cannot be written.
     """
-    parts = list(_parts(tensors, limit))
+    parts = list(_split_tensors(tensors, limit))
     shards = []
     for number, part in enumerate(parts, start=1):
         sealed = seal(_ABOUT, part)
@@ -61,7 +61,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> tup
     return tuple(shards)
 
 
-def _parts(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
+def _split_tensors(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
     part: dict[str, Tensor] = {}
     size = 0
     for name, tensor in sorted(tensors.items()):
@@ -80,7 +80,7 @@ def read_shards(folder: Path, shards: tuple[Shard, ...]) -> dict[str, Tensor]:
     Raises:
         ArtifactError: a file is missing, a link, damaged, or another one than the manifest names.
     """
-    problems = [problem for shard in shards for problem in _misfit(folder / shard.name, shard)]
+    problems = [problem for shard in shards for problem in _find_misfits(folder / shard.name, shard)]
     if problems:
         raise ArtifactError(*problems)
     tensors: dict[str, Tensor] = {}
@@ -89,26 +89,29 @@ def read_shards(folder: Path, shards: tuple[Shard, ...]) -> dict[str, Tensor]:
         twice = sorted(tensors.keys() & sealed.tensors.keys())
         if sealed.seal != shard.seal or twice:
             found = f"one that also holds {twice[0]!r}" if twice else f"one with the seal {sealed.seal}"
-            raise ArtifactError(_problem(folder / shard.name, found, f"the one with the seal {shard.seal}"))
+            raise ArtifactError(
+                _make_problem(folder / shard.name, found, f"the one with the seal {shard.seal}")
+            )
         tensors |= sealed.tensors
     return tensors
 
 
-def _misfit(path: Path, shard: Shard) -> Iterator[Problem]:
+def _find_misfits(path: Path, shard: Shard) -> Iterator[Problem]:
     if path.is_symlink():
-        yield _problem(path, "a link", "a file")
+        yield _make_problem(path, "a link", "a regular file")
     elif not path.is_file():
-        yield _problem(path, "none", "the file that the manifest names")
+        yield _make_problem(path, "no such file", "there, as the manifest names it")
     elif path.stat().st_size != shard.bytes:
-        yield _problem(path, f"{path.stat().st_size} bytes", f"{shard.bytes}, as the manifest says")
+        found = f"one of {path.stat().st_size} bytes"
+        yield _make_problem(path, found, f"of {shard.bytes} bytes, as the manifest says")
 
 
-def _problem(path: Path, found: str, expected: str) -> Problem:
+def _make_problem(path: Path, found: str, expected: str) -> Problem:
     return Problem(module=str(path), field="file", value=Found(found), expected=expected)
 
 
 def remove_others(folder: Path, shards: tuple[Shard, ...]) -> None:
-    """Remove the files of models that `folder` held before, or was about to when a writer was stopped.
+    """Remove the files of earlier models in `folder`, and those that an interrupted save has left.
 
     The caller keeps other writers out.
     """

@@ -1,4 +1,4 @@
-"""What a file keeps of a transformers model, so that its architecture can be made again."""
+"""The parts of a transformers model besides its tensors: configs, generation settings, tokenizer."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _TOKENIZER_FILES: Final = (
 
 
 class Tokenizer(Protocol):
-    """What can write itself to a folder, as the tokenizers of transformers can."""
+    """A tokenizer that can write itself to a folder, as those of transformers can."""
 
     def save_pretrained(self, save_directory: str, /) -> object:
         """Write the files of the tokenizer."""
 
 
-def described(model: nn.Module) -> Mapping[str, object] | None:
-    """Return class, configs and attention of a transformers model, as JSON values; None for any other."""
+def describe_model(model: nn.Module) -> Mapping[str, object] | None:
+    """Return class, configs and attention of a transformers model, for JSON; None for any other model."""
     with TemporaryDirectory() as folder:
         _save_configs(model, Path(folder))
-        config, generation = (_json_file(Path(folder) / name) for name in (CONFIG_NAME, GENERATION_NAME))
+        config, generation = (_read_json(Path(folder) / name) for name in (CONFIG_NAME, GENERATION_NAME))
     if config is None:
         return None
     attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
@@ -59,7 +59,7 @@ def described(model: nn.Module) -> Mapping[str, object] | None:
 def write_beside(model: nn.Module, tokenizer: Tokenizer | None, folder: Path) -> None:
     """Write configs and tokenizer of a transformers model to `folder` for other tools, each file as a whole.
 
-    What stopped writers left there is removed first; the caller keeps other writers out.
+    Files that an interrupted save has left there are removed first. The caller keeps other writers out.
     """
     for orphan in folder.glob(f"{_TEMPORARY}*"):
         rmtree(orphan, ignore_errors=True)
@@ -81,7 +81,7 @@ def _save_configs(model: nn.Module, folder: Path) -> None:
 
 
 def _copy_tokenizer(model: nn.Module, folder: Path) -> None:
-    """Copy the tokenizer from the folder that the model was loaded from, if it was one and has one."""
+    """Copy the tokenizer from the folder that the model was loaded from, if there are both."""
     origin: object = getattr(model, "name_or_path", None)
     if isinstance(origin, str) and origin:
         for name in _TOKENIZER_FILES:
@@ -89,40 +89,41 @@ def _copy_tokenizer(model: nn.Module, folder: Path) -> None:
                 copyfile(Path(origin) / name, folder / name)
 
 
-def _json_file(path: Path) -> object:
+def _read_json(path: Path) -> object:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def skeleton(about: Layout) -> nn.Module:
-    """Return the transformers model that `described` tells of, without weights.
+def make_skeleton(about: Layout) -> nn.Module:
+    """Return the transformers model that the manifest `about` describes, without weights.
 
     Raises:
-        ArtifactError: there is none, or transformers makes another one of its config.
+        ArtifactError: the manifest describes none, or transformers makes another class from its config.
         MissingExtraError: transformers is not installed.
     """
     known = about.optional_child("transformers")
     if known is None:
-        found = Found("None, and the file is not of a transformers model")
-        remedy = "load_quantized(directory, model)"
-        problem = Problem(module=about.where, field="model", value=found, expected="given", remedy=remedy)
+        expected = "a float model of the saved architecture, which transformers cannot make"
+        remedy = "call load_quantized(directory, model)"
+        problem = Problem(module=about.where, field="model", expected=expected, remedy=remedy)
         raise ArtifactError(problem)
     architecture = known.text("architecture")
-    model = _from_config(known)
+    model = _make_model(known)
     if type(model).__name__ != architecture:
-        found = Found(f"None, for which transformers makes a {type(model).__name__}")
+        found = Found(f"None, from which transformers makes a {type(model).__name__}")
         remedy = f"pass a float {architecture} as model"
-        expected = f"a {architecture}"
+        expected = f"a float {architecture}"
         problem = Problem(module=about.where, field="model", value=found, expected=expected, remedy=remedy)
         raise ArtifactError(problem)
     return model
 
 
-def _from_config(known: Layout) -> nn.Module:
+def _make_model(known: Layout) -> nn.Module:
     try:
         from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     except ImportError:
-        remedy = "pip install 'tico-quantizers[transformers]', or pass model="
-        problem = Problem(expected="the package transformers", value=Found("none"), remedy=remedy)
+        remedy = "pip install 'tico-modules[transformers]', or pass model="
+        expected, found = "the package transformers to be installed", Found("no such package")
+        problem = Problem(expected=expected, value=found, remedy=remedy)
         raise MissingExtraError(problem) from None
     attention = known.values.get("attention")
     try:
@@ -142,8 +143,8 @@ def _from_config(known: Layout) -> nn.Module:
             vars(model)["generation_config"] = made
         return model
     except (OSError, ValueError, KeyError) as error:
-        found = Found(f"one that transformers refuses ({error})")
+        found = Found(f"one that it refuses ({error})")
         problem = Problem(
-            module=known.where, field="config", value=found, expected="a config of transformers"
+            module=known.where, field="config", value=found, expected="a config that transformers accepts"
         )
         raise ArtifactError(problem) from error

@@ -1,1 +1,1 @@
-"""Products of integers by torch's own kernels for the CPU."""
+"""Products with integer weights by torch's own kernels for the CPU."""

@@ -22,7 +22,7 @@ _PIECE: Final = 2**22
 _PART: Final = 2**18
 
 
-def product_by_pieces(x: Tensor, shape: Sequence[int], fill: Callable[[Tensor, int], None]) -> Tensor:
+def multiply_in_pieces(x: Tensor, shape: Sequence[int], fill: Callable[[Tensor, int], None]) -> Tensor:
     """Return ``x Wᵀ`` in the dtype of `x` for W of `shape`.
 
     ``fill(piece, start)`` writes as many rows of W as `piece` has, from the row `start` on.
@@ -58,11 +58,11 @@ class RowwiseCodes:
         Those are widths without an operator, groups that are no whole bytes side by side, and scales for
         which float16 has no normal number.
         """
-        run = weight.columns if one_scale_a_row(weight) else weight.group_size or 1
+        run = weight.columns if has_one_scale_a_row(weight) else weight.group_size or 1
         whole = weight.columns % run == 0 and run * weight.bits % 8 == 0 and weight.group_index is None
         if not whole or weight.bits not in operators.ROWWISE or not operators.rowwise_works(weight.bits):
             return None
-        if weight.bits < 8 and not one_scale_a_row(weight):
+        if weight.bits < 8 and not has_one_scale_a_row(weight):
             half = torch.finfo(torch.float16)
             low, high = weight.scale.aminmax()
             if float(low) < half.smallest_normal or float(high) * 2**weight.bits > half.max:
@@ -71,17 +71,17 @@ class RowwiseCodes:
 
     def fill(self, piece: Tensor, start: int) -> None:
         """Write the rows of the weight from `start` on into `piece`."""
-        grid = self._grid(start, start + len(piece))
+        grid = self._read_grid(start, start + len(piece))
         rows = max(_PART // piece.shape[1], 1)
         for first in range(0, len(piece), rows):
             here = slice(first, first + rows)
             self._fill_part(piece[here], grid[here], start + first)
 
-    def _grid(self, start: int, stop: int) -> Tensor:
+    def _read_grid(self, start: int, stop: int) -> Tensor:
         """Return scale and offset of each group of some rows as the operator reads them behind the codes."""
         weight = self.weight
         scale = weight.scale[start:stop]
-        if one_scale_a_row(weight):
+        if has_one_scale_a_row(weight):
             scale = torch.ones_like(scale)
         grid = torch.stack([scale, (weight.dtype.qmin - weight.zero_point[start:stop]) * scale], -1)
         return grid.to(torch.float32 if weight.bits == 8 else torch.float16).view(torch.uint8)
@@ -91,9 +91,9 @@ class RowwiseCodes:
         if codes.dtype == torch.int8:
             codes = codes.view(torch.uint8) ^ 128
         beside = torch.cat([codes.view(len(grid), grid.shape[1], -1), grid], 2).flatten(0, 1)
-        part.copy_(operators.rowwise_floats(beside, self.weight.bits).view(part.shape))
+        part.copy_(operators.unpack_rowwise(beside, self.weight.bits).view(part.shape))
 
 
-def one_scale_a_row(weight: PackedWeight) -> bool:
+def has_one_scale_a_row(weight: PackedWeight) -> bool:
     """Tell whether all columns of a row share a scale."""
     return weight.scale.shape[1] == 1

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from tico_config import DType, PerToken
 from tico_modules._kernels import native_operators as operators
-from tico_modules._kernels.bfloat_pieces import RowwiseCodes, one_scale_a_row, product_by_pieces
-from tico_modules._storage.activation_grid import ActivationGrid, token_grids
+from tico_modules._kernels.bfloat_pieces import RowwiseCodes, has_one_scale_a_row, multiply_in_pieces
+from tico_modules._storage.activation_grid import ActivationGrid, compute_token_grids
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_observers import unpack
 
@@ -44,14 +44,14 @@ INT8_TOKENS: Final = 12
 
 
 class Kernel(Protocol):
-    """A product with the weight it was made of."""
+    """A product with one weight."""
 
     @property
     def name(self) -> str:
-        """What it is, for people."""
+        """A short name, for people."""
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Return ``x Wᵀ + bias`` for `x` (tokens, columns), not yet in its format, or None where it can't."""
+        """Return ``x Wᵀ + bias`` (tokens, rows) for float `x` (tokens, columns), or None where it cannot."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -67,13 +67,13 @@ class IntegerProduct:
 
     @property
     def name(self) -> str:
-        """What it is, for people."""
+        """A short name, for people."""
         return "8-bit integer product"
 
     @classmethod
     def of(cls, weight: PackedWeight, grid: ActivationGrid) -> IntegerProduct:
         """Return the kernel of `weight` for activations on `grid`."""
-        codes, zero = centred(weight)
+        codes, zero = center_codes(weight)
         scale, one_grid = weight.scale[:, 0].contiguous(), None
         if not isinstance(grid.granularity, PerToken):
             one_grid = float(grid.scale), int(grid.zero_point)
@@ -91,60 +91,57 @@ class IntegerProduct:
         """Return ``x Wᵀ + bias`` with `x` moved to the grid; None where `x` holds NaN, which has no code."""
         x = x.to(torch.float32)
         if self.one_grid is not None:
-            return self._static(x, *self.one_grid, bias)
+            return self._multiply_static(x, *self.one_grid, bias)
         signed = self.grid.symmetric and self.grid.dtype.signed
-        return self._symmetric(x, bias) if signed else self._per_token(x, bias)
+        return self._multiply_symmetric(x, bias) if signed else self._multiply_per_token(x, bias)
 
-    def _static(self, x: Tensor, scale: float, zero_point: int, bias: Tensor | None) -> Tensor | None:
+    def _multiply_static(
+        self, x: Tensor, scale: float, zero_point: int, bias: Tensor | None
+    ) -> Tensor | None:
         offset = zero_point - self.grid.dtype.qmin
         steps = (x / scale).round_().clamp_(-offset, self._last - offset)
         if math.isnan(float(steps.sum())):
             return None
-        product = self._sums(steps, offset)
+        product = self._sum_products(steps, offset)
         return product.mul_(self.scale) if bias is None else torch.addcmul(bias, product, self.scale)
 
-    def _symmetric(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+    def _multiply_symmetric(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return the product for a grid around zero for each token, whose scale is finite if the token is."""
-        if len(x) == 1:
-            return self._one_token(x, bias)
-        scale = token_grids(x, self.grid.dtype, symmetric=True)[0].unsqueeze(-1)
-        if not math.isfinite(float(scale.sum())):
+        scale: Tensor | float
+        if len(x) == 1:  # outside of tensors, which takes less time
+            total = scale = _find_symmetric_scale(*x.aminmax(), self.grid.dtype)
+        else:
+            scale = compute_token_grids(x, self.grid.dtype, symmetric=True)[0].unsqueeze(-1)
+            total = float(scale.sum())
+        if not math.isfinite(total):
             return None
-        return _biased(self._symmetric_sums(x / scale).mul_(self.scale).mul_(scale), bias)
+        return _add_bias(self._sum_symmetric(x / scale).mul_(self.scale).mul_(scale), bias)
 
-    def _one_token(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        """Return what `_symmetric` does, with the token's scale computed outside of tensors."""
-        low, high = x.aminmax()
-        scale = _symmetric_scale(float(low), float(high), self.grid.dtype)
-        if not math.isfinite(scale):
-            return None
-        return _biased(self._symmetric_sums(x / scale).mul_(self.scale).mul_(scale), bias)
-
-    def _symmetric_sums(self, steps: Tensor) -> Tensor:
+    def _sum_symmetric(self, steps: Tensor) -> Tensor:
         dtype = self.grid.dtype
-        return self._sums(steps.round_().clamp_(dtype.qmin, dtype.qmax), -dtype.qmin)
+        return self._sum_products(steps.round_().clamp_(dtype.qmin, dtype.qmax), -dtype.qmin)
 
-    def _sums(self, steps: Tensor, offset: int) -> Tensor:
+    def _sum_products(self, steps: Tensor, offset: int) -> Tensor:
         """Return the exact sums for activations of so many `steps` from zero, which is the code `offset`."""
         sums = None if self.zero is None else steps.sum(-1)
         if offset != 128:
             steps.add_(offset - 128)
-        product = operators.int8_sums(_as_bytes(steps), offset, self.packed)
+        product = operators.sum_int8_products(_to_bytes(steps), offset, self.packed)
         return product if sums is None or self.zero is None else product.addr_(sums, self.zero, alpha=-1)
 
-    def _per_token(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        scale, zero_point = token_grids(x, self.grid.dtype, symmetric=self.grid.symmetric)
+    def _multiply_per_token(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
+        scale, zero_point = compute_token_grids(x, self.grid.dtype, symmetric=self.grid.symmetric)
         offsets = (zero_point - self.grid.dtype.qmin).to(torch.float32)
         if math.isnan(float(scale.sum())):
             return None
         codes = (x / scale.unsqueeze(-1)).round_().add_(offsets.unsqueeze(-1)).clamp_(0, self._last)
         sums = None if self.zero is None else codes.sum(-1) - offsets * x.shape[1]
         middle = self._last // 2 + 1
-        product = operators.int8_sums(_as_bytes(codes.sub_(128)), middle, self.packed)
+        product = operators.sum_int8_products(_to_bytes(codes.sub_(128)), middle, self.packed)
         product.addr_(middle - offsets, self.total)
         if sums is not None and self.zero is not None:
             product.addr_(sums, self.zero, alpha=-1)
-        return _biased(product.mul_(self.scale).mul_(scale.unsqueeze(-1)), bias)
+        return _add_bias(product.mul_(self.scale).mul_(scale.unsqueeze(-1)), bias)
 
     @property
     def _last(self) -> int:
@@ -152,28 +149,29 @@ class IntegerProduct:
         return self.grid.dtype.qmax - self.grid.dtype.qmin
 
 
-def _biased(product: Tensor, bias: Tensor | None) -> Tensor:
+def _add_bias(product: Tensor, bias: Tensor | None) -> Tensor:
     return product if bias is None else product.add_(bias)
 
 
-def _symmetric_scale(low: float, high: float, dtype: DType) -> float:
-    """Return the scale that `token_grids` gives a token with values from `low` to `high`; NaN for NaN."""
+def _find_symmetric_scale(smallest: Tensor, largest: Tensor, dtype: DType) -> float:
+    """Return the scale that `compute_token_grids` gives a token with these extremes; NaN for NaN."""
+    low, high = float(smallest), float(largest)
     width = max(high / dtype.qmax, low / dtype.qmin) if low <= high else math.nan
     return ctypes.c_float(max(width or 1.0, _SMALLEST)).value
 
 
-def _as_bytes(codes: Tensor) -> Tensor:
+def _to_bytes(codes: Tensor) -> Tensor:
     """Return float codes from -128 to 127 as uint8 from 0 to 255; the direct cast takes twice as long."""
     return codes.to(torch.int8).view(torch.uint8).bitwise_xor_(128)
 
 
-def centred(weight: PackedWeight) -> tuple[Tensor, Tensor | None]:
+def center_codes(weight: PackedWeight) -> tuple[Tensor, Tensor | None]:
     """Return codes of up to 8 bits as int8, and the zero of each row among them, None where it is 0.
 
     Codes of up to 7 bits are counted from the zero of their row, those of 8 bits from the middle code. Codes
     of int8 are the buffer itself.
     """
-    codes, zero = weight.unpacked(weight.codes), weight.zero_point - weight.origin
+    codes, zero = weight.format.unpack(weight.codes), weight.zero_point - weight.format.origin
     if weight.bits < 8:
         return codes.view(torch.int8) - zero.to(torch.int8), None
     if codes.dtype == torch.uint8:
@@ -192,9 +190,9 @@ class FewTokensInt4:
 
     @classmethod
     def of(cls, weight: PackedWeight) -> FewTokensInt4 | None:
-        """Return the kernel of `weight`, or None where its shape is none that the operator takes."""
+        """Return the kernel of `weight`, or None where the operator does not take its shape."""
         rows, columns = weight.shape[0], weight.columns
-        run = columns if weight.scale.shape[1] == 1 else weight.group_size or columns
+        run = columns if has_one_scale_a_row(weight) else weight.group_size or columns
         sizes = [size for size in (256, 128, 64, 32) if run % size == 0 and columns % size == 0]
         wide = weight.bits > 4 or weight.group_index is not None
         if wide or rows % 16 or not sizes or not operators.by_int4_works():
@@ -205,14 +203,14 @@ class FewTokensInt4:
         grid = torch.stack([weight.scale, zero], -1).to(torch.bfloat16)
         grid = grid.repeat_interleave(run // sizes[0], 1)[:, : columns // sizes[0]]
         return cls(
-            packed=operators.packed_int4(codes),
+            packed=operators.pack_int4(codes),
             scale_and_zero=grid.transpose(0, 1).contiguous(),
             group_size=sizes[0],
         )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return ``x Wᵀ`` for bfloat16 `x`."""
-        return operators.bfloat_by_int4(x, self.packed, self.group_size, self.scale_and_zero)
+        return operators.multiply_by_int4(x, self.packed, self.group_size, self.scale_and_zero)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -229,13 +227,13 @@ class RowScaledProduct:
 
     @property
     def name(self) -> str:
-        """What it is, for people."""
+        """A short name, for people."""
         return f"int8 codes up to {INT8_TOKENS} tokens, bfloat16 product" if self.few else "bfloat16 product"
 
     @classmethod
     def of(cls, weight: PackedWeight) -> RowScaledProduct:
         """Return the kernel of `weight`."""
-        codes, zero = centred(weight)
+        codes, zero = center_codes(weight)
         scale = weight.scale[:, 0].contiguous()
         # With columns that are no multiple of 16 the operator of torch 2.13 may end the process.
         few = weight.columns % 16 == 0 and operators.by_int8_works()
@@ -245,18 +243,18 @@ class RowScaledProduct:
         """Return ``x Wᵀ + bias``."""
         narrow = x.bfloat16()  # `to` with a format takes a microsecond longer
         few = self.few and len(x) <= INT8_TOKENS
-        product = (self.by_codes(narrow) if few else self.by_pieces(narrow)).mul_(self.scale)
+        product = (self.multiply_codes(narrow) if few else self.multiply_pieces(narrow)).mul_(self.scale)
         if self.zero is not None:
             product.addr_(narrow.sum(-1, dtype=torch.float32), self.zero, alpha=-1)
-        return _biased(product, bias)
+        return _add_bias(product, bias)
 
-    def by_codes(self, x: Tensor) -> Tensor:
+    def multiply_codes(self, x: Tensor) -> Tensor:
         """Return the product of bfloat16 `x` with the codes, which are read as they are."""
-        return operators.bfloat_by_int8(x, self.codes).to(torch.float32)
+        return operators.multiply_by_int8(x, self.codes).to(torch.float32)
 
-    def by_pieces(self, x: Tensor) -> Tensor:
+    def multiply_pieces(self, x: Tensor) -> Tensor:
         """Return the product of bfloat16 `x` with the codes, which become bfloat16 first."""
-        return product_by_pieces(x, self.codes.shape, self._fill).to(torch.float32)
+        return multiply_in_pieces(x, self.codes.shape, self._fill).to(torch.float32)
 
     def _fill(self, piece: Tensor, start: int) -> None:
         piece.copy_(self.codes[start : start + len(piece)])
@@ -276,7 +274,7 @@ class GroupScaledProduct:
 
     @property
     def name(self) -> str:
-        """What it is, for people."""
+        """A short name, for people."""
         return f"int4 codes up to {INT4_TOKENS} tokens, bfloat16 product" if self.few else "bfloat16 product"
 
     @classmethod
@@ -290,20 +288,20 @@ class GroupScaledProduct:
         if self.few is not None and len(x) <= INT4_TOKENS:
             product = self.few(narrow)
         else:
-            product = self.by_pieces(narrow)
+            product = self.multiply_pieces(narrow)
         return product if bias is None else product + bias
 
-    def by_pieces(self, x: Tensor) -> Tensor:
+    def multiply_pieces(self, x: Tensor) -> Tensor:
         """Return the product of bfloat16 `x` with the weight, which becomes bfloat16 first."""
         weight = self.weight
         fill = self._fill if self.rowwise is None else self.rowwise.fill
-        product = product_by_pieces(x, (weight.shape[0], weight.columns), fill)
-        return product.to(torch.float32).mul_(weight.scale[:, 0]) if one_scale_a_row(weight) else product
+        product = multiply_in_pieces(x, (weight.shape[0], weight.columns), fill)
+        return product.to(torch.float32).mul_(weight.scale[:, 0]) if has_one_scale_a_row(weight) else product
 
     def _fill(self, piece: Tensor, start: int) -> None:
         weight, here = self.weight, slice(start, start + len(piece))
-        codes = weight.unpacked(weight.codes[here]).to(torch.int16)
-        zero = (weight.zero_point[here] - weight.origin).to(torch.int16)
-        piece.copy_(codes.sub_(weight.per_column(zero)))
-        if not one_scale_a_row(weight):
-            piece.mul_(weight.per_column(weight.scale[here]).to(torch.bfloat16))
+        codes = weight.format.unpack(weight.codes[here]).to(torch.int16)
+        zero = (weight.zero_point[here] - weight.format.origin).to(torch.int16)
+        piece.copy_(codes.sub_(weight.spread_groups(zero)))
+        if not has_one_scale_a_row(weight):
+            piece.mul_(weight.spread_groups(weight.scale[here]).to(torch.bfloat16))

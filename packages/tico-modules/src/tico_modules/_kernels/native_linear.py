@@ -1,4 +1,4 @@
-"""How an integer linear layer finds its kernel, and when it may use it."""
+"""The choice of a kernel for an integer linear layer, and the conditions of its use."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tico_config import PerTensor, PerToken
 from tico_modules._kernels import native_operators as operators
+from tico_modules._kernels.bfloat_pieces import has_one_scale_a_row
 from tico_modules._kernels.native_kernels import (
     MOST_COLUMNS,
     GroupScaledProduct,
@@ -19,6 +20,7 @@ from tico_modules._kernels.native_kernels import (
     RowScaledProduct,
 )
 from tico_modules._storage.activation_grid import ActivationGrid
+from tico_modules._storage.dequantization import is_scripted
 from tico_modules._storage.packed_weight import PackedWeight
 
 Backend: TypeAlias = Literal["reference", "native", "auto"]
@@ -28,13 +30,13 @@ _INPUTS: Final = (torch.float32, torch.bfloat16)
 
 @attrs.frozen(kw_only=True, eq=False)
 class NativeLinear:
-    """The kernel of one layer, or the reason why it has none, and what it was made of."""
+    """The kernel of one layer, or the reason why it has none, and the parts of the layer it was made from."""
 
     kernel: Kernel | None
     reason: str
     _weight: PackedWeight
     _grid: ActivationGrid | None
-    _moved: ActivationGrid | None  # the grid that inputs are moved to before the kernel reads them
+    _input_grid: ActivationGrid | None  # the grid that inputs are moved to before the kernel reads them
     _columns: int
     _inputs: Mapping[Backend, tuple[torch.dtype, ...]]
     _sources: tuple[tuple[dict[str, Tensor | None], str, Tensor, int], ...]
@@ -42,31 +44,31 @@ class NativeLinear:
     @classmethod
     def of(cls, weight: PackedWeight, grid: ActivationGrid | None) -> NativeLinear:
         """Return the native form of the linear layer with this weight and this grid of its input."""
-        reason = _reason_against(weight)
-        kernel = None if reason else _kernel(weight, grid)
+        reason = _find_obstacle(weight)
+        kernel = None if reason else _make_kernel(weight, grid)
         exact = isinstance(kernel, IntegerProduct)
         return cls(
             kernel=kernel,
             reason=reason,
             weight=weight,
             grid=grid,
-            moved=None if exact else grid,
+            input_grid=None if exact else grid,
             columns=weight.columns,
             inputs={"native": _INPUTS, "auto": _INPUTS if exact else (torch.bfloat16,)},
-            sources=(*_sources(weight), *(() if grid is None else _sources(grid))),
+            sources=(*_list_buffers(weight), *(() if grid is None else _list_buffers(grid))),
         )
 
-    def is_of(self, modules: Mapping[str, nn.Module | None]) -> bool:
-        """Tell whether the children of a layer are still those it was made of, unchanged."""
+    def is_made_of(self, modules: Mapping[str, nn.Module | None]) -> bool:
+        """Tell whether this was made from `modules`, the children of a layer, and they are unchanged."""
         if modules["packed"] is not self._weight or modules["act_in"] is not self._grid:
             return False
         for buffers, name, tensor, version in self._sources:  # a loop, since this is done at each call
-            if buffers[name] is not tensor or _version(tensor) != version:
+            if buffers[name] is not tensor or _count_writes(tensor) != version:
                 return False
         return True
 
     def label(self, backend: Backend) -> str:
-        """Return what computes the layer, in a few words."""
+        """Return a short description of the back end that computes the layer."""
         if self.kernel is None:
             return f"reference: {self.reason}"
         where = "" if self.serves(torch.float32, backend) else ", for bfloat16 activations"
@@ -76,13 +78,13 @@ class NativeLinear:
         """Tell whether the kernel is to be used for inputs of `dtype`."""
         return self.kernel is not None and dtype in self._inputs[backend]
 
-    def output(self, x: Tensor, bias: Tensor | None, backend: Backend) -> Tensor | None:
-        """Return the layer's output for `x` but for `act_out`, or None where the reference has to do it."""
+    def compute(self, x: Tensor, bias: Tensor | None, backend: Backend) -> Tensor | None:
+        """Return the layer's output for `x`, before `act_out`, or None where only the reference can."""
         kernel, dtype = self.kernel, x.dtype
         if kernel is None or dtype not in self._inputs[backend] or not is_plain(x, self._columns):
             return None
-        if self._moved is not None:
-            x = self._moved(x)
+        if self._input_grid is not None:
+            x = self._input_grid(x)
         wide = None if bias is None else bias.to(torch.float32)
         flat = x if x.ndim == 2 else x.reshape(-1, self._columns)
         product = kernel(flat, wide)
@@ -93,15 +95,15 @@ class NativeLinear:
 
 
 def is_plain(x: Tensor, columns: int) -> bool:
-    """Tell whether `x` holds numbers for a kernel to read, that nobody traces or differentiates."""
-    scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
-    tracked = (x.requires_grad and torch.is_grad_enabled()) or scripted or torch.is_autocast_enabled("cpu")
+    """Tell whether a kernel may read `x`: a dense tensor on the CPU that is not traced or differentiated."""
+    tracked = (x.requires_grad and torch.is_grad_enabled()) or is_scripted()
     numbers = type(x) in (Tensor, nn.Parameter) and x.is_cpu and x.layout is torch.strided
-    return numbers and not tracked and x.numel() > 0 and x.shape[-1] == columns
+    plain = numbers and not tracked and not torch.is_autocast_enabled("cpu")
+    return plain and x.numel() > 0 and x.shape[-1] == columns
 
 
-def _reason_against(weight: PackedWeight) -> str:
-    """Return why no kernel can multiply by `weight`, or nothing."""
+def _find_obstacle(weight: PackedWeight) -> str:
+    """Return the reason why no kernel can multiply by `weight`, or an empty text."""
     if not weight.codes.is_cpu:
         return f"its codes are on {weight.codes.device}"
     if weight.bits > 8:
@@ -109,8 +111,8 @@ def _reason_against(weight: PackedWeight) -> str:
     return "" if weight.codes.numel() else "its weight is empty"
 
 
-def _kernel(weight: PackedWeight, grid: ActivationGrid | None) -> Kernel:
-    row_scaled = weight.scale.shape[1] == 1
+def _make_kernel(weight: PackedWeight, grid: ActivationGrid | None) -> Kernel:
+    row_scaled = has_one_scale_a_row(weight)
     if grid is not None and row_scaled and _suits_integers(grid, weight.columns):
         return IntegerProduct.of(weight, grid)
     return RowScaledProduct.of(weight) if row_scaled and weight.bits > 4 else GroupScaledProduct.of(weight)
@@ -121,14 +123,14 @@ def _suits_integers(grid: ActivationGrid, columns: int) -> bool:
     return unit and grid.dtype.bits <= 8 and columns <= MOST_COLUMNS and operators.int8_works()
 
 
-def _sources(module: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str, Tensor, int]]:
-    """Yield the buffers of `module`: where each stands, and how often it was written to."""
+def _list_buffers(module: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str, Tensor, int]]:
+    """Yield each buffer of `module`: the dictionary and the name of it, the tensor, its number of writes."""
     buffers: dict[str, Tensor | None] = module._buffers
     for name, tensor in buffers.items():
         if tensor is not None:
-            yield buffers, name, tensor, _version(tensor)
+            yield buffers, name, tensor, _count_writes(tensor)
 
 
-def _version(tensor: Tensor) -> int:
-    """Return how often `tensor` was written to; 0 for an inference tensor, which does not count."""
+def _count_writes(tensor: Tensor) -> int:
+    """Return the number of writes to `tensor`; 0 for an inference tensor, for which torch does not count."""
     return 0 if tensor.is_inference() else tensor._version

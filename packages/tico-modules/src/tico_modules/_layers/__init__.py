@@ -1,1 +1,1 @@
-"""The modules that a conversion leaves."""
+"""The modules in a converted model."""

@@ -1,4 +1,4 @@
-"""Which operators compute integer layers: those of the reference, or torch's own kernels for the CPU."""
+"""The choice between the reference and torch's own kernels for the CPU."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from tico_modules._tree.module_tree import named_modules
 
 
 def set_backend(model: nn.Module, backend: Backend) -> dict[str, str]:
-    """Choose what computes the integer layers of `model`; return for each path what that is from now on.
+    """Choose a back end for the integer layers of `model`; return a short description of it for each path.
 
-    - ``reference``, with which every layer starts, dequantizes the weight at each call: the semantics, bit
-      for bit, on every device, in every format, exported and differentiated.
+    - ``reference``, the default, dequantizes the weight at each call. It defines the result, bit for bit, and
+      works on every device, with every number format, and for export and gradients.
     - ``native`` multiplies by torch's own kernels on the CPU wherever a linear layer has one. Activations on
-      a grid of 8 bits times weights with one scale a row are summed in integers, which is the reference but
-      for the rounding of the reference's sums. Other weights of up to 8 bits are multiplied in bfloat16: for
-      float32 activations that costs precision, in numbers in `tico_modules._kernels.native_kernels`.
-    - ``auto`` is native where that rounds no more coarsely than the activations are given: the integer sums
-      always, the bfloat16 products for bfloat16 activations.
+      a grid of 8 bits times weights with one scale a row are summed in integers: the result differs from the
+      reference only by the rounding of the reference's own float sums. Other weights of up to 8 bits are
+      multiplied in bfloat16: for float32 activations that costs precision, as bounds in
+      `tico_modules._kernels.native_kernels` say.
+    - ``auto`` takes native kernels that round no more coarsely than the activations themselves: the integer
+      sums always, the bfloat16 products for bfloat16 activations only.
 
     A kernel holds a second copy of the codes where its operator reads them in another layout: 1 byte a weight
     for sums of integers and for codes of 5 to 8 bits with one scale a row, half a byte for packed int4 codes.
-    Codes of int8 that are multiplied in bfloat16 are read where they are. The buffers stay what they are, so
-    that state dicts, files and copies do not change, and going back is bit-identical. The reference computes
-    every call that no kernel takes: inputs that need gradients, that are traced or compiled, that hold NaN,
-    or in another format.
+    Codes of int8 that are multiplied in bfloat16 are read where they are. Buffers do not change, so that
+    state dicts, files and copies stay the same, and going back to the reference is bit-identical. The
+    reference computes every call that no kernel can: inputs that need gradients, are traced or compiled, hold
+    NaN, or have another dtype.
 
     Raises:
-        ConfigError: there is no such back end.
+        ConfigError: `backend` is none of the three.
         UnsupportedError: `model` holds no integer module.
 
     >>> from tico_config import DType
@@ -46,7 +47,7 @@ def set_backend(model: nn.Module, backend: Backend) -> dict[str, str]:
         raise ConfigError(Problem(field="backend", value=backend, expected=expected))
     layers = {path: module for path, module in named_modules(model) if isinstance(module, QuantizedModule)}
     if not layers:
-        found, expected = Found("one without"), "a model with integer modules"
+        found, expected = Found("one without any"), "a model with integer modules"
         raise UnsupportedError(
             Problem(field="model", value=found, expected=expected, remedy="convert the model first")
         )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import ClassVar, TypeAlias, final
 
 import attrs
 from torch import Tensor, nn
@@ -11,27 +10,30 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from tico_config import DType
-from tico_modules._layers.quantized_linear import detached_bias
-from tico_modules._layers.quantized_module import Parts, QuantizedModule
+from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
+from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
+
+FloatConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _PAD_MODES = ("constant", "reflect", "replicate", "circular")
 
 
 @attrs.frozen(kw_only=True)
-class ConvSettings:
-    """How a convolution moves over its input; `pads` are as `torch.nn.functional.pad` takes them."""
+class ConvSettings(KernelSettings):
+    """How a convolution moves over its input.
 
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
+    `stride` and `dilation` have an integer for each of its 1 to 3 axes. `pads` are the elements added before
+    and after each axis, the last axis first, as `torch.nn.functional.pad` takes them; `pad_mode` is its mode.
+    """
+
     pads: tuple[int, ...]
     pad_mode: str
 
     @classmethod
-    def of(cls, conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> ConvSettings:
+    def of(cls, conv: FloatConv) -> ConvSettings:
         """Return the settings of a float convolution, its padding spelled out."""
         pads: list[int] = conv._reversed_padding_repeated_twice
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
@@ -57,35 +59,26 @@ class ConvSettings:
             pads=settings.integers("pads"),
             pad_mode=settings.text("pad_mode"),
         )
+        conv.require_valid(settings)
         axes = len(conv.stride)
-        if axes not in _CONVOLUTIONS or 0 in conv.stride:
-            raise settings.refused("stride", "1 to 3 integers of at least 1")
-        if len(conv.dilation) != axes or 0 in conv.dilation:
-            raise settings.refused("dilation", f"{axes} integers of at least 1")
-        if conv.groups < 1:
-            raise settings.refused("groups", "an integer of at least 1")
         if len(conv.pads) != 2 * axes:
-            raise settings.refused("pads", f"{2 * axes} integers of at least 0")
+            raise settings.make_error("pads", f"{2 * axes} integers of at least 0")
         if conv.pad_mode not in _PAD_MODES:
-            raise settings.refused("pad_mode", f"one of {', '.join(_PAD_MODES)}")
+            raise settings.make_error("pad_mode", f"one of {', '.join(_PAD_MODES)}")
         return conv
 
-    def padded(self, x: Tensor) -> Tensor:
-        """Return `x` with the padding around it."""
+    def pad(self, x: Tensor) -> Tensor:
+        """Return `x`, (batch, channels, *size) or (channels, *size), padded along the axes of `size`."""
         return F.pad(x, self.pads, mode=self.pad_mode) if any(self.pads) else x
 
 
-class _QuantizedConv(QuantizedModule):
-    """A convolution with integer weight of shape (out_channels, in_channels / groups, *kernel)."""
-
-    def __init__(self, parts: Parts, conv: ConvSettings) -> None:
-        super().__init__(parts)
-        self.conv = conv
+class _QuantizedConv(ConvolutionModule[ConvSettings]):
+    """A convolution with an integer weight of shape (out_channels, in_channels / groups, *kernel)."""
 
     @classmethod
     def from_float(
         cls,
-        conv: nn.Conv1d | nn.Conv2d | nn.Conv3d,
+        conv: FloatConv,
         dtype: DType,
         *,
         symmetric: bool = False,
@@ -97,27 +90,21 @@ class _QuantizedConv(QuantizedModule):
             NumericsError: the weight holds NaN or infinity.
         """
         packed = PackedWeight.round_to_nearest(conv.weight, dtype, symmetric=symmetric, group_size=group_size)
-        return cls(Parts(packed=packed, bias=detached_bias(conv)), ConvSettings.of(conv))
-
-    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        conv = self.conv
-        convolve = _CONVOLUTIONS[len(conv.stride)]
-        return convolve(conv.padded(x), weight, bias, conv.stride, 0, conv.dilation, conv.groups)
-
-    def with_parts(self, parts: Parts) -> Self:
-        """Return a convolution of the same settings made of other parts."""
-        return type(self)(parts, self.conv)
-
-    def settings(self) -> Mapping[str, object]:
-        """Return how the kernel moves."""
-        values = attrs.asdict(self.conv)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return cls(Parts(packed=packed, bias=copy_bias(conv)), ConvSettings.of(conv))
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
-        """Return the convolution made of `parts` with the given settings."""
+        """Return the convolution made of `parts` with the given settings.
+
+        Raises:
+            ArtifactError: a setting is missing or wrong.
+        """
         return cls(parts, ConvSettings.read(settings))
+
+    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
+        conv, bias = self.conv, self._cast_bias(x)
+        convolve = _CONVOLUTIONS[len(conv.stride)]
+        return convolve(conv.pad(x), weight, bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, TypeAlias, final
 
 import attrs
@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from tico_config import DType
-from tico_modules._layers.quantized_linear import detached_bias
-from tico_modules._layers.quantized_module import Parts, QuantizedModule
+from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
+from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
 
@@ -22,14 +22,15 @@ _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose
 
 
 @attrs.frozen(kw_only=True)
-class ConvTransposeSettings:
-    """How a transposed convolution spreads its input; what it pads is cut from the output."""
+class ConvTransposeSettings(KernelSettings):
+    """How a transposed convolution spreads its input.
 
-    stride: tuple[int, ...]
+    All but `groups` have an integer for each of its 1 to 3 axes. `padding` is cut from both ends of the
+    output, `output_padding` is added to its far end.
+    """
+
     padding: tuple[int, ...]
     output_padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
 
     @classmethod
     def of(cls, conv: FloatConvTranspose) -> ConvTransposeSettings:
@@ -57,36 +58,30 @@ class ConvTransposeSettings:
             dilation=settings.integers("dilation"),
             groups=settings.integer("groups"),
         )
+        conv.require_valid(settings)
         axes = len(conv.stride)
-        if axes not in _TRANSPOSED or 0 in conv.stride:
-            raise settings.refused("stride", "1 to 3 integers of at least 1")
-        for name in ("padding", "output_padding", "dilation"):
-            values = settings.integers(name)
-            if len(values) != axes or (name == "dilation" and 0 in values):
-                raise settings.refused(name, f"{axes} integers of at least {int(name == 'dilation')}")
-        if conv.groups < 1:
-            raise settings.refused("groups", "an integer of at least 1")
+        for name, values in (("padding", conv.padding), ("output_padding", conv.output_padding)):
+            if len(values) != axes:
+                raise settings.make_error(name, f"{axes} integers of at least 0")
         return conv
 
-    def by_output(self, weight: Tensor) -> Tensor:
-        """Return a weight of torch's shape (in, out / groups, *kernel) as (out, in / groups, *kernel).
+    def swap_channels(self, weight: Tensor) -> Tensor:
+        """Return a weight with its first two axes swapped within each group of channels.
 
-        Each row of the result makes one output channel, as in a convolution, so that a row has one grid.
+        Of torch's shape (in, out / groups, *kernel) it makes (out, in / groups, *kernel), in which each row
+        gives one output channel, as in a convolution; and the other way round: it is its own inverse.
         """
-        return self._swapped(weight)
-
-    def by_input(self, weight: Tensor) -> Tensor:
-        """Return the inverse of `by_output`."""
-        return self._swapped(weight)
-
-    def _swapped(self, weight: Tensor) -> Tensor:
-        """Swap the first two axes within each group of channels, which is its own inverse."""
         first, second, *kernel = weight.shape
         grouped = weight.reshape(self.groups, first // self.groups, second, *kernel)
         return grouped.transpose(1, 2).reshape(self.groups * second, first // self.groups, *kernel)
 
-    def added(self, size: Sequence[int], kernel: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
-        """Return the output padding with which an input of `size` gives an output of the `wanted` size."""
+    def find_output_padding(
+        self, size: Sequence[int], kernel: Sequence[int], wanted: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Return the output padding with which an input of `size` gives an output of the `wanted` size.
+
+        `kernel` is the size of the kernel; each argument has an integer for each axis.
+        """
         steps = zip(size, kernel, wanted, self.stride, self.padding, self.dilation, strict=True)
         return tuple(
             out - ((length - 1) * stride - 2 * cut + spread * (taps - 1) + 1)
@@ -94,16 +89,12 @@ class ConvTransposeSettings:
         )
 
 
-class _QuantizedConvTranspose(QuantizedModule):
+class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
     """A transposed convolution whose packed weight has shape (out_channels, in_channels / groups, *kernel).
 
     So a row of codes makes one output channel, as in a convolution. `dequantize` gives torch's own shape,
     (in_channels, out_channels / groups, *kernel).
     """
-
-    def __init__(self, parts: Parts, conv: ConvTransposeSettings) -> None:
-        super().__init__(parts)
-        self.conv = conv
 
     @classmethod
     def from_float(
@@ -120,9 +111,18 @@ class _QuantizedConvTranspose(QuantizedModule):
             NumericsError: the weight holds NaN or infinity.
         """
         settings = ConvTransposeSettings.of(conv)
-        weight = settings.by_output(conv.weight)
+        weight = settings.swap_channels(conv.weight)
         packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=symmetric, group_size=group_size)
-        return cls(Parts(packed=packed, bias=detached_bias(conv)), settings)
+        return cls(Parts(packed=packed, bias=copy_bias(conv)), settings)
+
+    @classmethod
+    def from_settings(cls, parts: Parts, settings: Layout) -> Self:
+        """Return the layer made of `parts` with the given settings.
+
+        Raises:
+            ArtifactError: a setting is missing or wrong.
+        """
+        return cls(parts, ConvTransposeSettings.read(settings))
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -132,39 +132,23 @@ class _QuantizedConvTranspose(QuantizedModule):
 
     def dequantize(self) -> Tensor:
         """Return the weight as float32, of the shape (in_channels, out_channels / groups, *kernel)."""
-        return self.conv.by_input(self.packed.dequantize())
+        return self.conv.swap_channels(self.packed.dequantize())
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # noqa: A002  # as torch
         """Return the layer's output for `input`, of `output_size` where several sizes are possible."""
-        x = input if self.act_in is None else self._moved(self.act_in, input)
-        output = self._spread(x, self.dequantize().to(x.dtype), output_size)
-        return output if self.act_out is None else self._moved(self.act_out, output)
+        x = self._round_to_grid(self.act_in, input)
+        return self._round_to_grid(self.act_out, self._spread(x, self.dequantize().to(x.dtype), output_size))
 
     def _spread(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
         conv, axes = self.conv, len(self.conv.stride)
         added = conv.output_padding
         if output_size is not None:
-            added = conv.added(x.shape[-axes:], weight.shape[2:], output_size[-axes:])
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        spread = _TRANSPOSED[axes]
+            added = conv.find_output_padding(x.shape[-axes:], weight.shape[2:], output_size[-axes:])
+        spread, bias = _TRANSPOSED[axes], self._cast_bias(x)
         return spread(x, weight, bias, conv.stride, conv.padding, added, conv.groups, conv.dilation)
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._spread(x, weight, None)
-
-    def with_parts(self, parts: Parts) -> Self:
-        """Return a layer of the same settings made of other parts."""
-        return type(self)(parts, self.conv)
-
-    def settings(self) -> Mapping[str, object]:
-        """Return how the kernel spreads."""
-        values = attrs.asdict(self.conv)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-    @classmethod
-    def from_settings(cls, parts: Parts, settings: Layout) -> Self:
-        """Return the layer made of `parts` with the given settings."""
-        return cls(parts, ConvTransposeSettings.read(settings))
 
 
 @final

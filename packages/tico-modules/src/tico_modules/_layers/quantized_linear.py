@@ -12,10 +12,9 @@ from typing_extensions import Self
 
 from tico_config import DType
 from tico_modules._kernels.native_linear import Backend, NativeLinear
-from tico_modules._layers.quantized_module import Parts, QuantizedModule
+from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
-from tico_modules._tree.module_tree import parameter
 
 _ROW_DTYPES: Final = {
     "float16": torch.float16,
@@ -40,12 +39,12 @@ class QuantizedLinear(QuantizedModule):
 
     @property
     def in_features(self) -> int:
-        """Size of the last axis of the input."""
+        """The size of the last axis of the input."""
         return self.packed.shape[1]
 
     @property
     def out_features(self) -> int:
-        """Size of the last axis of the output."""
+        """The size of the last axis of the output."""
         return self.packed.shape[0]
 
     @classmethod
@@ -60,10 +59,10 @@ class QuantizedLinear(QuantizedModule):
         packed = PackedWeight.round_to_nearest(
             linear.weight, dtype, symmetric=symmetric, group_size=group_size
         )
-        return cls(Parts(packed=packed, bias=detached_bias(linear)))
+        return cls(Parts(packed=packed, bias=copy_bias(linear)))
 
     def use(self, backend: Backend, native: NativeLinear | None = None) -> None:
-        """Compute by `backend` from now on, as `tico_quantizers.set_backend` says; `native` is the kernel."""
+        """Compute by `backend` from now on, as `set_backend` describes; `native` holds the kernel."""
         self.backend = backend
         self._native = native
 
@@ -73,28 +72,26 @@ class QuantizedLinear(QuantizedModule):
             return super().forward(input)
         # Children and buffers are read from their dictionaries: by attribute each takes a microsecond.
         native, modules = self._native, self._modules
-        if native is None or not native.is_of(modules):
+        if native is None or not native.is_made_of(modules):
             native = self._native = NativeLinear.of(self.packed, self.act_in)
-        output = native.output(input, self._buffers["bias"], self.backend)
+        output = native.compute(input, self._buffers["bias"], self.backend)
         if output is None:
             return super().forward(input)
-        if modules["act_out"] is None or self.act_out is None:
-            return output
-        return self._moved(self.act_out, output)
+        return output if modules["act_out"] is None else self._round_to_grid(self.act_out, output)
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what copies and pickles hold: all but the kernel, which is made again from the buffers."""
+        """Return the state for copies and pickles, without the kernel, which each copy makes anew."""
         return {name: value for name, value in vars(self).items() if name != "_native"}
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+        return F.linear(x, weight, self._cast_bias(x))
 
     def with_parts(self, parts: Parts) -> QuantizedLinear:
         """Return a linear layer made of other parts."""
         return QuantizedLinear(parts)
 
     def settings(self) -> Mapping[str, object]:
-        """Return nothing: the shape of the weight says it all."""
+        """Return no settings: the shape of the weight determines the layer."""
         return {}
 
     @classmethod
@@ -111,7 +108,8 @@ class QuantizedLinear(QuantizedModule):
 class QuantizedEmbedding(QuantizedModule):
     """Rows of an integer table of shape (num_embeddings, embedding_dim), looked up by index.
 
-    The rows come in `dtype`, which follows when the model is cast, and times `factor` (Gemma has one).
+    Indices of shape (...) give rows of shape (..., embedding_dim) in `dtype`, which changes when the model is
+    cast. Each row is multiplied by `factor`, as the embeddings of Gemma are.
 
     >>> table = PackedWeight.round_to_nearest(torch.eye(3), DType.uint(4), symmetric=False, group_size=None)
     >>> QuantizedEmbedding(Parts(packed=table))(torch.tensor([2])).tolist()
@@ -126,10 +124,10 @@ class QuantizedEmbedding(QuantizedModule):
         self.factor = factor
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
-        """Return the rows at the indices `input`, moved to `act_out`'s grid where there is one."""
+        """Return the rows at the integers `input`, fake-quantized on `act_out` where there is such a grid."""
         output = self.packed.rows(input).to(self.dtype)
         output = output if self.factor == 1 else output * output.new_full((), self.factor)
-        return output if self.act_out is None else self._moved(self.act_out, output)
+        return self._round_to_grid(self.act_out, output)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -152,18 +150,12 @@ class QuantizedEmbedding(QuantizedModule):
         """Return the embedding made of `parts`.
 
         Raises:
-            ArtifactError: the dtype is none that rows can have, or the factor is no number.
+            ArtifactError: the dtype is no dtype of floats, or the factor is no number.
         """
         dtype = _ROW_DTYPES.get(settings.text("dtype"))
         if dtype is None:
-            raise settings.refused("dtype", f"one of {', '.join(_ROW_DTYPES)}")
+            raise settings.make_error("dtype", f"one of {', '.join(_ROW_DTYPES)}")
         factor = settings.values.get("factor")
         if not isinstance(factor, float):
-            raise settings.refused("factor", "a number")
+            raise settings.make_error("factor", "a number")
         return cls(parts, dtype, factor)
-
-
-def detached_bias(module: nn.Module) -> Tensor | None:
-    """Return a copy of the bias that `module` stores, without gradient, or None."""
-    bias = parameter(module, "bias")
-    return None if bias is None else bias.detach().clone()

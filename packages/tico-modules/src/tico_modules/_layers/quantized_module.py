@@ -1,9 +1,9 @@
-"""What every integer module shares: packed weight, bias, and the grids of its activations."""
+"""The base of integer modules: packed weight, bias, and the grids of the activations."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import attrs
 from torch import Tensor, nn
@@ -13,14 +13,18 @@ from tico_config import ArtifactError, Found, Problem
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.transposed_linear import TransposedLinear
 from tico_modules._storage.activation_grid import ActivationGrid
-from tico_modules._storage.layout import Layout, below, tensor_of
+from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.module_tree import parameter
 
 
 @attrs.frozen(kw_only=True)
 class Parts:
-    """What an integer module is made of besides its settings."""
+    """The parts of an integer module besides its settings.
+
+    `bias` has shape (rows of the weight,). `act_in` is the grid of the input and `act_out` the grid of the
+    output; None leaves them in float.
+    """
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -31,10 +35,13 @@ class Parts:
 
 
 class QuantizedModule(RestorableModule):
-    """A layer whose weight is integer codes.
+    """A layer with an integer weight.
 
-    The reference semantics: dequantize the weight, move the input to `act_in`'s grid where there is one,
-    compute in the dtype of the input, move the output to `act_out`'s grid where there is one.
+    The reference semantics of a call: fake-quantize the input on `act_in`, dequantize the weight, compute in
+    the dtype of the input, fake-quantize the output on `act_out`. A grid that is None leaves values alone.
+
+    A subclass has a `kind`, and says how it computes in `_compute`, `with_parts`, `settings` and
+    `from_settings`.
     """
 
     packed: PackedWeight
@@ -56,7 +63,7 @@ class QuantizedModule(RestorableModule):
 
     @abstractmethod
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the layer's function of `x` and the dequantized `weight`."""
+        """Return the layer's output for `x` and the float `weight`, both in the same dtype."""
 
     @abstractmethod
     def with_parts(self, parts: Parts) -> Self:
@@ -64,18 +71,24 @@ class QuantizedModule(RestorableModule):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the layer's output for `input`."""
-        x = input if self.act_in is None else self._moved(self.act_in, input)
-        output = self._compute(x, self.dequantize().to(x.dtype))
-        return output if self.act_out is None else self._moved(self.act_out, output)
+        x = self._round_to_grid(self.act_in, input)
+        return self._round_to_grid(self.act_out, self._compute(x, self.dequantize().to(x.dtype)))
 
     @staticmethod
-    def _moved(grid: ActivationGrid, output: Tensor) -> Tensor:
-        moved: Tensor = grid(output)
-        return moved
+    def _round_to_grid(grid: ActivationGrid | None, x: Tensor) -> Tensor:
+        """Return `x` rounded to `grid`, or as it is where there is none."""
+        if grid is None:
+            return x
+        rounded: Tensor = grid(x)
+        return rounded
+
+    def _cast_bias(self, x: Tensor) -> Tensor | None:
+        """Return the bias in the dtype of `x`."""
+        return None if self.bias is None else self.bias.to(x.dtype)
 
     @property
     def weight(self) -> Tensor:
-        """The weight as floats, computed at each use; it is no parameter."""
+        """The weight as float32 in its own shape, dequantized at each access; it is no parameter."""
         return self.dequantize()
 
     @property
@@ -94,20 +107,20 @@ class QuantizedModule(RestorableModule):
 
     @property
     def bits(self) -> int:
-        """Bits of a weight code."""
+        """The number of bits of a weight code."""
         return self.packed.bits
 
     @property
     def group_size(self) -> int | None:
-        """Input columns that share a scale; None where a whole row does."""
+        """The number of columns that share a scale; None where whole rows do."""
         return self.packed.group_size
 
     @abstractmethod
     def settings(self) -> Mapping[str, object]:
-        """Return what its constructor needs besides the parts, as JSON values."""
+        """Return the values that `from_settings` needs besides the parts, for JSON."""
 
     def layout(self) -> dict[str, object]:
-        """Return what is needed besides the tensors to make this module again, as JSON values."""
+        """Return the values that `restore` needs besides the tensors, for JSON."""
         return {
             "packed": self.packed.layout(),
             "bias": self.bias is not None,
@@ -118,16 +131,18 @@ class QuantizedModule(RestorableModule):
 
     @classmethod
     def restore(cls, original: nn.Module, layout: Layout, tensors: Mapping[str, Tensor]) -> Self:
-        """Return the module that `layout` describes and `tensors` hold; of `original` only the shape counts.
+        """Return the module that `layout` describes, with `tensors` by name.
+
+        Of the float module `original` only the shapes of its weight and bias are used.
 
         Raises:
-            ArtifactError: they do not fit each other.
+            ArtifactError: a value or a tensor is missing, or they do not fit each other or `original`.
         """
         parts = Parts(
-            packed=PackedWeight.restore(layout.child("packed"), below(tensors, "packed")),
-            bias=tensor_of(tensors, layout, "bias") if layout.boolean("bias") else None,
-            act_in=_restored_grid(layout, "act_in", tensors),
-            act_out=_restored_grid(layout, "act_out", tensors),
+            packed=PackedWeight.restore(layout.child("packed"), select_below(tensors, "packed")),
+            bias=require_tensor(tensors, layout, "bias") if layout.boolean("bias") else None,
+            act_in=_restore_grid(layout, "act_in", tensors),
+            act_out=_restore_grid(layout, "act_out", tensors),
         )
         module = cls.from_settings(parts, layout.child("settings"))
         _require_fit(original, module, layout)
@@ -136,7 +151,11 @@ class QuantizedModule(RestorableModule):
     @classmethod
     @abstractmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
-        """Return the module made of `parts` whose `settings()` are the given ones."""
+        """Return the module made of `parts` for which `settings()` gave the values in `settings`.
+
+        Raises:
+            ArtifactError: a setting is missing or wrong.
+        """
 
     def extra_repr(self) -> str:
         """Return the settings, and format, granularity and bytes of the weight."""
@@ -145,9 +164,9 @@ class QuantizedModule(RestorableModule):
         return ", ".join([*settings, weight, f"bias={self.bias is not None}"])
 
 
-def _restored_grid(layout: Layout, name: str, tensors: Mapping[str, Tensor]) -> ActivationGrid | None:
+def _restore_grid(layout: Layout, name: str, tensors: Mapping[str, Tensor]) -> ActivationGrid | None:
     grid = layout.optional_child(name)
-    return None if grid is None else ActivationGrid.restore(grid, below(tensors, name))
+    return None if grid is None else ActivationGrid.restore(grid, select_below(tensors, name))
 
 
 def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -> None:
@@ -156,20 +175,25 @@ def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -
     Raises:
         ArtifactError: naming the tensor.
     """
-    shape, rows = module.weight_shape, module.bias_shape
     weight, bias = parameter(original, "weight"), module.bias
     if weight is not None and isinstance(original, TransposedLinear):
         weight = weight.T
-    found: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-    if weight is None or tuple(weight.shape) != shape:
-        found["weight"] = (shape, () if weight is None else tuple(weight.shape))
-    if bias is not None and tuple(bias.shape) != rows:
-        found["bias"] = (tuple(bias.shape), rows)
     problems = [
-        Problem(
-            module=layout.where, field=name, value=Found(f"of shape {has}"), expected=f"of shape {wanted}"
-        )
-        for name, (has, wanted) in found.items()
+        *_find_misfit("weight", module.weight_shape, None if weight is None else tuple(weight.shape)),
+        *([] if bias is None else _find_misfit("bias", tuple(bias.shape), module.bias_shape)),
     ]
     if problems:
-        raise ArtifactError(*problems)
+        raise ArtifactError(*(attrs.evolve(problem, module=layout.where) for problem in problems))
+
+
+def _find_misfit(name: str, saved: tuple[int, ...], wanted: tuple[int, ...] | None) -> Iterator[Problem]:
+    if saved != wanted:
+        expected = "absent" if wanted is None else f"of shape {wanted}"
+        found = Found(f"a tensor of shape {saved}")
+        yield Problem(field=name, value=found, expected=f"{expected}, to fit the float module")
+
+
+def copy_bias(module: nn.Module) -> Tensor | None:
+    """Return a copy of the bias that `module` stores, detached from the graph; None where it has none."""
+    bias = parameter(module, "bias")
+    return None if bias is None else bias.detach().clone()

@@ -1,4 +1,4 @@
-"""Modules that a saved model can be made of again."""
+"""Modules that files can restore."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from tico_modules._storage.layout import Layout
 
 
 class RestorableModule(nn.Module, ABC):
-    """A module that `convert` leaves behind: `kind` names its class in files, `layout` its settings.
+    """A module of a converted model that can be saved and restored.
 
-    Its children are parts of it, unless `holds_modules`: then they are modules of the model.
+    `kind` names the class in files; no other class has it. A package offers its classes in the entry-point
+    group ``tico.modules``, as a tuple. The children of such a module are its own parts, which `restore` makes
+    too, unless `holds_modules` is true: then they are modules of the model, saved and restored by themselves.
     """
 
     kind: ClassVar[str]
@@ -28,12 +30,12 @@ class RestorableModule(nn.Module, ABC):
 
     @abstractmethod
     def layout(self) -> Mapping[str, object]:
-        """Return what is needed besides the tensors to make this module again, as JSON values."""
+        """Return the values that `restore` needs besides the tensors, for JSON."""
 
     @classmethod
     @abstractmethod
     def restore(cls, original: nn.Module, layout: Layout, tensors: Mapping[str, Tensor]) -> Self:
-        """Return the module that `layout` and `tensors` describe, in the place of the float `original`.
+        """Return the module that `layout` describes, with `tensors` by name, to replace the float `original`.
 
         Raises:
             ArtifactError: layout, tensors and `original` do not fit each other.

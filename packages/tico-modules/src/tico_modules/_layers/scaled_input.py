@@ -1,4 +1,4 @@
-"""A layer behind a multiplication of its input, where nothing in front of it can take the scales."""
+"""A layer with a multiplication of its input, for scales that no layer in front of it can take."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_modules._layers.restorable import RestorableModule
-from tico_modules._storage.layout import Layout, tensor_of
+from tico_modules._storage.layout import Layout, require_tensor
 
 
 @final
 class ScaledInput(RestorableModule):
-    """``layer(x * factor)``, with a factor for each channel of the input; `axis` is counted from the last.
+    """``layer(x * factor)``, with a factor for each channel of the input.
+
+    `factor` has shape (channels,); `axis` is the axis of the channels, negative: -1 is the last one.
 
     >>> import torch
     >>> ScaledInput(nn.Identity(), torch.tensor([2.0, 0.5]), axis=-1)(torch.ones(1, 2)).tolist()
@@ -32,13 +34,13 @@ class ScaledInput(RestorableModule):
         self.register_buffer("factor", factor)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
-        """Return what the layer gives for the multiplied input."""
+        """Return the layer's output for the multiplied input."""
         along = [-1, *[1] * (-1 - self.axis)]
         output: Tensor = self.layer(input * self.factor.to(input.dtype).view(along))
         return output
 
     def layout(self) -> Mapping[str, object]:
-        """Return the axis, from the end."""
+        """Return the axis, for JSON, as its distance from the end: 1 is the last one."""
         return {"axis": -self.axis}
 
     @classmethod
@@ -46,9 +48,9 @@ class ScaledInput(RestorableModule):
         """Return the multiplication in front of `original`.
 
         Raises:
-            ArtifactError: the factor is missing.
+            ArtifactError: the factor or the axis is missing.
         """
-        return cls(original, tensor_of(tensors, layout, "factor"), axis=-layout.integer("axis"))
+        return cls(original, require_tensor(tensors, layout, "factor"), axis=-layout.integer("axis"))
 
     def extra_repr(self) -> str:
         """Return the axis."""

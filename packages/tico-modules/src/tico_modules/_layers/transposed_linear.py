@@ -1,4 +1,4 @@
-"""The linear layer of transformers whose weight is transposed, told without importing transformers."""
+"""The linear layer of transformers with a transposed weight, recognized without importing transformers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class _Named(type):
-    """Takes the instances of a class for its own by name, so that the class need not be imported."""
+    """Makes `isinstance` go by the name of a class, so that its module need not be imported."""
 
     def __instancecheck__(cls, instance: object) -> bool:
         names = ((kind.__module__, kind.__name__) for kind in type(instance).__mro__)

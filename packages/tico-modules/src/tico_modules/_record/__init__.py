@@ -1,1 +1,1 @@
-"""What is known of a conversion: reports, runs, fingerprints."""
+"""Records of a conversion: reports, runs, fingerprints."""

@@ -1,4 +1,4 @@
-"""Which model and which data a conversion started from, as SHA-256 digests."""
+"""SHA-256 digests of the model and of the data that a conversion started from."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def model_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(all_tensors(model), key=lambda item: item[0]):
         if id(tensor) not in known:
-            known[id(tensor)] = _described(tensor)
+            known[id(tensor)] = _describe(tensor)
         digest.update(f"{name}\0{known[id(tensor)]}\0".encode())
     return digest.hexdigest()
 
@@ -43,8 +43,8 @@ def model_fingerprint(model: nn.Module) -> str:
 class DataFingerprint:
     """A digest of the tensors that a model was called with, whatever the order of the calls.
 
-    `text` is the sum of the digests of the calls, modulo 2^256, as 64 hexadecimal digits. What a model is
-    called with besides tensors, and containers of them, does not count.
+    `text` is the sum of the digests of the calls, modulo 2^256, as 64 hexadecimal digits. Only tensors count,
+    and tensors inside tuples, lists and mappings.
 
     >>> import torch
     >>> data = DataFingerprint()
@@ -65,10 +65,10 @@ class DataFingerprint:
         return f"{self._sum:064x}"
 
     def note(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        """Digest what a call begins with."""
+        """Digest the tensors in the arguments of a call that begins."""
         digest = hashlib.sha256()
-        for name, tensor in _tensors("", (args, kwargs)):
-            digest.update(f"{name}\0{_described(tensor)}\0".encode())
+        for name, tensor in _find_tensors("", (args, kwargs)):
+            digest.update(f"{name}\0{_describe(tensor)}\0".encode())
         self._unfinished = int(digest.hexdigest(), 16)
 
     def drop_unfinished(self) -> None:
@@ -83,21 +83,21 @@ class DataFingerprint:
             self._unfinished = None
 
 
-def _tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+def _find_tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
     match value:
         case Tensor():
             yield name, value
         case tuple() | list():
             for index, item in enumerate(value):
-                yield from _tensors(f"{name}.{index}", item)
+                yield from _find_tensors(f"{name}.{index}", item)
         case Mapping():
             for key, item in sorted(value.items(), key=lambda pair: str(pair[0])):
-                yield from _tensors(f"{name}.{key}", item)
+                yield from _find_tensors(f"{name}.{key}", item)
         case _:
             return
 
 
-def _described(tensor: Tensor) -> str:
+def _describe(tensor: Tensor) -> str:
     """Return format, shape and digest; a tensor without plain data of its own has no digest."""
     if is_lazy(tensor):
         return "not initialized"

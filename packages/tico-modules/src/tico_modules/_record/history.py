@@ -15,7 +15,7 @@ _HISTORY = "runs"
 
 
 def remember(modules: Iterable[nn.Module], run: Run) -> None:
-    """Keep `run` with each of `modules`, after the runs that they already keep."""
+    """Keep `run` with each of `modules`, after the runs they have; it passes to copies and to files."""
     for module in modules:
         vars(module)[_HISTORY] = (*runs_of(module), run)
 
@@ -27,20 +27,21 @@ def runs_of(module: nn.Module) -> tuple[Run, ...]:
 
 
 def report(model: nn.Module) -> Report:
-    """Return what was done to every module of a converted model, the untouched ones with the reason.
+    """Return a report with a line for every module of a converted model.
 
-    The newest run speaks for a module; a module that no run speaks for is listed as float. The model may
-    be a part of the one that was converted, or hold it as a part: the paths are those in `model`.
+    The line is from the newest run that has one for the module. A module without any is listed as float, with
+    the reason. `model` may be a part of the model that was converted, or hold it as a part: the paths in the
+    report are those in `model`.
 
     >>> report(nn.Sequential(nn.Linear(2, 2))).layers[0].reason
     'no algorithm was run on it'
     """
     known: dict[str, LayerReport] = {}
-    operators = dict.fromkeys(_operator_paths(model))
+    operators = dict.fromkeys(_find_operator_paths(model))
     places = {path for path, _ in named_modules(model)} | operators.keys()
-    for run, paths in _runs_in_order(model):
+    for run, paths in _sort_runs(model):
         graphs = [path for path in paths if "operator_paths" in vars(model.get_submodule(path))]
-        known |= {layer.path: layer for layer in _moved(run.report, graphs or paths, places, graphs)}
+        known |= {layer.path: layer for layer in _move_lines(run.report, graphs or paths, places, graphs)}
     lines: list[LayerReport] = []
     whole: list[str] = []
     for path, module in named_modules(model):
@@ -57,14 +58,14 @@ def report(model: nn.Module) -> Report:
     return Report(layers=tuple(lines))
 
 
-def _operator_paths(model: nn.Module) -> Iterator[str]:
+def _find_operator_paths(model: nn.Module) -> Iterator[str]:
     """Yield the paths of operators that have lines of their own, in the graphs that `model` holds."""
     for path, module in named_modules(model):
         operators: tuple[str, ...] = vars(module).get("operator_paths", ())
         yield from (child_path(path, name) for name in operators)
 
 
-def _runs_in_order(model: nn.Module) -> list[tuple[Run, list[str]]]:
+def _sort_runs(model: nn.Module) -> list[tuple[Run, list[str]]]:
     """Return the runs that modules of `model` keep, oldest first, each with the paths of these modules."""
     runs: dict[int, Run] = {}
     ages: dict[int, int] = {}
@@ -77,7 +78,7 @@ def _runs_in_order(model: nn.Module) -> list[tuple[Run, list[str]]]:
     return [(runs[key], paths[key]) for key in sorted(runs, key=lambda key: ages[key])]
 
 
-def _moved(run: Report, paths: list[str], places: set[str], graphs: list[str]) -> list[LayerReport]:
+def _move_lines(run: Report, paths: list[str], places: set[str], graphs: list[str]) -> list[LayerReport]:
     """Return the lines of `run` with the paths that they have in a model that has modules at `places`.
 
     Of the changes that would explain why modules of the run stand at `paths` now, it takes the one that
@@ -85,22 +86,24 @@ def _moved(run: Report, paths: list[str], places: set[str], graphs: list[str]) -
     graph keeps, which stands at the only path in `graphs`, are below that path.
     """
     # A few modules are enough to tell, and each is compared with every line.
-    changes = {change for path in paths[:16] for line in run.layers for change in _changes(line.path, path)}
+    changes = {
+        change for path in paths[:16] for line in run.layers for change in _find_changes(line.path, path)
+    }
     found = [
-        [moved for line in run.layers for moved in _line_moved(line, *change) if moved.path in places]
+        [moved for line in run.layers for moved in _move_line(line, *change) if moved.path in places]
         for change in [("", path) for path in graphs] or [("", ""), *sorted(changes)]
     ]
     standing = set(paths)
     return max(found, key=lambda lines: (sum(line.path in standing for line in lines), len(lines)))
 
 
-def _line_moved(line: LayerReport, gone: str, added: str) -> Iterator[LayerReport]:
+def _move_line(line: LayerReport, gone: str, added: str) -> Iterator[LayerReport]:
     if line.path == gone or line.path.startswith(f"{gone}." if gone else ""):
         rest = line.path.removeprefix(gone).removeprefix(".")
         yield attrs.evolve(line, path=child_path(added, rest) if rest else added)
 
 
-def _changes(old: str, new: str) -> Iterator[tuple[str, str]]:
+def _find_changes(old: str, new: str) -> Iterator[tuple[str, str]]:
     """Yield the prefix to take away and the one to add that make the path `new` of `old`."""
     if old == new:
         yield "", ""

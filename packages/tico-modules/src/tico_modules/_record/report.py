@@ -1,4 +1,4 @@
-"""What was done to every module of a model, as values."""
+"""The report of a conversion, with a line for each module."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ from tico_config import ArtifactError, Found, Problem
 
 @attrs.frozen(kw_only=True)
 class LayerReport:
-    """What one algorithm did to one module, or why it left the module alone.
+    """One module in a report: the grids that an algorithm gave it, or the reason why it is still float.
 
-    `weight` and `activation` describe the grids, "float" where there is none. `bits` and `group_size` are
-    those of the weight's codes, where the algorithm has made them. `figures` are the algorithm's own, for
-    example ``("loss", 0.12)``; `seconds` is what they took, which does not count when lines are compared.
+    Attributes:
+        path: the full path of the module.
+        module: the name of its class, or of the operator.
+        algorithm: the name of the algorithm; empty where none changed the module.
+        weight: a description of the grid of the weight, for example ``uint4 group 64``, or ``float``.
+        activation: a description of the grids of its activations, or ``float``.
+        reason: the reason why the module, or a part of it, is float.
+        bits: the bits of the weight's codes, where the algorithm made codes.
+        group_size: the number of columns that share a scale; None where whole rows do, or without codes.
+        seconds: the time that the algorithm took for the module, ignored when lines are compared.
+        figures: numbers of the algorithm's own, for example ``("loss", 0.12)``.
     """
 
     path: str
@@ -64,10 +72,10 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the report that `to_json` gave `text` for.
+        """Return the report that `to_json` wrote as `text`.
 
         Raises:
-            ArtifactError: it is not what `to_json` gives.
+            ArtifactError: `text` is not the JSON of a report.
 
         >>> Report.from_json(Report().to_json()) == Report()
         True
@@ -77,13 +85,13 @@ class Report:
         except (ValueError, RecursionError):
             rows = None
         if not isinstance(rows, list):
-            raise _refused(Found("something else"))
-        return cls(layers=tuple(map(_layer, rows)))
+            raise _make_error(Found("something else"))
+        return cls(layers=tuple(map(_parse_layer, rows)))
 
     def to_markdown(self) -> str:
         """Return the report as a Markdown table."""
         head = "| module | kind | algorithm | weight | activation | notes |\n|---|---|---|---|---|---|"
-        return "\n".join([head, *map(_row, self.layers)])
+        return "\n".join([head, *map(_format_row, self.layers)])
 
     def __str__(self) -> str:
         """Return the Markdown table."""
@@ -93,40 +101,40 @@ class Report:
 _TEXTS = ("path", "module", "algorithm", "weight", "activation", "reason")
 
 
-def _layer(row: object) -> LayerReport:
+def _parse_layer(row: object) -> LayerReport:
     match row:
         case {"figures": list(figures), "bits": bits, "group_size": size, "seconds": seconds, **rest}:
             pass
         case _:
-            raise _refused(row)
+            raise _make_error(row)
     texts = {str(name): str(text) for name, text in rest.items() if isinstance(text, str)}
     numbers = isinstance(seconds, float | int) and all(
         type(count) in (int, NoneType) for count in (bits, size)
     )
     if rest.keys() != set(_TEXTS) or texts.keys() != rest.keys() or not numbers:
-        raise _refused(row)
+        raise _make_error(row)
     return LayerReport(
         **texts,
         bits=bits,
         group_size=size,
         seconds=float(seconds),
-        figures=tuple(map(_figure, figures)),
+        figures=tuple(map(_parse_figure, figures)),
     )
 
 
-def _figure(pair: object) -> tuple[str, float]:
+def _parse_figure(pair: object) -> tuple[str, float]:
     match pair:
         case [str(name), float() | int() as value]:
             return name, float(value)
         case _:
-            raise _refused(pair)
+            raise _make_error(pair)
 
 
-def _refused(value: object) -> ArtifactError:
+def _make_error(value: object) -> ArtifactError:
     return ArtifactError(Problem(field="report", value=value, expected="JSON as Report.to_json() gives it"))
 
 
-def _row(layer: LayerReport) -> str:
+def _format_row(layer: LayerReport) -> str:
     notes = [layer.reason] if layer.reason else []
     notes += [f"{name} {value:.4g}" for name, value in layer.figures]
     notes += [f"{layer.seconds:.2f} s"] if layer.seconds else []

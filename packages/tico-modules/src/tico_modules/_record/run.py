@@ -1,4 +1,4 @@
-"""One conversion of a model: what was asked for, what it started from, and what was done."""
+"""One conversion of a model: its config, the model and the data it started from, its report."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ from typing_extensions import Self
 from tico_modules._record.report import Report
 from tico_modules._storage.layout import Layout
 
-_LIBRARIES = ("tico-config", "tico-observers", "tico-quantizers", "torch")
+_LIBRARIES = (
+    "tico-config",
+    "tico-modules",
+    "tico-observers",
+    "tico-quantizers",
+    "torch",
+)  # in order, as files keep them
 
 
 @functools.cache
 def library_versions() -> tuple[tuple[str, str], ...]:
-    """Return the versions of the libraries that decide what a conversion gives, by name."""
+    """Return name and version of each library on which the result of a conversion depends."""
     found = []
     for name in _LIBRARIES:
         try:
             found.append((name, version(name)))
-        except PackageNotFoundError:  # a checkout on the path without being installed
+        except PackageNotFoundError:  # not installed, or a checkout on the path
             found.append((name, "unknown"))
     return tuple(found)
 
@@ -33,7 +39,7 @@ class Run:
     """One conversion, as it is kept with every module that it left, and in files.
 
     Attributes:
-        report: what was done to every module.
+        report: the report on every module.
         config: the config, as the canonical JSON of `tico_config.to_json`; empty where it is not known.
         model: the `model_fingerprint` of the model that `prepare` was given.
         data: the digest of the tensors that the model was called with between `prepare` and `convert`,
@@ -54,7 +60,7 @@ class Run:
         return self
 
     def to_values(self) -> dict[str, object]:
-        """Return the run as JSON values.
+        """Return the run as values for JSON, without the times in its report.
 
         >>> run = Run(report=Report(), model="ab", calls=3)
         >>> Run.from_layout(Layout("file", run.to_values())) == run
@@ -73,17 +79,17 @@ class Run:
 
     @classmethod
     def from_layout(cls, layout: Layout) -> Run:
-        """Return the run that `to_values` gave the values of.
+        """Return the run for which `to_values` gave the values in `layout`.
 
         Raises:
-            ArtifactError: the values are others.
+            ArtifactError: a value is missing, wrong or left over.
         """
         layout.require_keys(field.name for field in attrs.fields(cls))
         config = layout.optional_child("config")
         versions = layout.child("versions")
         return Run(
             report=Report.from_json(json.dumps(layout.values["report"])),
-            config="" if config is None else _canonical(config.values),
+            config="" if config is None else _to_canonical(config.values),
             model=layout.text("model"),
             data=layout.text("data"),
             calls=layout.integer("calls"),
@@ -91,5 +97,5 @@ class Run:
         )
 
 
-def _canonical(values: Mapping[str, object]) -> str:
+def _to_canonical(values: Mapping[str, object]) -> str:
     return json.dumps(values, sort_keys=True, separators=(",", ":"))

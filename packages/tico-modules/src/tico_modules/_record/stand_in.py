@@ -1,4 +1,4 @@
-"""What passes from a module to the one that replaces it."""
+"""State that passes from a module to the module that replaces it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ _HOOKS = (
 )
 
 
-def stand_in(old: nn.Module, new: nn.Module) -> None:
-    """Give `new` the mode, the hooks and the reports of `old`: the user's handles work on both."""
+def carry_over(old: nn.Module, new: nn.Module) -> None:
+    """Give `new` the mode, the hooks and the runs of `old`.
+
+    Both share the dictionaries of hooks, so that handles which the user holds remove hooks from both.
+    Runs are taken over only where `new` has none of its own.
+    """
     new.train(old.training)
     attributes = vars(old)
     for name in _HOOKS:

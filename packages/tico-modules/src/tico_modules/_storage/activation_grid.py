@@ -1,10 +1,9 @@
-"""The grid of an activation, static or per token, as a module."""
+"""The grid of an activation as a module: fixed, or computed for each token."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -18,18 +17,18 @@ from tico_config import (
     PerTensor,
     PerToken,
     Problem,
-    TicoError,
 )
 from tico_modules._storage.exact_module import ExactModule
-from tico_modules._storage.layout import Layout, tensor_of
+from tico_modules._storage.layout import Layout, require_tensor
 from tico_observers import AffineParams, round_to_grid
 
 
 class ActivationGrid(ExactModule):
-    """Moves activations to a grid: a fixed one (buffers `scale` and `zero_point`) or one per token.
+    """Fake-quantizes activations on a fixed grid, or on a grid of its own for each token.
 
-    A grid per token has empty buffers and is computed from each vector along the last axis; one that
-    holds NaN or infinity becomes NaN.
+    A fixed grid is in the buffers `scale` (float32) and `zero_point` (int32), both of the shape that
+    `granularity` asks for. With a grid per token both buffers are empty: each vector along the last axis
+    gets the min/max grid of its values, and becomes NaN as a whole if it holds NaN or infinity.
 
     >>> grid = ActivationGrid.per_token(DType.int(8), symmetric=True)
     >>> grid(torch.tensor([[127.0, 0.4], [1.27, 0.504]]))
@@ -54,7 +53,7 @@ class ActivationGrid(ExactModule):
 
     @classmethod
     def static(cls, params: AffineParams) -> ActivationGrid:
-        """Return the module that moves values to `params`."""
+        """Return the module that fake-quantizes on the fixed grid `params`."""
         symmetric = params.dtype.signed and not bool(params.zero_point.any())
         return cls(
             params.scale,
@@ -68,15 +67,15 @@ class ActivationGrid(ExactModule):
     def per_token(
         cls, dtype: DType, *, symmetric: bool, device: torch.device | None = None
     ) -> ActivationGrid:
-        """Return the module that gives each vector along the last axis a grid of its own."""
+        """Return the module that computes a grid for each vector along the last axis; `device` is its own."""
         scale = torch.empty(0, device=device)
         zero_point = torch.empty(0, dtype=torch.int32, device=device)
         return cls(scale, zero_point, dtype=dtype, granularity=PerToken(), symmetric=symmetric)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` moved to the grid, in the dtype of `x`."""
+        """Return the fake-quantized `x`, in the shape and dtype of `x`."""
         if isinstance(self.granularity, PerToken):
-            scale, zero_point = token_grids(x, self.dtype, symmetric=self.symmetric)
+            scale, zero_point = compute_token_grids(x, self.dtype, symmetric=self.symmetric)
         else:
             scale, zero_point = self.scale, self.zero_point
         return round_to_grid(x, scale, zero_point, dtype=self.dtype, granularity=self.granularity)
@@ -92,8 +91,8 @@ class ActivationGrid(ExactModule):
         return f"{self.dtype}, {self.granularity}"
 
     def layout(self) -> dict[str, object]:
-        """Return what is needed besides the buffers to make this grid again, as JSON values."""
-        axis, size = _axis_and_size(self.granularity)
+        """Return the values that `restore` needs besides the buffers, for JSON."""
+        axis, size = _split_granularity(self.granularity)
         return {
             "bits": self.dtype.bits,
             "signed": self.dtype.signed,
@@ -105,50 +104,50 @@ class ActivationGrid(ExactModule):
 
     @classmethod
     def restore(cls, layout: Layout, tensors: Mapping[str, Tensor]) -> ActivationGrid:
-        """Return the grid that `layout` describes and `tensors` hold.
+        """Return the grid that `layout` describes, with the buffers in `tensors`, by name.
 
         Raises:
-            ArtifactError: they do not fit each other.
+            ArtifactError: a value or a tensor is missing, or they do not fit each other.
         """
         symmetric = layout.boolean("symmetric")
-        try:
-            granularity = _granularity(layout)
+        with layout.locate_errors():
+            granularity = _read_granularity(layout)
             dtype = DType(layout.integer("bits"), layout.boolean("signed"))
-            scale, zero_point = (tensor_of(tensors, layout, name) for name in ("scale", "zero_point"))
+            scale, zero_point = (require_tensor(tensors, layout, name) for name in ("scale", "zero_point"))
             if not isinstance(granularity, PerToken):
                 params = AffineParams(
                     scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity
                 )
                 scale, zero_point = params.scale, params.zero_point
             _require_dimensions(scale, granularity)
-        except TicoError as error:
-            first, *others = (attrs.evolve(problem, module=layout.where) for problem in error.problems)
-            raise ArtifactError(first, *others) from None
         return cls(scale, zero_point, dtype=dtype, granularity=granularity, symmetric=symmetric)
 
 
 def _require_dimensions(scale: Tensor, granularity: Granularity) -> None:
-    """Refuse scales that are not as many as `granularity` has units.
+    """Refuse a scale whose number of axes does not suit `granularity`.
 
     Raises:
-        ArtifactError: with the shape.
+        ArtifactError: with the shape of the scale.
     """
     match granularity:
         case PerTensor():
-            fits, expected = scale.ndim == 0, "one number"
+            fits, expected = scale.ndim == 0, "a single number"
         case PerChannel():
             fits, expected = scale.ndim == 1, "a vector"
         case PerGroup():
-            fits, expected = scale.ndim > 0, "of at least one axis"
+            fits, expected = scale.ndim > 0, "a tensor with at least one axis"
         case PerToken():
-            fits, expected = scale.numel() == 0, "empty"
+            fits, expected = scale.numel() == 0, "an empty tensor"
     if not fits:
-        found = Found(f"of shape {tuple(scale.shape)}")
+        found = Found(f"a tensor of shape {tuple(scale.shape)}")
         raise ArtifactError(Problem(field="scale", value=found, expected=expected))
 
 
-def token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Return what `tico_observers.params_per_token` does, without checks, so that it can be exported."""
+def compute_token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Return scale (float32) and zero point (int32) of each vector along the last axis of `x`.
+
+    They are those of `tico_observers.params_per_token`, whose checks a program for export cannot hold.
+    """
     if x.shape[-1] == 0:
         low = high = x.new_zeros(x.shape[:-1], dtype=torch.float64)
     else:
@@ -166,8 +165,11 @@ def token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Tensor, Te
     return scale, (dtype.qmin - offset).to(torch.int32)
 
 
-def _axis_and_size(granularity: Granularity) -> tuple[int, int]:
-    """Return the axis, counted from 8 below, and the group size; what does not apply is 0."""
+def _split_granularity(granularity: Granularity) -> tuple[int, int]:
+    """Return axis and group size as non-negative integers; 0 where there is none.
+
+    The axis, which may be negative, is counted from -8.
+    """
     match granularity:
         case PerChannel(axis=axis):
             return axis + 8, 0
@@ -177,7 +179,7 @@ def _axis_and_size(granularity: Granularity) -> tuple[int, int]:
             return 0, 0
 
 
-def _granularity(layout: Layout) -> Granularity:
+def _read_granularity(layout: Layout) -> Granularity:
     axis = layout.integer("axis") - 8
     match layout.text("unit"):
         case "PerTensor":
@@ -188,6 +190,5 @@ def _granularity(layout: Layout) -> Granularity:
             return PerChannel(axis)
         case "PerGroup":
             return PerGroup(axis, layout.integer("size"))
-        case unit:
-            problem = Problem(module=layout.where, field="unit", value=Found(unit), expected="a granularity")
-            raise ArtifactError(problem)
+        case _:
+            raise layout.make_error("unit", "PerTensor, PerToken, PerChannel or PerGroup")

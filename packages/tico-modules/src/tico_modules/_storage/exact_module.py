@@ -1,4 +1,4 @@
-"""Modules whose buffers keep their format when a model is cast to another one."""
+"""Modules whose buffers keep their dtype when a model is cast to another one."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing_extensions import Self
 
 
 class ExactModule(nn.Module):
-    """A module whose own buffers follow to another device, but are never cast: a grid stays float32.
+    """A module whose own buffers move to another device with the model, but keep their dtype when it is cast.
 
-    State dicts carry the version of the buffers' layout; one of another version is refused.
+    So scales stay float32 in a bfloat16 model. State dicts carry the version of the buffers' layout;
+    `load_state_dict` refuses another version.
     """
 
     _version: int = 1
@@ -19,6 +20,7 @@ class ExactModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         own: dict[str, Tensor | None] = self._buffers
         before = {name: buffer for name, buffer in own.items() if buffer is not None}
+        # torch may cast the buffers; afterwards the ones from before are put back, on the new device.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         for name, buffer in before.items():
             moved = own[name]
@@ -40,7 +42,7 @@ class ExactModule(nn.Module):
         if version != self._version:
             error_msgs.append(
                 f"{prefix.removesuffix('.')}: the layout is of version {version}, this release of "
-                f"tico-quantizers reads version {self._version}"
+                f"tico-modules reads version {self._version}"
             )
             return
         load = super()._load_from_state_dict

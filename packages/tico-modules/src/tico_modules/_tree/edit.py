@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class _Slots:
-    """Where modules stand: the slots of the modules that hold them, found without a search."""
+    """The places of modules: for each one the modules that hold it, and the names under which they do."""
 
     def __init__(self) -> None:
         self._known: dict[int, nn.Module] = {}
@@ -37,11 +37,11 @@ class _Slots:
         """Remember that `child` stands in a slot of `parent`."""
         self._slots.setdefault(id(child), []).append((parent, name))
 
-    def below(self, root: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
+    def find(self, root: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
         """Return the slots of `module` in modules that can be reached from `root`."""
-        return [(parent, name) for parent, name in self._of(module) if self._reaches(root, parent)]
+        return [(parent, name) for parent, name in self._find_current(module) if self._reaches(root, parent)]
 
-    def _of(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
+    def _find_current(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
         slots = self._slots.get(id(module), [])
         return [(parent, name) for parent, name in slots if parent._modules.get(name) is module]
 
@@ -54,14 +54,20 @@ class _Slots:
                 return True
             if id(current) not in seen:
                 seen.add(id(current))
-                waiting += [parent for parent, _ in self._of(current)]
+                waiting += [parent for parent, _ in self._find_current(current)]
         return False
 
 
 class Edit:
-    """Changes of one model, all undone if the block they are made in raises.
+    """A context for changes of one model, which are all undone if the block raises an exception.
 
-    What was replaced is kept until then: nothing that was taken out is written to.
+    Modules and values that were replaced are kept until then, and not written to.
+
+    >>> model: nn.Module = nn.Sequential(nn.ReLU())
+    >>> with Edit() as edit:
+    ...     model = edit.replace(model, model.get_submodule("0"), nn.Identity())
+    >>> model.get_submodule("0")
+    Identity()
     """
 
     def __init__(self) -> None:
@@ -70,13 +76,13 @@ class Edit:
         self._slots = _Slots()
 
     def __enter__(self) -> Self:
-        """Start."""
+        """Begin the changes."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Finish what was put off, or undo everything in reverse order."""
+        """Run the actions of `on_commit`, or undo all changes in reverse order after an exception."""
         for action in self._commit if kind is None else reversed(self._undo):
             action()
 
@@ -89,11 +95,14 @@ class Edit:
         self._commit.append(action)
 
     def replace(self, root: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-        """Put `new` wherever `old` stands below `root`; return the root, which is `new` if `old` was it."""
+        """Put `new` in every place below `root` where `old` is.
+
+        Returns the root afterwards: `new` if `old` was the root itself, else `root`.
+        """
         if old is root:
             return new
         self._slots.add(root)
-        for parent, name in self._slots.below(root, old):
+        for parent, name in self._slots.find(root, old):
             # Straight into the dict: a module's own __setattr__ may do more than store a child.
             slots: dict[str, nn.Module | None] = parent._modules
             self.put(slots, name, new)
@@ -102,7 +111,7 @@ class Edit:
         return root
 
     def put(self, mapping: dict[str, T], name: str, value: T) -> None:
-        """Set an entry that `mapping` already has."""
+        """Set the entry `name`, which `mapping` has already; undone like every change."""
         self._undo.append(_Assignment(mapping, name, mapping[name]))
         mapping[name] = value
 

@@ -1,4 +1,4 @@
-"""What installed packages offer."""
+"""Entry points of installed packages."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 
-def offered_entry_points(group: str) -> tuple[EntryPoint, ...]:
+def find_entry_points(group: str) -> tuple[EntryPoint, ...]:
     """Return the entry points of `group` in the order of their names.
 
-    The files that say so are read again only when the folders that modules are imported from are others, or
-    something was installed there.
+    The metadata of installed packages are read again only if ``sys.path`` has changed or something was
+    installed in one of its folders, as reading takes milliseconds for each package.
     """
-    return _read(group, tuple((folder, _changed(folder)) for folder in sys.path))
+    return _read(group, tuple((folder, _read_mtime(folder)) for folder in sys.path))
 
 
 @functools.lru_cache(maxsize=8)
@@ -22,8 +22,8 @@ def _read(group: str, folders: tuple[tuple[str, int], ...]) -> tuple[EntryPoint,
     return tuple(sorted(entry_points(group=group), key=lambda point: point.name))
 
 
-def _changed(folder: str) -> int:
-    """Return when the listing of `folder` was changed, in nanoseconds; 0 where there is none."""
+def _read_mtime(folder: str) -> int:
+    """Return the time at which the listing of `folder` last changed, in nanoseconds; 0 without a folder."""
     try:
         return Path(folder).stat().st_mtime_ns
     except OSError:

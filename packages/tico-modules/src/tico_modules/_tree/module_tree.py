@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def named_modules(model: nn.Module, *, every_path: bool = False) -> Iterator[tuple[str, nn.Module]]:
     """Yield each module of `model` once with its first path, or with each of its paths.
 
-    The same as `nn.Module.named_modules`, but not recursive, so that no nesting is too deep.
+    The order is that of `nn.Module.named_modules`, but without recursion, so that no nesting is too deep.
     """
     seen: set[int] = set()
     waiting = [("", model)]

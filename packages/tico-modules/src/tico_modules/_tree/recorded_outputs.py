@@ -1,8 +1,8 @@
-"""What transformers needs so that hidden states and attentions of a wrapped model can be asked for.
+"""Hooks of transformers that record hidden states and attentions, made before layers are replaced.
 
-It finds the layers whose outputs it records by their class, at the first request, and hooks them. A wrapper
-that stands in the place of such a layer has another class, but takes over its hooks. So the hooks are made
-before the wrappers, by the function of transformers.
+At the first request for them, transformers finds by their class the layers whose outputs it records, and
+hooks them. A wrapper that replaces such a layer has another class, but takes over its hooks. So the hooks are
+made before the wrappers, by the function of transformers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def record_outputs(model: nn.Module, edit: Edit) -> None:
         return
     modules = [module for _, module in named_modules(model)]
     edit.on_undo(
-        _Removal([(module, frozenset(module._forward_hooks), _marked(module)) for module in modules])
+        _Removal([(module, frozenset(module._forward_hooks), _is_marked(module)) for module in modules])
     )
     for module in modules:
         # Models around it that say the same, for causal language modeling say, hand the request on.
@@ -38,12 +38,12 @@ def _records(module: nn.Module) -> bool:
     return bool(getattr(type(module), "_can_record_outputs", None))
 
 
-def _marked(module: nn.Module) -> bool:
+def _is_marked(module: nn.Module) -> bool:
     return _INSTALLED in vars(module)
 
 
 class _Removal:
-    """Takes away every hook that was made after those it knows."""
+    """Removes every hook that was made after the known ones."""
 
     def __init__(self, known: list[tuple[nn.Module, frozenset[int], bool]]) -> None:
         self._known = known
@@ -52,5 +52,5 @@ class _Removal:
         for module, hooks, marked in self._known:
             for new in set(module._forward_hooks) - hooks:
                 del module._forward_hooks[new]
-            if _marked(module) and not marked:
+            if _is_marked(module) and not marked:
                 delattr(module, _INSTALLED)

@@ -7,8 +7,11 @@ from torch import nn
 from tico_modules._tree.module_tree import named_modules, parameter
 
 
-def tied_paths(model: nn.Module) -> dict[str, str]:
-    """Return, for each module whose weight another module also holds, the path of that other module."""
+def find_tied_paths(model: nn.Module) -> dict[str, str]:
+    """Return a mapping from the path of each module with a shared weight to the path of another that has it.
+
+    All but the first are mapped to the first, and the first to the second.
+    """
     first: dict[int, str] = {}
     tied: dict[str, str] = {}
     for path, module in named_modules(model):

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from typing_extensions import Self
 
-from tico_modules import expanded
+from tico_modules import keep_dequantized
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_inputs import BlockInputs
 from tico_quantizers.calibration._called_once import LastLayer
@@ -67,7 +67,7 @@ class _Stream:
 
     def _run(self, *, keep: bool) -> Iterator[dict[tuple[int, int], torch.Tensor]]:
         made = self._calls.run(self.number, self._outputs, keep=keep, forward_dtype=self._forward_dtype)
-        with expanded(self._calls.blocks[self.number]):
+        with keep_dequantized(self._calls.blocks[self.number]):
             for index in range(len(self._calls.accepted[self.number])):
                 torch.default_generator.manual_seed(self.number + index * len(self._calls.blocks))
                 yield next(made)

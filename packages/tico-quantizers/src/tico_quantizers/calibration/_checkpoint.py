@@ -11,7 +11,7 @@ import attrs
 from torch import Tensor, nn
 
 from tico_config import ArtifactError, BaseConfig, Found, Problem, to_json
-from tico_modules import Layout, PackedWeight, Report, below, library_versions, model_fingerprint
+from tico_modules import Layout, PackedWeight, Report, library_versions, model_fingerprint, select_below
 from tico_observers import read_sealed, tensor_digest, write_sealed
 from tico_quantizers.calibration._activation_store import StoredTensor
 from tico_quantizers.calibration._block_inputs import BlockInputs
@@ -65,7 +65,9 @@ class Checkpoint:
         # Copies: the file may be removed while the model lives.
         tensors = {key: tensor.clone() for key, tensor in sealed.tensors.items()}
         return [
-            QuantizedWeight(PackedWeight.restore(layouts.child(line.path), below(tensors, line.path)), line)
+            QuantizedWeight(
+                PackedWeight.restore(layouts.child(line.path), select_below(tensors, line.path)), line
+            )
             for line in lines
         ]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tico_modules import named_modules, parameter, tied_paths
+from tico_modules import find_tied_paths, named_modules, parameter
 from tico_quantizers.calibration import after_call, before_call
 from tico_quantizers.equivalence._channel_flow import ChannelFlow, Channels
 from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_scale
@@ -92,7 +92,7 @@ class Candidates:
             for path, module in named_modules(model)
             if path not in layers and (scale := as_channel_scale(module)) is not None
         }
-        tied = tied_paths(model)
+        tied = find_tied_paths(model)
         reasons |= {path: f"its weight is tied to {tied[path]}" for path in scales if path in tied}
         return cls(layers=layers, scales=scales, reasons=reasons)
 

@@ -49,4 +49,4 @@ def output_added(
     if not isinstance(conv, ConvTransposeSettings) or not isinstance(wanted, list | tuple):
         return None
     axes = len(conv.stride)
-    return conv.added(x.shape[-axes:], shape(layer)[2:], wanted[-axes:])
+    return conv.find_output_padding(x.shape[-axes:], shape(layer)[2:], wanted[-axes:])

@@ -44,7 +44,7 @@ def _by_output(layer: Layer) -> Tensor:
         case nn.Linear() | nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
             return layer.weight
         case nn.ConvTranspose1d() | nn.ConvTranspose2d() | nn.ConvTranspose3d():
-            return ConvTransposeSettings.of(layer).by_output(layer.weight)
+            return ConvTransposeSettings.of(layer).swap_channels(layer.weight)
         case TransposedLinear():
             return layer.weight.T
         case _:

@@ -17,8 +17,8 @@ from tico_modules import (
     QuantizedConvTranspose3d,
     QuantizedLinear,
     QuantizedModule,
-    detached_bias,
-    stand_in,
+    carry_over,
+    copy_bias,
 )
 from tico_quantizers.layers._matrix import IntegerLayer, Layer, conv_settings, reads_rows, shape
 
@@ -34,7 +34,7 @@ class QuantizedWeight:
 def with_weight(layer: Layer, packed: PackedWeight) -> QuantizedModule:
     """Return the integer layer that stands in for `layer` with another weight."""
     new = _integer_layer(layer, packed)
-    stand_in(layer, new)
+    carry_over(layer, new)
     return new
 
 
@@ -46,7 +46,7 @@ def _integer_layer(layer: Layer, packed: PackedWeight) -> QuantizedModule:
     if isinstance(layer, IntegerLayer):
         old = layer.parts
         return layer.with_parts(Parts(packed=packed, bias=old.bias, act_in=old.act_in, act_out=old.act_out))
-    parts = Parts(packed=packed, bias=detached_bias(layer))
+    parts = Parts(packed=packed, bias=copy_bias(layer))
     if reads_rows(layer):
         return QuantizedLinear(parts)
     conv, axes = conv_settings(layer), len(shape(layer)) - 2

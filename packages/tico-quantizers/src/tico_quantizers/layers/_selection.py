@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from tico_modules import TransposedLinear, named_modules, parameter, tied_paths
+from tico_modules import TransposedLinear, find_tied_paths, named_modules, parameter
 from tico_quantizers.layers._matrix import FloatLayer, IntegerLayer, Layer, as_layer
 
 _OWN_FORWARDS = (
@@ -40,7 +40,7 @@ def reasons_against(model: nn.Module, layers: Mapping[str, Layer]) -> dict[str, 
     >>> reasons_against(model, layers_in(model))
     {'0': 'this Linear has a forward of its own'}
     """
-    tied, attention = tied_paths(model), tuple(_attention_prefixes(model))
+    tied, attention = find_tied_paths(model), tuple(_attention_prefixes(model))
     found: dict[str, str] = {}
     for path, layer in layers.items():
         inside = bool(attention) and path.startswith(attention)

@@ -17,7 +17,7 @@ def conv_rows(x: Tensor, kernel: tuple[int, ...], conv: ConvSettings) -> Iterato
     A row's product with a row of the weight, seen as (out, in / groups * taps), is one element of the output.
     """
     for sample in _samples(x, kernel):
-        yield _windows(conv.padded(sample), kernel, conv.stride, conv.dilation, conv.groups)
+        yield _windows(conv.pad(sample), kernel, conv.stride, conv.dilation, conv.groups)
 
 
 def transposed_rows(

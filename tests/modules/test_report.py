@@ -10,7 +10,7 @@ from torch import nn
 
 from model_state import refused
 from tico_config import ArtifactError, DType
-from tico_quantizers import LayerReport, QuantizedLinear, Report, Run, remember, report, stand_in
+from tico_quantizers import LayerReport, QuantizedLinear, Report, Run, carry_over, remember, report
 
 
 def line(path: str, algorithm: str, reason: str = "") -> LayerReport:
@@ -80,7 +80,7 @@ def test_a_replacement_remembers_the_runs() -> None:
     """What the first algorithm has done is not lost with the module that it left."""
     model, _, new = model_of_runs()
     replacement = integer()
-    stand_in(model[0], replacement)
+    carry_over(model[0], replacement)
     model[0] = replacement
     assert report(model) == new
 

@@ -313,10 +313,10 @@ def _untested() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("operator", "make"),
     [
-        ("int8_sums", linear),
-        ("bfloat_by_int8", lambda: linear(grid=None)),
-        ("bfloat_by_int4", lambda: linear(UINT4, grid=None)),
-        ("rowwise_floats", lambda: linear(UINT4, grid=None, group_size=4)),
+        ("sum_int8_products", linear),
+        ("multiply_by_int8", lambda: linear(grid=None)),
+        ("multiply_by_int4", lambda: linear(UINT4, grid=None)),
+        ("unpack_rowwise", lambda: linear(UINT4, grid=None, group_size=4)),
     ],
 )
 @pytest.mark.parametrize("fault", ["wrong", "missing"])
@@ -337,7 +337,7 @@ def test_an_operator_that_fails_its_test_is_not_used(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         layer = native(make())
-    assert name == "bfloat16 product" or operator == "int8_sums"
+    assert name == "bfloat16 product" or operator == "sum_int8_products"
     assert "integer" not in name
     assert is_native(layer, x())
 

@@ -32,7 +32,7 @@ from tico_quantizers import (
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedModule,
-    stand_in,
+    carry_over,
 )
 from tiny_models import values
 
@@ -422,7 +422,7 @@ def test_a_replacement_takes_over_hooks_and_mode() -> None:
     handle = old.register_forward_hook(lambda *_: calls.append("forward"))
     old.register_full_backward_hook(lambda *_: calls.append("backward"))
     new = linear()
-    stand_in(old, new)
+    carry_over(old, new)
     new(values(14, 2, 12).requires_grad_()).sum().backward()
     handle.remove()
     new(values(14, 2, 12))

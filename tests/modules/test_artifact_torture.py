@@ -296,7 +296,7 @@ def test_a_writer_that_fails_leaves_the_old_model(saved: Path, monkeypatch: pyte
     """At every one of its steps; what it has left over goes with the next save."""
     from tico_modules._files import artifact
 
-    for step in ("described", "write_shards", "write_beside", "write_model_card", "remove_others"):
+    for step in ("describe_model", "write_shards", "write_beside", "write_model_card", "remove_others"):
         with monkeypatch.context() as patch:
 
             def fail(*call: object, step: str = step) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model_state import refused
 from references import same_bits
 from tico_config import ArtifactError, DType, NumericsError
-from tico_modules._storage.packed_weight import expanded
+from tico_modules import keep_dequantized
 from tico_quantizers import Layout, PackedWeight
 from tiny_models import values
 
@@ -178,7 +178,7 @@ def test_a_shape_of_other_sizes_is_refused(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("size", [0, -4])
 def test_groups_of_no_columns_are_refused(size: int) -> None:
     """A group has at least one column."""
-    with refused(None, NumericsError, field="shape"):
+    with refused(None, NumericsError, field="group_size"):
         PackedWeight.from_codes(
             codes_of(DType.uint(4)),
             torch.ones(3, 1),
@@ -228,16 +228,16 @@ def test_codes_wider_than_their_format_are_refused() -> None:
     weight.codes.fill_(255)
     with refused(None, ArtifactError, field="codes", module="w") as caught:
         PackedWeight.restore(Layout("w", weight.layout()), dict(weight.named_buffers()))
-    assert caught.value.value == "65535 to 65535"
+    assert caught.value.value == "integers from 65535 to 65535"
 
 
 def test_an_expanded_weight_is_computed_once() -> None:
     """Within the context all uses get one tensor; after it each gets its own."""
     weight = weight_of(DType.uint(4))
     expected = weight.dequantize()
-    with expanded(nn.Sequential(weight)):
+    with keep_dequantized(nn.Sequential(weight)):
         first = weight.dequantize()
         assert weight.dequantize() is first
         assert torch.equal(first, expected)
     assert weight.dequantize() is not weight.dequantize()
-    assert "_expanded" not in vars(weight)
+    assert "_kept" not in vars(weight)

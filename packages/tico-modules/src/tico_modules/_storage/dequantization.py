@@ -1,0 +1,71 @@
+"""From packed codes to float values."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tico_modules._storage.weight_format import WeightFormat
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def dequantize_rows(
+    form: WeightFormat, codes: Tensor, scale: Tensor, zero_point: Tensor, group_index: Tensor | None
+) -> Tensor:
+    """Return the values of some rows of a weight, float32 (rows, columns).
+
+    A value is ``(code - zero_point) * scale`` of its group; beyond the finite numbers of float32 it becomes
+    the largest of them.
+
+    Args:
+        form: the format of the whole weight.
+        codes: packed codes of the rows, (rows, bytes).
+        scale: float32 (rows, groups).
+        zero_point: int32 (rows, groups).
+        group_index: the group of each column, (columns,); None where groups are runs of columns.
+    """
+    # Codes of up to 16 bits, zero points and their differences are exact in float32.
+    steps = form.unpack(codes).to(torch.float32)
+    start = (zero_point - form.origin).to(torch.float32)
+    columns = form.columns
+    if group_index is not None or columns % (form.group_size or 1):
+        start, spread = spread_groups(form, start, group_index), spread_groups(form, scale, group_index)
+    else:
+        steps = steps.reshape(*start.shape, form.group_size or columns)
+        start, spread = start.unsqueeze(-1), scale.unsqueeze(-1)
+    # In place: at most one tensor of the size of the weight is made besides the codes.
+    values = steps.sub_(start).mul_(spread)
+    if not _fits_float32(scale, form.dtype.bits):
+        values = values.clamp_(-_LARGEST, _LARGEST)
+    return values.reshape(codes.shape[0], columns)
+
+
+def spread_groups(form: WeightFormat, values: Tensor, group_index: Tensor | None) -> Tensor:
+    """Return one of `values` (rows, groups) for each column, (rows, columns).
+
+    Where a row is one group, `values` are returned as they are, (rows, 1), for torch to broadcast.
+    """
+    if group_index is not None:
+        return values.index_select(1, group_index)
+    if form.group_size is None:
+        return values
+    return values.repeat_interleave(form.group_size, 1)[:, : form.columns]
+
+
+def is_scripted() -> bool:
+    """Tell whether `torch.jit.trace` is running."""
+    scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
+    return scripted
+
+
+def _fits_float32(scale: Tensor, bits: int) -> bool:
+    """Tell whether all values are finite in float32, where the scales can be read here and now.
+
+    Reading them costs less than clamping every value, but would end a trace and wait for another device.
+    """
+    traced = torch.compiler.is_compiling() or is_scripted() or type(scale) is not Tensor
+    if traced or not scale.is_cpu or not scale.numel():
+        return False
+    largest: float = scale.amax().item() * 2**bits
+    return largest <= _LARGEST

@@ -1,0 +1,118 @@
+"""The format of a packed weight: everything that describes it but the tensors."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import torch
+from torch import Tensor
+
+from tico_config import DType, Found, NumericsError, Problem
+from tico_modules._storage.layout import Layout
+from tico_observers import pack, packed_width, unpack
+
+_INT8 = DType.int(8)
+
+
+@attrs.frozen(kw_only=True)
+class WeightFormat:
+    """How the codes of a weight are packed, and which of them share a scale.
+
+    The weight is seen as a matrix: its first axis gives the rows, all others together the columns.
+
+    Attributes:
+        dtype: the number format of a code, of up to 16 bits.
+        shape: the shape of the float weight.
+        group_size: the number of columns in a group, whose codes share a scale; None means whole rows.
+
+    Raises:
+        NumericsError: the shape has no axis, a group has no column, or a code has more than 16 bits.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    group_size: int | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse shapes, groups and formats that cannot be packed."""
+        size = self.group_size
+        if not self.shape:
+            raise NumericsError(Problem(field="shape", value=self.shape, expected="one or more axes"))
+        if size is not None and size < 1:
+            expected = "None or an integer of at least 1"
+            raise NumericsError(Problem(field="group_size", value=size, expected=expected))
+        if self.dtype.bits > 16:
+            found = Found(str(self.dtype))
+            raise NumericsError(Problem(field="dtype", value=found, expected="a format of 2 to 16 bits"))
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of the matrix."""
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """The number of columns of the matrix."""
+        return math.prod(self.shape[1:])
+
+    @property
+    def groups(self) -> int:
+        """The number of groups in a row."""
+        return 1 if self.group_size is None else -(-self.columns // self.group_size)
+
+    @property
+    def origin(self) -> int:
+        """The code that is stored as 0."""
+        return 0 if self.dtype == _INT8 else self.dtype.qmin
+
+    @property
+    def unit(self) -> str:
+        """The codes that share a scale, for people: ``per row`` or ``group 64``."""
+        return "per row" if self.group_size is None else f"group {self.group_size}"
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """The dtype of the packed codes."""
+        return torch.int8 if self.dtype == _INT8 else torch.uint8
+
+    @property
+    def stored_columns(self) -> int:
+        """The number of bytes that a row of packed codes takes."""
+        return packed_width(self.columns, self.dtype.bits)
+
+    def pack(self, codes: Tensor) -> Tensor:
+        """Return integer `codes` (rows, columns), in the range of `dtype`, as stored, (rows, bytes)."""
+        if self.dtype == _INT8:
+            return codes.to(torch.int8)
+        return pack(codes.to(torch.int32) - self.origin if self.origin else codes, self.dtype.bits)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Return the codes less `origin`, integers (rows, columns), of some `packed` rows (rows, bytes)."""
+        if self.dtype == _INT8:
+            return packed
+        return unpack(packed, self.dtype.bits, (packed.shape[0], self.columns))
+
+    def to_layout(self) -> dict[str, object]:
+        """Return the format as JSON values."""
+        return {
+            "bits": self.dtype.bits,
+            "signed": self.dtype.signed,
+            "shape": list(self.shape),
+            "group_size": self.group_size,
+        }
+
+    @classmethod
+    def from_layout(cls, layout: Layout) -> WeightFormat:
+        """Return the format for which `to_layout` gave the values in `layout`.
+
+        Raises:
+            ArtifactError: a value is missing or of another type.
+            ConfigError: there is no such number format.
+            NumericsError: no weight has such a format.
+        """
+        return cls(
+            dtype=DType(layout.integer("bits"), layout.boolean("signed")),
+            shape=layout.integers("shape"),
+            group_size=layout.optional_integer("group_size"),
+        )
