@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 from distributions import LAYERS, MODULES, ROOT
-
-ROOMS: Final = ("algorithms", "calibration", "conversion", "equivalence", "layers", "lifecycle", "solvers")
 
 
 def imported_modules(path: Path) -> Iterator[str]:
@@ -28,10 +26,9 @@ def imported_modules(path: Path) -> Iterator[str]:
 
 
 def own_prefix(path: Path, source: Path) -> str:
-    """Return the package whose private files the file may use: its room, or else its distribution."""
-    parts = path.relative_to(source).with_suffix("").parts
-    room = parts[:-1] if parts[0] == "tico_quantizers" and parts[1] in ROOMS else parts[:1]
-    return ".".join(room)
+    """Return the innermost public package that holds the file, whose private files it may use."""
+    folders = path.relative_to(source).parts[:-1]
+    return ".".join(itertools.takewhile(lambda part: not part.startswith("_"), folders))
 
 
 def is_private(module: str, own: str) -> bool:

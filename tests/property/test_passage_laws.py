@@ -11,10 +11,9 @@ from torch import Tensor
 
 from references import same_bits
 from tico_config import DType, affine
-from tico_observers import MinMaxObserver, RangeStatistic
-from tico_wrapq import ACT_IN, QuantPoint, Watching
-from tico_wrapq._channel_range import ChannelRange
-from tico_wrapq._passage import Passage
+from tico_observers import ChannelRangeStatistic, MinMaxObserver, RangeStatistic
+from tico_wrapq import ACT_IN, QuantPoint
+from tico_wrapq.base import Passage, PointStatistics
 
 _POINTS = 3
 Pass = dict[int, Tensor]
@@ -32,35 +31,34 @@ def passes(draw: st.DrawFn) -> list[Pass]:
     return made
 
 
-def _shown(passage: Passage, points: list[Watching], seen: Pass) -> None:
+def _shown(passage: Passage, points: list[PointStatistics], seen: Pass) -> None:
     passage.under_way = True
     for at, x in seen.items():
-        passage.see(f"point {at}", points[at], x)
+        passage.see(points[at], x)
     passage.under_way = False
     passage.finish()
 
 
-def _same(found: ChannelRange | None, expected: ChannelRange | None) -> bool:
-    if found is None or expected is None:
-        return found is expected
-    mine, theirs = found.exact(), expected.exact()
+def _same(found: ChannelRangeStatistic, expected: ChannelRangeStatistic) -> bool:
+    mine, theirs = found.channels, expected.channels
+    if mine is None or theirs is None:
+        return mine is theirs
     return same_bits(mine.minimum, theirs.minimum) and same_bits(mine.maximum, theirs.maximum)
 
 
 @given(passes())
 def test_joined_ranges_are_those_of_each_point(made: list[Pass]) -> None:
     """Merging all at once gives what merging one by one does, also in a copy and after an undone pass."""
-    points = [Watching(MinMaxObserver(), -1) for _ in range(_POINTS)]
+    points = [PointStatistics(MinMaxObserver(), -1) for _ in range(_POINTS)]
     passage = Passage()
-    expected: list[ChannelRange | None] = [None] * _POINTS
+    expected = [ChannelRangeStatistic()] * _POINTS
     for seen in made:
         _shown(passage, points, seen)
         for at, x in seen.items():
-            new, old = ChannelRange.of(x, -1), expected[at]
-            expected[at] = new if old is None or new is None else old.merge(new)
+            expected[at] = expected[at].observe(x)
         passage.under_way = True
         for at, x in seen.items():
-            passage.see("undone", points[at], x * 1000)
+            passage.see(points[at], x * 1000)
         passage.drop_unfinished()
         passage, points = copy.deepcopy((passage, points))
     assert all(_same(point.channels, wanted) for point, wanted in zip(points, expected, strict=True))
@@ -72,14 +70,13 @@ def test_tensor_written_to_between_two_points_is_read_again(numbers: list[int], 
     points = [QuantPoint(f"{at}", ACT_IN, affine(DType.uint(8))) for at in range(2)]
     x = torch.tensor(numbers, dtype=torch.float32)
     expected = [RangeStatistic().observe(x), RangeStatistic().observe(x + addend)]
-    for point in points:
-        point.watch()
     passage = Passage()
+    for point in points:
+        point.watch(passage)
     passage.under_way = True
     for point in points:
-        point.follow(passage)
         point(x)
         x.add_(addend)
     passage.finish()
-    found = [None if point.watching is None else point.watching.statistics for point in points]
+    found = [None if point.statistics is None else point.statistics.statistics for point in points]
     assert found == expected

@@ -21,7 +21,7 @@ from tico_config import PerToken
 from tico_observers import AffineParams, params_per_token
 from tico_quantizers import ActivationGrid, Edit
 from tico_wrapq import ACT_IN, Frozen, Mode, Passing, QuantLinear, QuantPoint, Watching
-from tico_wrapq._passage import Passage
+from tico_wrapq.base import Passage
 from tiny_models import values
 
 UINT8 = affine(DType.uint(8))
@@ -56,7 +56,7 @@ def test_watching_point_lets_pass_and_sees() -> None:
     assert point(x) is x
     assert isinstance(point.state, Watching)
     assert (lacked, point.lacks_data) == (True, False)
-    grid = point.determined()
+    grid = point.determine_grid()
     assert grid is not None
     assert (grid.scale.item(), grid.zero_point.item()) == (1.0, 1)
 
@@ -65,7 +65,7 @@ def test_frozen_point_moves_to_its_grid() -> None:
     """What comes out is on the grid, whatever the observer saw since."""
     point = _watching(torch.tensor([0.0, 255.0]))
     with Edit() as edit:
-        point.fix(point.determined(), edit)
+        point.fix(point.determine_grid(), edit)
     assert isinstance(point.state, Frozen)
     assert point(torch.tensor([0.4, 0.6, 300.0, -5.0])).tolist() == [0.0, 1.0, 255.0, 0.0]
 
@@ -76,26 +76,27 @@ def test_undone_fix_watches_on() -> None:
     with pytest.raises(KeyError):
         _fix_and_fail(point)
     point(torch.tensor([510.0]))
-    grid = point.determined()
+    grid = point.determine_grid()
     assert grid is not None
     assert grid.scale.item() == 2.0
 
 
 def _fix_and_fail(point: QuantPoint) -> None:
     with Edit() as edit:
-        point.fix(point.determined(), edit)
+        point.fix(point.determine_grid(), edit)
         raise KeyError
 
 
 def test_unfinished_batches_do_not_count() -> None:
     """Only what was accepted determines the grid."""
-    point, passage = _watching(torch.tensor([0.0, 255.0])), Passage()
-    point.follow(passage)
+    point, passage = _point(), Passage()
+    point.watch(passage)
+    point(torch.tensor([0.0, 255.0]))
     passage.under_way = True
     point(torch.tensor([1e6]))
     passage.drop_unfinished()
     passage.finish()
-    grid = point.determined()
+    grid = point.determine_grid()
     assert grid is not None
     assert grid.scale.item() == 1.0
 
@@ -104,7 +105,7 @@ def test_grid_of_no_data_is_refused() -> None:
     """A point that saw nothing says which one it is."""
     point = _watching()
     with refused(point, CalibrationError, module="fc.act_in"):
-        point.determined()
+        point.determine_grid()
 
 
 def test_float_point_never_watches() -> None:
@@ -113,7 +114,7 @@ def test_float_point_never_watches() -> None:
     point.watch()
     assert point.state == Passing()
     assert not point.lacks_data
-    assert point.determined() is None
+    assert point.determine_grid() is None
 
 
 def test_grid_per_token_needs_no_data() -> None:
@@ -122,7 +123,7 @@ def test_grid_per_token_needs_no_data() -> None:
     point.watch()
     assert point.state == Passing()
     with Edit() as edit:
-        point.fix(point.determined(), edit)
+        point.fix(point.determine_grid(), edit)
     x = torch.cat([values(0, 2, 4), 1000 * values(1, 2, 4)])
     params = params_per_token(x, DType.int(8), symmetric=True)
     expected = (x / params.scale[:, None]).round().clamp(-128, 127) * params.scale[:, None]

@@ -32,7 +32,7 @@ from tico_wrapq import (
     try_register,
     wrapper_entry,
 )
-from tico_wrapq._registry import REGISTRY
+from tico_wrapq.base import REGISTRY
 
 
 class _Layer(nn.Linear):
@@ -144,7 +144,7 @@ class _Alternative(QuantUnary):
 def alternative(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a second wrapper for ReLU, as the variant "alternative"."""
     entry = wrapper_entry(nn.ReLU, _Alternative, "alternative")
-    monkeypatch.setattr("tico_wrapq._quantizer.REGISTRY", WrapperRegistry((*REGISTRY.entries, entry)))
+    monkeypatch.setattr("tico_wrapq.ptq._quantizer.REGISTRY", WrapperRegistry((*REGISTRY.entries, entry)))
 
 
 @pytest.mark.usefixtures("alternative")

@@ -9,6 +9,13 @@ from tico_observers._affine_params import (
     require_fit,
     statistic_shape,
 )
+from tico_observers._channel_range import (
+    ChannelRangeReader,
+    ChannelRangeStatistic,
+    JoinedRanges,
+    channel_extremes,
+    merge_channels,
+)
 from tico_observers._ema import EMAStatistic
 from tico_observers._exact_gram import ExactGramStatistic
 from tico_observers._fake_quant import dequantize, fake_quantize, quantize
@@ -40,6 +47,8 @@ __all__ = [
     "AbsMaxStatistic",
     "AffineParams",
     "AnyObserver",
+    "ChannelRangeReader",
+    "ChannelRangeStatistic",
     "EMAObserver",
     "EMAStatistic",
     "EntropyObserver",
@@ -50,6 +59,7 @@ __all__ = [
     "HistogramStatistic",
     "IdentityObserver",
     "IdentityStatistic",
+    "JoinedRanges",
     "MSEObserver",
     "MXObserver",
     "MinMaxObserver",
@@ -60,6 +70,7 @@ __all__ = [
     "SealedFile",
     "Statistic",
     "broadcast",
+    "channel_extremes",
     "dequantize",
     "fake_quantize",
     "fake_quantize_mx",
@@ -67,6 +78,7 @@ __all__ = [
     "least_error_range",
     "load_statistics",
     "locked_folder",
+    "merge_channels",
     "observer_for",
     "pack",
     "packed_width",

@@ -1,47 +1,69 @@
 """How a model family takes part: wrappers with quantization points, and the quantizer that uses them."""
 
-from tico_wrapq._attention import QuantMultiheadAttention, QuantTransformerEncoderLayer
-from tico_wrapq._calibration_file import load_calibration, save_calibration
-from tico_wrapq._coverage import Coverage, CoverageLine, coverage
-from tico_wrapq._embedding_bag import QuantEmbeddingBag, QuantizedEmbeddingBag
-from tico_wrapq._folds import FoldedNorm
-from tico_wrapq._joints import Add, Concat, MatMul, Mul, QuantJoint, QuantOutput, QuantStub
-from tico_wrapq._layers import (
-    QuantConv,
-    QuantConvTranspose,
-    QuantEmbedding,
-    QuantInteger,
-    QuantIntegerEmbedding,
-    QuantLinear,
-)
-from tico_wrapq._llama import QuantLlamaDecoderLayer, QuantLlamaMLP
-from tico_wrapq._llama_attention import QuantLlamaAttention
-from tico_wrapq._llama_embedding import QuantScaledEmbedding
-from tico_wrapq._llama_steps import QuantSteppedAttention, QuantSteppedNorm, QuantSteppedSiLU
-from tico_wrapq._mode import Mode
-from tico_wrapq._norms import QuantizedNorm, QuantNorm
-from tico_wrapq._point import (
+from tico_wrapq.base import (
     ACT_IN,
     ACT_OUT,
     Frozen,
+    Mode,
     Passing,
+    PassThroughEntry,
     PointDeclaration,
+    QuantModuleBase,
     QuantPoint,
     Role,
-)
-from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
-from tico_wrapq._quantizer import PTQCalibration, PTQQuantizer
-from tico_wrapq._registry import (
+    Watching,
+    WeightCodes,
     WrapperEntry,
     WrapperRegistry,
+    load_calibration,
     lookup,
+    pass_through_entry,
     register,
+    register_pass_through,
+    save_calibration,
     try_register,
     wrapper_entry,
 )
-from tico_wrapq._unary import QuantUnary
-from tico_wrapq._watching import Watching
-from tico_wrapq._wrapper import PTQWrapper
+from tico_wrapq.llama import (
+    QuantLlamaAttention,
+    QuantLlamaDecoderLayer,
+    QuantLlamaMLP,
+    QuantScaledEmbedding,
+    QuantSteppedAttention,
+    QuantSteppedNorm,
+    QuantSteppedSiLU,
+)
+from tico_wrapq.ptq import (
+    Coverage,
+    CoverageLine,
+    FoldedNorm,
+    PTQCalibration,
+    PTQQuantizer,
+    PTQWrapper,
+    coverage,
+)
+from tico_wrapq.torch_nn import (
+    Add,
+    Concat,
+    MatMul,
+    Mul,
+    QuantConv,
+    QuantConvTranspose,
+    QuantEmbedding,
+    QuantEmbeddingBag,
+    QuantInteger,
+    QuantIntegerEmbedding,
+    QuantizedEmbeddingBag,
+    QuantizedNorm,
+    QuantJoint,
+    QuantLinear,
+    QuantMultiheadAttention,
+    QuantNorm,
+    QuantOutput,
+    QuantStub,
+    QuantTransformerEncoderLayer,
+    QuantUnary,
+)
 
 RESTORABLE_MODULES = (
     QuantLinear,
@@ -85,6 +107,7 @@ __all__ = [
     "PTQCalibration",
     "PTQQuantizer",
     "PTQWrapper",
+    "PassThroughEntry",
     "Passing",
     "PointDeclaration",
     "QuantConv",
@@ -120,7 +143,9 @@ __all__ = [
     "coverage",
     "load_calibration",
     "lookup",
+    "pass_through_entry",
     "register",
+    "register_pass_through",
     "save_calibration",
     "try_register",
     "wrapper_entry",

@@ -9,10 +9,19 @@ import attrs
 import torch
 from torch import nn
 
-from tico_config import ArtifactError, CalibrationError, Found, LifecycleError, Problem, TicoError
+from tico_config import (
+    ArtifactError,
+    CalibrationError,
+    Found,
+    LifecycleError,
+    PerChannel,
+    Problem,
+    TicoError,
+)
 from tico_modules import named_modules
 from tico_observers import (
     AbsMaxStatistic,
+    ChannelRangeStatistic,
     EMAStatistic,
     Extremes,
     HistogramStatistic,
@@ -21,8 +30,8 @@ from tico_observers import (
     load_statistics,
     save_statistics,
 )
-from tico_wrapq._point import QuantPoint, require_data
-from tico_wrapq._watching import Watching
+from tico_wrapq.base._point import QuantPoint, require_data
+from tico_wrapq.base._point_statistics import PointStatistics
 
 # A point has no points below it, so that no other can have such a path.
 _CHANNELS = ".channels"
@@ -51,8 +60,10 @@ def save_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
     watched = _watched(model)
     require_data(_points(model))
     seen: dict[str, Statistic] = {}
-    for name, watching in watched.items():
-        seen |= _records(name, watching)
+    for name, point in watched.items():
+        seen[name] = point.statistics
+        if not point.channels.is_empty:
+            seen[f"{name}{_CHANNELS}"] = _by_channel(point.channels)
     save_statistics(path, seen)
 
 
@@ -77,26 +88,26 @@ def load_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     on_device = {name: _moved(statistic, device) for name, statistic in file.items()}
     problems: list[Problem] = []
-    merged: dict[str, Watching] = {}
-    for name, watching in watched.items():
+    merged: dict[str, PointStatistics] = {}
+    for name, point in watched.items():
         try:
-            merged[name] = watching.merged(on_device[name], on_device.get(f"{name}{_CHANNELS}"))
+            merged[name] = point.merge(on_device[name], on_device.get(f"{name}{_CHANNELS}"))
         except TicoError as error:
             problems += [attrs.evolve(problem, module=name) for problem in error.problems]
     if problems:
         raise CalibrationError(*problems)
-    for point in _points(model):
-        if point.path in merged:
-            point.resume(merged[point.path])
+    for each in _points(model):
+        if each.path in merged:
+            each.resume(merged[each.path])
 
 
-def _watched(model: nn.Module) -> dict[str, Watching]:
+def _watched(model: nn.Module) -> dict[str, PointStatistics]:
     """Return what the points of `model` that watch have seen, by path.
 
     Raises:
         LifecycleError: there are none.
     """
-    watched = {point.path: point.watching for point in _points(model) if point.watching is not None}
+    watched = {point.path: point.statistics for point in _points(model) if point.statistics is not None}
     if not watched:
         remedy = "call prepare(model, PTQConfig()) first"
         expected = "a prepared model with points that wait for data"
@@ -110,10 +121,10 @@ def _points(model: nn.Module) -> Iterator[QuantPoint]:
     return (module for _, module in named_modules(model) if isinstance(module, QuantPoint))
 
 
-def _records(name: str, watching: Watching) -> dict[str, Statistic]:
-    channels = watching.channels
-    by_channel = {} if channels is None else {f"{name}{_CHANNELS}": channels.statistic()}
-    return {name: watching.statistics, **by_channel}
+def _by_channel(seen: ChannelRangeStatistic) -> AbsMaxStatistic:
+    """Return the range of each channel in the form that files hold."""
+    axis = PerChannel(axis=-1)
+    return AbsMaxStatistic(granularity=axis, seen=RangeStatistic(granularity=axis, extremes=seen.channels))
 
 
 def _require_same_paths(

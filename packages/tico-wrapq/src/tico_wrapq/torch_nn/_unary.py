@@ -6,10 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from tico_wrapq._llama_family import classes_of
-from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration
-from tico_wrapq._quant_module_base import QuantModuleBase
-from tico_wrapq._registry import register, try_register
+from tico_wrapq.base import ACT_IN, ACT_OUT, PointDeclaration, QuantModuleBase, register
 
 _TORCH = (
     nn.AdaptiveAvgPool1d,
@@ -49,15 +46,8 @@ _TORCH = (
     nn.Tanh,
     nn.Upsample,
 )
-_TRANSFORMERS = (
-    "transformers.activations.SiLUActivation",
-    "transformers.activations.GELUActivation",
-    "transformers.activations.GELUTanh",
-    *classes_of("RMSNorm"),
-)
 
 
-@try_register(*_TRANSFORMERS)
 class QuantUnary(QuantModuleBase):
     """A module with one input and one output, each of which gets a grid; its parameters stay float."""
 

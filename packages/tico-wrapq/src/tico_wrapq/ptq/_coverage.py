@@ -19,9 +19,9 @@ from tico_modules import (
     report,
 )
 from tico_quantizers import Prepared
-from tico_wrapq._quant_module_base import QuantModuleBase
-from tico_wrapq._quantizer import CONSPICUOUS, ONE_CHANNEL, PTQCalibration
-from tico_wrapq._sites import inner
+from tico_wrapq.base import QuantModuleBase
+from tico_wrapq.ptq._quantizer import CONSPICUOUS, ONE_CHANNEL, PTQCalibration
+from tico_wrapq.ptq._sites import inner
 
 
 @attrs.frozen(kw_only=True)

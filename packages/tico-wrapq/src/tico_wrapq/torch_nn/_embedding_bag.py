@@ -13,9 +13,8 @@ from typing_extensions import Self
 
 from tico_config import Found, Problem, UnsupportedError
 from tico_modules import Layout, Parts, QuantizedModule, parameter
-from tico_wrapq._layers import WEIGHT, LayerWrapper, QuantIntegerEmbedding
-from tico_wrapq._point import ACT_OUT, PointDeclaration
-from tico_wrapq._registry import register
+from tico_wrapq.base import ACT_OUT, PointDeclaration, register
+from tico_wrapq.torch_nn._layers import WEIGHT, LayerWrapper, QuantIntegerEmbedding
 
 _MODES = ("sum", "mean", "max")
 _DTYPES: Mapping[str, torch.dtype] = {

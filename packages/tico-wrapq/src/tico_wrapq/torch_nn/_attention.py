@@ -12,10 +12,7 @@ from torch.nn import functional as F
 
 from tico_config import Found, Problem, UnsupportedError
 from tico_modules import children, parameter
-from tico_wrapq._mode import Mode
-from tico_wrapq._point import PointDeclaration, Role
-from tico_wrapq._quant_module_base import QuantModuleBase
-from tico_wrapq._registry import register
+from tico_wrapq.base import Mode, PointDeclaration, QuantModuleBase, Role, register
 
 _Attended: TypeAlias = tuple[Tensor, Tensor | None]
 _STEPS = ("scaled_query", "logits", "probabilities", "context")

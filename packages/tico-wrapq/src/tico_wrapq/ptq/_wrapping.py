@@ -23,10 +23,8 @@ from tico_config import (
     winning_rule,
 )
 from tico_modules import Edit, LayerReport, QuantizedModule, child_path, parameter, record_outputs
-from tico_wrapq._point import spec_problem
-from tico_wrapq._quant_module_base import QuantModuleBase
-from tico_wrapq._registry import WrapperRegistry
-from tico_wrapq._sites import Site, sites
+from tico_wrapq.base import QuantModuleBase, WrapperRegistry, spec_problem
+from tico_wrapq.ptq._sites import Site, sites
 
 _ASKED = "the config leaves it float"
 

@@ -13,11 +13,9 @@ from typing_extensions import Self
 
 from tico_config import PerTensor, Problem, UnsupportedError
 from tico_modules import Edit, Layout, PackedWeight, Parts, QuantizedModule, carry_over, parameter
-from tico_wrapq._layers import packed_weight, why_not_integer
-from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role
-from tico_wrapq._quant_module_base import Resolve, WeightCodes
-from tico_wrapq._registry import register
-from tico_wrapq._unary import QuantUnary
+from tico_wrapq.base import ACT_IN, ACT_OUT, PointDeclaration, Resolve, Role, WeightCodes, register
+from tico_wrapq.torch_nn._layers import pack_weight, why_not_integer
+from tico_wrapq.torch_nn._unary import QuantUnary
 
 NORM_WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerTensor())
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -162,14 +160,14 @@ class QuantNorm(QuantUnary):
         output: Tensor = self.module.forward(*args, **kwargs)
         return output
 
-    def finished(self, weights: WeightCodes, edit: Edit) -> nn.Module:
+    def finish(self, weights: WeightCodes, edit: Edit) -> nn.Module:
         """Return the integer norm; the wrapper itself where the weight is to stay float."""
         spec = self.weight_specs.get("weight")
         if self.settings is None or spec is None or not spec.is_quantized:
-            return super().finished(weights, edit)
+            return super().finish(weights, edit)
         weight, bias = _affine(self.module)
-        packed = packed_weight(weight.view(1, -1), spec, self.path, PerTensor())
-        grids = {name: point.determined() for name, point in self.named_points()}
+        packed = pack_weight(weight.view(1, -1), spec, self.path, PerTensor())
+        grids = {name: point.determine_grid() for name, point in self.named_points()}
         new = QuantizedNorm(
             Parts(
                 packed=packed,

@@ -22,8 +22,9 @@ from tico_modules import (
     named_modules,
     select_below,
 )
-from tico_wrapq._mode import Mode
-from tico_wrapq._point import PointDeclaration, QuantPoint, Role
+from tico_wrapq.base._mode import Mode
+from tico_wrapq.base._passage import Passage
+from tico_wrapq.base._point import PointDeclaration, QuantPoint, Role
 
 Resolve: TypeAlias = Callable[[str], QuantSpec]
 
@@ -133,20 +134,26 @@ class QuantModuleBase(RestorableModule):
             )
         return point
 
-    def enable_calibration(self) -> None:
-        """Start to watch every point of this wrapper; its children have their own."""
+    def enable_calibration(self, passage: Passage | None = None) -> None:
+        """Start to watch every point of this wrapper; its children have their own.
+
+        `passage` says when a forward pass of the model counts; without one, each tensor counts at once.
+
+        Raises:
+            LifecycleError: a point is frozen.
+        """
         self.mode = Mode.CALIB
         for _, point in self.named_points():
-            point.watch()
+            point.watch(passage)
 
-    def finished(self, weights: WeightCodes, edit: Edit) -> nn.Module:
-        """Return what takes the place of this wrapper for good: itself, unless a subclass knows better.
+    def finish(self, weights: WeightCodes, edit: Edit) -> nn.Module:
+        """Freeze every point and return what takes the place of this wrapper: itself, unless overridden.
 
         Raises:
             CalibrationError: a point saw no data.
         """
         for _, point in self.named_points():
-            point.fix(point.determined(), edit)
+            point.fix(point.determine_grid(), edit)
         edit.set_attribute(self, "mode", Mode.QUANT)
         return self
 
@@ -184,10 +191,11 @@ class QuantModuleBase(RestorableModule):
             ArtifactError: they do not fit each other.
         """
         wrapper = cls(original, layout.where, lambda path: no_quant())
-        for name, point in wrapper.named_points():
-            grid = layout.optional_child(name)
-            if grid is not None:
-                point.fixed = ActivationGrid.restore(grid, select_below(tensors, f"{name}.fixed"))
+        with Edit() as edit:
+            for name, point in wrapper.named_points():
+                grid = layout.optional_child(name)
+                if grid is not None:
+                    point.fix(ActivationGrid.restore(grid, select_below(tensors, f"{name}.fixed")), edit)
         wrapper.mode = Mode.QUANT
         return wrapper
 

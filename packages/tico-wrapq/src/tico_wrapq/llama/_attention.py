@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import PerToken
-from tico_wrapq._llama_family import classes_of
-from tico_wrapq._point import PointDeclaration, Role
-from tico_wrapq._quant_module_base import QuantModuleBase
-from tico_wrapq._registry import try_register
+from tico_wrapq.base import PointDeclaration, QuantModuleBase, Role, try_register
+from tico_wrapq.llama._family import classes_of
 
 _EXACT = ("eager", "sdpa", None)
 _HEADS = 1  # the axis whose channels are told apart, in tensors of shape (batch, heads, tokens, …)

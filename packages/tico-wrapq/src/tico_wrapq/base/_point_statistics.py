@@ -1,10 +1,11 @@
-"""What one point sees in the forward passes of a calibration."""
+"""What one point has seen in the forward passes of a calibration."""
 
 from __future__ import annotations
 
 import copy
 from typing import final
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -13,24 +14,50 @@ from tico_observers import (
     AbsMaxStatistic,
     AffineParams,
     AnyObserver,
+    ChannelRangeReader,
+    ChannelRangeStatistic,
+    Extremes,
     HistogramStatistic,
+    JoinedRanges,
     MinMaxObserver,
     RangeStatistic,
     Statistic,
+    merge_channels,
     params_from_range,
 )
-from tico_wrapq._channel_range import ChannelRange, KnownRanges, Stretch
 
 
 @final
-class Watching:
-    """The tensor goes through and is seen.
+@attrs.define(eq=False)
+class RangeTable:
+    """The ranges of points that are seen together; replaced as a whole when a forward pass is counted."""
+
+    ranges: JoinedRanges
+
+
+@final
+@attrs.frozen(eq=False)
+class Place:
+    """Where the ranges of one point are."""
+
+    table: RangeTable
+    index: int
+
+    @property
+    def channels(self) -> Extremes:
+        """The range of each channel of the point."""
+        return self.table.ranges[self.index]
+
+
+@final
+class PointStatistics:
+    """What a point has seen in the forward passes that count, and what the one under way has shown.
 
     A grid that spans the range of a whole tensor needs the range of its channels only, and whether these are
     finite is asked once a forward pass for all points together. Any other grid has its observer collect.
 
     Args:
-        observer: without data; it determines the grid in the end.
+        observer: without data; it determines the grid in the end, and has the path of the point as its name.
         axis: of the channels.
     """
 
@@ -39,66 +66,57 @@ class Watching:
         self._axis = axis
         spans = isinstance(observer, MinMaxObserver) and observer.granularity == PerTensor()
         self.spans_range = spans and observer.on_nonfinite == "error"
-        self._collecting: AnyObserver | None = None
-        self.latest: ChannelRange | None = None
-        self._next: ChannelRange | None = None
-        self._own: ChannelRange | None = None
-        self._place: Stretch | None = None
         self.batches = 0
+        self.place: Place | None = None
+        self.latest: Extremes | None = None
+        self._collecting: AnyObserver | None = None
 
     @property
-    def channels(self) -> ChannelRange | None:
-        """The range of each channel, of all that counts."""
-        return self._own if self._place is None else self._place.channels
+    def path(self) -> str:
+        """The path of the point."""
+        return self._observer.name
 
-    def see(self, x: Tensor, known: KnownRanges) -> None:
-        """Note what `x` shows, until the forward pass ends; what is `known` of it is not read again."""
+    @property
+    def channels(self) -> ChannelRangeStatistic:
+        """The range of each channel, of everything that counts."""
+        channels = None if self.place is None else self.place.channels
+        return ChannelRangeStatistic(axis=self._axis, channels=channels)
+
+    def see(self, x: Tensor, reader: ChannelRangeReader) -> None:
+        """Note what `x` shows, until the forward pass ends; what `reader` knows of it is not read again."""
         if not self.spans_range:
             if self._collecting is None:
                 self._collecting = copy.copy(self._observer)
             self._collecting.collect(x)
             if self._observer.on_nonfinite == "ignore":
                 return  # the values left out would count
-        seen = known.of(x, self._axis, self._observer.name)
+        seen = reader.read(x, self._axis, self.path)
         if seen is not None:
-            self.latest = seen if self.latest is None else self.latest.merge(seen)
+            self.latest = seen if self.latest is None else merge_channels(self.latest, seen)
 
     @property
     def is_untouched(self) -> bool:
         """Whether the forward pass under way has shown nothing yet."""
         return self.latest is None and self._collecting is None
 
+    def merge_latest(self, latest: Extremes) -> Extremes:
+        """Return `latest` merged with the ranges that count already, without counting it."""
+        return latest if self.place is None else merge_channels(self.place.channels, latest)
+
     def drop_unfinished(self) -> None:
         """Forget what the forward pass under way has shown."""
-        self._collecting = self.latest = self._next = None
-
-    def digest(self) -> ChannelRange | None:
-        """Return what the pass has shown merged with what counts already, without counting it."""
-        self._next = self.channels
-        if self.latest is not None:
-            self._next = self.latest if self._next is None else self._next.merge(self.latest)
-        return self._next
+        self._collecting = self.latest = None
 
     def accept(self) -> None:
-        """Count what was digested."""
-        self._own, self._place = self._next, None
-        self._end()
-
-    def accept_at(self, place: Stretch) -> None:
-        """Count what the pass has shown, which was merged with that of other points and is at `place`."""
-        self._own, self._place = None, place
-        self._end()
-
-    def _end(self) -> None:
+        """Count what the forward pass under way has shown; its ranges are in the table already."""
         self._observer = self._collecting or self._observer
         self.batches += 1
-        self._collecting = self.latest = self._next = None
+        self._collecting = self.latest = None
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing counts yet."""
-        unseen = self._own is None and self._place is None
-        return unseen if self.spans_range else self._observer.statistics.is_empty
+        return self.place is None if self.spans_range else self._observer.statistics.is_empty
 
     @property
     def statistics(self) -> Statistic:
@@ -106,7 +124,7 @@ class Watching:
         if not self.spans_range:
             return self._observer.statistics
         with torch.inference_mode(mode=False):
-            return RangeStatistic(extremes=None if self.channels is None else self.channels.extremes())
+            return RangeStatistic(extremes=self.channels.extremes)
 
     def observer(self) -> AnyObserver:
         """Return an observer of its own that has seen all of it; its grid is not fixed."""
@@ -126,11 +144,11 @@ class Watching:
     def _params_of_range(self) -> AffineParams | None:
         """Return what the observer of a plain range would, without the way through its statistic."""
         plain = self._observer if isinstance(self._observer, MinMaxObserver) else None
-        seen = self.channels
-        if plain is None or not self.spans_range or seen is None:
+        if plain is None or not self.spans_range or self.place is None:
             return None
+        seen = self.place.channels
         with torch.inference_mode(mode=False):
-            low, high = seen.low.amin(), seen.high.amax()
+            low, high = seen.minimum.amin(), seen.maximum.amax()
             try:
                 return params_from_range(
                     low, high, plain.dtype, symmetric=plain.symmetric, granularity=PerTensor()
@@ -138,26 +156,23 @@ class Watching:
             except NumericsError:
                 return None  # the observer names itself in the error
 
-    def merged(self, statistics: Statistic, channels: Statistic | None) -> Watching:
-        """Return one that has also seen what `statistics` and, by channel, `channels` hold.
+    def merge(self, statistics: Statistic, channels: Statistic | None) -> PointStatistics:
+        """Return statistics that have also seen what `statistics` and, by channel, `channels` hold.
 
         Raises:
             CalibrationError: the grid needs a statistic of another kind, or of other units or settings.
             UnsupportedError: the statistic depends on the order of the data.
         """
-        watching = copy.copy(self)
-        watching.drop_unfinished()
+        merged = copy.copy(self)
+        merged.drop_unfinished()
         with torch.inference_mode(mode=False):
-            fitting = _fitting(statistics, self._observer)
-            observer = self._observer.merge_statistics(fitting)
-            extremes = channels.seen.extremes if isinstance(channels, AbsMaxStatistic) else None
-            if extremes is not None:
-                seen = ChannelRange(extremes.minimum, extremes.maximum)
-                watching._own = seen if self.channels is None else self.channels.merge(seen)
-                watching._place = None
-        watching.batches += 1
-        watching._observer = self._observer if self.spans_range else observer
-        return watching
+            observer = self._observer.merge_statistics(_fitting(statistics, self._observer))
+            seen = channels.seen.extremes if isinstance(channels, AbsMaxStatistic) else None
+            if seen is not None:
+                merged.place = Place(RangeTable(JoinedRanges.of([self.merge_latest(seen)])), 0)
+        merged.batches += 1
+        merged._observer = self._observer if self.spans_range else observer
+        return merged
 
 
 def _fitting(statistics: Statistic, observer: AnyObserver) -> Statistic:

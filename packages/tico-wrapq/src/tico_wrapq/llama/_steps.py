@@ -9,14 +9,26 @@ from torch import Tensor, nn
 
 from tico_config import Found, PerTensor, Problem, UnsupportedError
 from tico_modules import Edit, Parts, parameter
-from tico_wrapq._layers import packed_weight, why_not_integer
-from tico_wrapq._llama_attention import Mask, QuantLlamaAttention, head_points
-from tico_wrapq._llama_family import classes_of
-from tico_wrapq._norms import NORM_WEIGHT, NormSettings, QuantizedNorm
-from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role
-from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
-from tico_wrapq._registry import register, try_register
-from tico_wrapq._unary import QuantUnary
+from tico_wrapq.base import (
+    ACT_IN,
+    ACT_OUT,
+    PointDeclaration,
+    QuantModuleBase,
+    Role,
+    WeightCodes,
+    register,
+    try_register,
+)
+from tico_wrapq.llama._attention import Mask, QuantLlamaAttention, head_points
+from tico_wrapq.llama._family import classes_of
+from tico_wrapq.torch_nn import (
+    NORM_WEIGHT,
+    NormSettings,
+    QuantizedNorm,
+    QuantUnary,
+    pack_weight,
+    why_not_integer,
+)
 
 STEPWISE: Final = "stepwise"
 _NORMS = tuple(each for each in classes_of("RMSNorm") if ".gemma." not in each)  # Gemma adds 1
@@ -75,7 +87,7 @@ class QuantSteppedNorm(QuantModuleBase):
         weight: Tensor = getattr(self.module, "weight")  # noqa: B009  # torch's type
         return weight
 
-    def finished(self, weights: WeightCodes, edit: Edit) -> nn.Module:
+    def finish(self, weights: WeightCodes, edit: Edit) -> nn.Module:
         """Return the wrapper, with an integer norm in the place of the float one.
 
         Raises:
@@ -83,11 +95,11 @@ class QuantSteppedNorm(QuantModuleBase):
         """
         weight, spec = parameter(self.module, "weight"), self.weight_specs["weight"]
         if weight is not None and spec.is_quantized:
-            packed = packed_weight(weight.detach().view(1, -1), spec, self.path, PerTensor())
+            packed = pack_weight(weight.detach().view(1, -1), spec, self.path, PerTensor())
             settings = NormSettings(norm="rms", shape=tuple(weight.shape), eps=self.eps)
             children: dict[str, nn.Module | None] = self._modules
             edit.put(children, "module", QuantizedNorm(Parts(packed=packed), settings).train(self.training))
-        return super().finished(weights, edit)
+        return super().finish(weights, edit)
 
 
 @register(nn.SiLU, variant=STEPWISE)

@@ -8,9 +8,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from tico_wrapq._point import ACT_OUT, PointDeclaration, Role
-from tico_wrapq._quant_module_base import QuantModuleBase
-from tico_wrapq._registry import register
+from tico_wrapq.base import ACT_OUT, PointDeclaration, QuantModuleBase, Role, register
 
 
 @final

@@ -9,12 +9,8 @@ from torch import nn
 
 from tico_config import LifecycleError, Problem, PTQConfig
 from tico_modules import Edit
-from tico_wrapq._mode import Mode
-from tico_wrapq._passage import Passage
-from tico_wrapq._point import QuantPoint, require_data
-from tico_wrapq._quant_module_base import WeightCodes
-from tico_wrapq._registry import REGISTRY
-from tico_wrapq._wrapping import wrap
+from tico_wrapq.base import REGISTRY, Mode, Passage, QuantPoint, WeightCodes, require_data
+from tico_wrapq.ptq._wrapping import wrap
 
 
 @final
@@ -44,8 +40,6 @@ class PTQWrapper(nn.Module):
         self._wrappers = found.wrappers
         self.wrapped = found.root
         self._passage = Passage()
-        for point in self._points():
-            point.follow(self._passage)
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """Return what the wrapped module returns; a pass that raises shows the points nothing."""
@@ -69,7 +63,7 @@ class PTQWrapper(nn.Module):
         """
         self._require(Mode.NO_QUANT, Mode.CALIB)
         for wrapper in self._wrappers.values():
-            wrapper.enable_calibration()
+            wrapper.enable_calibration(self._passage)
         self.mode = Mode.CALIB
 
     def freeze_qparams(self) -> None:
@@ -84,7 +78,7 @@ class PTQWrapper(nn.Module):
         weights = WeightCodes()
         with Edit() as edit:
             for wrapper in self._wrappers.values():
-                edit.replace(self, wrapper, wrapper.finished(weights, edit))
+                edit.replace(self, wrapper, wrapper.finish(weights, edit))
             edit.set_attribute(self, "_wrappers", {})
             edit.set_attribute(self, "mode", Mode.QUANT)
 

@@ -11,13 +11,11 @@ from torch import nn
 from tico_config import Found, LifecycleError, Problem, PTQConfig
 from tico_modules import Edit, LayerReport, QuantizedModule, Report, children, named_modules, parameter
 from tico_quantizers import BaseQuantizer, Calibration, Converted, Example
-from tico_wrapq._folds import Fold, Folds, foldable
-from tico_wrapq._passage import Passage
-from tico_wrapq._point import require_data
-from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
-from tico_wrapq._registry import REGISTRY
-from tico_wrapq._work import Work, multiplies
-from tico_wrapq._wrapping import Wrapped, wrap
+from tico_wrapq.base import REGISTRY, Passage, QuantModuleBase, WeightCodes, require_data
+from tico_wrapq.ptq._folds import Fold, Folds, foldable
+from tico_wrapq.ptq._work import Work
+from tico_wrapq.ptq._wrapping import Wrapped, wrap
+from tico_wrapq.torch_nn import multiplies
 
 CONSPICUOUS = 0.99
 """From this share of its range on, one channel spoils a point: the report names it."""
@@ -27,7 +25,7 @@ ONE_CHANNEL = "range taken by one channel"
 
 @final
 class PTQCalibration(Calibration):
-    """The wrappers of a model, each with its points, and how much each module multiplies."""
+    """The wrappers of a model, whose points start to watch, and how much each module multiplies."""
 
     def __init__(self, wrapped: Wrapped, folds: list[Fold], edit: Edit) -> None:
         self.wrapped = wrapped
@@ -37,8 +35,8 @@ class PTQCalibration(Calibration):
         self.folds = Folds(folds, self)
         super().__init__(passage, self.work, self.folds)
         passage.calibration = self
-        for point in self.points:
-            point.follow(passage)
+        for wrapper in wrapped.wrappers.values():
+            wrapper.enable_calibration(passage)
         for path, module in self._multiplying():
             self.work.measure(path, module)
         self.folds.watch()
@@ -75,8 +73,6 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
     ) -> tuple[nn.Module, PTQCalibration]:
         """Put the wrappers into the model and start to watch."""
         wrapped = wrap(model, self.config, REGISTRY.with_installed(), edit)
-        for wrapper in wrapped.wrappers.values():
-            wrapper.enable_calibration()
         folds = list(foldable(wrapped.root, self.config))
         return wrapped.root, PTQCalibration(wrapped, folds, edit)
 
@@ -87,9 +83,9 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         require_data(calibration.points)
         left = calibration.wrapped.left
         figures = {path: calibration.figures(path) for path in (*wrappers, *(line.path for line in left))}
-        folded = {path: new for fold in calibration.folds.shown() for path, new in fold.finished().items()}
+        folded = {path: new for fold in calibration.folds.shown() for path, new in fold.finish().items()}
         finished = {
-            path: folded[path] if path in folded else wrapper.finished(weights, edit)
+            path: folded[path] if path in folded else wrapper.finish(weights, edit)
             for path, wrapper in wrappers.items()
         }
         notes = _untied(wrappers, finished) | calibration.folds.notes()

@@ -6,10 +6,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from tico_wrapq._llama_family import classes_of
-from tico_wrapq._point import ACT_OUT, PointDeclaration, Role
-from tico_wrapq._quant_module_base import QuantModuleBase
-from tico_wrapq._registry import try_register
+from tico_wrapq.base import ACT_OUT, PointDeclaration, QuantModuleBase, Role, try_register
+from tico_wrapq.llama._family import classes_of
 
 
 @try_register(*classes_of("MLP"))

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
-from typing import TypeAlias
+from typing import TypeAlias, final
 
 import attrs
 from torch import Tensor, nn
+from typing_extensions import assert_never
 
 from tico_config import (
     CalibrationError,
     Found,
     Granularity,
+    LifecycleError,
     MXSpec,
     PerChannel,
     PerGroup,
@@ -24,8 +26,8 @@ from tico_config import (
 )
 from tico_modules import ActivationGrid, Edit
 from tico_observers import observer_for
-from tico_wrapq._passage import Passage
-from tico_wrapq._watching import Watching
+from tico_wrapq.base._passage import Passage
+from tico_wrapq.base._point_statistics import PointStatistics
 
 
 class Role(enum.Enum):
@@ -70,11 +72,22 @@ def spec_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> P
     return None if fits else Problem(module=path, field="spec", value=Found(str(spec)), expected=expected)
 
 
+@final
 @attrs.frozen
 class Passing:
     """The tensor goes through as it is."""
 
 
+@final
+@attrs.frozen(eq=False)
+class Watching:
+    """The tensor goes through, and is shown to `statistics`; `passage` says when that counts."""
+
+    statistics: PointStatistics
+    passage: Passage
+
+
+@final
 @attrs.frozen(eq=False)
 class Frozen:
     """The tensor is moved to a grid."""
@@ -83,10 +96,14 @@ class Frozen:
 
 
 State: TypeAlias = Passing | Watching | Frozen
+_PASSING = Passing()
 
 
 class QuantPoint(nn.Module):
-    """A quantization point in one of its three states.
+    """A quantization point. It passes at first, watches after `watch`, and is frozen by `fix`.
+
+    `state` says which, and holds what belongs to it. A frozen point has its grid as the child `fixed` too, so
+    that torch moves and saves it; `fix` is the only place that sets either.
 
     Args:
         path: full path, for errors and reports.
@@ -100,14 +117,13 @@ class QuantPoint(nn.Module):
     path: str
     declaration: PointDeclaration
     spec: QuantSpec
+    state: State
     fixed: ActivationGrid | None
-    _watching: Watching | None
-    _passage: Passage | None
 
     def __init__(self, path: str, declaration: PointDeclaration, spec: QuantSpec) -> None:
         super().__init__()
         # There are many points: what is no parameter, buffer or module goes past the checks of `__setattr__`.
-        vars(self).update(path=path, declaration=declaration, spec=spec, _watching=None, _passage=None)
+        vars(self).update(path=path, declaration=declaration, spec=spec, state=_PASSING)
         self.register_module("fixed", None)
         problem = spec_problem(path, declaration, spec)
         if problem is not None:
@@ -128,82 +144,96 @@ class QuantPoint(nn.Module):
         """The units that have a grid each."""
         return self.spec.granularity_or(self.declaration.granularity)
 
-    @property
-    def state(self) -> State:
-        """Whether tensors pass, are watched, or are moved to a grid."""
-        if self.fixed is not None:
-            return Frozen(self.fixed)
-        return self._watching or Passing()
-
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, seen or moved to the grid as the state says."""
-        # Without `match`, which the compiler of the oldest torch supported cannot trace.
-        # Straight from the dict, since this is done at each of many points.
+        # Without `match`, which the compiler of the oldest torch supported cannot trace; and by the child, at
+        # whose name tracers find its buffers. Straight from the dict, since this is done at each of many
+        # points.
         modules: dict[str, nn.Module | None] = self._modules
         fixed = modules["fixed"]
         if fixed is not None:
             moved: Tensor = fixed(x)
             return moved
-        if self._watching is not None:
-            if self._passage is None:
-                self._passage = Passage()
-            self._passage.see(self.path, self._watching, x)
+        state = self.state
+        if isinstance(state, Watching):
+            state.passage.see(state.statistics, x)
         return x
 
-    def watch(self) -> None:
-        """Start to watch, where the spec needs data; what was seen before is forgotten."""
-        if self.is_quantized and not self.is_dynamic:
-            observer = observer_for(self.spec, self.path, self.declaration.granularity)
-            self._watching = Watching(observer, self.declaration.channels)
+    def watch(self, passage: Passage | None = None) -> None:
+        """Start to watch, where the spec needs data; what was seen before is forgotten.
 
-    def follow(self, passage: Passage) -> None:
-        """Leave it to `passage` when a forward pass of the model counts."""
-        self._passage = passage
-
-    @property
-    def watching(self) -> Watching | None:
-        """What has been seen, where the point watches."""
-        return self._watching
-
-    def resume(self, watching: Watching) -> None:
-        """Watch on, having seen what `watching` has."""
-        self._watching = watching
-
-    @property
-    def taken_by_one(self) -> float | None:
-        """The share of the range seen that one channel has to itself; None where that is not known."""
-        channels = None if self._watching is None else self._watching.channels
-        return None if channels is None else channels.taken_by_one()
-
-    @property
-    def label(self) -> str:
-        """What happens to tensors here, for reports: the grid, or the spec that will determine it."""
-        return self.fixed.label if self.fixed is not None else str(self.spec)
-
-    @property
-    def lacks_data(self) -> bool:
-        """Whether the point waits for data that never came."""
-        return self._watching is not None and self._watching.is_empty
-
-    def determined(self) -> ActivationGrid | None:
-        """Return the grid that the data seen determine, None where there is to be none.
+        `passage` says when a forward pass counts; without one, each tensor counts at once.
 
         Raises:
-            CalibrationError: no data were seen.
+            LifecycleError: the point is frozen.
         """
-        if not self.is_quantized:
-            return None
-        if self.is_dynamic:
-            return ActivationGrid.per_token(self.spec.dtype, symmetric=self.spec.is_symmetric)
-        params = None if self._watching is None else self._watching.params()
-        return self.fixed if params is None else ActivationGrid.static(params)
+        match self.state:
+            case Frozen(grid=grid):
+                expected = "a point that is not frozen yet"
+                raise LifecycleError(Problem(module=self.path, value=Found(grid.label), expected=expected))
+            case Passing() | Watching():
+                if self.spec.is_quantized and not self.is_dynamic:
+                    observer = observer_for(self.spec, self.path, self.declaration.granularity)
+                    statistics = PointStatistics(observer, self.declaration.channels)
+                    vars(self)["state"] = Watching(statistics, passage or Passage())
+            case unreachable:
+                assert_never(unreachable)
+
+    def resume(self, statistics: PointStatistics) -> None:
+        """Watch on, where the point watches, having seen what `statistics` have."""
+        if isinstance(self.state, Watching):
+            vars(self)["state"] = attrs.evolve(self.state, statistics=statistics)
 
     def fix(self, grid: ActivationGrid | None, edit: Edit) -> None:
         """Move tensors to `grid` from now on; None lets them pass."""
         children: dict[str, nn.Module | None] = self._modules
         edit.put(children, "fixed", grid)
-        edit.set_attribute(self, "_watching", None)
-        edit.set_attribute(self, "_passage", None)
+        edit.set_attribute(self, "state", _PASSING if grid is None else Frozen(grid))
+
+    @property
+    def statistics(self) -> PointStatistics | None:
+        """What has been seen, where the point watches."""
+        return self.state.statistics if isinstance(self.state, Watching) else None
+
+    @property
+    def taken_by_one(self) -> float | None:
+        """The share of the range seen that one channel has to itself; None where that is not known."""
+        return None if self.statistics is None else self.statistics.channels.dominance
+
+    @property
+    def lacks_data(self) -> bool:
+        """Whether the point waits for data that never came."""
+        return self.statistics is not None and self.statistics.is_empty
+
+    @property
+    def label(self) -> str:
+        """What happens to tensors here, for reports: the grid, or the spec that will determine it."""
+        match self.state:
+            case Frozen(grid=grid):
+                return grid.label
+            case Passing() | Watching():
+                return str(self.spec)
+            case unreachable:
+                assert_never(unreachable)
+
+    def determine_grid(self) -> ActivationGrid | None:
+        """Return the grid that the point is to have, or has; None where there is to be none.
+
+        Raises:
+            CalibrationError: the point watches and has seen no data.
+            NumericsError: the range seen needs a scale that float32 cannot hold.
+        """
+        match self.state:
+            case Frozen(grid=grid):
+                return grid
+            case Watching(statistics=statistics):
+                return ActivationGrid.static(statistics.params())
+            case Passing():
+                if not (self.spec.is_quantized and self.is_dynamic):
+                    return None
+                return ActivationGrid.per_token(self.spec.dtype, symmetric=self.spec.is_symmetric)
+            case unreachable:
+                assert_never(unreachable)
 
     def extra_repr(self) -> str:
         """Return the spec and the state."""

@@ -34,10 +34,17 @@ from tico_modules import (
     parameter,
 )
 from tico_observers import Observer, observer_for
-from tico_wrapq._point import ACT_IN, ACT_OUT, PointDeclaration, Role, spec_problem
-from tico_wrapq._quant_module_base import QuantModuleBase, WeightCodes
-from tico_wrapq._registry import register
-from tico_wrapq._work import layer_work
+from tico_wrapq.base import (
+    ACT_IN,
+    ACT_OUT,
+    PointDeclaration,
+    QuantModuleBase,
+    Role,
+    WeightCodes,
+    register,
+    spec_problem,
+)
+from tico_wrapq.torch_nn._layer_work import layer_work
 
 _PER_ROW = PerChannel(0)
 WEIGHT = PointDeclaration("weight", Role.WEIGHT, _PER_ROW)
@@ -49,9 +56,7 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d)
 _FORWARDS = tuple(kind.forward for kind in (*_LAYERS, *_TRANSPOSED, *_NORMS))
 
 
-def packed_weight(
-    weight: Tensor, spec: QuantSpec, path: str, default: Granularity = _PER_ROW
-) -> PackedWeight:
+def pack_weight(weight: Tensor, spec: QuantSpec, path: str, default: Granularity = _PER_ROW) -> PackedWeight:
     """Return `weight` rounded to nearest on the grid that `spec` asks for, of `default` units unless it says.
 
     Raises:
@@ -129,29 +134,29 @@ class LayerWrapper(QuantModuleBase):
     def _integer(self, parts: Parts) -> QuantizedModule:
         """Return the integer module made of `parts`."""
 
-    def finished(self, weights: WeightCodes, edit: Edit) -> nn.Module:
+    def finish(self, weights: WeightCodes, edit: Edit) -> nn.Module:
         """Return the integer module; the wrapper itself where the weight is to stay float."""
         weight, spec = parameter(self.layer, "weight"), self.weight_specs["weight"]
         if weight is None or not spec.is_quantized:
-            return super().finished(weights, edit)
+            return super().finish(weights, edit)
         packed = self._codes(weight, spec, weights)
         bias = parameter(self.layer, "bias")
-        grids = {name: point.determined() for name, point in self.named_points()}
+        grids = {name: point.determine_grid() for name, point in self.named_points()}
         new = self._integer(_parts(packed, None if bias is None else bias.detach().clone(), grids))
         carry_over(self, new)
         return new
 
     def integer_of(self, weight: Tensor, bias: Tensor, act_out: ActivationGrid | None) -> QuantizedModule:
         """Return the integer module of this layer with another weight, bias and grid of its output."""
-        packed = packed_weight(weight, self.weight_specs["weight"], self.path)
-        grids = {"act_in": self.point("act_in").determined(), "act_out": act_out}
+        packed = pack_weight(weight, self.weight_specs["weight"], self.path)
+        grids = {"act_in": self.point("act_in").determine_grid(), "act_out": act_out}
         new = self._integer(_parts(packed, bias, grids))
         carry_over(self, new)
         return new
 
     def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
         """Return the codes of `weight`, those of a layer that it is tied to where there is one."""
-        return weights.get(weight, spec, lambda: packed_weight(weight, spec, self.path))
+        return weights.get(weight, spec, lambda: pack_weight(weight, spec, self.path))
 
 
 def _parts(packed: PackedWeight, bias: Tensor | None, grids: Mapping[str, ActivationGrid | None]) -> Parts:
@@ -228,7 +233,7 @@ class QuantConvTranspose(LayerWrapper):
 
     def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
         # Rows are output channels here, so codes are shared with no convolution that has the same weight.
-        return packed_weight(self._settings().swap_channels(weight), spec, self.path)
+        return pack_weight(self._settings().swap_channels(weight), spec, self.path)
 
     def _settings(self) -> ConvTransposeSettings:
         layer = self.layer
@@ -280,9 +285,9 @@ class QuantInteger(QuantModuleBase):
         """The bias, where others expect to find it."""
         return self.layer.bias
 
-    def finished(self, weights: WeightCodes, edit: Edit) -> nn.Module:
+    def finish(self, weights: WeightCodes, edit: Edit) -> nn.Module:
         """Return the layer with its codes and the new grids."""
-        grids = {name: point.determined() for name, point in self.named_points()}
+        grids = {name: point.determine_grid() for name, point in self.named_points()}
         new = self.layer.with_parts(_parts(self.layer.packed, self.layer.bias, grids))
         carry_over(self, new)
         return new

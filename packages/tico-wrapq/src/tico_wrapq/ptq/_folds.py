@@ -15,8 +15,7 @@ from typing_extensions import Self
 from tico_config import PTQConfig
 from tico_modules import Layout, RestorableModule, carry_over, child_path, children, named_modules, parameter
 from tico_quantizers import Calibration, Recorder
-from tico_wrapq._layers import LayerWrapper, QuantConv, QuantLinear
-from tico_wrapq._norms import QuantNorm
+from tico_wrapq.torch_nn import LayerWrapper, QuantConv, QuantLinear, QuantNorm
 
 _KINDS: Mapping[type[nn.Module], type[nn.Module]] = {
     nn.Linear: nn.BatchNorm1d,
@@ -55,7 +54,7 @@ class Fold:
     layer: LayerWrapper
     norm: QuantNorm
 
-    def finished(self) -> dict[str, nn.Module]:
+    def finish(self) -> dict[str, nn.Module]:
         """Return the integer layer that does both and what takes the place of the norm, by path.
 
         With s = norm weight / sqrt(variance + eps), the weight becomes ``weight * s`` and the bias
@@ -71,7 +70,9 @@ class Fold:
         folded = (weight.detach().double() * by_row).to(weight.dtype)
         bias = parameter(layer, "bias")
         moved = shift if bias is None else bias.detach().double() * scale + shift
-        new = self.layer.integer_of(folded, moved.to(weight.dtype), self.norm.point("act_out").determined())
+        new = self.layer.integer_of(
+            folded, moved.to(weight.dtype), self.norm.point("act_out").determine_grid()
+        )
         gone = FoldedNorm()
         carry_over(self.norm, gone)
         return {self.layer.path: new, self.norm.path: gone}

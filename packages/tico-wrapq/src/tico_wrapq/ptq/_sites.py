@@ -10,9 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from tico_modules import RestorableModule, child_path, children, named_modules
-from tico_wrapq._point import PointDeclaration, QuantPoint
-from tico_wrapq._quant_module_base import QuantModuleBase
-from tico_wrapq._registry import WrapperRegistry, pass_reason, why_no_wrapper
+from tico_wrapq.base import PointDeclaration, QuantModuleBase, QuantPoint, WrapperRegistry
 
 # Modules that read their children's weights without calling them, so that wrapping those changes nothing.
 _WHOLES = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -23,7 +21,8 @@ class Site:
     """A module of the model, what a wrapper would wrap there, and which wrapper that is.
 
     `adopted` is `module`, or what a wrapper that stands there from an earlier run wraps. Without wrapper
-    and `reason` the module is not supported, `refusal` says why.
+    and `reason` the module is not supported, `refusal` says why. `passes` says whether its class is
+    registered as one that needs no quantization.
     """
 
     path: str
@@ -32,6 +31,7 @@ class Site:
     wrapper: type[QuantModuleBase] | None = None
     reason: str = ""
     refusal: str = ""
+    passes: bool = False
 
     @property
     def points(self) -> tuple[PointDeclaration, ...]:
@@ -41,7 +41,7 @@ class Site:
     @property
     def is_container(self) -> bool:
         """Whether it only holds other modules."""
-        return bool(children(self.module)) and pass_reason(type(self.module)) is not None
+        return bool(children(self.module)) and self.passes
 
     @property
     def is_quantized(self) -> bool:
@@ -73,33 +73,41 @@ def inner(module: nn.Module) -> set[str]:
 
 
 def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str) -> Site:
+    passing = registry.pass_reason(type(module))
     kept = module.kept if isinstance(module, QuantModuleBase) else None
     adopted = module if kept is None else children(module)[kept]
     taken_apart = isinstance(module, QuantModuleBase) and kept is None
-    wrapper = type(module) if taken_apart else registry.serving(type(adopted), variant)
+    wrapper = type(module) if taken_apart else registry.find(type(adopted), variant)
     if wrapper is not None and issubclass(wrapper, QuantModuleBase):
         own = not taken_apart and _has_own_forward(wrapper, adopted, registry)
         refusal = "it has a forward of its own" if own else wrapper.refusal(adopted)
         if refusal is None:
             return Site(path=path, module=module, adopted=adopted, wrapper=wrapper)
         return Site(path=path, module=module, adopted=adopted, refusal=refusal)
-    reason = _reason(module)
-    refusal = "" if reason else why_no_wrapper(type(adopted))
-    return Site(path=path, module=module, adopted=adopted, reason=reason, refusal=refusal)
+    reason = _reason(module, passing)
+    refusal = "" if reason else _why_no_wrapper(type(adopted))
+    passes = passing is not None
+    return Site(path=path, module=module, adopted=adopted, reason=reason, refusal=refusal, passes=passes)
 
 
 def _has_own_forward(wrapper: type[QuantModuleBase], module: nn.Module, registry: WrapperRegistry) -> bool:
     """Tell whether `wrapper` would replace a forward that is not that of a class it is registered for."""
     if not wrapper.replaces_forward:
         return False
-    known = [inspect.unwrap(base.forward) for base in registry.served_by(wrapper, type(module))]
+    known = [inspect.unwrap(base.forward) for base in registry.bases_of(wrapper, type(module))]
     return "forward" in vars(module) or inspect.unwrap(type(module).forward) not in known
 
 
-def _reason(module: nn.Module) -> str:
+def _reason(module: nn.Module, passing: str | None) -> str:
     """Return why it is right that `module` has no wrapper; empty where it is not."""
     if isinstance(module, RestorableModule):
         return "it is quantized already"
-    passing = pass_reason(type(module))
     holds_others = children(module) and not isinstance(module, _WHOLES)
     return passing or ("the arithmetic of its own forward stays float" if holds_others else "")
+
+
+def _why_no_wrapper(kind: type[nn.Module]) -> str:
+    """Return why modules of this class are not supported."""
+    if issubclass(kind, nn.RNNBase | nn.RNNCellBase):
+        return "it has no wrapper: its steps are computed in one kernel, where no point can be"
+    return "it has no wrapper"

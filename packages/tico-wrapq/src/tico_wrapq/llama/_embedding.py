@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from tico_modules import Parts, QuantizedEmbedding, QuantizedModule, parameter
-from tico_wrapq._layers import QuantEmbedding, why_not_integer
-from tico_wrapq._registry import try_register
+from tico_wrapq.base import try_register
+from tico_wrapq.torch_nn import QuantEmbedding, why_not_integer
 
 
 @try_register("transformers.models.gemma.modeling_gemma.GemmaTextScaledWordEmbedding")

@@ -1,0 +1,66 @@
+"""What every wrapper stands on: quantization points, their life, the registry, and calibration files."""
+
+from tico_wrapq.base._calibration_file import load_calibration, save_calibration
+from tico_wrapq.base._mode import Mode
+from tico_wrapq.base._passage import Passage
+from tico_wrapq.base._point import (
+    ACT_IN,
+    ACT_OUT,
+    Frozen,
+    Passing,
+    PointDeclaration,
+    QuantPoint,
+    Role,
+    State,
+    Watching,
+    require_data,
+    spec_problem,
+)
+from tico_wrapq.base._point_statistics import PointStatistics
+from tico_wrapq.base._quant_module_base import QuantModuleBase, Resolve, WeightCodes
+from tico_wrapq.base._registry import (
+    REGISTRY,
+    PassThroughEntry,
+    RegistryEntry,
+    WrapperEntry,
+    WrapperRegistry,
+    lookup,
+    pass_through_entry,
+    register,
+    register_pass_through,
+    try_register,
+    wrapper_entry,
+)
+
+__all__ = [
+    "ACT_IN",
+    "ACT_OUT",
+    "REGISTRY",
+    "Frozen",
+    "Mode",
+    "PassThroughEntry",
+    "Passage",
+    "Passing",
+    "PointDeclaration",
+    "PointStatistics",
+    "QuantModuleBase",
+    "QuantPoint",
+    "RegistryEntry",
+    "Resolve",
+    "Role",
+    "State",
+    "Watching",
+    "WeightCodes",
+    "WrapperEntry",
+    "WrapperRegistry",
+    "load_calibration",
+    "lookup",
+    "pass_through_entry",
+    "register",
+    "register_pass_through",
+    "require_data",
+    "save_calibration",
+    "spec_problem",
+    "try_register",
+    "wrapper_entry",
+]

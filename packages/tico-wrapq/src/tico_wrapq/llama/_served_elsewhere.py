@@ -1,0 +1,19 @@
+"""Classes of the family that a wrapper of torch's modules serves, or that need none."""
+
+from __future__ import annotations
+
+from tico_wrapq.base import register_pass_through, try_register
+from tico_wrapq.llama._family import classes_of
+from tico_wrapq.torch_nn import QuantUnary
+
+try_register(
+    "transformers.activations.SiLUActivation",
+    "transformers.activations.GELUActivation",
+    "transformers.activations.GELUTanh",
+    *classes_of("RMSNorm"),
+)(QuantUnary)
+
+register_pass_through(*classes_of("RotaryEmbedding"), reason="it computes constants of the positions")
+register_pass_through(
+    *classes_of("Model"), *classes_of("ForCausalLM"), reason="it hands tensors on, and makes the mask"
+)

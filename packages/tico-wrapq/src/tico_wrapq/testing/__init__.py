@@ -1,0 +1,1 @@
+"""What every wrapper promises, as tests to inherit."""

@@ -1,0 +1,28 @@
+"""Modules of torch that need no quantization."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tico_wrapq.base import register_pass_through
+
+register_pass_through(
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.ModuleList,
+    nn.ModuleDict,
+    nn.Sequential,
+    nn.ParameterList,
+    nn.ParameterDict,
+    reason="it does not compute",
+)
+register_pass_through(
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.Dropout3d,
+    nn.AlphaDropout,
+    nn.FeatureAlphaDropout,
+    reason="it does nothing in evaluation mode",
+)
