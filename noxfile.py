@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -230,7 +231,11 @@ def _pins() -> dict[str, Version]:
 def interpreters(session: nox.Session, version: str) -> None:
     """Run the tests by example on another Python, where the machine has it."""
     interpreter = shutil.which(f"python{version}")
-    if interpreter is None:
+    # pyenv puts names on the path that run nothing unless that version is chosen.
+    if (
+        interpreter is None
+        or subprocess.run([interpreter, "-c", ""], capture_output=True, check=False).returncode
+    ):
         session.skip(f"no python{version} on the path")
     environment = ENVIRONMENTS / f"development-{version}"
     _develop(session, environment, interpreter=interpreter)
@@ -326,6 +331,8 @@ def release(session: nox.Session) -> None:
         *_unmet_ranges(versions),
         *(text for each in versions.items() for text in _changes_missing(*each)),
     ]
+    if "--tag" in session.posargs and session.run("git", "status", "--porcelain", silent=True, external=True):
+        problems.append("there are changes that are not committed, which a tag would leave out")
     if problems:
         session.error("\n  ".join(["not ready for release:", *problems]))
     _develop(session)
