@@ -193,7 +193,7 @@ def docs(session: nox.Session) -> None:
 @nox.session(python=False, default=False)
 def lowest(session: nox.Session) -> None:
     """Run the tests by example on the lowest version of everything that the packages ask for."""
-    constraints = LOWEST.with_suffix(".txt")
+    constraints = LOWEST.with_name(f"{LOWEST.name}.txt")
     constraints.parent.mkdir(exist_ok=True)
     constraints.write_text("".join(f"{line}\n" for line in _lower_bounds()))
     _develop(session, LOWEST, tools="lowest", constraints=constraints)
