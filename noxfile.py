@@ -2,28 +2,36 @@
 
 Those checks, the quickstart and the benchmarks share one development environment under `.nox`, because
 installing torch takes longer than most of them. It is brought up to date only when something that it is made
-from has changed. The sessions therefore have no environment of nox's own.
+from has changed. The sessions therefore have no environment of nox's own. `lowest`, `interpreters`, `wheels`
+and `release` make further environments beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import nox
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 nox.needs_version = ">=2025.2.9"
 
 ROOT: Final = Path(__file__).parent
 ENVIRONMENTS: Final = ROOT / ".nox"
 DEVELOPMENT: Final = ENVIRONMENTS / f"development-{sys.version_info.major}.{sys.version_info.minor}"
+LOWEST: Final = ENVIRONMENTS / f"lowest-{sys.version_info.major}.{sys.version_info.minor}"
 WHEELS: Final = ENVIRONMENTS / "wheels"
+RELEASE: Final = ENVIRONMENTS / "release"
 CONSTRAINTS: Final = ROOT / "constraints.txt"
 
 # Bottom-up, with the names to import; a package may import those before it only.
@@ -56,53 +64,78 @@ def _run(session: nox.Session, environment: Path, *command: str, **variables: st
     session.run(_program(environment, program), *arguments, env=variables, external=True)
 
 
-def _create(session: nox.Session, environment: Path) -> None:
-    """Make `environment` anew, empty, with the Python that runs nox."""
+def _create(session: nox.Session, environment: Path, interpreter: str = sys.executable) -> None:
+    """Make `environment` anew, empty, with the Python that runs nox or another `interpreter`."""
     shutil.rmtree(environment, ignore_errors=True)
     # virtualenv comes with nox and brings its own pip: it works where Python was packaged without ensurepip.
-    command = ("-m", "virtualenv", "--quiet", "--no-periodic-update", str(environment))
+    command = (
+        "-m",
+        "virtualenv",
+        "--quiet",
+        "--no-periodic-update",
+        "--python",
+        interpreter,
+        str(environment),
+    )
     session.run(sys.executable, *command, external=True)
 
 
-def _install(session: nox.Session, environment: Path, *requirements: str) -> None:
-    """Install `requirements` into `environment`, under the one pin."""
-    pip = ("-m", "pip", "--disable-pip-version-check", "install", "-qq", "--constraint", str(CONSTRAINTS))
+def _install(
+    session: nox.Session, environment: Path, *requirements: str, constraints: Path = CONSTRAINTS
+) -> None:
+    """Install `requirements` into `environment`, under the one pin or under other `constraints`."""
+    pip = ("-m", "pip", "--disable-pip-version-check", "install", "-qq", "--constraint", str(constraints))
     _run(session, environment, "python", *pip, *requirements)
 
 
-def _tools() -> list[str]:
-    """Return the names of what the development environment holds beside the packages."""
-    return list(nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), "dev"))
+def _tools(group: str) -> list[str]:
+    """Return the names of a dependency group of the root's pyproject.toml."""
+    return list(nox.project.dependency_groups(nox.project.load_toml(ROOT / "pyproject.toml"), group))
 
 
-def _fingerprint() -> str:
-    """Digest everything that decides what the development environment holds."""
-    digest = hashlib.sha256(json.dumps([str(ROOT), _tools()]).encode())
-    for path in (CONSTRAINTS, *sorted(ROOT.glob("packages/*/pyproject.toml"))):
+def _fingerprint(tools: list[str], constraints: Path) -> str:
+    """Digest everything that decides what an environment with the packages and `tools` holds."""
+    digest = hashlib.sha256(json.dumps([str(ROOT), tools]).encode())
+    for path in (constraints, *sorted(ROOT.glob("packages/*/pyproject.toml"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _develop(session: nox.Session) -> None:
-    """Bring the development environment up to date, which takes no time where it is."""
-    stamp = DEVELOPMENT / "installed.sha256"
-    fingerprint = _fingerprint()
-    if not Path(_program(DEVELOPMENT, "python")).exists():
-        _create(session, DEVELOPMENT)
+def _develop(
+    session: nox.Session,
+    environment: Path = DEVELOPMENT,
+    *,
+    tools: str = "dev",
+    constraints: Path = CONSTRAINTS,
+    interpreter: str = sys.executable,
+) -> None:
+    """Bring an environment with packages and tools up to date, which takes no time where it is."""
+    stamp = environment / "installed.sha256"
+    fingerprint = _fingerprint(_tools(tools), constraints)
+    if not Path(_program(environment, "python")).exists():
+        _create(session, environment, interpreter)
     if stamp.exists() and stamp.read_text() == fingerprint:
         return
     # torch comes first and alone, so that nothing that asks for it can have another one chosen.
-    _install(session, DEVELOPMENT, "torch")
-    _install(session, DEVELOPMENT, *_tools())
+    _install(session, environment, "torch", constraints=constraints)
+    _install(session, environment, *_tools(tools), constraints=constraints)
     editable = [argument for package in PACKAGES for argument in ("--editable", f"packages/{package}")]
-    _install(session, DEVELOPMENT, "--no-build-isolation", *editable)
+    _install(session, environment, "--no-build-isolation", *editable, constraints=constraints)
     stamp.write_text(fingerprint)
 
 
-def _pytest(session: nox.Session, *arguments: str, **variables: str) -> None:
+def _pytest(session: nox.Session, *arguments: str, environment: Path = DEVELOPMENT, **variables: str) -> None:
     """Run pytest on `arguments` and on whatever follows `--` on the command line."""
     command = ("python", "-m", "pytest", "-q", *arguments, *session.posargs)
-    _run(session, DEVELOPMENT, *command, **PATIENT, **variables)
+    _run(session, environment, *command, **PATIENT, **variables)
+
+
+def _by_example(session: nox.Session) -> list[str]:
+    """Return what pytest is to run for the tests by example: nothing where files are named after `--`."""
+    if any(Path(argument.partition("::")[0]).exists() for argument in session.posargs):
+        return []
+    elsewhere = ("--ignore=tests/property", "--ignore=tests/docs")
+    return ["tests", *_existing("packages/*/tests"), *elsewhere]
 
 
 def _existing(*patterns: str) -> list[str]:
@@ -114,9 +147,7 @@ def _existing(*patterns: str) -> list[str]:
 def tests(session: nox.Session) -> None:
     """Run the tests by example, or only the files named after `--`."""
     _develop(session)
-    elsewhere = ("--ignore=tests/property", "--ignore=tests/docs")
-    named = any(Path(argument.partition("::")[0]).exists() for argument in session.posargs)
-    _pytest(session, *([] if named else ["tests", *_existing("packages/*/tests"), *elsewhere]))
+    _pytest(session, *_by_example(session))
 
 
 @nox.session(python=False)
@@ -147,10 +178,11 @@ def layers(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def lint(session: nox.Session) -> None:
-    """Check the style and the format."""
+    """Check the style, the format and the spelling."""
     _develop(session)
     _run(session, DEVELOPMENT, "ruff", "check", "--quiet")
     _run(session, DEVELOPMENT, "ruff", "format", "--check", "--quiet")
+    _run(session, DEVELOPMENT, "codespell")
 
 
 @nox.session(python=False)
@@ -158,6 +190,58 @@ def docs(session: nox.Session) -> None:
     """Run every code block of the documents and every example of the docstrings."""
     _develop(session)
     _pytest(session, "tests/docs")
+
+
+@nox.session(python=False, default=False)
+def lowest(session: nox.Session) -> None:
+    """Run the tests by example on the lowest version of everything that the packages ask for."""
+    constraints = LOWEST.with_name(f"{LOWEST.name}.txt")
+    constraints.parent.mkdir(exist_ok=True)
+    constraints.write_text("".join(f"{line}\n" for line in _lower_bounds()))
+    _develop(session, LOWEST, tools="lowest", constraints=constraints)
+    # The plugin of the anyio that goes with an old typing-extensions is older than this pytest allows.
+    _pytest(session, *_by_example(session), environment=LOWEST, PYTEST_ADDOPTS="-p no:anyio")
+
+
+def _lower_bounds() -> list[str]:
+    """Return a pin for the lower bound of each range that a package declares, and those of the tools."""
+    lowest_of: dict[str, Version] = {}
+    for requirement in (each for package in PACKAGES for each in _requirements(package)):
+        if requirement.name not in PACKAGES:
+            bound = next(Version(each.version) for each in requirement.specifier if each.operator == ">=")
+            # Where packages differ, the highest of their lower bounds is the lowest that suits all.
+            lowest_of[requirement.name] = max(bound, lowest_of.get(requirement.name, bound))
+    tools = {name: pin for name, pin in _pins().items() if name in _tools("lowest") and name not in lowest_of}
+    return [f"{name}=={version}" for name, version in (lowest_of | tools).items()]
+
+
+def _requirements(package: str) -> list[Requirement]:
+    """Return everything that `package` declares, with its extras."""
+    project = nox.project.load_toml(ROOT / "packages" / package / "pyproject.toml")["project"]
+    extras = project.get("optional-dependencies", {}).values()
+    return [Requirement(text) for texts in (project["dependencies"], *extras) for text in texts]
+
+
+def _pins() -> dict[str, Version]:
+    """Return what constraints.txt pins, by name."""
+    lines = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
+    return {name: Version(version) for name, _, version in (line.partition("==") for line in lines)}
+
+
+@nox.session(python=False, default=False)
+@nox.parametrize("version", ["3.12", "3.13"])
+def interpreters(session: nox.Session, version: str) -> None:
+    """Run the tests by example on another Python, where the machine has it."""
+    interpreter = shutil.which(f"python{version}")
+    # pyenv puts names on the path that run nothing unless that version is chosen.
+    if (
+        interpreter is None
+        or subprocess.run([interpreter, "-c", ""], capture_output=True, check=False).returncode
+    ):
+        session.skip(f"no python{version} on the path")
+    environment = ENVIRONMENTS / f"development-{version}"
+    _develop(session, environment, interpreter=interpreter)
+    _pytest(session, *_by_example(session), environment=environment)
 
 
 @nox.session(python=False, default=False)
@@ -170,12 +254,20 @@ def quickstart(session: nox.Session) -> None:
 @nox.session(python=False, default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmark named after `--`, with the options that follow its name."""
-    names = [Path(path).stem for path in _existing("benchmarks/*.py")]
+    scripts = [path for path in _existing("benchmarks/*.py") if "ArgumentParser(" in Path(path).read_text()]
+    names = [Path(path).stem for path in scripts]
     name, *options = session.posargs or [""]
     if name not in names:
         session.error(f"`nox -s bench -- NAME [OPTIONS]` needs one of these names: {', '.join(names)}")
     _develop(session)
-    _run(session, DEVELOPMENT, "python", f"benchmarks/{name}.py", *options, PYTHONPATH="examples")
+    _run(session, DEVELOPMENT, "python", f"benchmarks/{name}.py", *options)
+
+
+@nox.session(python=False, default=False)
+def results(session: nox.Session) -> None:
+    """Write benchmarks/RESULTS.md from the outline and the recorded results."""
+    _develop(session)
+    _run(session, DEVELOPMENT, "python", "benchmarks/results_page.py")
 
 
 @nox.session(python=False, default=False)
@@ -231,3 +323,66 @@ def _test_installed(session: nox.Session, environment: Path, package: str, sibli
     test = ("-p", "no:cacheprovider", f"packages/{package}/tests/test_public_api.py")
     variables = PATIENT | {"PYTHONPATH": str(WHEELS / "pytest")}
     _run(session, environment, "python", "-m", "pytest", "-q", *test, **variables)
+
+
+@nox.session(python=False, default=False)
+def release(session: nox.Session) -> None:
+    """Check and build every package for release; print the git tags, or make them with `-- --tag`."""
+    versions = {package: _version(package) for package in PACKAGES}
+    problems = [
+        *_unmet_ranges(versions),
+        *(text for each in versions.items() for text in _changes_missing(*each)),
+    ]
+    if "--tag" in session.posargs and session.run("git", "status", "--porcelain", silent=True, external=True):
+        problems.append("there are changes that are not committed, which a tag would leave out")
+    if problems:
+        session.error("\n  ".join(["not ready for release:", *problems]))
+    _develop(session)
+    shutil.rmtree(WHEELS / "dist", ignore_errors=True)
+    built = [_build(session, package) for package in PACKAGES]
+    if not Path(_program(RELEASE, "python")).exists():
+        _create(session, RELEASE)
+    _install(session, RELEASE, *_tools("release"))
+    files = [str(path) for wheel in built for path in sorted(wheel.parent.iterdir())]
+    _run(session, RELEASE, "twine", "check", "--strict", *files)
+    for package, version in versions.items():
+        _tag(session, f"{package}-{version}")
+
+
+def _version(package: str) -> Version:
+    """Return the version that `package` declares."""
+    return Version(
+        nox.project.load_toml(ROOT / "packages" / package / "pyproject.toml")["project"]["version"]
+    )
+
+
+def _unmet_ranges(versions: Mapping[str, Version]) -> list[str]:
+    """Name the ranges of siblings that leave out the sibling of this commit."""
+    asked = [(package, each) for package in PACKAGES for each in _requirements(package)]
+    return [
+        f"{package} asks for {each}, and this commit has {versions[each.name]}"
+        for package, each in asked
+        if each.name in versions and versions[each.name] not in each.specifier
+    ]
+
+
+def _changes_missing(package: str, version: Version) -> list[str]:
+    """Name what the changelog of `package` lacks: a part for `version`, with a date, and one for later."""
+    text = (ROOT / "packages" / package / "CHANGELOG.md").read_text(encoding="utf-8")
+    patterns = {
+        "## Unreleased": "## Unreleased",
+        f"## {version} (YYYY-MM-DD)": rf"## {re.escape(str(version))} \(\d{{4}}-\d\d-\d\d\)",
+    }
+    missing = [
+        part for part, pattern in patterns.items() if not re.search(f"^{pattern}$", text, re.MULTILINE)
+    ]
+    return [f"the changelog of {package} has no part `{part}`" for part in missing]
+
+
+def _tag(session: nox.Session, name: str) -> None:
+    """Print the command that makes the git tag `name`, or run it after `-- --tag`."""
+    command = ("git", "tag", "--annotate", "--message", name, name)
+    if "--tag" in session.posargs:
+        session.run(*command, external=True)
+    else:
+        session.log(" ".join(command))

@@ -33,6 +33,7 @@ from gptq_solver import solver_module
 from language_models import WIKI_LLAMA, load, perplexity, text_of
 from llm_compressor_peer import quantized_by_llm_compressor
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
+from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
 from tico_api import GPTQConfig, PTQConfig, convert, prepare
@@ -237,47 +238,46 @@ def in_child(name: str, argv: Sequence[str]) -> dict[str, float] | None:
     return figures
 
 
-def compare_costs(names: Sequence[str], argv: Sequence[str]) -> None:
+def compare_costs(names: Sequence[str], argv: Sequence[str], record: Recording) -> None:
     """Print one line for each candidate."""
+    torch.set_num_threads(1)  # as every child does
     floor = in_child("float", argv)
     if floor is None:
         raise SystemExit(1)
-    print(f"two passes of the float blocks: {floor['CPU s']:.1f} CPU s\n")
-    print(f"{'':24}{'CPU s':>9}{'/ passes':>10}{'convert':>9}{'/ passes':>10}{'peak MB':>9}{'error':>9}")
+    title = f"two passes of the float blocks: {floor['CPU s']:.1f} CPU s"
+    record.table(title, "CPU s", "/ passes", "convert", "/ passes", "peak MB", "error")
     for name in names:
         figures = in_child(name, argv)
         if figures is not None:
             seconds = [figures[key] for key in ("CPU s", "convert")]
-            cells = "".join(f"{each:9.1f}{each / floor['CPU s']:10.2f}" for each in seconds)
-            print(f"{name:24}{cells}{figures['MB']:9.0f}{figures['error']:9.4f}", flush=True)
+            cells = [cell for each in seconds for cell in (f"{each:.1f}", f"{each / floor['CPU s']:.2f}")]
+            record.row(name, *cells, f"{figures['MB']:.0f}", f"{figures['error']:.4f}")
 
 
 GRIDS: Final = ((4, None), (4, 64), (4, 128), (3, 64))
 
 
-def compare_perplexities(names: Sequence[str], task: Task, heldout_tokens: int) -> None:
+def compare_perplexities(names: Sequence[str], task: Task, heldout_tokens: int, record: Recording) -> None:
     """Print one line for each grid, with the perplexity that each candidate leaves."""
     source = load(task.folder, task.window)
     calibration, heldout = (
         source.windows(text, tokens)
         for text, tokens in zip(task.texts(), (task.tokens, heldout_tokens), strict=True)
     )
-    print(f"float: {_perplexity(source.model, heldout):.2f}\n")
-    print(f"{'grid':20}" + "".join(f"{name:>20}" for name in names))
+    record.table(f"float: {_perplexity(source.model, heldout):.2f}", *names, width=20)
     for bits, group_size in GRIDS:
         if group_size is not None and task.folder == WIKI_LLAMA and group_size > 128:
             continue
         row = f"W{bits} " + ("per channel" if group_size is None else f"group {group_size}")
-        print(f"{row:20}", end="", flush=True)
+        found = []
         for name in names:
             fresh = load(task.folder, task.window).model
             changed = attrs.evolve(task, bits=bits, group_size=group_size)
             try:
-                found = f"{_perplexity(ALL[name](fresh, calibration, changed), heldout):.2f}"
+                found.append(f"{_perplexity(ALL[name](fresh, calibration, changed), heldout):.2f}")
             except ValueError:  # llm-compressor wants groups that divide the columns
-                found = "refused"
-            print(f"{found:>20}", end="", flush=True)
-        print()
+                found.append("refused")
+        record.row(row, *found)
 
 
 def _perplexity(model: nn.Module, heldout: Tensor) -> float:
@@ -293,9 +293,8 @@ def _folder(name: str) -> Path:
     return WIKI_LLAMA if name == "wiki" else Path(name)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Compare costs, or perplexities."""
-    given = sys.argv[1:] if argv is None else list(argv)
+def options_from(given: Sequence[str]) -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2", help="smollm2, wiki, stack, or a folder")
     parser.add_argument("--tokens", type=int, default=8192, help="calibration tokens")
@@ -309,7 +308,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--perplexity", action="store_true")
     parser.add_argument("--heldout-tokens", type=int, default=8192)
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    arguments = parser.parse_args(given)
+    add_option(parser)
+    return parser.parse_args(given)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Compare costs, or perplexities."""
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = options_from(given)
     sys.path += arguments.peer_path
     task = Task(
         folder=_folder(arguments.model),
@@ -320,16 +326,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         act_order=arguments.act_order,
         damping=arguments.damping,
     )
-    names = arguments.only or [*OURS, *PEERS]
     if arguments.child:
         print(json.dumps(child(arguments.child, task)))
-    elif arguments.perplexity:
-        compare_perplexities(
-            arguments.only or ["rounded", "ours", "ours, uniform", *PEERS], task, arguments.heldout_tokens
-        )
-    else:
-        print(f"torch {torch.__version__}, one thread, {task.bits} bits, {task.tokens} tokens")
-        compare_costs(names, given)
+        return
+    with recording(arguments.result) as record:
+        if arguments.perplexity:
+            names = arguments.only or ["rounded", "ours", "ours, uniform", *PEERS]
+            compare_perplexities(names, task, arguments.heldout_tokens, record)
+        else:
+            print(f"torch {torch.__version__}, one thread, {task.bits} bits, {task.tokens} tokens")
+            compare_costs(arguments.only or [*OURS, *PEERS], given, record)
 
 
 if __name__ == "__main__":

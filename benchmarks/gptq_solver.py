@@ -22,6 +22,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from recorded import Recording, add_option, recording
 from tico_config import GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec
 from tico_quantizers.algorithms.gptq import Solution, nearest, solve
 
@@ -275,32 +276,32 @@ def values_of(result: Tensor | Solution) -> Tensor:
     return result.dequantize() if isinstance(result, Solution) else result
 
 
-def report(task: Task, measured: Mapping[str, Measured], *, with_reference: bool) -> None:
+def report(task: Task, measured: Mapping[str, Measured], record: Recording, *, with_reference: bool) -> None:
     """Print one line for each solver."""
     exact, steps = reference(task) if with_reference else (measured["ours"].values, torch.zeros(()))
     wanted, base = loss(task, exact), measured["ours"].seconds
     against = "reference" if with_reference else "ours"
-    print(f"\n{task.weight.shape[1]} x {task.weight.shape[0]}, loss and codes relative to {against}")
-    print(f"{'':16}{'CPU s':>9}{'/ ours':>8}{'loss':>11}{'equal codes':>13}")
+    title = f"{task.weight.shape[1]} x {task.weight.shape[0]}, loss and codes relative to {against}"
+    record.table(title, "CPU s", "/ ours", "loss", "equal codes", width=16)
     for name, result in measured.items():
-        line = f"{name:16}{result.seconds:9.4f}{result.seconds / base:8.2f}"
+        cells = [f"{result.seconds:.4f}", f"{result.seconds / base:.2f}"]
         if name != "floor":
-            line += f"{loss(task, result.values) / wanted:11.6f}"
+            cells.append(f"{loss(task, result.values) / wanted:.6f}")
         if name != "floor" and with_reference:
-            line += f"{float(((result.values - exact).abs() < steps / 4).double().mean()):13.5f}"
-        print(line, flush=True)
+            cells.append(f"{float(((result.values - exact).abs() < steps / 4).double().mean()):.5f}")
+        record.row(name, *cells)
 
 
-def report_variants(task: Task, rounds: int) -> None:
+def report_variants(task: Task, rounds: int, record: Recording) -> None:
     """Print a line for each other way to use the solver of this project."""
     measured = measure({"ours": ours} | dict(VARIANTS), task, rounds)
     wanted, base = loss(task, measured["ours"].values), measured["ours"].seconds
-    print(f"\n{task.weight.shape[1]} x {task.weight.shape[0]}, relative to the first line")
-    print(f"{'':18}{'CPU s':>9}{'ratio':>8}{'loss':>11}")
+    title = f"{task.weight.shape[1]} x {task.weight.shape[0]}, relative to the first line"
+    record.table(title, "CPU s", "ratio", "loss", width=18)
     for name, result in measured.items():
-        line = f"{name:18}{result.seconds:9.4f}{result.seconds / base:8.2f}"
         whole = result.values.shape == task.weight.shape
-        print(line + (f"{loss(task, result.values) / wanted:11.6f}" if whole else ""), flush=True)
+        losses = [f"{loss(task, result.values) / wanted:.6f}"] if whole else []
+        record.row(name, f"{result.seconds:.4f}", f"{result.seconds / base:.2f}", *losses)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -314,19 +315,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer-path", action="append", default=[], help="a folder to look for peers in")
     parser.add_argument("--reference-up-to", type=int, default=1024)
     parser.add_argument("--variants", action="store_true", help="other grids and orders, and no peers")
+    add_option(parser)
     arguments = parser.parse_args(argv)
     sys.path += arguments.peer_path
     peers = {} if arguments.variants else PEERS
     solvers = {"ours": ours} | importable(peers, task_of(128, arguments)) | {"floor": floor}
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, {arguments.bits} bits, {arguments.rounds} rounds")
-    for size in arguments.sizes:
-        task = task_of(size, arguments)
-        if arguments.variants:
-            report_variants(task, arguments.rounds)
-            continue
-        measured = measure(solvers, task, arguments.rounds)
-        report(task, measured, with_reference=size <= arguments.reference_up_to)
+    with recording(arguments.result) as record:
+        for size in arguments.sizes:
+            task = task_of(size, arguments)
+            if arguments.variants:
+                report_variants(task, arguments.rounds, record)
+                continue
+            measured = measure(solvers, task, arguments.rounds)
+            report(task, measured, record, with_reference=size <= arguments.reference_up_to)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gptq_solver import solver_module
+from recorded import Recording, add_option, recording
 from tico_api import convert, prepare
 from tico_config import GPTQConfig
 
@@ -140,10 +141,10 @@ def importable(arguments: argparse.Namespace) -> dict[str, Quantize]:
     return found
 
 
-def report(arguments: argparse.Namespace) -> None:
+def report(arguments: argparse.Namespace, record: Recording) -> None:
     """Print a line for each candidate and group size."""
-    print(f"{'':14}{'group':>8}{'CPU s':>9}{'/ ours':>8}{'peak MB':>9}{'error':>9}")
     candidates = importable(arguments)
+    record.table("", "group", "CPU s", "/ ours", "peak MB", "error", width=14)
     for group_size in (None, 128):
         task = task_of(arguments, group_size)
         seconds: dict[str, list[float]] = {name: [] for name in candidates}
@@ -156,8 +157,8 @@ def report(arguments: argparse.Namespace) -> None:
         for name in candidates:
             spent = statistics.median(seconds[name])
             grown = memory(name, arguments, group_size)
-            line = f"{name:14}{group_size or '-':>8}{spent:9.3f}{spent / base:8.2f}{grown:9.1f}"
-            print(f"{line}{errors[name]:9.5f}", flush=True)
+            figures = (f"{spent:.3f}", f"{spent / base:.2f}", f"{grown:.1f}", f"{errors[name]:.5f}")
+            record.row(name, str(group_size or "-"), *figures)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -171,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--peer-path", action="append", default=[], help="a folder to look for tico in")
     parser.add_argument("--only", choices=CANDIDATES, help="print the bytes that this one grows by")
     parser.add_argument("--only-group", type=int)
+    add_option(parser)
     arguments = parser.parse_args(argv)
     # Before this project's own `tico.quantization`, which is not used here.
     sys.path[:0] = arguments.peer_path
@@ -178,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.only:
         print_memory(arguments)
     else:
-        report(arguments)
+        with recording(arguments.result) as record:
+            report(arguments, record)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from recorded import Recording, add_option, recording
 from tico_config import DType, PerTensor
 from tico_modules._kernels import native_kernels as kernels
 from tico_observers import params_from_range
@@ -75,11 +76,15 @@ def speedup(taken: Mapping[str, Sequence[float]], name: str, base: str) -> float
     return statistics.median(b / t for b, t in zip(taken[base], taken[name], strict=True))
 
 
-def report(taken: Mapping[str, Sequence[float]], notes: Mapping[str, str]) -> None:
+def report(
+    record: Recording, title: str, taken: Mapping[str, Sequence[float]], noises: Mapping[str, str]
+) -> None:
     """Print each candidate's median time, and how many times faster it is than both floats."""
+    record.table(title, "ms", "float32", "bfloat16", *(["noise"] if noises else []), width=28)
     for name, times in taken.items():
-        ratios = "  ".join(f"{speedup(taken, name, base):6.2f}" for base in ("float32", "bfloat16"))
-        print(f"  {name:28}{statistics.median(times) * 1e3:10.3f}  {ratios}  {notes.get(name, '')}")
+        ratios = [f"{speedup(taken, name, base):.2f}" for base in ("float32", "bfloat16")]
+        noise = [noises[name]] if name in noises else []
+        record.row(name, f"{statistics.median(times) * 1e3:.3f}", *ratios, *noise)
 
 
 def integer_layers(linear: nn.Linear) -> dict[str, QuantizedLinear]:
@@ -99,7 +104,7 @@ def integer_layers(linear: nn.Linear) -> dict[str, QuantizedLinear]:
     }
 
 
-def layers(arguments: argparse.Namespace) -> None:
+def layers(arguments: argparse.Namespace, record: Recording) -> None:
     """Print the table of layers."""
     sizes: list[int] = arguments.sizes
     tokens: list[int] = arguments.tokens
@@ -113,15 +118,15 @@ def layers(arguments: argparse.Namespace) -> None:
             x = torch.randn(count, size)
             narrow, half = x.bfloat16(), nn.Linear(size, size, bias=False, dtype=torch.bfloat16)
             candidates: dict[str, Call] = {"float32": _call(linear, x), "bfloat16": _call(half, narrow)}
-            notes = {}
+            noises = {}
             for name, layer in natives.items():
                 candidates[name] = _call(layer, x)
                 candidates[f"{name}, bf16"] = _call(layer, narrow)
-                notes[name] = f"{_noise(layer(x), references[name](x)):6.1f} dB"
+                noises[name] = f"{_noise(layer(x), references[name](x)):.1f} dB"
             candidates["W4 reference"] = _call(references["W4 group 128"], x)
             candidates |= {name: _call(peer, x) for name, peer in peers.items()}
-            print(f"\n{size} x {size}, {count} tokens: {COLUMNS}, signal to noise of the native kernel")
-            report(timed(candidates, arguments.rounds, 0.02), notes)
+            title = f"{size} x {size}, {count} tokens: {COLUMNS}, signal to noise of the native kernel"
+            report(record, title, timed(candidates, arguments.rounds, 0.02), noises)
 
 
 def _call(layer: Layer, x: Tensor) -> Call:
@@ -205,19 +210,21 @@ PEERS: Final[Mapping[str, Callable[[nn.Linear], Layer]]] = {
 }
 
 
-def crossover(arguments: argparse.Namespace) -> None:
+def crossover(arguments: argparse.Namespace, record: Recording) -> None:
     """Print how many times faster packed codes are than the bfloat16 product, by number of tokens."""
     sizes: list[int] = arguments.sizes
+    counts = (1, 4, 8, 12, 16, 24, 32, 48, 64)
+    record.table("tokens: ratio", *map(str, counts))
     for size in sizes:
         made = integer_layers(nn.Linear(size, size, bias=False))
         for name in ("W8", "W4 group 128"):
             ratios = []
-            for count in (1, 4, 8, 12, 16, 24, 32, 48, 64):
+            for count in counts:
                 x = torch.randn(count, size).bfloat16()
                 few, many = _both_ways(made[name].packed)
                 taken = timed({"few": _call(few, x), "many": _call(many, x)}, arguments.rounds, 0.02)
-                ratios.append(f"{count}: {speedup(taken, 'few', 'many'):.2f}")
-            print(f"{size} x {size}, {name:13} tokens: ratio  {', '.join(ratios)}", flush=True)
+                ratios.append(f"{speedup(taken, 'few', 'many'):.2f}")
+            record.row(f"{size} x {size}, {name}", *ratios)
 
 
 def _both_ways(packed: PackedWeight) -> tuple[Layer, Layer]:
@@ -229,7 +236,7 @@ def _both_ways(packed: PackedWeight) -> tuple[Layer, Layer]:
     return four.few or four.multiply_pieces, four.multiply_pieces
 
 
-def smollm2(arguments: argparse.Namespace) -> None:
+def smollm2(arguments: argparse.Namespace, record: Recording) -> None:
     """Print what prefill and decoding take."""
     from language_models import load, text_of
     from real_models import smollm2_directory
@@ -244,23 +251,23 @@ def smollm2(arguments: argparse.Namespace) -> None:
     for what, run in steps.items():
         candidates = {name: _bound(run, model) for name, model in models.items()}
         taken = timed(candidates, arguments.rounds, 0.0)
-        print(f"\nSmolLM2-135M, {what}: {COLUMNS}")
-        report(taken, {})
+        report(record, f"SmolLM2-135M, {what}: {COLUMNS}", taken, {})
 
 
-def memory(arguments: argparse.Namespace) -> None:
+def memory(arguments: argparse.Namespace, record: Recording) -> None:
     """Print the memory of the model, after prefill and decoding in a process of its own."""
     from real_models import smollm2_directory
 
     with tempfile.TemporaryDirectory() as folder:
         save_quantized(model_of("W4"), folder)
-        print("\nresident MB that SmolLM2-135M adds to a process that has used it, of it mapped from files")
+        title = "resident MB that SmolLM2-135M adds to a process that has used it, of it mapped from files"
+        record.table(title, "resident", "mapped", "of float32", width=20)
         whole = 0
         for name in ("float32", "W4 reference", "W4"):
             where = str(smollm2_directory()) if name == "float32" else folder
             used, mapped = _resident(name, where, arguments.decoded)
             whole = whole or used
-            print(f"  {name:20}{used / 1e6:8.1f}{mapped / 1e6:8.1f}  {used / whole:5.2f} of float32")
+            record.row(name, f"{used / 1e6:.1f}", f"{mapped / 1e6:.1f}", f"{used / whole:.2f}")
 
 
 def _bound(run: Callable[[nn.Module], object], model: nn.Module) -> Call:
@@ -361,12 +368,11 @@ def _memory() -> tuple[int, int]:
     return int(resident_pages) * 4096, int(mapped_pages) * 4096
 
 
-COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], None]]] = {
+COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace, Recording], None]]] = {
     "layers": layers,
     "crossover": crossover,
     "smollm2": smollm2,
     "memory": memory,
-    "resident": resident,
 }
 
 
@@ -375,24 +381,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=COMMANDS)
+    parser.add_argument("what", choices=[*COMMANDS, "resident"])
     parser.add_argument("sizes", nargs="*", default=["1024", "2048", "4096"])
     parser.add_argument("--tokens", type=int, nargs="+", default=[1, 16, 128])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--decoded", type=int, default=64, help="tokens to decode")
     parser.add_argument("--peer-path", action="append", default=[], help="a folder to look for peers in")
+    add_option(parser)
     arguments = parser.parse_args(argv)
     sys.path += [str(EXAMPLES), *arguments.peer_path]
     torch.manual_seed(0)
     if arguments.what in ("layers", "crossover"):
         arguments.sizes = [int(size) for size in arguments.sizes]
-    for threads in arguments.threads:
-        torch.set_num_threads(threads)
-        if arguments.what != "resident":
-            print(f"\ntorch {torch.__version__}, threads: {threads}, rounds: {arguments.rounds}")
+    if arguments.what == "resident":
+        torch.set_num_threads(arguments.threads[0])
         with torch.no_grad():
-            COMMANDS[arguments.what](arguments)
+            resident(arguments)
+        return
+    with recording(arguments.result) as record, torch.no_grad():
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            print(f"\ntorch {torch.__version__}, threads: {threads}, rounds: {arguments.rounds}")
+            COMMANDS[arguments.what](arguments, record)
 
 
 if __name__ == "__main__":

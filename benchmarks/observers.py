@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recorded import Recording, add_option, recording
 from tico_config import PerChannel
 from tico_observers import (
     AbsMaxStatistic,
@@ -138,7 +139,7 @@ def observers_of(package: str, where: str) -> dict[str, Callable[[], Watch]]:
     return {f"{package} {kind}": getattr(module, kind) for kind in kinds}
 
 
-def forward_costs(rounds: int) -> None:
+def forward_costs(rounds: int, record: Recording) -> None:
     """Print what watching all linear inputs and outputs adds to a forward pass."""
     layer, x = DecoderLayer().eval(), torch.randn(TOKENS, HIDDEN)
     makers: dict[str, Callable[[], Watch] | None] = {
@@ -160,12 +161,13 @@ def forward_costs(rounds: int) -> None:
 
     taken = timed({name: forward(make) for name, make in makers.items()}, rounds)
     base = statistics.median(taken["nothing"])
-    print(f"\nforward of a decoder layer, hidden {HIDDEN}, {TOKENS} tokens: {base * 1e3:.1f} ms")
+    title = f"forward of a decoder layer, hidden {HIDDEN}, {TOKENS} tokens: {base * 1e3:.1f} ms"
+    record.table(title, "watched", width=28)
     for name, ratio in ratios(taken, "nothing").items():
-        print(f"  watched by {name:28} {(ratio - 1) * 100:+8.1f} %")
+        record.row(name, f"{(ratio - 1) * 100:+.1f} %")
 
 
-def reading_costs(rounds: int) -> None:
+def reading_costs(rounds: int, record: Recording) -> None:
     """Print what each statistic costs relative to reading the tensor once."""
     x = torch.randn(4096, HIDDEN)
     maximum = x.abs().amax(0)
@@ -184,9 +186,10 @@ def reading_costs(rounds: int) -> None:
     }
     taken = timed(candidates, rounds)
     base = statistics.median(taken["reading once (sum)"])
-    print(f"\none float32 tensor of 4096 x {HIDDEN}, read once in {base * 1e3:.2f} ms")
+    title = f"one float32 tensor of 4096 x {HIDDEN}, read once in {base * 1e3:.2f} ms"
+    record.table(title, "/ reading", width=32)
     for name, ratio in ratios(taken, "reading once (sum)").items():
-        print(f"  {name:32} {ratio:8.1f} x")
+        record.row(name, f"{ratio:.1f}")
 
 
 def gram_in_chunks(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -198,7 +201,7 @@ def gram_in_chunks(x: Tensor, dtype: torch.dtype) -> Tensor:
     return total
 
 
-def gram_costs(rounds: int, columns: int, tokens: int) -> None:
+def gram_costs(rounds: int, columns: int, tokens: int, record: Recording) -> None:
     """Print cost and error of the candidates for a Gram matrix."""
     mixed = torch.randn(columns, columns) / columns**0.5
     x = torch.randn(tokens, columns) @ mixed
@@ -216,10 +219,11 @@ def gram_costs(rounds: int, columns: int, tokens: int) -> None:
     }
     taken = ratios(timed(candidates, rounds), "float32, one product")
     exact = candidates["float64, one product"]()
-    print(f"\nGram matrix of {tokens} x {columns}: time over the first, largest error over the largest entry")
+    title = f"Gram matrix of {tokens} x {columns}: time over the first, largest error over the largest entry"
+    record.table(title, "time", "error", width=32)
     for name, candidate in candidates.items():
         error = float((candidate().double() - exact).abs().max() / exact.abs().max())
-        print(f"  {name:32} {taken[name]:6.2f} x   {error:.1e}")
+        record.row(name, f"{taken[name]:.2f}", f"{error:.1e}")
 
 
 def main() -> None:
@@ -229,14 +233,15 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, threads: {arguments.threads}")
-    with torch.no_grad():
-        forward_costs(arguments.rounds)
-        reading_costs(arguments.rounds)
-        gram_costs(max(arguments.rounds // 3, 1), arguments.columns, arguments.tokens)
+    with recording(arguments.result) as record, torch.no_grad():
+        forward_costs(arguments.rounds, record)
+        reading_costs(arguments.rounds, record)
+        gram_costs(max(arguments.rounds // 3, 1), arguments.columns, arguments.tokens, record)
 
 
 if __name__ == "__main__":

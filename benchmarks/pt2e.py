@@ -30,6 +30,7 @@ from torch import Tensor, fx, nn
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 from real_models import DigestMismatchError, DownloadError, cache_directory
+from recorded import Recording, add_option, recording
 from tico.quantization import GPTQConfig, PT2EConfig, convert, prepare
 from tico.quantization.config import INT8, UINT8, DType, MSESpec, QScheme, affine, no_quant
 
@@ -284,13 +285,14 @@ def logits(model: nn.Module, inputs: Tensor) -> Tensor:
         return torch.cat([model(batch) for batch in torch.split(inputs, 10)])
 
 
-def measure(task: Task, quantizers: Mapping[str, Quantize]) -> None:
+def measure(task: Task, quantizers: Mapping[str, Quantize], record: Recording) -> None:
     """Print one line for each quantizer."""
     expected = logits(task.model, task.test)
-    print(f"\n{task.name}, {len(task.test)} inputs of which {sum(map(len, task.batches))} for calibration")
+    title = f"{task.name}, {len(task.test)} inputs of which {sum(map(len, task.batches))} for calibration"
     if task.labels is not None:
-        print(f"float top-1: {int((expected.argmax(-1) == task.labels).sum())} of {len(task.labels)}")
-    print(f"{'':20}{'int. weights':>13}{'SQNR dB':>9}{'agreement':>11}{'top-1':>7}")
+        right = int((expected.argmax(-1) == task.labels).sum())
+        title += f"; float top-1: {right} of {len(task.labels)}"
+    record.table(title, "int. weights", "SQNR dB", "agreement", *([] if task.labels is None else ["top-1"]))
     for name, quantize in quantizers.items():
         try:
             model = quantize(task.model, task.batches)
@@ -299,9 +301,9 @@ def measure(task: Task, quantizers: Mapping[str, Quantize]) -> None:
             continue
         result = logits(model, task.test)
         same = (result.argmax(-1) == expected.argmax(-1)).double().mean()
-        right = "" if task.labels is None else str(int((result.argmax(-1) == task.labels).sum()))
-        figures = f"{decibels(expected, result):9.2f}{float(same):11.1%}{right:>7}"
-        print(f"{name:20}{integer_weights(model):>13}{figures}", flush=True)
+        top = [] if task.labels is None else [str(int((result.argmax(-1) == task.labels).sum()))]
+        figures = (f"{decibels(expected, result):.2f}", f"{float(same):.1%}", *top)
+        record.row(name, integer_weights(model), *figures)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -310,13 +312,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("models", nargs="*", default=["efficientnet", "encoder"], help="which to measure")
     parser.add_argument("--peer-path", action="append", default=[], help="a folder to look for packages in")
     parser.add_argument("--only", nargs="+", default=[*OURS, *PEERS], help="which candidates to measure")
+    add_option(parser)
     arguments = parser.parse_args(argv)
     sys.path += arguments.peer_path
     warnings.simplefilter("ignore")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     candidates = {name: ({**OURS, **PEERS})[name] for name in arguments.only}
-    for name in arguments.models:
-        measure({"efficientnet": efficientnet, "encoder": encoder}[name](), candidates)
+    with recording(arguments.result) as record:
+        for name in arguments.models:
+            measure({"efficientnet": efficientnet, "encoder": encoder}[name](), candidates, record)
 
 
 if __name__ == "__main__":

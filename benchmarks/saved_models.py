@@ -24,6 +24,7 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 from language_models import WIKI_LLAMA, load
 from real_models import smollm2_directory
+from recorded import add_option, recording
 from tico.quantization import PTQConfig, convert, prepare, save_quantized
 from tico.quantization.config import DType, PerGroup, affine, no_quant
 
@@ -56,7 +57,9 @@ def main() -> None:
     """Save, load elsewhere, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--smollm2", action="store_true")
-    folder = smollm2_directory() if parser.parse_args().smollm2 else WIKI_LLAMA
+    add_option(parser)
+    options = parser.parse_args()
+    folder = smollm2_directory() if options.smollm2 else WIKI_LLAMA
     model = convert(prepare(load(folder, 8).model, CONFIG))
     with tempfile.TemporaryDirectory() as scratch:
         saving = _seconds(lambda: save_quantized(model, scratch))
@@ -65,11 +68,14 @@ def main() -> None:
         command = [sys.executable, "-c", LOAD, scratch]
         loading, memory = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     content = _content(model)
-    print(f"{folder.name}: {content:,} bytes of codes, scales, zero points and float rest")
-    print(f"files      {size:,} bytes, {size / content:.4f} of that")
-    print(f"saving     {saving:.2f} s")
-    print(f"loading    {float(loading):.2f} s")
-    print(f"memory     {int(memory):,} bytes at the peak of loading, {int(memory) / size:.3f} of the files")
+    title = f"{folder.name}: {content:,} bytes of codes, scales, zero points and float rest"
+    with recording(options.result) as record:
+        record.table(title, "bytes", "ratio", "seconds", width=44)
+        record.row("files, over that", f"{size:,}", f"{size / content:.4f}")
+        record.row("saving", "", "", f"{saving:.2f}")
+        record.row("loading", "", "", f"{float(loading):.2f}")
+        peak = int(memory)
+        record.row("memory at the peak of loading, over the files", f"{peak:,}", f"{peak / size:.3f}")
 
 
 def _seconds(action: Callable[[], object]) -> float:

@@ -16,13 +16,17 @@ import importlib
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, TypeAlias
 
 import attrs
 from torch import Tensor, nn
 
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
 from language_models import WIKI_LLAMA, LanguageModel, calibrate, load, perplexity, text_of
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
+from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
 from tico_api import AWQConfig, GPTQConfig, PTQConfig, SmoothQuantConfig, convert, prepare
@@ -133,6 +137,19 @@ def smoothed_by_peer(model: nn.Module, alpha: float, windows: Tensor) -> nn.Modu
     return smooth
 
 
+def measure(table: str, options: argparse.Namespace, record: Recording) -> None:
+    """Print the rows of one table that are asked for."""
+    data = load_data(table, options.calibration, options.heldout)
+    record.table(table, "perplexity", "seconds", width=14)
+    for name, steps in TABLES[table].items():
+        named = options.rows is None or name in options.rows
+        if named and (options.peer_path or not isinstance(next(iter(steps), None), PeerSmoothing)):
+            start = time.perf_counter()
+            model = quantized(data.language.model, steps, data.calibration)
+            seconds = time.perf_counter() - start
+            record.row(name, f"{perplexity(model, data.heldout):.3f}", f"{seconds:.1f}")
+
+
 def main() -> None:
     """Print a line for each row."""
     parser = argparse.ArgumentParser(
@@ -143,18 +160,12 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=4096, help="tokens")
     parser.add_argument("--heldout", type=int, default=8192, help="tokens")
     parser.add_argument("--peer-path", help="a folder with tico 0.3.0")
+    add_option(parser)
     options = parser.parse_args()
     sys.path += [options.peer_path] if options.peer_path else []
-    print(f"{'row':<14} {'perplexity':>10} {'seconds':>8}")
-    for table in options.tables:
-        data = load_data(table, options.calibration, options.heldout)
-        for name, steps in TABLES[table].items():
-            named = options.rows is None or name in options.rows
-            if named and (options.peer_path or not isinstance(next(iter(steps), None), PeerSmoothing)):
-                start = time.perf_counter()
-                model = quantized(data.language.model, steps, data.calibration)
-                seconds = time.perf_counter() - start
-                print(f"{name:<14} {perplexity(model, data.heldout):>10.3f} {seconds:>8.1f}", flush=True)
+    with recording(options.result) as record:
+        for table in options.tables:
+            measure(table, options, record)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from real_models import (
     smollm2_directory,
     wiki_articles,
 )
+from recorded import add_option, recording
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import (
     BaseConfig,
@@ -114,6 +115,7 @@ def options_from(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test", action="store_true", help="measure on the test text, not the tuning text")
     parser.add_argument("--bfloat16", action="store_true", help="calibrate in bfloat16, too")
     parser.add_argument("--only", nargs="*", help="rows whose names hold one of these words")
+    add_option(parser)
     return parser.parse_args(arguments)
 
 
@@ -123,17 +125,18 @@ def main() -> None:
     source = load(smollm2_directory(), 512) if options.smollm2 else load(WIKI_LLAMA, 256)
     data = texts(source, options)
     only: list[str] | None = options.only
-    print(f"{data.calibration.numel()} tokens to calibrate on, {data.heldout.numel()} held out")
-    print(f"{'':<24} perplexity   seconds")
-    if not only or "float" in only:
-        print(f"{'float':<24} {score(source.model, data.heldout):10.2f}", flush=True)
-    for name, config in ways(options).items():
-        if only and not any(word in name for word in only):
-            continue
-        start = time.perf_counter()
-        model = quantized(source.model, config, data.calibration, bfloat16=options.bfloat16)
-        seconds = time.perf_counter() - start
-        print(f"{name:<24} {score(model, data.heldout):10.2f} {seconds:9.1f}", flush=True)
+    title = f"{data.calibration.numel()} tokens to calibrate on, {data.heldout.numel()} held out"
+    with recording(options.result) as record:
+        record.table(title, "perplexity", "seconds")
+        if not only or "float" in only:
+            record.row("float", f"{score(source.model, data.heldout):.2f}")
+        for name, config in ways(options).items():
+            if only and not any(word in name for word in only):
+                continue
+            start = time.perf_counter()
+            model = quantized(source.model, config, data.calibration, bfloat16=options.bfloat16)
+            seconds = time.perf_counter() - start
+            record.row(name, f"{score(model, data.heldout):.2f}", f"{seconds:.1f}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from recorded import Recording, add_option, recording
 from tico_api import PTQConfig, convert, prepare
 from tico_peer import tico_from
 from tico_quantizers import QuantizedModule
@@ -126,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer-path", type=Path)
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -140,8 +142,8 @@ def main() -> None:
             points=peer.observers,
         )
     print(f"torch {torch.__version__}, one thread, {arguments.rounds} rounds")
-    with torch.no_grad():
-        report(*rounds(libraries, model, texts, arguments.rounds))
+    with recording(arguments.result) as record, torch.no_grad():
+        report(*rounds(libraries, model, texts, arguments.rounds), record)
 
 
 def rounds(
@@ -158,18 +160,17 @@ def rounds(
     return {name: each[1:] for name, each in costs.items()}, floats[1:]
 
 
-def report(costs: dict[str, list[Costs]], floats: list[float]) -> None:
+def report(costs: dict[str, list[Costs]], floats: list[float], record: Recording) -> None:
     """Print seconds and ratios."""
     peer = costs.get("tico", [])
-    print(f"float: {len(floats)} rounds of 16 texts, {statistics.median(floats):.3f} s\n")
-    against = "".join(f"{'tico / ' + name:>17}" for name in OURS if peer)
-    print(f"{'':30}" + "".join(f"{name:>10}" for name in costs) + against)
+    title = f"float: {len(floats)} rounds of 16 texts, {statistics.median(floats):.3f} s"
+    record.table(title, *costs, *(f"tico / {name}" for name in OURS if peer))
     for field in ("prepare", "calibrate", "convert", "forward"):
         medians = [statistics.median(getattr(each, field) for each in costs[name]) for name in costs]
-        line = f"{field + ', seconds':30}" + "".join(f"{value:10.3f}" for value in medians)
         pairs = [zip(peer, costs[name], strict=True) for name in OURS if peer]
         ratios = [statistics.median(getattr(a, field) / getattr(b, field) for a, b in each) for each in pairs]
-        print(line + "".join(f"{ratio:17.2f}" for ratio in ratios))
+        cells = [*(f"{value:.3f}" for value in medians), *(f"{ratio:.2f}" for ratio in ratios)]
+        record.row(f"{field}, seconds", *cells)
     for field, share in (("calibrate", 1.0), ("forward", 0.25)):
         ratio = [
             statistics.median(
@@ -177,9 +178,9 @@ def report(costs: dict[str, list[Costs]], floats: list[float]) -> None:
             )
             for name in costs
         ]
-        print(f"{field + ' / float':30}" + "".join(f"{value:10.2f}" for value in ratio))
+        record.row(f"{field} / float", *(f"{value:.2f}" for value in ratio))
     for name, each in costs.items():
-        print(f"{name}: {each[-1].points} points, relative error of the logits {each[-1].error:.4f}")
+        record.note(f"{name}: {each[-1].points} points, relative error of the logits {each[-1].error:.4f}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -18,8 +19,11 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+sys.path.append(str(Path(__file__).parents[1] / "examples"))
+
 from language_models import calibrate, load, perplexity, text_of
 from real_models import smollm2_directory
+from recorded import Recording, add_option, recording
 from tico_api import GPTQConfig, PTQConfig, convert, prepare
 from tico_config import BaseConfig, DType, PerToken, QuantSpec, affine, no_quant
 from tico_peer import Tico, tico_from
@@ -95,12 +99,12 @@ def quantized_by(peer: Tico, model: nn.Module, bits: int, calibration: Tensor) -
     return peer.convert(model)
 
 
-def measure(name: str, make: Callable[[], nn.Module], heldout: Tensor) -> None:
+def measure(name: str, make: Callable[[], nn.Module], heldout: Tensor, record: Recording) -> None:
     """Print one row."""
     start = time.process_time()
     model = make()
     made = time.process_time() - start
-    print(f"{name:46} {perplexity(model, heldout, batch=1):10.3f} {made:10.0f}", flush=True)
+    record.row(name, f"{perplexity(model, heldout, batch=1):.3f}", f"{made:.0f}")
 
 
 def main() -> None:
@@ -110,23 +114,24 @@ def main() -> None:
     parser.add_argument("--calibration", type=int, default=4096, help="tokens")
     parser.add_argument("--heldout", type=int, default=8192, help="tokens")
     parser.add_argument("--peer-path", type=Path)
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     source = load(smollm2_directory(), WINDOW)
     calibration = source.windows(text_of("calibration"), arguments.calibration)
     heldout = source.windows(text_of("heldout"), arguments.heldout)
-    print(
-        f"torch {torch.__version__}, calibrated on {calibration.numel()} tokens, {heldout.numel()} held out"
-    )
-    print(f"{'':46} {'perplexity':>10} {'CPU s':>10}")
+    title = f"calibrated on {calibration.numel()} tokens, {heldout.numel()} held out"
     peer = tico_from(arguments.peer_path)
-    for name, configs in ROWS.items():
-        if any(text in name for text in arguments.rows):
-            measure(name, partial(quantized, source.model, configs, calibration), heldout)
-    for name, bits in PEER_ROWS.items():
-        if peer is not None and any(text in name for text in arguments.rows):
-            getattr(source.model, "config").max_position_embeddings = WINDOW  # noqa: B009  # torch's type
-            measure(name, partial(quantized_by, peer, source.model, bits, calibration), heldout)
+    with recording(arguments.result) as record:
+        record.table(title, "perplexity", "CPU s", width=46)
+        for name, configs in ROWS.items():
+            if any(text in name for text in arguments.rows):
+                measure(name, partial(quantized, source.model, configs, calibration), heldout, record)
+        for name, bits in PEER_ROWS.items():
+            if peer is not None and any(text in name for text in arguments.rows):
+                getattr(source.model, "config").max_position_embeddings = WINDOW  # noqa: B009  # torch's type
+                make = partial(quantized_by, peer, source.model, bits, calibration)
+                measure(name, make, heldout, record)
 
 
 if __name__ == "__main__":
