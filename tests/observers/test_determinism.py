@@ -43,14 +43,15 @@ def numbers(rows: int, columns: int, seed: int = 0) -> Tensor:
     return whole * 2.0 ** torch.randint(-8, 8, (columns,), generator=generator) + whole[:, :1]
 
 
-def both(threads: Callable[[int], None], compute: Callable[[], list[Tensor]]) -> None:
-    """Require the same bits from one thread and from two."""
+def same_for_all(threads: Callable[[int], None], compute: Callable[[], list[Tensor]]) -> None:
+    """Require the same bits from one thread and from two, three and four."""
     results = []
-    for count in (1, 2):
+    for count in (1, 2, 3, 4):
         threads(count)
         results.append(compute())
-    for one, other in zip(*results, strict=True):
-        assert same_bits(one, other)
+    first, *others = results
+    for other in others:
+        assert all(map(same_bits, first, other))
 
 
 @pytest.mark.parametrize("granularity", GRIDS, ids=str)
@@ -66,7 +67,7 @@ def test_statistics_do_not_depend_on_threads(threads: Callable[[int], None], gra
         assert extremes is not None
         return [histogram.keys, histogram.counts, average.maximum, extremes.minimum]
 
-    both(threads, compute)
+    same_for_all(threads, compute)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -88,11 +89,22 @@ def test_searched_ranges_do_not_depend_on_threads(threads: Callable[[int], None]
         assert len(seen.keys) > 32_768
         return [end for extremes in found for end in (extremes.minimum, extremes.maximum)]
 
-    both(threads, compute)
+    same_for_all(threads, compute)
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns"), [(1024, 64), (1500, 128), (4096, 512), (3000, 300), (600, 1000)]
+    ("rows", "columns"),
+    [
+        (1024, 64),
+        (1500, 128),
+        (4096, 512),
+        (3000, 300),
+        (600, 1000),
+        (2100, 1),
+        (1100, 5),
+        (1500, 37),
+        (600, 257),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_gram_does_not_depend_on_threads_or_batches(
@@ -114,7 +126,7 @@ def test_gram_does_not_depend_on_threads_or_batches(
         assert same_bits(matrices[1], matrices[3])
         return matrices
 
-    both(threads, compute)
+    same_for_all(threads, compute)
 
 
 def test_gram_of_mixed_formats_does_not_depend_on_batches() -> None:
@@ -133,7 +145,7 @@ def test_fake_quantizing_does_not_depend_on_threads(threads: Callable[[int], Non
     params = params_from_range(
         x.amin(0), x.amax(0), DType.uint(8), symmetric=False, granularity=PerChannel(1)
     )
-    both(threads, lambda: [fake_quantize(x, params), quantize(x, params)])
+    same_for_all(threads, lambda: [fake_quantize(x, params), quantize(x, params)])
 
 
 def test_histogram_counts_beyond_2_to_the_24() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import gptq_reference as reference
 from tico_config import DType, GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec, PerTensor
-from tico_observers import ExactGramStatistic, params_from_range
+from tico_observers import ExactGramStatistic, params_from_range, products
 from tico_observers.testing import tensors
 from tico_quantizers.solvers import _columns, _shrinking, nearest, solve
 from tico_quantizers.solvers._gptq import loss_of_nearest
@@ -147,7 +147,7 @@ def test_blocks_of_columns_do_not_matter(leaf: int, terms: int, monkeypatch: pyt
     config = GPTQConfig(group_size=20, act_order=True, static_groups=True)
     whole = solve(weight, gram, config)
     monkeypatch.setattr(_columns, "_LEAF_COLUMNS", leaf)
-    monkeypatch.setattr(_columns, "PRODUCT_TERMS", terms)
+    monkeypatch.setattr(products, "_TERMS", terms)
     assert (solve(weight, gram, config).codes == whole.codes).double().mean() >= 0.999
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 import gptq_reference as reference
 from model_state import refused
 from tico_config import ConfigError, DType, GPTQConfig, NumericsError, UnsupportedError
+from tico_observers import products
 from tico_quantizers import PackedWeight
 from tico_quantizers.solvers import Solution, _columns, quantize_weight
 from tiny_models import values
@@ -99,7 +100,7 @@ def test_where_the_columns_are_split_does_not_matter(leaf: int, monkeypatch: pyt
     weight, gram = values(3, 64, 150), reference.correlated_gram(150, 600)
     whole = quantize_weight(weight, gram, bits=4)
     monkeypatch.setattr(_columns, "_LEAF_COLUMNS", leaf)
-    monkeypatch.setattr(_columns, "PRODUCT_TERMS", 2 * leaf)
+    monkeypatch.setattr(products, "_TERMS", 2 * leaf)
     split = quantize_weight(weight, gram, bits=4)
     # Float32 sums in another order: one code in 10⁵ is as close to a tie, see above.
     assert (whole.codes == split.codes).double().mean() >= 0.999

@@ -1,8 +1,8 @@
 """Gram matrix XᵀX of rows X: the same bits for every thread count and every split of the same rows.
 
 Rows are multiplied in fixed chunks of 1024 that carry over batch borders: the sum of two float32 products
-over 512 rows each (float64 for float64 rows), added up in float64. A product over at most 512 rows does not
-depend on the number of threads, and the chunks do not depend on the batches, so neither does the sum. Only
+over 512 rows each (float64 for float64 rows), added up in float64. Such a product does not depend on the
+number of threads (see `products`), and the chunks do not depend on the batches, so neither does the sum. Only
 the panels on and above the diagonal are computed.
 """
 
@@ -19,6 +19,7 @@ from typing_extensions import Self
 from tico_config import CalibrationError, ConfigError, Found, Problem
 from tico_observers._statistic import Statistic, require_same
 from tico_observers._tensor_checks import arithmetic_dtype, require_finite, require_float_tensor
+from tico_observers.products import add_product, whole_columns
 
 CHUNK_ROWS = 1024
 _PRODUCT_ROWS = 512
@@ -244,9 +245,9 @@ def panels_of(square: Tensor) -> tuple[Tensor, ...]:
 
 def _products(chunk: list[Tensor], columns: int) -> Iterator[Tensor]:
     """Yield the panels of the sum of the products of all pieces of a chunk."""
-    first, *others = chunk
+    pieces = [whole_columns(piece) for piece in chunk]
     for start, stop in _panels(columns):
-        product = first[:, start:stop].T @ first[:, start:]
-        for rows in others:
-            product.addmm_(rows[:, start:stop].T, rows[:, start:])
-        yield product
+        panel = pieces[0].new_zeros(stop - start, pieces[0].shape[1] - start)
+        for rows in pieces:
+            add_product(panel, rows[:, start:stop].T, rows[:, start:])
+        yield panel[:, : columns - start].contiguous()

@@ -18,9 +18,6 @@ from tico_quantizers.solvers._powers import power
 _SHARES: Final = tuple(1 - step / 20 for step in range(11))
 """How much of a group's range is tried, from all of it to half of it."""
 
-# Products over at most 512 terms do not depend on the thread count.
-_TERMS = 512
-
 
 @attrs.frozen(eq=False, kw_only=True)
 class Grid:
@@ -123,7 +120,7 @@ def best_shares(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
     least: Tensor | None = None
     for share in _SHARES:
         change = fake_quantize(weight, grid.params(weight, share)) - weight
-        error = _group_errors(_in_groups(change, width).transpose(0, 1), blocks).T
+        error = _group_errors(_in_groups(change, width), blocks)
         if least is None:
             least = error
         best = torch.where(error < least, share, best)
@@ -149,12 +146,5 @@ def _diagonal_blocks(gram: Tensor, width: int) -> Tensor:
 
 
 def _group_errors(change: Tensor, blocks: Tensor) -> Tensor:
-    """Return d H dᵀ for each row d of `change` (groups, rows, width), H from `blocks`."""
-    # The product of a matrix and a single vector depends on the thread count: a row of zeros prevents it.
-    padded = torch.cat([change, change.new_zeros(len(change), 1, change.shape[2])], 1)
-    moved = torch.zeros_like(padded)
-    for start in range(0, blocks.shape[1], _TERMS):
-        stop = start + _TERMS
-        for group, block in enumerate(blocks):
-            moved[group] += padded[group, :, start:stop] @ block[start:stop]
-    return moved.mul_(padded).sum(2, dtype=torch.float64)[:, :-1]
+    """Return d H dᵀ for each row d of each group of `change` (rows, groups, width), H from `blocks`."""
+    return torch.stack([row_errors(change[:, group], block) for group, block in enumerate(blocks)], 1)

@@ -7,10 +7,12 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tico_config import GPTQConfig
 from tico_observers import AffineParams
-from tico_quantizers.solvers._factor import FACTOR_BLOCK, PRODUCT_TERMS, Factor, lower_inverse
+from tico_observers.products import add_product, product, total, whole_columns
+from tico_quantizers.solvers._factor import FACTOR_BLOCK, Factor, lower_inverse
 from tico_quantizers.solvers._grids import GridRule
 
 _LEAF_COLUMNS = 16
@@ -62,7 +64,8 @@ class _Leaf:
 class Columns:
     """The columns of one weight as rows: `error` has that of those done, and the weight of the others.
 
-    Done columns need no target any more, so its memory takes their `codes`.
+    Done columns need no target any more, so its memory takes their `codes`. Behind the rows of the weight,
+    as many of zeros make them whole (see `tico_observers.products`): they stay zeros, and change no grid.
     """
 
     def __init__(self, weight: Tensor, factor: Factor, config: GPTQConfig) -> None:
@@ -70,8 +73,7 @@ class Columns:
         # Static groups are runs of the columns as they are given, others of the columns as they are handled.
         self.rule = GridRule(config, hessian.gram.diagonal() if static else hessian.diagonal())
         self.rows = rows
-        # The product of a matrix and a single vector depends on the thread count: a second row prevents it.
-        self.error = transposed(weight if rows > 1 else weight.expand(2, size))
+        self.error = whole_columns(transposed(weight))
         if hessian.order is not None:
             self.error = self.error[hessian.order]
         self._target = self.error.clone()
@@ -103,10 +105,13 @@ class Columns:
 
     def _add_grid(self, columns: Tensor, start: int) -> None:
         params = self.rule.params(columns[:, : self.rows], start)
-        zero_point = params.zero_point.to(torch.float32)
+        # Of the rows of zeros, any grid is right.
+        missing = self.error.shape[1] - self.rows if len(params.scale) > 1 else 0
+        scale, zero_point = pad(params.scale, (0, missing), value=1.0), pad(params.zero_point, (0, missing))
+        zero_point = zero_point.to(torch.float32)
         dtype = params.dtype
         self.params.append(params)
-        self._grids.append((params.scale, dtype.qmin - zero_point, dtype.qmax - zero_point))
+        self._grids.append((scale, dtype.qmin - zero_point, dtype.qmax - zero_point))
         self._zero_points.append(zero_point)
         self._wide |= float(params.scale.max()) * (dtype.qmax - dtype.qmin) > LARGEST / 2
 
@@ -119,12 +124,11 @@ class Columns:
             return
         middle = self._split(start, stop)
         self.solve(start, middle)
-        for low in range(start, middle, PRODUCT_TERMS):
-            high = min(low + PRODUCT_TERMS, middle)
-            self._target[middle:stop].addmm_(self._feedback[middle:stop, low:high], self.error[low:high])
-            if self._drift is not None:
-                drift, rounded = self._drift
-                self._target[middle:stop].addmm_(drift[middle:stop, low:high], rounded[low:high])
+        target = self._target[middle:stop]
+        add_product(target, self._feedback[middle:stop, start:middle], self.error[start:middle])
+        if self._drift is not None:
+            drift, rounded = self._drift
+            add_product(target, drift[middle:stop, start:middle], rounded[start:middle])
         self.solve(middle, stop)
 
     def _open_span(self, start: int, stop: int) -> None:
@@ -145,8 +149,8 @@ class Columns:
         block = self._feedback[start:stop, start:stop]
         for low in range(0, len(moved), FACTOR_BLOCK):
             high = low + FACTOR_BLOCK
-            moved[low:high] = lower_inverse(block[low:high, low:high], unit=True) @ moved[low:high]
-            moved[high:].addmm_(block[high:, low:high], moved[low:high], alpha=-1)
+            moved[low:high] = product(lower_inverse(block[low:high, low:high], unit=True), moved[low:high])
+            add_product(moved[high:], block[high:, low:high], moved[low:high], alpha=-1)
         return moved.add_(weight)
 
     def _split(self, start: int, stop: int) -> int:
@@ -175,8 +179,8 @@ class Columns:
     def width(self) -> float:
         """Return the squared width of the grid, summed over all elements."""
         scale = torch.stack([params.scale for params in self.params]).to(torch.float64)
-        rows, steps = self.error.shape[1], self.rule.dtype.qmax - self.rule.dtype.qmin
-        return float(scale.square().sum(1).sum()) * rows / scale.shape[1] * self.rule.group * steps**2
+        steps = self.rule.dtype.qmax - self.rule.dtype.qmin
+        return float(total(scale.square())) * self.rows / scale.shape[1] * self.rule.group * steps**2
 
     def _zero_points_of(self, groups: Sequence[int]) -> Tensor:
         """Return what broadcasts against columns of these groups."""

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from tico_config import GPTQConfig
+from tico_observers.products import add_product, product, total
 
-# Products over at most 512 terms and factorizations below 160 columns do not depend on the thread count.
+# Factors of so many columns, and triangular systems of so many unknowns, do not depend on the thread count.
 FACTOR_BLOCK = 64
-PRODUCT_TERMS = 512
+_SOLVED = 16
 _DAMPING_STEPS = 6
 
 
@@ -30,11 +31,13 @@ class Hessian:
         return self.block_of(self.gram, start, stop, low, high)
 
     def block_of(self, matrix: Tensor, start: int, stop: int, low: int, high: int) -> Tensor:
-        """Return the same block of another `matrix` over the same columns."""
+        """Return the same block of another `matrix` over the same columns, row by row in memory."""
         if self.order is None:
-            return matrix[start:stop, low:high].to(torch.float64, copy=True)
-        rows = matrix.index_select(0, self.order[start:stop])
-        return rows.index_select(1, self.order[low:high]).to(torch.float64)
+            block = matrix[start:stop, low:high]
+        else:
+            rows = matrix.index_select(0, self.order[start:stop])
+            block = rows.index_select(1, self.order[low:high])
+        return block.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
 
     def diagonal(self) -> Tensor:
         """Return the diagonal of H."""
@@ -95,7 +98,7 @@ def _reference(alive: Tensor, kind: str) -> float:
     """Return the size of the diagonal that the damping is a share of, 1 where nothing is alive."""
     if not len(alive):
         return 1.0
-    return float(alive.median() if kind == "median" else alive.sum() / len(alive)) or 1.0
+    return float(alive.median() if kind == "median" else total(alive) / len(alive)) or 1.0
 
 
 def _factor(hessian: Hessian, added: float) -> tuple[Tensor, Tensor] | None:
@@ -109,17 +112,15 @@ def _factor(hessian: Hessian, added: float) -> tuple[Tensor, Tensor] | None:
         stop = min(start + FACTOR_BLOCK, size)
         panel = hessian.block(start, stop, 0, stop)
         panel[:, start:].diagonal().add_(added)
-        for low in range(stop, size, PRODUCT_TERMS):
-            later = lower[low : low + PRODUCT_TERMS]
-            panel.addmm_(later[:, start:stop].T, later[:, :stop], alpha=-1)
+        add_product(panel, lower[stop:, start:stop].T, lower[stop:, :stop], alpha=-1)
         corner, info = torch.linalg.cholesky_ex(panel[:, start:].flip(0, 1))
         if int(info) or not bool(torch.isfinite(corner).all()):
             return None
-        torch.mm(lower_inverse(corner).flip(0, 1), panel[:, :start], out=lower[start:stop, :start])
+        add_product(lower[start:stop, :start].zero_(), lower_inverse(corner).flip(0, 1), panel[:, :start])
         lower[start:stop, start:stop] = corner.flip(0, 1).T
         root = lower.diagonal()[start:stop]
         torch.div(lower[start:stop, :stop], root[:, None], out=feedback[start:stop, :stop])
-        if not bool(torch.isfinite(feedback[start:stop, :stop].sum())):
+        if not bool(torch.isfinite(feedback[start:stop, :stop].sum(1)).all()):
             return None
     return lower, feedback
 
@@ -135,11 +136,9 @@ def _drift(hessian: Hessian, cross_gram: Tensor, lower: Tensor) -> Tensor:
     for start in reversed(range(0, size, FACTOR_BLOCK)):
         stop = min(start + FACTOR_BLOCK, size)
         panel = hessian.block_of(cross_gram.T, start, stop, 0, stop)
-        for low in range(stop, size, PRODUCT_TERMS):
-            high = low + PRODUCT_TERMS
-            panel.addmm_(lower[low:high, start:stop].T, solved[low:high, :stop], alpha=-1)
+        add_product(panel, lower[stop:, start:stop].T, solved[stop:, :stop], alpha=-1)
         corner = lower[start:stop, start:stop]
-        torch.mm(lower_inverse(corner).T, panel, out=solved[start:stop, :stop])
+        solved[start:stop, :stop] = product(lower_inverse(corner).T, panel)
         torch.div(solved[start:stop, :stop], corner.diagonal()[:, None], out=drift[start:stop, :stop])
     return drift
 
@@ -147,13 +146,35 @@ def _drift(hessian: Hessian, cross_gram: Tensor, lower: Tensor) -> Tensor:
 def square(size: int, dtype: torch.dtype, like: Tensor) -> Tensor:
     """Return an uninitialized square matrix whose rows are not a power of two apart.
 
-    Such rows would compete for the same lines of the cache.
+    Such rows would compete for the same lines of the cache. They are whole lines of it apart, so that results
+    can be written there.
     """
-    return torch.empty(size, size + 8, dtype=dtype, device=like.device)[:, :size]
+    return torch.empty(size, size + 16 + -size % 16, dtype=dtype, device=like.device)[:, :size]
 
 
 def lower_inverse(matrix: Tensor, *, unit: bool = False) -> Tensor:
     """Return the inverse of a lower triangular matrix of at most a block; `unit` is its diagonal all ones."""
-    eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    inverse: Tensor = torch.linalg.solve_triangular(matrix, eye, upper=False, unitriangular=unit)
+    size = len(matrix)
+    if size < FACTOR_BLOCK:
+        whole = torch.eye(FACTOR_BLOCK, dtype=matrix.dtype, device=matrix.device)
+        whole[:size, :size] = matrix
+        return lower_inverse(whole, unit=unit)[:size, :size]
+    inverse = matrix.new_zeros(size, size)
+    eye = torch.eye(_SOLVED, dtype=matrix.dtype, device=matrix.device)
+    solved: Tensor = torch.linalg.solve_triangular(_corners(matrix), eye, upper=False, unitriangular=unit)
+    _corners(inverse).copy_(solved)
+    width = _SOLVED
+    while width < size:
+        for middle in range(width, size, 2 * width):
+            first, second = slice(middle - width, middle), slice(middle, middle + width)
+            moved = matrix[second, first] @ inverse[first, first]
+            inverse[second, first].addmm_(inverse[second, second], moved, alpha=-1)
+        width *= 2
     return inverse
+
+
+def _corners(matrix: Tensor) -> Tensor:
+    """Return a view of the blocks on the diagonal that are inverted one by one."""
+    count = len(matrix) // _SOLVED
+    blocks = matrix.view(count, _SOLVED, count, _SOLVED)
+    return blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)

@@ -23,8 +23,9 @@ from torch import Tensor
 
 from tico_config import ConfigError, DType, Found, GPTQConfig, NumericsError, Problem
 from tico_observers import AffineParams, require_finite, require_float_tensor
+from tico_observers.products import product, total, whole_columns
 from tico_quantizers.solvers._columns import LARGEST, Columns, column_norms, transposed
-from tico_quantizers.solvers._factor import PRODUCT_TERMS, Factor, Hessian, damped_factor, rounding_only
+from tico_quantizers.solvers._factor import Factor, Hessian, damped_factor, rounding_only
 from tico_quantizers.solvers._grids import GridRule
 
 _LOSS_BLOCK = 128
@@ -171,7 +172,7 @@ def nearest(weight: Tensor, config: GPTQConfig, diagonal: Tensor | None = None) 
         params.append(grid)
         codes[start : start + rule.group] = steps
     found = _on_grid(transposed(codes), params, rule, rounded_only=True)
-    return attrs.evolve(found, loss=float((column_norms(error).square() * rule.diagonal).sum()))
+    return attrs.evolve(found, loss=float(total(column_norms(error).square() * rule.diagonal)))
 
 
 def loss_of_nearest(weight: Tensor, gram: Tensor, config: GPTQConfig) -> float:
@@ -211,11 +212,11 @@ def _solution(columns: Columns, factor: Factor) -> Solution:
     """Return the codes in the original order of the columns, with the loss."""
     hessian = factor.hessian
     back = None if hessian.order is None else torch.argsort(hessian.order)
-    rows = columns.rows
-    codes = transposed(columns.codes if back is None else columns.codes[back])[:rows]
+    codes = columns.codes[:, : columns.rows]
+    codes = transposed(codes if back is None else codes[back])
     return attrs.evolve(
         _on_grid(codes, columns.params, columns.rule, rounded_only=factor.rounded_only),
-        loss=_loss(columns, factor) * rows / columns.error.shape[1],
+        loss=_loss(columns, factor),
         group_index=_group_index(columns, back),
         damping=factor.damping,
         dead_columns=int(hessian.dead().sum()),
@@ -269,8 +270,8 @@ def _require_finite(matrix: Tensor, name: str) -> None:
 def _loss(columns: Columns, factor: Factor) -> float:
     """Return tr((W - Q) H (W - Q)ᵀ), read off the residual of each target where that is exact."""
     residuals, errors = columns.norms.square()
-    damped = float((residuals * factor.gains).sum())
-    error = float(errors.sum())
+    damped = float(total(residuals * factor.gains))
+    error = float(total(errors))
     loss = damped - factor.added * error
     # A residual is a float32 number as wide as the grid, less its code: what little is left of a large
     # difference would be its rounding. And what drifted is in the residuals too.
@@ -287,12 +288,10 @@ def quadratic_loss(errors: Tensor, hessian: Hessian, dtype: torch.dtype) -> floa
     """
     # In units near the largest input, since its square may be beyond float32.
     unit = math.ldexp(1.0, math.frexp(float(hessian.diagonal().max()))[1])
-    error, total = errors.to(dtype), 0.0
+    error, loss = whole_columns(errors.to(dtype)), 0.0
     for low in range(0, len(error), _LOSS_BLOCK):
         high = min(low + _LOSS_BLOCK, len(error))
-        moved = hessian.block(low, high, low, high).div_(2 * unit).to(dtype) @ error[low:high]
-        for start in range(high, len(error), PRODUCT_TERMS):
-            stop = min(start + PRODUCT_TERMS, len(error))
-            moved.addmm_(hessian.block(low, high, start, stop).div_(unit).to(dtype), error[start:stop])
-        total += float(moved.mul_(error[low:high]).sum(1, dtype=torch.float64).sum())
-    return 2 * total * unit
+        block = hessian.block(low, high, low, len(error)).div_(unit)
+        block[:, : high - low].div_(2)
+        loss += float(total(product(block.to(dtype), error[low:]).mul_(error[low:high])))
+    return 2 * loss * unit

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tico_observers import AffineParams
+from tico_observers.products import total
 
 # Elementwise functions over at most 2**15 elements are one piece of work, whatever the number of threads.
 _PIECE_COLUMNS = 32
@@ -48,20 +49,20 @@ class _Rows:
     def _errors_of(self, start: int, shares: Sequence[float]) -> Tensor:
         """Return, in units of each candidate's scale, the errors of some rows, then what is cut off."""
         part, zero = self.steps[:, start : start + _PIECE_ROWS], self.zero[start : start + _PIECE_ROWS]
-        exact, rounded, total = part.new_empty(3, min(len(part), _PIECE_COLUMNS), part.shape[1])
+        exact, rounded, summed = part.new_empty(3, min(len(part), _PIECE_COLUMNS), part.shape[1])
         pieces = [
-            (steps, exact[: len(steps)], rounded[: len(steps)], total[: len(steps)], roots)
+            (steps, exact[: len(steps)], rounded[: len(steps)], summed[: len(steps)], roots)
             for steps, roots in zip(torch.split(part, _PIECE_COLUMNS), self._split_roots(), strict=True)
         ]
         sums = []
         for share, cut in [*((share, False) for share in shares), (shares[-1], True)]:
-            total.zero_()
+            summed.zero_()
             for steps, at, errors, squares, roots in pieces:
                 torch.add(zero, steps, alpha=1 / share, out=at)
                 torch.clamp(at if cut else torch.round(at, out=errors), 0, self.levels, out=errors).sub_(at)
                 weighted = errors if roots is None else errors.mul_(roots)
                 squares.addcmul_(weighted, weighted)
-            sums.append(total.sum(0))
+            sums.append(summed.sum(0))
         return torch.stack(sums)
 
     def _split_roots(self) -> Sequence[Tensor | None]:
@@ -86,7 +87,7 @@ def least_error_share(
         shares = [number / steps for number in range(first, max(first - _BATCH, 0), -1)]
         errors, cut_off = rows.errors(shares)
         if shared:
-            errors, cut_off = errors.sum(1, keepdim=True), cut_off.sum(0, keepdim=True)
+            errors, cut_off = torch.stack([total(each) for each in errors])[:, None], total(cut_off).view(1)
         known, least = best[searched], errors.amin(0)
         widest = torch.where(errors == least, errors.new_tensor(shares)[:, None], 0.0).amax(0)
         found[searched] = torch.where(least < known, widest, found[searched])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tico_config import DType, PerChannel
 from tico_observers import fake_quantize, params_from_range
+from tico_observers.products import total
 from tico_quantizers.solvers._consumer import Consumer
 from tico_quantizers.solvers._output_error import output_error
 from tico_quantizers.solvers._powers import power
@@ -69,5 +70,6 @@ def rounding_error(consumer: Consumer, low: Tensor, high: Tensor, scale: Tensor)
     width = (high / scale).max().clamp(min=0) - (low / scale).min().clamp(max=0)
     power_of_inputs = consumer.gram.diagonal() / own.square()
     noise = torch.minimum(power_of_inputs.to(torch.float64), (width / 255).square() / 12)
-    norms = scaled.square().sum(0, dtype=torch.float64)
-    return float(output_error(change, consumer.gram)) + float((noise * norms).view(1, -1).sum(1))
+    squares = scaled.square()
+    norms = squares.sum(0, dtype=torch.float64) if len(own) > 1 else total(squares)
+    return float(output_error(change, consumer.gram)) + float(total(noise * norms))
