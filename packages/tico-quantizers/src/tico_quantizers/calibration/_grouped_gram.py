@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from tico_observers import GramStatistic
+from tico_observers import GramStatistic, products
 
 
 @attrs.frozen(eq=False)
@@ -56,7 +56,7 @@ class GroupedGram:
         )
         total = squares = float(rows.shape[1])
         if weights is not None:
-            total, squares = (float(weights.double().pow(power).sum()) for power in (1, 2))
+            total, squares = (float(products.total(weights.double().pow(power))) for power in (1, 2))
         return type(self)(parts, self.total + total, self.squares + squares)
 
     def merge(self, other: Self) -> Self:

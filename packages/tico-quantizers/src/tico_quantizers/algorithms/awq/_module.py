@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tico_config import AWQConfig, DType, Problem
 from tico_modules import Edit, LayerReport, PackedWeight, named_modules
+from tico_observers import products
 from tico_quantizers.calibration import (
     BlockInputs,
     BlockOptions,
@@ -199,7 +200,9 @@ def _lines(search: _Search, found: FoundPairs, kinds: Mapping[str, str]) -> dict
         for reader in pair.readers:
             notes.setdefault(reader.path, []).insert(0, f"columns multiplied for {pair.path}")
     for path, shares in search.shares.items():
-        figures.setdefault(path, []).append(("mean share of range", float(shares.mean())))
+        figures.setdefault(path, []).append(
+            ("mean share of range", float(products.total(shares)) / shares.numel())
+        )
     unread = {pair.path: "no layer that reads it is rounded" for pair in found.pairs}
     left = {**unread, **found.left, **search.plan.left}
     paths = [*notes, *figures, *(path for path in left if path not in search.plan.targets)]
