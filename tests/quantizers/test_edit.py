@@ -82,7 +82,7 @@ def test_replacing_every_module_looks_at_each_a_few_times(monkeypatch: pytest.Mo
         looks.append(module)
         return dict(module.named_children())
 
-    monkeypatch.setattr("tico_modules._tree.module_tree.children", counted)
+    monkeypatch.setattr("tico_modules._tree.edit.children", counted)
     model = nn.Sequential(*(nn.ReLU() for _ in range(300)))
     with Edit() as edit:
         for module in list(model):
