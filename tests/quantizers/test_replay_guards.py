@@ -17,6 +17,7 @@ from tico_quantizers.calibration import (
     Replay,
     Snapshots,
     fingerprint,
+    leaves_of,
     map_leaves,
     tensor_leaves,
     tensors_in,
@@ -55,9 +56,8 @@ def taken(snapshots: Snapshots, *args: object) -> tuple[object, ...]:
 def test_leaves_are_inside_tuples_lists_and_dicts() -> None:
     """What else holds something, shapes and subclasses of dicts among it, is a leaf."""
     tree = {"a": [1, (2, Pair(3, torch.Size([4])))]}
-    seen: list[object] = []
-    assert map_leaves(tree, lambda leaf: seen.append(leaf) or leaf) == tree
-    assert seen == [1, 2, 3, torch.Size([4])]
+    assert leaves_of(call_of(tree)) == [1, 2, 3, torch.Size([4])]
+    assert map_leaves(tree, str) == {"a": ["1", ("2", Pair("3", "torch.Size([4])"))]}
     other = UserDict(b=1)
     assert map_leaves(other, lambda leaf: leaf is other) is True
 
