@@ -89,6 +89,7 @@ PASSED: dict[str, Between] = {
     "matmul that grows": lambda x, _: SQUARE[0] @ x,
     "bmm": lambda x, _: torch.bmm(SQUARE, x),
     "attention": lambda x, _: attention(ALL, ALL, x),
+    "attention of one sequence": lambda x, _: F.scaled_dot_product_attention(ALL[0], ALL[0], x[0]),
     "attention with heads": lambda x, _: whole(attention(heads(ALL, 2), heads(ALL, 2), heads(x, 2))),
     "attention with shared heads": lambda x, _: whole(
         attention(heads(ALL, 2), heads(ALL[..., :4], 1), heads(x[..., 2:6], 1))
@@ -121,6 +122,7 @@ BROKEN: dict[str, tuple[Between, str]] = {
     "sum": (lambda x, _: x.sum(-1, keepdim=True), "sum"),
     "other bits": (lambda x, _: x.view(torch.int32).view(torch.float32), "view"),
     "bits of another float": (lambda x, _: x.double().view(torch.complex64).real, "view"),
+    "bits of a float of another kind": (lambda x, _: x.half().view(torch.bfloat16).float(), "view"),
     "integers": (lambda x, _: x.to(torch.int32).to(torch.float32), "to"),
     "integer type": (lambda x, _: x.type(torch.int32).float(), "type"),
     "shape of a view": (lambda x, _: ALL.view(8, 8).view_as(x), "view_as"),

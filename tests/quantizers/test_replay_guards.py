@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tico_quantizers.calibration import (
+    BlockCalls,
+    Calibration,
     Call,
     Opaque,
     Replay,
@@ -261,3 +263,53 @@ def test_objects_without_weak_references_are_kept_as_they_are() -> None:
     assert isinstance(first, Opaque)
     assert first.copy is not slotted
     assert taken(snapshots, slotted) == (first,)
+
+
+def test_a_block_runs_from_its_call_to_its_output() -> None:
+    """What layers read then is the block's; outside, it is the model's."""
+    block = nn.Sequential(nn.Linear(2, 2))
+    calls, seen = BlockCalls((block,)), list[bool]()
+    calls.watch(Calibration(calls))
+    block[0].register_forward_hook(lambda *_: seen.append(calls.is_running))
+    block(values(0, 2))
+    assert seen == [True]
+    assert not calls.is_running
+
+
+def test_blocks_are_chained_if_one_reads_another() -> None:
+    """Blocks that all read the model's own input are not, nor is one alone."""
+    blocks = nn.Linear(2, 2), nn.Linear(2, 2)
+    for chained in (True, False):
+        calls, x = BlockCalls(blocks), values(0, 2)
+        handles = calls.watch(Calibration(calls))
+        blocks[1](blocks[0](x) if chained else x)
+        assert calls.are_chained == chained
+        for handle in handles:
+            handle.remove()
+    assert not BlockCalls(blocks[:1]).are_chained
+
+
+def test_nothing_is_completed_before_a_pass_has_shown_how() -> None:
+    """The calls of the other blocks follow from the first one's as they did in a pass that ended."""
+    blocks = nn.Linear(2, 2), nn.Linear(2, 2)
+    calls = BlockCalls(blocks)
+    calls.note_call(0, (values(0, 2),), {})
+    assert not calls.rest_is_known()
+    calls.complete()
+    calls.accept()
+    assert [len(of_block) for of_block in calls.accepted] == [1, 0]
+
+
+def test_what_blocks_give_while_nobody_watches_is_not_noted() -> None:
+    """A tensor from such a call is kept as it is when a block is given it later."""
+    blocks = nn.Linear(2, 2), nn.Linear(2, 2)
+    calls = BlockCalls(blocks)
+    calibration = Calibration(calls)
+    calls.watch(calibration)
+    calibration.watching = False
+    hidden = blocks[0](values(0, 2))
+    calibration.watching = True
+    blocks[1](hidden)
+    none, (call,) = calls.accepted
+    assert none == []
+    assert isinstance(call.args[0], Tensor)

@@ -10,6 +10,7 @@ _SMOOTHQUANT: Final = "tests/quantizers/test_smoothquant.py"
 _SMOOTHING: Final = (
     "tests/quantizers/test_channel_flow.py",
     "tests/property/test_channel_flow_laws.py",
+    "tests/quantizers/test_channel_scale.py",
     "tests/quantizers/test_smoothing_pairs.py",
     "tests/property/test_smoothing_laws.py",
     f"{_SMOOTHQUANT}::test_channels_of_zeros_keep_their_scale",
@@ -54,4 +55,11 @@ GUARDS: Final[dict[str, tuple[str, ...]]] = {
         "tests/wrapq/test_folds.py",
     ),
 }
-EQUIVALENT: Final[dict[str, str]] = {}
+# By function and change, with the reason why it cannot matter.
+EQUIVALENT: Final[dict[str, str]] = {
+    "_pooled: first is None or not call.name[-2:-1].isdigit() -> False": "pools have one tensor and a number",
+    "_computing_in: torch.cuda.is_available() -> False": "needs a GPU",
+    "_fold: weight is None or mean is None or variance is None -> False": "_can_take has asked; for mypy",
+    "_weight_of: weight is None -> False": "_may_scale has asked; for mypy",
+    "_output: stored.get('bias') is not None -> True": "one that it has not got is not read",
+}
