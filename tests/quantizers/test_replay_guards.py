@@ -8,16 +8,19 @@ from collections import UserDict
 from typing import NamedTuple
 
 import attrs
+import pytest
 import torch
 from torch import Tensor, nn
 
 from tico_quantizers.calibration import (
+    ActivationStore,
     BlockCalls,
     Calibration,
     Call,
     Opaque,
     Replay,
     Snapshots,
+    StoredTensor,
     fingerprint,
     leaves_of,
     map_leaves,
@@ -313,3 +316,40 @@ def test_what_blocks_give_while_nobody_watches_is_not_noted() -> None:
     none, (call,) = calls.accepted
     assert none == []
     assert isinstance(call.args[0], Tensor)
+
+
+def test_the_first_regular_pass_says_how_calls_follow() -> None:
+    """One that leaves a block out changes nothing; one call of the first block tells the rest."""
+    blocks = nn.Linear(2, 2), nn.Linear(2, 2)
+    calls, x = BlockCalls(blocks), values(0, 2)
+    calls.note_call(0, (x,), {})
+    hidden = blocks[0](x)
+    calls.note_output(0, hidden)
+    calls.note_call(1, (hidden,), {})
+    calls.digest()
+    calls.accept()
+    calls.note_call(0, (x,), {})
+    calls.digest()
+    calls.accept()
+    assert not calls.rest_is_known()
+    calls.note_call(0, (x,), {})
+    assert calls.rest_is_known()
+    calls.note_call(1, (hidden,), {})
+    assert not calls.rest_is_known()
+    calls.drop_calls()
+    for _ in range(2):
+        calls.note_call(0, (x,), {})
+    assert not calls.rest_is_known()
+
+
+def test_what_blocks_share_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask that every block of a pass is given is one file."""
+    monkeypatch.setattr("tico_quantizers.calibration._activation_store._SMALLEST", 1)
+    calls, mask = BlockCalls((nn.Linear(2, 2), nn.Linear(2, 2)), ActivationStore(offload=True)), values(0, 2)
+    for number in (0, 1):
+        calls.note_call(number, (values(number, 2), mask), {})
+    calls.digest()
+    calls.accept()
+    (first,), (second,) = calls.accepted
+    assert isinstance(first.args[1], StoredTensor)
+    assert first.args[1] is second.args[1]

@@ -11,6 +11,7 @@ _SMOOTHING: Final = (
     "tests/quantizers/test_channel_flow.py",
     "tests/property/test_channel_flow_laws.py",
     "tests/quantizers/test_channel_scale.py",
+    "tests/quantizers/test_folding.py",
     "tests/quantizers/test_smoothing_pairs.py",
     "tests/property/test_smoothing_laws.py",
     f"{_SMOOTHQUANT}::test_channels_of_zeros_keep_their_scale",
@@ -57,8 +58,22 @@ GUARDS: Final[dict[str, tuple[str, ...]]] = {
 }
 # By function and change, with the reason why it cannot matter.
 EQUIVALENT: Final[dict[str, str]] = {
-    "_pooled: first is None or not call.name[-2:-1].isdigit() -> False": "pools have one tensor and a number",
+    **{
+        f"_pooled: first is None or not call.name[-2:-1].isdigit() -> {new}": "pools have one tensor"
+        for new in ("False", "first is None", "not call.name[-2:-1].isdigit()")
+    },
     "_computing_in: torch.cuda.is_available() -> False": "needs a GPU",
+    **{
+        "_mean: not isinstance(mean, Tensor) or not isinstance(squares, Tensor)"
+        f" or (not torch.equal(mean ** 2, squares)) -> not isinstance({one}, Tensor)"
+        " or not torch.equal(mean ** 2, squares)": "for mypy"
+        for one in ("mean", "squares")
+    },
+    "_attention: numbers.ndim > 3 and numbers.shape[-3] != call.shape[-3] -> numbers.ndim > 3": (
+        "heads that are as many are repeated once"
+    ),
+    "BlockCalls.rest_is_known: self._template is not None and len(first) == 1 and (not any(others))"
+    " -> len(first) == 1 and (not any(others))": "the return asks again, for mypy",
     "_fold: weight is None or mean is None or variance is None -> False": "_can_take has asked; for mypy",
     "_weight_of: weight is None -> False": "_may_scale has asked; for mypy",
     "_output: stored.get('bias') is not None -> True": "one that it has not got is not read",
