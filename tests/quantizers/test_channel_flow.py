@@ -137,6 +137,7 @@ BROKEN: dict[str, tuple[Between, str]] = {
     "overwritten by a product": (lambda x, _: torch.mul(ALL, 2, out=x), "mul"),
     "overwritten by a quotient": (lambda x, _: torch.div(ALL, 2, out=x), "div"),
     "overwritten by a mean": (lambda x, _: torch.mean(ALL, 1, out=x[:, 0]), "mean"),
+    "taken as numbers": (lambda x, _: ALL * len(x.tolist()), "tolist"),
     "reciprocal": (lambda x, _: ALL / x, "div"),
     "ratio to itself": (lambda x, _: x / x.abs().clamp(min=1), "abs"),
     "division rounded down": (lambda x, _: torch.div(x, 0.5, rounding_mode="floor"), "div"),

@@ -71,7 +71,18 @@ def _own_variance(x: Tensor, layer: nn.Module, norm: nn.Module) -> Tensor:
     return F.batch_norm(layer(x), norm.get_buffer("running_mean"), 1 + x.square().mean((2, 3))[0])
 
 
-STAYS = {"seen in between": _twice, "weight": _own_weight, "mean": _own_mean, "variance": _own_variance}
+def _product(x: Tensor, layer: nn.Module, norm: nn.Module) -> Tensor:
+    output: Tensor = norm(x * layer.get_parameter("weight")[:, :1, :1, :1].transpose(0, 1))
+    return output
+
+
+STAYS = {
+    "no layer, but a constant": _product,
+    "seen in between": _twice,
+    "weight": _own_weight,
+    "mean": _own_mean,
+    "variance": _own_variance,
+}
 
 
 @pytest.mark.parametrize("name", STAYS)

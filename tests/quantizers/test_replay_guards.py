@@ -143,6 +143,7 @@ def test_calls_that_do_not_follow_have_no_template() -> None:
     assert CallTemplate.of([[call_of(x)], [call_of(x), call_of(x)]]) is None
     assert CallTemplate.of([[call_of(x)], [call_of(values(1, 3))]]) is None
     assert CallTemplate.of([[call_of(x)], [call_of(Opaque(Noted()))]]) is None
+    assert CallTemplate.of([[call_of(x)], [call_of(values(1, 3), x, FromPrevious(0, 0))]]) is None
 
 
 def test_a_template_fits_calls_of_the_same_kind() -> None:
@@ -188,8 +189,11 @@ def test_fingerprints_change_when_something_writes() -> None:
         with torch.inference_mode(x.is_inference()):
             x.add_(1)
         assert fingerprint(x) != before
-    x = torch.ones(3)
+    x = torch.tensor([1.0, 2.0])
     assert version(x) == x._version
+    before = fingerprint(x)
+    x.copy_(x.flip(0))
+    assert fingerprint(x) != before
 
 
 def test_an_object_is_copied_again_when_something_outside_has_changed_it() -> None:
@@ -212,6 +216,9 @@ def test_an_object_is_copied_again_when_something_outside_has_changed_it() -> No
     held[0].add_(1)
     snapshots.settle()
     assert taken(snapshots, memory) == (fourth,)
+    del held[0]
+    (fifth,) = taken(snapshots, memory)
+    assert fifth is not fourth
 
 
 def test_tensors_without_versions_are_told_apart_by_what_they_are() -> None:

@@ -74,7 +74,31 @@ EQUIVALENT: Final[dict[str, str]] = {
     ),
     "BlockCalls.rest_is_known: self._template is not None and len(first) == 1 and (not any(others))"
     " -> len(first) == 1 and (not any(others))": "the return asks again, for mypy",
-    "_fold: weight is None or mean is None or variance is None -> False": "_can_take has asked; for mypy",
+    "_Call.shape: isinstance(self.result, Tensor) -> True": "the rules that ask are for one tensor; for mypy",
+    "_attention: numbers.ndim > 3 -> numbers.ndim >= 3": "batches are as many and repeated once",
+    "ChannelFlow.begin: key in known and known[key][0] is reference -> True": "an id is free after the call",
+    "ChannelFlow.begin: key in known and known[key][0] is reference -> False": "dead entries say nothing",
+    "ChannelFlow.begin: key in known and known[key][0] is reference -> known[key][0] is reference": (
+        "an id is free after the call"
+    ),
+    "_passed_on: channels is not None -> True": "no rule returns None; for mypy",
+    "fingerprint: tensor.numel() -> True": "the sum over no bytes is 0",
+    "_put: old is not None and old.requires_grad -> old.requires_grad": "for mypy: what is put was there",
+    "CallTemplate.of: isinstance(leaf, Tensor | Opaque) -> True": "plain values are compared by `fits`",
+    "exact_for: weight is not None and weight.dtype in _HALF -> weight.dtype in _HALF": "for mypy",
+    "_joined: isinstance(parts, Sequence) -> True": "for mypy: torch takes nothing else",
+    "ChannelFlow._note: followed -> True": "saves time where nothing is followed",
+    "_stored: value is None -> False": "for mypy: a source has a weight",
+    "Autocast.again: enabled or torch.is_autocast_enabled(device) -> True": "a context that changes nothing",
+    **{
+        f"_fold: weight is None or mean is None or variance is None -> {new}": "_can_take has asked; for mypy"
+        for new in (
+            "False",
+            "mean is None or variance is None",
+            "weight is None or variance is None",
+            "weight is None or mean is None",
+        )
+    },
     "_weight_of: weight is None -> False": "_may_scale has asked; for mypy",
     "_output: stored.get('bias') is not None -> True": "one that it has not got is not read",
 }
