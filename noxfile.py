@@ -271,6 +271,13 @@ def results(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def mutation(session: nox.Session) -> None:
+    """Change one guard at a time and list the changes that no test notices; parts of paths follow `--`."""
+    _develop(session)
+    _run(session, DEVELOPMENT, "python", "tests/support/run_mutants.py", *session.posargs, **PATIENT)
+
+
+@nox.session(python=False, default=False)
 def wheels(session: nox.Session) -> None:
     """Build each wheel, install it with what it declares and nothing else, and test its public names."""
     _develop(session)

@@ -1,6 +1,6 @@
 """The same random numbers in every run, and how many examples the laws are tried on.
 
-`HYPOTHESIS_PROFILE` is `dev`, the default, or `ci`.
+`HYPOTHESIS_PROFILE` is `dev`, the default, `ci` or `mutation`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from exact_products import exact_where_wrong
 
 settings.register_profile("dev", max_examples=25, deadline=None)
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
+settings.register_profile("mutation", max_examples=25, deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from torch import nn
 
@@ -88,3 +90,29 @@ def test_replacing_every_module_looks_at_each_a_few_times(monkeypatch: pytest.Mo
         for module in list(model):
             edit.replace(model, module, nn.Identity())
     assert len(looks) == 601
+
+
+def test_modules_that_hold_each_other_are_searched_once() -> None:
+    """A tree with a circle in it is edited like any other."""
+    leaf, one, two = nn.Linear(2, 2), nn.ModuleDict(), nn.ModuleDict()
+    one["two"], two["one"], two["leaf"] = two, one, leaf
+    model, new = nn.Sequential(one), nn.ReLU()
+    with Edit() as edit:
+        edit.replace(model, leaf, new)
+    assert two["leaf"] is new
+
+
+@pytest.mark.parametrize("before", [{"mode": 1}, {}], ids=["there", "not there"])
+def test_exception_undoes_attributes(before: dict[str, object]) -> None:
+    """One that was there gets its value back, another one is removed."""
+    owner = SimpleNamespace(**before)
+    with pytest.raises(KeyboardInterrupt):
+        _set_and_fail(owner)
+    assert vars(owner) == before
+
+
+def _set_and_fail(owner: object) -> None:
+    with Edit() as edit:
+        edit.set_attribute(owner, "mode", 2)
+        edit.set_attribute(owner, "mode", 3)
+        raise KeyboardInterrupt

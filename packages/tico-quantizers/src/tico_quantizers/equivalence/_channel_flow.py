@@ -93,7 +93,8 @@ def _product(call: _Call) -> Followed:
 
 def _quotient(call: _Call) -> Followed:
     first = call.first
-    if first is None or call.channels(call.argument(1, "other")) is not None:
+    rounded = call.kwargs.get("rounding_mode") is not None
+    if first is None or rounded or call.channels(call.argument(1, "other")) is not None:
         return ()
     return (Channels(first.source, first.numbers.expand(call.shape)),)
 
@@ -105,9 +106,9 @@ def _rows_combined(numbers: Tensor, shape: torch.Size) -> Tensor | None:
 
 
 def _matrix_product(call: _Call) -> Followed:
-    """The columns of a product are proportional to those of the second matrix."""
+    """The columns of a product of matrices, not vectors, are proportional to those of the second one."""
     second = call.channels(call.argument(1, "other"))
-    if second is None or second.numbers.ndim < 2:
+    if second is None or not 2 <= second.numbers.ndim <= len(call.shape):
         return ()
     numbers = _rows_combined(second.numbers, call.shape)
     return () if numbers is None else (Channels(second.source, numbers),)
@@ -144,7 +145,7 @@ def _pooled(call: _Call) -> Followed:
 def _mean(call: _Call) -> Followed:
     """A mean over axes along which the channel does not change: that of the squares is then the square."""
     first = call.first
-    if first is None or len(call.args) + len(call.kwargs) < 2 or "dtype" in call.kwargs:
+    if first is None or not call.args or "dtype" in call.kwargs:
         return ()
     numbers = first.numbers.to(torch.float64)
     mean: object = call.function(numbers, *call.args[1:], **call.kwargs)
@@ -223,7 +224,7 @@ _METADATA: Final = frozenset(
     (
         *("__get__", "__hash__", "__len__", "__repr__", "size", "stride", "storage_offset", "is_contiguous"),
         *("dim", "ndimension", "numel", "nelement", "element_size", "get_device"),
-        *("is_floating_point", "is_complex"),
+        *("is_floating_point", "is_complex", "type"),
     )
 )
 

@@ -269,7 +269,8 @@ def _agree(readings: list[_Observed]) -> bool:
 
 def _columns(layer: FloatLayer, numbers: Tensor) -> Tensor | None:
     """Return the channel of each input feature of `layer`, or None where it is not the same in every row."""
-    rows = numbers.movedim(feature_axis(layer), -1).flatten(0, -2)
+    rows = numbers.movedim(feature_axis(layer), -1)
+    rows = rows.reshape(-1, rows.shape[-1])
     if not len(rows):
         return None
     return rows[0].to(torch.int64) if bool((rows == rows[0]).all()) else None
