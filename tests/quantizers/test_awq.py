@@ -25,7 +25,7 @@ from tico.quantization import (
 )
 from tico_config import CalibrationError, ConfigError, DType
 from tico_quantizers import QuantizedLinear, QuantizedModule
-from tico_quantizers.solvers import Consumer
+from tico_quantizers.solvers import ConsumerWeight
 from tico_quantizers.solvers._awq import (
     Grid,
     best_scale,
@@ -245,10 +245,10 @@ GRIDS = [
 ]
 
 
-def consumer(seed: int = 0) -> Consumer:
+def consumer(seed: int = 0) -> ConsumerWeight:
     """Return a layer of five rows that reads eight channels of different sizes."""
     x = values(seed, 64, 8) * torch.logspace(-2, 1, 8)
-    return Consumer(weight=values(seed + 1, 5, 8), channels=torch.arange(8), gram=x.T @ x / 64)
+    return ConsumerWeight(weight=values(seed + 1, 5, 8), channels=torch.arange(8), gram=x.T @ x / 64)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: str(grid.dtype))

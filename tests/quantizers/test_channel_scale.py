@@ -114,10 +114,10 @@ def test_layers_that_cannot_take_scales_have_a_reason() -> None:
         nn.ModuleDict({"grouped": grouped, "one": one, "two": two, "free": nn.Linear(4, 4)})
     )
     assert candidates.reasons["grouped"] == "convolutions with groups=2 are left alone"
-    assert {path: candidates.reader(path) is None for path in candidates.layers} == {
+    assert {path: candidates.consumer(path) is None for path in candidates.layers} == {
         "grouped": True,
         "one": True,
         "two": True,
         "free": False,
     }
-    assert candidates.source("grouped") is None
+    assert candidates.producer("grouped") is None

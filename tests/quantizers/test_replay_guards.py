@@ -16,20 +16,16 @@ from tico_quantizers.calibration import (
     ActivationStore,
     BlockCalls,
     Calibration,
-    Call,
-    Opaque,
     Replay,
     Snapshots,
-    StoredTensor,
-    fingerprint,
-    leaves_of,
     map_leaves,
+    revision,
     tensor_leaves,
-    tensors_in,
 )
+from tico_quantizers.calibration._activation_store import StoredTensor
 from tico_quantizers.calibration._call_template import CallTemplate
-from tico_quantizers.calibration._calls import FromPrevious, share_objects
-from tico_quantizers.calibration._snapshots import same_bits, version
+from tico_quantizers.calibration._calls import Call, FromPrevious, Opaque, leaves_of, share_objects
+from tico_quantizers.calibration._snapshots import same_bits, tensors_in, version
 from tiny_models import values
 
 
@@ -177,23 +173,23 @@ def test_bits_are_the_same_only_in_the_same_format() -> None:
     assert not same_bits(torch.zeros(1), -torch.zeros(1))
 
 
-def test_fingerprints_change_when_something_writes() -> None:
+def test_revisions_change_when_something_writes() -> None:
     """By the version, or by the sum of the bytes where a tensor has none; one without values has one, too."""
     with torch.inference_mode():
         unversioned = torch.ones(3)
         assert version(unversioned) is None
-        assert fingerprint(torch.ones(0)) == 0
+        assert revision(torch.ones(0)) == 0
     for x in (torch.ones(3), unversioned):
-        before = fingerprint(x)
-        assert fingerprint(x) == before
+        before = revision(x)
+        assert revision(x) == before
         with torch.inference_mode(x.is_inference()):
             x.add_(1)
-        assert fingerprint(x) != before
+        assert revision(x) != before
     x = torch.tensor([1.0, 2.0])
     assert version(x) == x._version
-    before = fingerprint(x)
+    before = revision(x)
     x.copy_(x.flip(0))
-    assert fingerprint(x) != before
+    assert revision(x) != before
 
 
 def test_an_object_is_copied_again_when_something_outside_has_changed_it() -> None:

@@ -26,7 +26,7 @@ def pairs_of(model: nn.Module, x: Tensor) -> FoundPairs:
 
 def names(found: FoundPairs) -> dict[str, list[str]]:
     """Return the readers of each source."""
-    return {pair.path: [reader.path for reader in pair.readers] for pair in found.pairs}
+    return {pair.path: [consumer.path for consumer in pair.consumers] for pair in found.pairs}
 
 
 def test_pairs_of_a_llama() -> None:
@@ -46,7 +46,7 @@ def test_query_heads_that_share_a_value_share_its_scales() -> None:
     found = pairs_of(tiny_llama(), TOKENS)
     pair = next(pair for pair in found.pairs if pair.path.endswith("v_proj"))
     assert pair.channels == 8
-    assert pair.readers[0].channels.tolist() == [*range(8), *range(8)]
+    assert pair.consumers[0].channels.tolist() == [*range(8), *range(8)]
 
 
 def test_what_is_in_no_pair_has_a_reason() -> None:
@@ -76,7 +76,7 @@ def test_convolutions_and_what_lies_between() -> None:
 def test_flattened_channels_are_read_many_times() -> None:
     """A linear layer that reads a flattened image has a column for each pixel of a channel."""
     found = pairs_of(net(), values(1, 2, 2, 4, 4))
-    reader = next(pair.readers[0] for pair in found.pairs if pair.path == "norm")
+    reader = next(pair.consumers[0] for pair in found.pairs if pair.path == "norm")
     assert reader.channels.tolist() == [0] * 16 + [1] * 16 + [2] * 16
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import gptq_reference as reference
 from tico_config import DType, GPTQConfig, HessianMSESpec, MSESpec
 from tico_quantizers.solvers import (
-    Consumer,
+    ConsumerWeight,
     Grid,
     Solution,
     best_alpha,
@@ -61,10 +61,10 @@ def parts(solution: Solution) -> list[Tensor]:
     return [solution.codes, solution.scale, solution.zero_point, torch.tensor(solution.loss).double()]
 
 
-def consumer(rows: int, columns: int) -> Consumer:
+def consumer(rows: int, columns: int) -> ConsumerWeight:
     """Return a layer, with what it has read."""
     gram = reference.correlated_gram(columns, 2 * columns).to(torch.float32) / (2 * columns)
-    return Consumer(weight=values(1, rows, columns), channels=torch.arange(columns), gram=gram)
+    return ConsumerWeight(weight=values(1, rows, columns), channels=torch.arange(columns), gram=gram)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=reference.fields_of)

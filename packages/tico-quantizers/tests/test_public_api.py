@@ -197,7 +197,7 @@ class TestSolvers(PublicNames):
 
     package = "tico_quantizers.solvers"
     names = (
-        "Consumer",
+        "ConsumerWeight",
         "Factor",
         "Grid",
         "Solution",

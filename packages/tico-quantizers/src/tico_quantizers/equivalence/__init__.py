@@ -7,9 +7,9 @@ from tico_quantizers.equivalence._pair_calibration import PairCalibration
 from tico_quantizers.equivalence._pair_search import candidates_of, known_pairs
 from tico_quantizers.equivalence._smoothing_pairs import (
     Candidates,
+    Consumer,
     FoundPairs,
     Pair,
-    Reader,
     find_pairs,
     reason_against_scaling,
 )
@@ -17,11 +17,11 @@ from tico_quantizers.equivalence._smoothing_pairs import (
 __all__ = [
     "Candidates",
     "ChannelScale",
+    "Consumer",
     "FoundPairs",
     "InputMaxima",
     "Pair",
     "PairCalibration",
-    "Reader",
     "as_channel_scale",
     "candidates_of",
     "exact_for",

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from tico_config import Found, NumericsError, Problem
 from tico_modules import Edit, ScaledInput, parameter
 from tico_quantizers.equivalence._channel_scale import ChannelScale
-from tico_quantizers.equivalence._smoothing_pairs import Pair, Reader
+from tico_quantizers.equivalence._smoothing_pairs import Consumer, Pair
 from tico_quantizers.layers import FloatLayer, feature_axis, shape, weight_axes
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
 def fold(root: nn.Module, pair: Pair, scale: Tensor, edit: Edit) -> nn.Module:
-    """Divide the channels of the pair's source by `scale` (channels,), and multiply the readers' columns.
+    """Divide the channels of the pair's producer by `scale` (channels,), and multiply the consumers' columns.
 
     Returns the root of the model, which is another one if a multiplication is put in front of it.
 
@@ -25,22 +25,24 @@ def fold(root: nn.Module, pair: Pair, scale: Tensor, edit: Edit) -> nn.Module:
     Raises:
         NumericsError: a folded weight is not finite.
     """
-    if pair.source is None:
-        root = _multiply_input(root, pair.readers[0], scale, edit)
-    elif isinstance(pair.source, ChannelScale):
-        scale = _divide_norm(pair.path, pair.source, scale.to(torch.float64), edit)
+    if pair.producer is None:
+        root = _multiply_input(root, pair.consumers[0], scale, edit)
+    elif isinstance(pair.producer, ChannelScale):
+        scale = _divide_norm(pair.path, pair.producer, scale.to(torch.float64), edit)
     else:
-        _divide_rows(pair.path, pair.source, scale.to(torch.float64), edit)
-    for reader in pair.readers:
-        _multiply_columns(reader, scale.to(torch.float64), edit)
+        _divide_rows(pair.path, pair.producer, scale.to(torch.float64), edit)
+    for consumer in pair.consumers:
+        _multiply_columns(consumer, scale.to(torch.float64), edit)
     return root
 
 
-def _multiply_input(root: nn.Module, reader: Reader, scale: Tensor, edit: Edit) -> nn.Module:
-    factor = 1 / scale[reader.channels]
-    new = ScaledInput(reader.layer, factor.to(reader.layer.weight.dtype), axis=feature_axis(reader.layer))
-    new.train(reader.layer.training)
-    return edit.replace(root, reader.layer, new)
+def _multiply_input(root: nn.Module, consumer: Consumer, scale: Tensor, edit: Edit) -> nn.Module:
+    factor = 1 / scale[consumer.channels]
+    new = ScaledInput(
+        consumer.layer, factor.to(consumer.layer.weight.dtype), axis=feature_axis(consumer.layer)
+    )
+    new.train(consumer.layer.training)
+    return edit.replace(root, consumer.layer, new)
 
 
 def exact_for(pair: Pair, scale: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ def exact_for(pair: Pair, scale: Tensor) -> Tensor:
 
     Multiplying a short float by anything else would round it once more.
     """
-    weights = [parameter(reader.layer, "weight") for reader in pair.readers]
+    weights = [parameter(consumer.layer, "weight") for consumer in pair.consumers]
     short = any(
         weight is not None and weight.dtype in _HALF
         for weight in (*weights, parameter(pair.module, "weight"))
@@ -93,10 +95,10 @@ def _divide_bias(path: str, module: nn.Module, scale: Tensor, edit: Edit) -> Non
         _put(path, module, "bias", (bias.to(torch.float64) / scale).to(bias.dtype), edit)
 
 
-def _multiply_columns(reader: Reader, scale: Tensor, edit: Edit) -> None:
-    weight = _stored(reader.layer, "weight")
-    columns = _along(weight_axes(reader.layer)[1], scale[reader.channels], weight)
-    _put(reader.path, reader.layer, "weight", (weight.to(torch.float64) * columns).to(weight.dtype), edit)
+def _multiply_columns(consumer: Consumer, scale: Tensor, edit: Edit) -> None:
+    weight = _stored(consumer.layer, "weight")
+    columns = _along(weight_axes(consumer.layer)[1], scale[consumer.channels], weight)
+    _put(consumer.path, consumer.layer, "weight", (weight.to(torch.float64) * columns).to(weight.dtype), edit)
 
 
 def _along(axis: int, values: Tensor, weight: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Largest magnitudes of what the readers of pairs are given, channel by channel."""
+"""Largest magnitudes of what the consumers of pairs are given, channel by channel."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from tico_config import TicoError
 from tico_observers import AbsMaxStatistic
 from tico_quantizers.calibration import Calibration, Recorder, before_call, located, revision
-from tico_quantizers.equivalence._smoothing_pairs import Pair, Reader
+from tico_quantizers.equivalence._smoothing_pairs import Consumer, Pair
 from tico_quantizers.layers import feature_axis, input_tensor
 
 
@@ -31,7 +31,7 @@ class _Last:
 class InputMaxima(Recorder):
     """The largest magnitude of each input feature of layers, by path.
 
-    Of the readers of a pair that read the same channels in the same order, the first stands for all.
+    Of the consumers of a pair that read the same channels in the same order, the first stands for all.
     """
 
     def __init__(self) -> None:
@@ -46,30 +46,30 @@ class InputMaxima(Recorder):
         return copied
 
     def watch(self, pairs: tuple[Pair, ...], calibration: Calibration) -> list[RemovableHandle]:
-        """Set a hook on every reader that observes its inputs while `calibration` watches."""
+        """Set a hook on every consumer that observes its inputs while `calibration` watches."""
         return [
             before_call(
-                reader.layer,
-                partial(self._read, calibration, reader, _first_alike(pair, reader).path),
+                consumer.layer,
+                partial(self._read, calibration, consumer, _first_alike(pair, consumer).path),
                 calibration,
             )
             for pair in pairs
-            for reader in pair.readers
+            for consumer in pair.consumers
         ]
 
     def _read(
         self,
         calibration: Calibration,
-        reader: Reader,
+        consumer: Consumer,
         name: str,
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> None:
-        self.note(reader, name, input_tensor(reader.path, args, kwargs))
+        self.note(consumer, name, input_tensor(consumer.path, args, kwargs))
         calibration.accept_unless_in_forward()
 
-    def note(self, reader: Reader, name: str, x: Tensor) -> None:
-        """Observe the input `x` of `reader` under `name`, unless it was the last one observed there.
+    def note(self, consumer: Consumer, name: str, x: Tensor) -> None:
+        """Observe the input `x` of `consumer` under `name`, unless it was the last one observed there.
 
         Raises:
             NumericsError: `x` holds NaN or infinity; the pass, which does not end, is not counted.
@@ -78,9 +78,9 @@ class InputMaxima(Recorder):
             return
         seen = self._unfinished.get(name) or self.statistics.get(name) or AbsMaxStatistic()
         try:
-            self._unfinished[name] = seen.observe(x.movedim(feature_axis(reader.layer), -1))
+            self._unfinished[name] = seen.observe(x.movedim(feature_axis(consumer.layer), -1))
         except TicoError as error:
-            raise located(error, reader.path) from None
+            raise located(error, consumer.path) from None
         self._last[name] = _Last(weakref.ref(x), revision(x))
 
     def drop_unfinished(self) -> None:
@@ -95,16 +95,16 @@ class InputMaxima(Recorder):
 
     def range_of(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Return the smallest and the largest value of each channel of `pair`, or 0, (channels,) each."""
-        low = torch.zeros(pair.channels, dtype=torch.float64, device=pair.readers[0].channels.device)
+        low = torch.zeros(pair.channels, dtype=torch.float64, device=pair.consumers[0].channels.device)
         high = low.clone()
-        for reader in pair.readers:
-            statistic = self.statistics.get(reader.path)
+        for consumer in pair.consumers:
+            statistic = self.statistics.get(consumer.path)
             seen = None if statistic is None else statistic.seen.extremes
             if seen is not None:
-                low.scatter_reduce_(0, reader.channels, seen.minimum.to(torch.float64), "amin")
-                high.scatter_reduce_(0, reader.channels, seen.maximum.to(torch.float64), "amax")
+                low.scatter_reduce_(0, consumer.channels, seen.minimum.to(torch.float64), "amin")
+                high.scatter_reduce_(0, consumer.channels, seen.maximum.to(torch.float64), "amax")
         return low, high
 
 
-def _first_alike(pair: Pair, reader: Reader) -> Reader:
-    return next(other for other in pair.readers if torch.equal(other.channels, reader.channels))
+def _first_alike(pair: Pair, consumer: Consumer) -> Consumer:
+    return next(other for other in pair.consumers if torch.equal(other.channels, consumer.channels))

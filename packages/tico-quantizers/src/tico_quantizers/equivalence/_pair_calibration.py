@@ -15,7 +15,7 @@ from tico_quantizers.protocol import Example
 
 
 class PairCalibration(Calibration):
-    """What is learnt of the inputs of the pairs' readers.
+    """What is learnt of the inputs of the pairs' consumers.
 
     Where neither an example nor mappings tell the pairs, the model is run once more on the inputs of the
     first pass, before that pass.
@@ -39,7 +39,7 @@ class PairCalibration(Calibration):
 
     @abstractmethod
     def watch(self, found: FoundPairs) -> None:
-        """Start to watch what the readers of the pairs are given."""
+        """Start to watch what the consumers of the pairs are given."""
 
     def _find(self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Find the pairs by running `model`, if they are not known."""

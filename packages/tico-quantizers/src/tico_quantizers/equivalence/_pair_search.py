@@ -22,9 +22,9 @@ from tico_modules import named_modules
 from tico_quantizers.calibration import Replay, Snapshots, require_evaluation_mode, unchanged_process
 from tico_quantizers.equivalence._smoothing_pairs import (
     Candidates,
+    Consumer,
     FoundPairs,
     Pair,
-    Reader,
     find_pairs,
     with_multiplications,
 )
@@ -42,9 +42,9 @@ def candidates_of(model: nn.Module, config: SmoothingConfig) -> Candidates:
     candidates = Candidates.of(model)
     paths = [path for path, _ in named_modules(model)]
     problems = unmatched_problems(config.overrides, paths)
-    readers = [path for path in candidates.layers if candidates.reader(path) is not None]
-    sources = [path for path, _ in candidates.atoms() if candidates.source(path) is not None]
-    if not readers or (len({*sources, *readers}) < 2 and not _inserts(config)):
+    consumers = [path for path in candidates.layers if candidates.consumer(path) is not None]
+    sources = [path for path, _ in candidates.atoms() if candidates.producer(path) is not None]
+    if not consumers or (len({*sources, *consumers}) < 2 and not _inserts(config)):
         problems.append(_no_pair(candidates.reasons))
     if problems:
         raise ConfigError(*problems)
@@ -120,7 +120,9 @@ def require_overrides_used(config: SmoothingConfig, found: FoundPairs) -> None:
     Raises:
         ConfigError: with the reason where there is one.
     """
-    paired = [path for pair in found.pairs for path in (pair.path, *(reader.path for reader in pair.readers))]
+    paired = [
+        path for pair in found.pairs for path in (pair.path, *(consumer.path for consumer in pair.consumers))
+    ]
     problems = []
     for pattern in config.overrides:
         if not any(map(Rule(pattern).matches, paired)):
@@ -179,14 +181,14 @@ def mapped_pairs(candidates: Candidates, mappings: Mapping[str, tuple[str, ...]]
         ConfigError: a pattern matches nothing, a module cannot be in a pair, or is claimed twice.
     """
     sources = [path for path, _ in candidates.atoms()]
-    patterns = (pattern for readers in mappings.values() for pattern in readers)
+    patterns = (pattern for consumers in mappings.values() for pattern in consumers)
     problems = unmatched_problems(mappings, sources, "mappings")
     problems += unmatched_problems(patterns, list(candidates.layers), "mappings")
     claims: dict[str, dict[str, None]] = {}
-    for pattern, readers in mappings.items():
+    for pattern, consumers in mappings.items():
         matched = [path for path in sources if Rule(pattern).matches(path)]
         for path in (
-            path for path in candidates.layers if any(Rule(reader).matches(path) for reader in readers)
+            path for path in candidates.layers if any(Rule(consumer).matches(path) for consumer in consumers)
         ):
             nearest = _nearest(path, matched)
             claims.setdefault(path, {}).update(dict.fromkeys(nearest))
@@ -198,7 +200,7 @@ def mapped_pairs(candidates: Candidates, mappings: Mapping[str, tuple[str, ...]]
     by_source: dict[str, list[str]] = {}
     for path, claim in claims.items():
         by_source.setdefault(next(iter(claim)), []).append(path)
-    pairs = tuple(_mapped(candidates, path, readers) for path, readers in by_source.items())
+    pairs = tuple(_mapped(candidates, path, consumers) for path, consumers in by_source.items())
     left = {path: "no mapping names it" for path in sources if path not in by_source}
     return FoundPairs(pairs=pairs, left=left, called=None)
 
@@ -234,22 +236,22 @@ def _claimed_twice(path: str, sources: list[str]) -> Problem:
     return Problem(module=path, field="mappings", value=found, expected="in one pair", sentence=sentence)
 
 
-def _mapped(candidates: Candidates, path: str, readers: list[str]) -> Pair:
-    source = candidates.source(path)
-    if source is None:
+def _mapped(candidates: Candidates, path: str, consumers: list[str]) -> Pair:
+    producer = candidates.producer(path)
+    if producer is None:
         found = Found(candidates.reasons.get(path, "a module that cannot take scales"))
         expected = "a norm, linear layer or convolution that can take scales"
         sentence = f"mappings names it, and it cannot take scales: {found}"
         raise ConfigError(
             Problem(module=path, field="mappings", value=found, expected=expected, sentence=sentence)
         )
-    pair = Pair(path=path, source=source, readers=())
-    found_readers = tuple(_mapped_reader(candidates, reader, pair.channels) for reader in readers)
-    return Pair(path=path, source=source, readers=found_readers)
+    pair = Pair(path=path, producer=producer, consumers=())
+    found_consumers = tuple(_mapped_consumer(candidates, consumer, pair.channels) for consumer in consumers)
+    return Pair(path=path, producer=producer, consumers=found_consumers)
 
 
-def _mapped_reader(candidates: Candidates, path: str, channels: int) -> Reader:
-    layer = candidates.reader(path)
+def _mapped_consumer(candidates: Candidates, path: str, channels: int) -> Consumer:
+    layer = candidates.consumer(path)
     if layer is None:
         found = Found(candidates.reasons.get(path, "another module"))
         expected = "a linear layer or convolution whose columns can be scaled"
@@ -272,4 +274,4 @@ def _mapped_reader(candidates: Candidates, path: str, channels: int) -> Reader:
                 " one to one",
             )
         )
-    return Reader(path=path, layer=layer, channels=torch.arange(channels, device=layer.weight.device))
+    return Consumer(path=path, layer=layer, channels=torch.arange(channels, device=layer.weight.device))

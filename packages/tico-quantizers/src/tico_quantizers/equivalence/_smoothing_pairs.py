@@ -30,12 +30,12 @@ from tico_quantizers.layers import (
     shape,
 )
 
-Source: TypeAlias = ChannelScale | FloatLayer
+Producer: TypeAlias = ChannelScale | FloatLayer
 
 
 @attrs.frozen(eq=False, kw_only=True)
-class Reader:
-    """A layer that reads the channels of a source: `channels` (input features,) has the number of each."""
+class Consumer:
+    """A layer that reads the channels of a producer: `channels` (input features,) has the number of each."""
 
     path: str
     layer: FloatLayer
@@ -51,26 +51,26 @@ class Reader:
 class Pair:
     """A module whose output channels can be scaled, and the layers that have to undo it.
 
-    Without a source, a multiplication is to be put in front of the one reader, which has the same path.
+    Without a producer, a multiplication is to be put in front of the one consumer, which has the same path.
     """
 
     path: str
-    source: Source | None
-    readers: tuple[Reader, ...]
+    producer: Producer | None
+    consumers: tuple[Consumer, ...]
 
     @property
     def module(self) -> nn.Module:
         """The module that takes the scales, or behind a multiplication that does."""
-        if self.source is None:
-            return self.readers[0].layer
-        return self.source.module if isinstance(self.source, ChannelScale) else self.source
+        if self.producer is None:
+            return self.consumers[0].layer
+        return self.producer.module if isinstance(self.producer, ChannelScale) else self.producer
 
     @property
     def channels(self) -> int:
         """The number of channels that have a scale each."""
-        if self.source is None:
-            return len(self.readers[0].channels)
-        return self.source.channels if isinstance(self.source, ChannelScale) else shape(self.source)[0]
+        if self.producer is None:
+            return len(self.consumers[0].channels)
+        return self.producer.channels if isinstance(self.producer, ChannelScale) else shape(self.producer)[0]
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -96,14 +96,14 @@ class Candidates:
         reasons |= {path: f"its weight is tied to {tied[path]}" for path in scales if path in tied}
         return cls(layers=layers, scales=scales, reasons=reasons)
 
-    def source(self, path: str) -> Source | None:
+    def producer(self, path: str) -> Producer | None:
         """Return the module at `path` if it can take scales."""
         if path in self.reasons:
             return None
         layer = self.layers.get(path)
         return self.scales.get(path) if layer is None or isinstance(layer, IntegerLayer) else layer
 
-    def reader(self, path: str) -> FloatLayer | None:
+    def consumer(self, path: str) -> FloatLayer | None:
         """Return the layer at `path` if its columns can be scaled."""
         layer = self.layers.get(path)
         return None if path in self.reasons or isinstance(layer, IntegerLayer) else layer
@@ -125,7 +125,7 @@ def reason_against_scaling(layer: Layer) -> str | None:
 
 @attrs.frozen(eq=False, kw_only=True)
 class FoundPairs:
-    """The pairs of a model, the sources in no pair with the reason, and what was called to find them."""
+    """The pairs of a model, the producers in no pair with the reason, and what was called to find them."""
 
     pairs: tuple[Pair, ...]
     left: Mapping[str, str]
@@ -133,16 +133,16 @@ class FoundPairs:
 
 
 def with_multiplications(found: FoundPairs, candidates: Candidates) -> FoundPairs:
-    """Return `found` with a pair without source for each layer that is no reader of another one."""
-    read = {reader.path for pair in found.pairs for reader in pair.readers}
+    """Return `found` with a pair without producer for each layer that is no consumer of another one."""
+    read = {consumer.path for pair in found.pairs for consumer in pair.consumers}
     more = []
     for path in candidates.layers:
-        layer = candidates.reader(path)
+        layer = candidates.consumer(path)
         called = found.called is None or path in found.called or not path  # the root always is
         if layer is not None and path not in read and called:
             channels = torch.arange(shape(layer)[1], device=layer.weight.device)
-            reader = Reader(path=path, layer=layer, channels=channels)
-            more.append(Pair(path=path, source=None, readers=(reader,)))
+            consumer = Consumer(path=path, layer=layer, channels=channels)
+            more.append(Pair(path=path, producer=None, consumers=(consumer,)))
     return attrs.evolve(found, pairs=(*found.pairs, *more))
 
 
@@ -202,7 +202,7 @@ class _Trace:
         x = input_tensor(path, args, kwargs)
         channels = self.flow.channels_of(x) if self.flow.paused == 1 else None
         observed = _Observed(None, None)
-        layer = self._candidates.reader(path)
+        layer = self._candidates.consumer(path)
         if channels is not None and layer is not None:
             numbers = _columns(layer, channels.numbers)
             observed = _Observed(channels.source, numbers)
@@ -212,9 +212,9 @@ class _Trace:
 
     def leave(self, path: str, args: object, output: object) -> None:
         """Follow the output of the module at `path`, if it can take scales."""
-        source = self._candidates.source(path)
-        if source is not None and self.flow.paused == 1 and isinstance(output, Tensor):
-            axis = source.axis if isinstance(source, ChannelScale) else feature_axis(source)
+        producer = self._candidates.producer(path)
+        if producer is not None and self.flow.paused == 1 and isinstance(output, Tensor):
+            axis = producer.axis if isinstance(producer, ChannelScale) else feature_axis(producer)
             numbers = torch.arange(output.shape[axis], dtype=torch.int32, device=output.device)
             along = [1] * output.ndim
             along[axis] = -1
@@ -228,15 +228,15 @@ class _Trace:
         for path, _ in self._candidates.atoms():
             if path in left:
                 continue
-            readers, reason = self._readers_of(path)
-            source = self._candidates.source(path)
-            if reason is None and source is not None:
-                pairs.append(Pair(path=path, source=source, readers=readers))
+            consumers, reason = self._consumers_of(path)
+            producer = self._candidates.producer(path)
+            if reason is None and producer is not None:
+                pairs.append(Pair(path=path, producer=producer, consumers=consumers))
             else:
                 left[path] = reason or "it cannot take scales"
         return FoundPairs(pairs=tuple(pairs), left=left, called=frozenset(self._readings))
 
-    def _readers_of(self, path: str) -> tuple[tuple[Reader, ...], str | None]:
+    def _consumers_of(self, path: str) -> tuple[tuple[Consumer, ...], str | None]:
         """Return the layers that read the module at `path`, or the reason why they cannot undo its scales."""
         if path not in self._readings:
             return (), "the example does not reach it"
@@ -244,16 +244,16 @@ class _Trace:
             return (), f"its weight is read by {self.flow.also_read[path]} as well"
         if path in self.flow.broken:
             return (), self.flow.broken[path]
-        readers: list[Reader] = []
-        for reader_path, readings in self._readings.items():
+        consumers: list[Consumer] = []
+        for consumer_path, readings in self._readings.items():
             if any(reading.source == path for reading in readings):
-                layer, channels = self._candidates.reader(reader_path), readings[0].channels
+                layer, channels = self._candidates.consumer(consumer_path), readings[0].channels
                 if layer is None or channels is None or not _agree(readings):
-                    return (), f"its reader {reader_path} reads something else as well"
-                if reader_path in self.flow.also_read:
-                    return (), f"the weight of its reader {reader_path} is used elsewhere as well"
-                readers.append(Reader(path=reader_path, layer=layer, channels=channels))
-        return tuple(readers), None if readers else "no layer reads its output"
+                    return (), f"its consumer {consumer_path} reads something else as well"
+                if consumer_path in self.flow.also_read:
+                    return (), f"the weight of its consumer {consumer_path} is used elsewhere as well"
+                consumers.append(Consumer(path=consumer_path, layer=layer, channels=channels))
+        return tuple(consumers), None if consumers else "no layer reads its output"
 
 
 def _agree(readings: list[_Observed]) -> bool:

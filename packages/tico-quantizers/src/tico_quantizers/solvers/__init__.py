@@ -1,7 +1,7 @@
 """Tensors in, tensors out: the mathematics of the algorithms."""
 
 from tico_quantizers.solvers._awq import Grid, best_scale, best_shares, magnitudes
-from tico_quantizers.solvers._consumer import Consumer
+from tico_quantizers.solvers._consumer import ConsumerWeight
 from tico_quantizers.solvers._factor import Factor
 from tico_quantizers.solvers._gptq import (
     Solution,
@@ -17,7 +17,7 @@ from tico_quantizers.solvers._powers import power
 from tico_quantizers.solvers._smoothquant import best_alpha, smoothing_scale
 
 __all__ = [
-    "Consumer",
+    "ConsumerWeight",
     "Factor",
     "Grid",
     "Solution",

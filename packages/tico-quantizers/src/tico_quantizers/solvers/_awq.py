@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tico_config import DType, PerGroup
 from tico_observers import AffineParams, fake_quantize, params_from_range
-from tico_quantizers.solvers._consumer import Consumer
+from tico_quantizers.solvers._consumer import ConsumerWeight
 from tico_quantizers.solvers._output_error import output_error, row_errors
 from tico_quantizers.solvers._powers import power
 
@@ -52,7 +52,7 @@ class Grid:
         return weight.clamp(low, high)
 
 
-def magnitudes(consumers: Sequence[Consumer], channels: int) -> Tensor:
+def magnitudes(consumers: Sequence[ConsumerWeight], channels: int) -> Tensor:
     """Return the root mean square of each channel (float64), the largest where several columns read it."""
     found = torch.zeros(channels, dtype=torch.float64, device=consumers[0].gram.device)
     for consumer in consumers:
@@ -78,7 +78,7 @@ def scale_for(magnitude: Tensor, share: float) -> Tensor:
 
 
 def best_scale(
-    consumers: Sequence[Consumer], grids: Sequence[Grid], magnitude: Tensor, steps: int
+    consumers: Sequence[ConsumerWeight], grids: Sequence[Grid], magnitude: Tensor, steps: int
 ) -> tuple[float, Tensor]:
     """Return the share, of 0, 1 / steps, …, after which rounding changes the outputs least, and its scale.
 
@@ -94,7 +94,7 @@ def best_scale(
     return share, scale
 
 
-def rounding_error(consumer: Consumer, grid: Grid, scale: Tensor) -> float:
+def rounding_error(consumer: ConsumerWeight, grid: Grid, scale: Tensor) -> float:
     """Return the mean squared change of a layer's outputs when its scaled weight is rounded."""
     own = scale[consumer.channels]
     scaled = consumer.weight * own

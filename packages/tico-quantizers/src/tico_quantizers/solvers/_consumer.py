@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @attrs.frozen(eq=False, kw_only=True)
-class Consumer:
+class ConsumerWeight:
     """A layer that reads channels: its weight, and what it has read.
 
     Attributes:

@@ -10,7 +10,7 @@ from torch import Tensor
 from tico_config import DType, PerChannel
 from tico_observers import fake_quantize, params_from_range
 from tico_observers.products import total
-from tico_quantizers.solvers._consumer import Consumer
+from tico_quantizers.solvers._consumer import ConsumerWeight
 from tico_quantizers.solvers._output_error import output_error
 from tico_quantizers.solvers._powers import power
 
@@ -33,14 +33,14 @@ def smoothing_scale(activation: Tensor, weight: Tensor, alpha: float) -> Tensor:
 
 
 def best_alpha(
-    consumers: Sequence[Consumer], low: Tensor, high: Tensor, weight: Tensor
+    consumers: Sequence[ConsumerWeight], low: Tensor, high: Tensor, weight: Tensor
 ) -> tuple[float, Tensor]:
     """Return the share, of 0, 0.05, … 1, after which 8 bits change the outputs least, and the scale it gives.
 
     `low` and `high` (channels,) are the range of each channel, `weight` its largest magnitude in the weights.
 
     >>> eye = torch.eye(2)
-    >>> consumer = Consumer(weight=eye, channels=torch.arange(2), gram=torch.tensor([[1e6, 0.0], [0.0, 1.0]]))
+    >>> consumer = ConsumerWeight(weight=eye, channels=torch.arange(2), gram=torch.tensor([[1e6, 0.0], [0.0, 1.0]]))
     >>> alpha, scale = best_alpha([consumer], torch.zeros(2), torch.tensor([1000.0, 1.0]), torch.ones(2))
     >>> bool(scale[0] > 10 * scale[1])
     True
@@ -56,7 +56,7 @@ def best_alpha(
     return alpha, scale
 
 
-def rounding_error(consumer: Consumer, low: Tensor, high: Tensor, scale: Tensor) -> float:
+def rounding_error(consumer: ConsumerWeight, low: Tensor, high: Tensor, scale: Tensor) -> float:
     """Return the expected squared error of a layer's output row after smoothing with `scale` (channels,).
 
     Weights are rounded to int8 per row, which is computed; inputs to 8 bits per tensor, for which each

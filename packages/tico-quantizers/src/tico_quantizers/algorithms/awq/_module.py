@@ -22,10 +22,10 @@ from tico_quantizers.calibration import (
 from tico_quantizers.conversion import Conversion, Progress
 from tico_quantizers.equivalence import (
     Candidates,
+    Consumer,
     FoundPairs,
     Pair,
     PairCalibration,
-    Reader,
     candidates_of,
     exact_for,
     fold,
@@ -44,7 +44,7 @@ from tico_quantizers.layers import (
     shape,
 )
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
-from tico_quantizers.solvers import Consumer, Grid, best_scale, best_shares, magnitudes
+from tico_quantizers.solvers import ConsumerWeight, Grid, best_scale, best_shares, magnitudes
 
 
 @final
@@ -88,7 +88,7 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         found, plan = calibration.pairs(), calibration.plan
         require_watched(calibration.reached.paths, tuple(plan.targets))
         pairs = tuple(
-            pair for pair in found.pairs if any(reader.path in plan.targets for reader in pair.readers)
+            pair for pair in found.pairs if any(consumer.path in plan.targets for consumer in pair.consumers)
         )
         search = _Search(plan, pairs)
         with Progress("AWQ", total=len(plan.targets), show=self.config.show_progress) as bar:
@@ -107,7 +107,7 @@ class _Search:
         self.pairs = pairs
         self.scales: dict[str, tuple[float, Tensor]] = {}
         self.shares: dict[str, Tensor] = {}
-        self._pair_of = {reader.path: (pair, reader) for pair in pairs for reader in pair.readers}
+        self._pair_of = {consumer.path: (pair, consumer) for pair in pairs for consumer in pair.consumers}
         self._known: dict[str, Tensor] = {}
 
     def learn(
@@ -118,9 +118,9 @@ class _Search:
             path: gram.means()[0] for path, gram in statistics.items() if isinstance(gram, GroupedGram)
         }
         for pair in self.pairs:
-            readers = [reader for reader in pair.readers if reader.path in self.plan.targets]
-            if pair.path not in self.scales and all(reader.path in self._known for reader in readers):
-                self.scales[pair.path] = self._scale(pair, readers)
+            consumers = [consumer for consumer in pair.consumers if consumer.path in self.plan.targets]
+            if pair.path not in self.scales and all(consumer.path in self._known for consumer in consumers):
+                self.scales[pair.path] = self._scale(pair, consumers)
         for path in [path for path in self._known if self._is_ready(path)]:
             self.shares[path] = self._share(self.plan.targets[path], self._known.pop(path))
         return []
@@ -131,23 +131,23 @@ class _Search:
     def _is_ready(self, path: str) -> bool:
         return path not in self._pair_of or self._pair_of[path][0].path in self.scales
 
-    def _scale(self, pair: Pair, readers: list[Reader]) -> tuple[float, Tensor]:
-        consumers = [self._consumer(reader) for reader in readers]
-        configs = [self.plan.targets[reader.path].config for reader in readers]
+    def _scale(self, pair: Pair, consumers: list[Consumer]) -> tuple[float, Tensor]:
+        weights = [self._weight(consumer) for consumer in consumers]
+        configs = [self.plan.targets[consumer.path].config for consumer in consumers]
         grids, steps = [_grid(config) for config in configs], max(config.n_grid for config in configs)
-        share, scale = best_scale(consumers, grids, magnitudes(consumers, pair.channels), steps)
+        share, scale = best_scale(weights, grids, magnitudes(weights, pair.channels), steps)
         return share, exact_for(pair, scale)
 
-    def _consumer(self, reader: Reader) -> Consumer:
-        weight, gram = matrix(reader.layer), self._known[reader.path]
-        return Consumer(weight=weight, channels=reader.columns, gram=gram)
+    def _weight(self, consumer: Consumer) -> ConsumerWeight:
+        weight, gram = matrix(consumer.layer), self._known[consumer.path]
+        return ConsumerWeight(weight=weight, channels=consumer.columns, gram=gram)
 
     def _share(self, target: Target[AWQConfig], mean: Tensor) -> Tensor:
         """Return the shares of the ranges of a layer's groups, for its weight with scaled columns."""
         weight = matrix(target.layer)
         if target.path in self._pair_of:
-            pair, reader = self._pair_of[target.path]
-            columns = self.scales[pair.path][1][reader.columns]
+            pair, consumer = self._pair_of[target.path]
+            columns = self.scales[pair.path][1][consumer.columns]
             weight, mean = weight * columns, mean / columns / columns[:, None]
         if not target.config.clip:
             return torch.ones(1, 1, dtype=torch.float64, device=weight.device)
@@ -193,12 +193,12 @@ def _lines(search: _Search, found: FoundPairs, kinds: Mapping[str, str]) -> dict
     figures: dict[str, list[tuple[str, float]]] = {}
     for pair in search.pairs:
         share, scale = search.scales[pair.path]
-        readers = ", ".join(reader.path for reader in pair.readers)
-        notes.setdefault(pair.path, []).append(f"channels divided for {readers}")
+        consumers = ", ".join(consumer.path for consumer in pair.consumers)
+        notes.setdefault(pair.path, []).append(f"channels divided for {consumers}")
         spread = ("smallest scale", float(scale.min())), ("largest scale", float(scale.max()))
         figures[pair.path] = [("share of magnitude", share), *spread]
-        for reader in pair.readers:
-            notes.setdefault(reader.path, []).insert(0, f"columns multiplied for {pair.path}")
+        for consumer in pair.consumers:
+            notes.setdefault(consumer.path, []).insert(0, f"columns multiplied for {pair.path}")
     for path, shares in search.shares.items():
         figures.setdefault(path, []).append(
             ("mean share of range", float(products.total(shares)) / shares.numel())

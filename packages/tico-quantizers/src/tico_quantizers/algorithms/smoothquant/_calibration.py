@@ -14,7 +14,7 @@ from tico_quantizers.equivalence import Candidates, FoundPairs, InputMaxima, Pai
 
 @final
 class SmoothQuantCalibration(PairCalibration):
-    """The largest magnitudes of what the readers of each pair are given; for a search, Gram matrices too."""
+    """The largest magnitudes of the inputs of each pair's consumers; for a search, Gram matrices too."""
 
     def __init__(self, model: nn.Module, candidates: Candidates, config: SmoothQuantConfig) -> None:
         self.maxima = InputMaxima()
@@ -29,11 +29,11 @@ class SmoothQuantCalibration(PairCalibration):
         super().start(model, found)
 
     def watch(self, found: FoundPairs) -> None:
-        """Observe the inputs of the readers."""
+        """Observe the inputs of the consumers."""
         self.handles += self.maxima.watch(found.pairs, self)
         if self.inputs is not None:
-            readers = (reader for pair in found.pairs for reader in pair.readers)
-            self.inputs.watch({reader.path: reader.layer for reader in readers}, self)
+            consumers = (consumer for pair in found.pairs for consumer in pair.consumers)
+            self.inputs.watch({consumer.path: consumer.layer for consumer in consumers}, self)
 
 
 def _searches(config: SmoothQuantConfig) -> bool:

@@ -13,9 +13,9 @@ from tico_modules import Edit, LayerReport, Report, named_modules
 from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration
 from tico_quantizers.calibration import Checkpoint, GroupedGram, require_watched, run_blocks
 from tico_quantizers.equivalence import (
+    Consumer,
     FoundPairs,
     Pair,
-    Reader,
     candidates_of,
     exact_for,
     fold,
@@ -23,7 +23,7 @@ from tico_quantizers.equivalence import (
 )
 from tico_quantizers.layers import QuantizedWeight, matrix, shape
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
-from tico_quantizers.solvers import Consumer, best_alpha, smoothing_scale
+from tico_quantizers.solvers import ConsumerWeight, best_alpha, smoothing_scale
 
 
 @final
@@ -45,8 +45,8 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
     def convert(self, model: nn.Module, calibration: SmoothQuantCalibration, edit: Edit) -> Converted:
         """Fold a scale into the modules of each pair."""
         found = calibration.pairs()
-        readers = tuple(reader.path for pair in found.pairs for reader in pair.readers)
-        require_watched(calibration.reached.paths, readers)
+        consumers = tuple(consumer.path for pair in found.pairs for consumer in pair.consumers)
+        require_watched(calibration.reached.paths, consumers)
         scales = self._scales(calibration, found)
         root = model
         for pair in found.pairs:
@@ -77,7 +77,7 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
 
 
 class _Search:
-    """Alpha and scale of pairs, searched as soon as what their readers have read is known."""
+    """Alpha and scale of pairs, searched as soon as what their consumers have read is known."""
 
     def __init__(self, calibration: SmoothQuantCalibration, pairs: list[Pair]) -> None:
         self.scales: dict[str, tuple[float, Tensor]] = {}
@@ -92,10 +92,10 @@ class _Search:
         self._known |= {
             path: gram.means()[0] for path, gram in statistics.items() if isinstance(gram, GroupedGram)
         }
-        ready = [pair for pair in self._waiting if all(each.path in self._known for each in pair.readers)]
+        ready = [pair for pair in self._waiting if all(each.path in self._known for each in pair.consumers)]
         self._waiting = [pair for pair in self._waiting if pair not in ready]
         for pair in ready:
-            consumers = [_consumer(each, self._known.pop(each.path)) for each in pair.readers]
+            consumers = [_consumer(each, self._known.pop(each.path)) for each in pair.consumers]
             low, high = self._maxima.range_of(pair)
             self.scales[pair.path] = best_alpha(consumers, low, high, weight_maximum(pair))
         return []
@@ -104,17 +104,17 @@ class _Search:
         """Do nothing: nothing is kept of a search."""
 
 
-def _consumer(reader: Reader, gram: Tensor) -> Consumer:
-    return Consumer(weight=matrix(reader.layer), channels=reader.columns, gram=gram)
+def _consumer(consumer: Consumer, gram: Tensor) -> ConsumerWeight:
+    return ConsumerWeight(weight=matrix(consumer.layer), channels=consumer.columns, gram=gram)
 
 
 def config_of(config: SmoothQuantConfig, pair: Pair) -> SmoothQuantConfig:
-    """Return what holds for a pair, by the rules for its source and its readers.
+    """Return what holds for a pair, by the rules for its producer and its consumers.
 
     Raises:
         ConfigError: two rules contradict each other.
     """
-    found = [config.resolve(path) for path in (pair.path, *(reader.path for reader in pair.readers))]
+    found = [config.resolve(path) for path in (pair.path, *(consumer.path for consumer in pair.consumers))]
     first, *others = [each for each in found if each.origin != "defaults"] or found
     for other in others:
         if other.spec != first.spec:
@@ -132,19 +132,19 @@ def config_of(config: SmoothQuantConfig, pair: Pair) -> SmoothQuantConfig:
 
 
 def weight_maximum(pair: Pair) -> Tensor:
-    """Return the largest magnitude of each channel in the weights of the pair's readers, (channels,)."""
-    largest = torch.zeros(pair.channels, dtype=torch.float64, device=pair.readers[0].channels.device)
-    for reader in pair.readers:
-        weight = matrix(reader.layer).view(shape(reader.layer))
+    """Return the largest magnitude of each channel in the weights of the pair's consumers, (channels,)."""
+    largest = torch.zeros(pair.channels, dtype=torch.float64, device=pair.consumers[0].channels.device)
+    for consumer in pair.consumers:
+        weight = matrix(consumer.layer).view(shape(consumer.layer))
         features = weight.abs().transpose(0, 1).flatten(1).amax(1)
-        largest.scatter_reduce_(0, reader.channels, features.to(torch.float64), "amax")
+        largest.scatter_reduce_(0, consumer.channels, features.to(torch.float64), "amax")
     return largest
 
 
 def _note(pair: Pair) -> str:
-    if pair.source is None:
+    if pair.producer is None:
         return "columns multiplied, and the input by the inverse"
-    return f"channels divided for {', '.join(reader.path for reader in pair.readers)}"
+    return f"channels divided for {', '.join(consumer.path for consumer in pair.consumers)}"
 
 
 def _converted(model: nn.Module, found: FoundPairs, scales: dict[str, tuple[float, Tensor]]) -> Converted:
@@ -156,8 +156,8 @@ def _converted(model: nn.Module, found: FoundPairs, scales: dict[str, tuple[floa
         notes.setdefault(pair.path, []).append(_note(pair))
         spread = ("smallest scale", float(scale.min())), ("largest scale", float(scale.max()))
         figures[pair.path] = (("alpha", alpha), *spread)
-        for reader in pair.readers if pair.source is not None else ():
-            notes.setdefault(reader.path, []).insert(0, f"columns multiplied for {pair.path}")
+        for consumer in pair.consumers if pair.producer is not None else ():
+            notes.setdefault(consumer.path, []).insert(0, f"columns multiplied for {pair.path}")
     lines = tuple(
         LayerReport(
             path=path,
