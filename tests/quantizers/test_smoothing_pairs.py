@@ -128,7 +128,7 @@ REASONS = {
     "square": "its output is read by mul",
     "item": "its output is read by sum",
     "weight": "its weight is read by mean as well",
-    "other reader": "its reader one reads something else as well",
+    "other reader": "its consumer one reads something else as well",
     "returned": "its output is an output of the model",
 }
 

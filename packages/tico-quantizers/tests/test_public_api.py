@@ -180,7 +180,7 @@ class TestEquivalence(PublicNames):
         "InputMaxima",
         "Pair",
         "PairCalibration",
-        "Reader",
+        "Consumer",
         "as_channel_scale",
         "candidates_of",
         "exact_for",

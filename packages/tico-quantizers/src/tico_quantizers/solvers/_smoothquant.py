@@ -40,7 +40,8 @@ def best_alpha(
     `low` and `high` (channels,) are the range of each channel, `weight` its largest magnitude in the weights.
 
     >>> eye = torch.eye(2)
-    >>> consumer = ConsumerWeight(weight=eye, channels=torch.arange(2), gram=torch.tensor([[1e6, 0.0], [0.0, 1.0]]))
+    >>> gram = torch.tensor([[1e6, 0.0], [0.0, 1.0]])
+    >>> consumer = ConsumerWeight(weight=eye, channels=torch.arange(2), gram=gram)
     >>> alpha, scale = best_alpha([consumer], torch.zeros(2), torch.tensor([1000.0, 1.0]), torch.ones(2))
     >>> bool(scale[0] > 10 * scale[1])
     True
