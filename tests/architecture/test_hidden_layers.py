@@ -11,7 +11,7 @@ import pytest
 from distributions import LAYERS, MODULES, modules_above
 
 # What an environment need not hold for any package to import.
-EXTRAS: Final = ("hypothesis", "numpy", "torchao", "tqdm", "transformers")
+EXTRAS: Final = ("hypothesis", "numpy", "pytest", "torchao", "tqdm", "transformers")
 
 IMPORT_WITHOUT: Final = """
 import importlib, sys
