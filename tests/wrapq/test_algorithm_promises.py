@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from torch import Tensor, nn
+
 from tico_config import PTQConfig
 from tico_quantizers import Registry, quantizer_entry
 from tico_quantizers.testing import AlgorithmPromises
@@ -19,3 +21,15 @@ class TestPTQ(AlgorithmPromises):
     unmet: ClassVar[Mapping[str, str]] = {
         "test_padding_changes_no_bit": "padding counts like other tokens",
     }
+
+
+class TestPTQOnConvolutions(TestPTQ):
+    """PTQ keeps the promises where it folds a batch norm."""
+
+    def model(self) -> nn.Module:
+        """Return the model with a convolution."""
+        return self.conv_model()
+
+    def batches(self) -> list[Tensor]:
+        """Return images."""
+        return self.conv_batches()

@@ -40,23 +40,25 @@ class CopyPromises(PromiseSuite):
         assert _memory(model).isdisjoint(_memory(converted))
 
     def test_convert_on_a_copy_leaves_the_model_prepared(self) -> None:
-        """One calibrated model is converted many times, and goes on learning between."""
+        """One calibrated model is converted many times, learns on, and shares no memory with a copy."""
         one, two, _ = self.batches()
         model = self.calibrated(self.model(), [one])
         with unchanged(model):
             copies = [convert(model, inplace=False) for _ in range(2)]
+        assert _memory(model).isdisjoint(_memory(copies[0]))
         expected = tensors_of(self.quantized(batches=[one]))
         assert all(same_tensors(tensors_of(each), expected) for each in copies)
         model(two)
         assert same_tensors(tensors_of(convert(model)), tensors_of(self.quantized(batches=[one, two])))
 
     def test_place_makes_no_difference(self) -> None:
-        """Preparing and converting copies gives the bits that working in place gives."""
+        """Preparing and converting copies, or only one of the two, gives the bits that in place gives."""
         batch = self.batches()[0]
         prepared = prepare(self.model(), self.config, (batch,), inplace=False, registry=self.serves())
         prepared(batch)
-        found = convert(prepared, inplace=False)
-        assert same_tensors(tensors_of(found), tensors_of(self.quantized()))
+        expected = tensors_of(self.quantized())
+        for inplace in (False, True):
+            assert same_tensors(tensors_of(convert(prepared, inplace=inplace)), expected)
 
     def test_deepcopy_of_a_prepared_model_calibrates_alone(self) -> None:
         """What one of the two sees, the other does not."""

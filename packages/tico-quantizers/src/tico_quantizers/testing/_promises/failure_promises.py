@@ -117,7 +117,7 @@ class FailurePromises(PromiseSuite):
     def test_training_mode_is_refused(self) -> None:
         """Where a module depends on its mode, calibration in training mode names it."""
         batch = self.batches()[0]
-        model = nn.Sequential(self.model(), nn.Dropout(0.5)).train()
+        model = nn.Sequential(self.model(), nn.Dropout(0.5).train())
         with pytest.raises(CalibrationError) as caught:
             self.calibrated(model, [batch])
         assert (caught.value.field, caught.value.module) == ("training", "1")
