@@ -27,37 +27,6 @@ from tico_pt2e import QuantGraph
 from tiny_models import TOKENS, tiny_llama, values
 
 
-def test_the_model_is_not_touched() -> None:
-    """Preparing, calibrating and converting leave the model as it was, and share no memory with it."""
-    model, x = conv_net(), photos(0)
-    with unchanged(model):
-        graph = quantized(model, PT2EConfig(), x)
-    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    assert own.isdisjoint(tensor.data_ptr() for tensor in (*graph.parameters(), *graph.buffers()))
-
-
-def test_a_copy_of_a_prepared_graph_is_calibrated_alone() -> None:
-    """What a copy sees, the original does not, and the other way round."""
-    prepared = prepare(conv_net(), PT2EConfig(), args=(photos(0),), inplace=False)
-    twin = copy.deepcopy(prepared)
-    twin(photos(1))
-    with refused(prepared, CalibrationError, module="stem.0.act_in"):
-        convert(prepared)
-    prepared(photos(1))
-    assert torch.equal(convert(twin)(photos(2)), convert(prepared)(photos(2)))
-
-
-def test_one_calibration_serves_many_conversions() -> None:
-    """`convert(inplace=False)` leaves the graph prepared; converting in place gives the same bits."""
-    prepared, x = calibrated(conv_net(), PT2EConfig(), photos(0)), photos(1)
-    with unchanged(prepared):
-        first, second = convert(prepared, inplace=False), convert(prepared, inplace=False)
-    assert torch.equal(first(x), second(x))
-    assert convert(prepared) is prepared
-    assert torch.equal(prepared(x), first(x))
-    assert not any("_tico" in name for name in vars(prepared))
-
-
 def test_states_that_do_not_fit() -> None:
     """Converting twice, and preparing what is prepared or converted for PT2E, are refused."""
     graph = calibrated(conv_net(), PT2EConfig(), photos(0))

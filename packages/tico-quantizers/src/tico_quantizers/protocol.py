@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import partial
 from typing import ClassVar, Generic, Protocol, TypeVar, final
 
 import attrs
@@ -13,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tico_config import BaseConfig, to_json
 from tico_modules import Edit, Report, Run, library_versions, model_fingerprint, remember
-from tico_quantizers.calibration import Calibration, remove_hooks, unchanged_process, watch_forward
+from tico_quantizers.calibration import Calibration, remember_hooks, unchanged_process, watch_forward
 
 __all__ = ["AnyPrepared", "AnyQuantizer", "BaseQuantizer", "Converted", "Example", "Prepared"]
 
@@ -75,7 +74,7 @@ class BaseQuantizer(ABC, Generic[C, K]):
     ) -> tuple[nn.Module, Prepared[C, K]]:
         """Prepare and return the root with everything that `convert` will need."""
         origin = Origin(config=to_json(self.config), model=model_fingerprint(model))
-        edit.on_undo(partial(remove_hooks, model))
+        edit.on_undo(remember_hooks(model))
         with unchanged_process():
             root, calibration = self.prepare(model, example, edit)
         prepared = Prepared(self, calibration, watch_forward(root, calibration), origin)

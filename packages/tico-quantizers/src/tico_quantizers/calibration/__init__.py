@@ -14,7 +14,7 @@ from tico_quantizers.calibration._forward_watch import (
     watch_forward,
 )
 from tico_quantizers.calibration._grouped_gram import GroupedGram
-from tico_quantizers.calibration._hooks import Hook, after_call, before_call, is_watched, remove_hooks
+from tico_quantizers.calibration._hooks import Hook, after_call, before_call, is_watched, remember_hooks
 from tico_quantizers.calibration._input_grams import InputGrams, located
 from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._reached_layers import ReachedLayers
@@ -41,7 +41,7 @@ __all__ = [
     "is_watched",
     "located",
     "map_leaves",
-    "remove_hooks",
+    "remember_hooks",
     "require_evaluation_mode",
     "require_watched",
     "revision",

@@ -70,11 +70,34 @@ def is_watched(module: nn.Module) -> bool:
     return any(isinstance(getattr(hook, "__self__", None), Hook) for hook in hooks)
 
 
-def remove_hooks(model: nn.Module) -> None:
-    """Remove every `Hook` from `model` and its modules; those of the user stay."""
-    for _, module in named_modules(model):
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            ours = [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Hook)]
-            for key in ours:
-                del hooks[key]
-                module._forward_pre_hooks_with_kwargs.pop(key, None)
+def remember_hooks(model: nn.Module) -> Callable[[], None]:
+    """Return what removes every forward hook that `model` and its modules are given from now on.
+
+    >>> model = nn.ReLU()
+    >>> restore = remember_hooks(model)
+    >>> handle = model.register_forward_hook(print)
+    >>> restore()
+    >>> len(model._forward_hooks)
+    0
+    """
+    kept = [
+        (module, set(module._forward_pre_hooks) | set(module._forward_hooks))
+        for _, module in named_modules(model)
+    ]
+
+    def restore() -> None:
+        for module, keys in kept:
+            for key in {*module._forward_pre_hooks, *module._forward_hooks} - keys:
+                for hooks in (getattr(module, name) for name in _HOOKS):
+                    hooks.pop(key, None)
+
+    return restore
+
+
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)

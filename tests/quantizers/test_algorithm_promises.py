@@ -1,0 +1,45 @@
+"""What every algorithm promises, kept by those of tico-quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from tico_config import AWQConfig, GPTQConfig, SmoothQuantConfig
+from tico_quantizers.testing import AlgorithmPromises
+
+_RUN_AGAIN = "blocks that are run again call the user's hooks once more"
+_RUN_EXAMPLE = "prepare runs the example, and convert the blocks, with the user's hooks"
+_PADDING = "padding counts like other tokens, where no block is given a mask of four axes"
+
+
+class TestGPTQ(AlgorithmPromises):
+    """GPTQ keeps the promises of an algorithm."""
+
+    config = GPTQConfig(show_progress=False)
+    unmet: ClassVar[Mapping[str, str]] = {
+        "test_hooks_are_called_as_often_as_the_model": _RUN_AGAIN,
+        "test_padding_changes_no_bit": _PADDING,
+        "test_report_has_a_line_for_every_module_with_a_float_parameter": "norms have no line",
+    }
+
+
+class TestAWQ(AlgorithmPromises):
+    """AWQ keeps the promises of an algorithm."""
+
+    config = AWQConfig(group_size=None, show_progress=False)
+    unmet: ClassVar[Mapping[str, str]] = {
+        "test_hooks_are_called_as_often_as_the_model": _RUN_EXAMPLE,
+        "test_padding_changes_no_bit": _PADDING,
+    }
+
+
+class TestSmoothQuant(AlgorithmPromises):
+    """SmoothQuant keeps the promises of an algorithm."""
+
+    config = SmoothQuantConfig()
+    unmet: ClassVar[Mapping[str, str]] = {
+        "test_hooks_are_called_as_often_as_the_model": "prepare runs the example with the user's hooks",
+        "test_padding_changes_no_bit": _PADDING,
+        "test_override_on_a_relu_says_that_it_is_one": "it says that the path is in no pair, not why",
+    }
