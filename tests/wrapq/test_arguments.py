@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from tico.quantization import PTQConfig, convert, prepare
 from tico_wrapq import Mode, QuantModuleBase
 from tiny_models import values
-from wrapped_modules import ROWS_BY_NAME
+from wrapped_modules import CASES
 
 
 @pytest.mark.parametrize("name", ["Linear", "Conv2d", "ReLU", "GELU", "LayerNorm", "BatchNorm2d"])
 def test_input_may_be_given_by_keyword(name: str) -> None:
     """Torch calls it `input`; float, watched and quantized modules take it by that name."""
-    row = ROWS_BY_NAME[name]
-    model, [x] = row.model(), row.data()
+    case = CASES[name]
+    model, [x] = case.model(), case.inputs
     expected = model.get_submodule("part")(input=x)
     prepare(model, PTQConfig())
     model(x)
@@ -39,8 +39,8 @@ def test_embedding_is_a_table_of_the_same_rows() -> None:
 
 def test_wrapper_that_stays_is_quantized() -> None:
     """A PReLU keeps its parameter and its wrapper, whose points are frozen."""
-    model = prepare(ROWS_BY_NAME["PReLU"].model(), PTQConfig())
-    model(*ROWS_BY_NAME["PReLU"].data())
+    model = prepare(CASES["PReLU"].model(), PTQConfig())
+    model(*CASES["PReLU"].inputs)
     wrapper = convert(model).get_submodule("part")
     assert isinstance(wrapper, QuantModuleBase)
     assert wrapper.mode is Mode.QUANT

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -157,6 +159,32 @@ def test_specs_come_from_full_paths() -> None:
     assert asked == ["model.fc.act_in", "model.fc.weight", "model.fc.act_out"]
     assert wrapper.mode is Mode.NO_QUANT
     assert [name for name, _ in wrapper.named_points()] == ["act_in", "act_out"]
+
+
+def test_frozen_point_does_not_watch_again() -> None:
+    """Going back would lose its grid; the error says what it has."""
+    point = _watching(torch.tensor([0.0, 255.0]))
+    with Edit() as edit:
+        point.fix(point.determine_grid(), edit)
+    with refused(point, LifecycleError, module="fc.act_in") as error:
+        point.watch()
+    assert "uint8 static" in str(error.value)
+
+
+def test_grid_of_a_frozen_point_is_its_child() -> None:
+    """State and child are the same grid: once fixed, in a copy, and where fixing was undone."""
+    point = _watching(torch.tensor([0.0, 255.0]))
+    with pytest.raises(KeyError):
+        _fix_and_fail(point)
+    assert (type(point.state), point.fixed) == (Watching, None)
+    with Edit() as edit:
+        point.fix(point.determine_grid(), edit)
+    for each in (point, copy.deepcopy(point)):
+        assert isinstance(each.state, Frozen)
+        assert each.state.grid is each.fixed
+    with Edit() as edit:
+        point.fix(None, edit)
+    assert (type(point.state), point.fixed) == (Passing, None)
 
 
 def test_label_says_what_happens() -> None:

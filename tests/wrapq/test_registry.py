@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from model_state import refused
 from tico.quantization import PTQConfig, prepare
@@ -27,8 +27,11 @@ from tico_wrapq import (
     QuantNorm,
     QuantUnary,
     WrapperRegistry,
+    coverage,
     lookup,
+    pass_through_entry,
     register,
+    register_pass_through,
     try_register,
     wrapper_entry,
 )
@@ -107,6 +110,47 @@ def test_class_that_is_not_installed_can_be_served() -> None:
     try_register(path, variant="absent")(_Wrapper)
     late = type("Layer", (nn.Module,), {"__module__": "not_installed.models"})
     assert lookup(late, "absent") is _Wrapper
+
+
+class _Router(nn.Module):
+    """A class of the user's that hands its input on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class _OwnForward(_Router):
+    """A subclass that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class _SameForward(_Router):
+    """A subclass that computes the same."""
+
+
+def test_class_that_passes_tensors_on_is_registered_with_its_reason() -> None:
+    """Subclasses are meant too, unless they have a forward of their own."""
+    registry = WrapperRegistry([pass_through_entry(_Router, "it hands on")])
+    reasons = [registry.pass_reason(kind) for kind in (_Router, _SameForward, _OwnForward, nn.Linear)]
+    assert reasons == ["it hands on", "it hands on", None, None]
+
+
+def test_reason_is_in_the_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of such a class is left as it is, without an error."""
+    entry = pass_through_entry(_Router, "it hands on")
+    monkeypatch.setattr("tico_wrapq.ptq._quantizer.REGISTRY", WrapperRegistry((*REGISTRY.entries, entry)))
+    model = prepare(nn.Sequential(nn.Linear(4, 2), _Router()).eval(), PTQConfig())
+    assert [line.reason for line in coverage(model).lines] == ["", "it hands on"]
+
+
+def test_second_reason_for_a_class_is_refused() -> None:
+    """Both are named; the first stays."""
+    with refused(None, ConfigError, field="reason") as error:
+        register_pass_through(nn.Dropout, reason="it is noise")
+    assert "'it is noise' beside 'it does nothing in evaluation mode'" in str(error.value)
+    assert REGISTRY.pass_reason(nn.Dropout) == "it does nothing in evaluation mode"
 
 
 def test_what_is_no_wrapper_is_refused() -> None:

@@ -112,7 +112,7 @@ def _watched(model: nn.Module) -> dict[str, PointStatistics]:
         remedy = "call prepare(model, PTQConfig()) first"
         expected = "a prepared model with points that wait for data"
         raise LifecycleError(
-            Problem(field="model", value=Found("one without"), expected=expected, remedy=remedy)
+            Problem(field="model", value=Found("a model without any"), expected=expected, remedy=remedy)
         )
     return watched
 
@@ -137,11 +137,16 @@ def _require_same_paths(
     """
     modules = {path for path, _ in named_modules(model)}
     lacking = [
-        Problem(module=file, field=name, value=Found("none"), expected="what this point has seen")
+        Problem(module=file, field=name, value=Found("a file without it"), expected="among the points saved")
         for name in sorted(set(watched) - set(saved))
     ]
     foreign = [
-        Problem(module=file, field=name, value=Found("another"), expected="of a module in the model")
+        Problem(
+            module=file,
+            field=name,
+            value=Found("one of a module that the model lacks"),
+            expected="a point of the model",
+        )
         for name in sorted(set(saved) - set(watched))
         if name.rpartition(".")[0] not in modules
     ]

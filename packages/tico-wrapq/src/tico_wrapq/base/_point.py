@@ -169,8 +169,8 @@ class QuantPoint(nn.Module):
         """
         match self.state:
             case Frozen(grid=grid):
-                expected = "a point that is not frozen yet"
-                raise LifecycleError(Problem(module=self.path, value=Found(grid.label), expected=expected))
+                found, expected = Found(f"one frozen to {grid.label}"), "a point that is not frozen yet"
+                raise LifecycleError(Problem(module=self.path, value=found, expected=expected))
             case Passing() | Watching():
                 if self.spec.is_quantized and not self.is_dynamic:
                     observer = observer_for(self.spec, self.path, self.declaration.granularity)

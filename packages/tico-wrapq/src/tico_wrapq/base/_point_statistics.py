@@ -66,15 +66,11 @@ class PointStatistics:
         self._axis = axis
         spans = isinstance(observer, MinMaxObserver) and observer.granularity == PerTensor()
         self.spans_range = spans and observer.on_nonfinite == "error"
+        self.path = observer.name
         self.batches = 0
         self.place: Place | None = None
         self.latest: Extremes | None = None
         self._collecting: AnyObserver | None = None
-
-    @property
-    def path(self) -> str:
-        """The path of the point."""
-        return self._observer.name
 
     @property
     def channels(self) -> ChannelRangeStatistic:

@@ -112,14 +112,14 @@ class WrapperRegistry:
         known = self._wrappers.setdefault((entry.target, entry.variant), entry)
         if known != entry:
             found = Found(f"{entry.wrapper.__name__} beside {known.wrapper.__name__}")
-            expected = f"one wrapper for {entry.target} as variant {entry.variant!r}"
+            expected = f"the only one for {entry.target} as variant {entry.variant!r}"
             raise ConfigError(Problem(field="wrapper", value=found, expected=expected))
 
     def _add_pass_through(self, entry: PassThroughEntry) -> None:
         known = self._pass_through.setdefault(entry.target, entry)
         if known != entry:
             found = Found(f"{entry.reason!r} beside {known.reason!r}")
-            expected = f"one reason why {entry.target} needs no quantization"
+            expected = f"the only one why {entry.target} needs no quantization"
             raise ConfigError(Problem(field="reason", value=found, expected=expected))
 
     def lookup(self, kind: type[nn.Module], variant: str = DEFAULT_VARIANT) -> type[QuantModuleBase] | None:

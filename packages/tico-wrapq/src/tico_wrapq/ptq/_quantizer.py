@@ -111,7 +111,7 @@ def _require_in_place(model: nn.Module, wrappers: Mapping[str, QuantModuleBase])
             module=path,
             field="model",
             value=Found("a model without it"),
-            expected="the module that prepare has put there",
+            expected="the prepared model with this module in it",
             remedy="change the model before it is prepared",
         )
         for path, wrapper in wrappers.items()

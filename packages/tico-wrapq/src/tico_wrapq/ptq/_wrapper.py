@@ -84,7 +84,7 @@ class PTQWrapper(nn.Module):
 
     def _require(self, *modes: Mode) -> None:
         if self.mode not in modes:
-            expected = f"one of {', '.join(mode.name for mode in modes)}"
+            expected = " or ".join(mode.name for mode in modes)
             raise LifecycleError(
                 Problem(module="PTQWrapper", field="mode", value=self.mode.name, expected=expected)
             )

@@ -166,8 +166,8 @@ def _match_problems(found: list[Site], specs: dict[str, QuantSpec], config: PTQC
     paths = [site.path for site in found if site.wrapper is not None or site.reason == _ASKED]
     problems = unmatched_problems(config.overrides, [*paths, *specs])
     if not any(spec.is_quantized for spec in specs.values()):
-        expected = "a model with at least one module to quantize"
-        problems.append(Problem(field="model", value=Found("none"), expected=expected))
+        expected, got = "one with a module to quantize", Found("a model with none")
+        problems.append(Problem(field="model", value=got, expected=expected))
     return problems
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from tico_config import PerTensor, Problem, UnsupportedError
+from tico_config import Found, PerTensor, Problem, UnsupportedError
 from tico_modules import Edit, Layout, PackedWeight, Parts, QuantizedModule, carry_over, parameter
 from tico_wrapq.base import ACT_IN, ACT_OUT, PointDeclaration, Resolve, Role, WeightCodes, register
 from tico_wrapq.torch_nn._layers import pack_weight, why_not_integer
@@ -185,7 +185,7 @@ def _affine(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Return weight and bias of a norm, those of a batch norm as if its variances were 1."""
     weight, bias = parameter(module, "weight"), parameter(module, "bias")
     if weight is None:
-        raise UnsupportedError(Problem(field="weight", value=None, expected="a norm with a weight"))
+        raise UnsupportedError(Problem(value=Found("one without"), expected="a norm with a weight"))
     if isinstance(module, _BATCH_NORMS) and module.running_var is not None:
         spread = (module.running_var.double() + module.eps).sqrt()
         weight = (weight.double() / spread).to(weight.dtype)
