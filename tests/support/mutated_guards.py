@@ -41,17 +41,17 @@ GUARDS: Final[dict[str, tuple[str, ...]]] = {
     f"{_QUANTIZERS}/equivalence/_pair_calibration.py": _SMOOTHING,
     f"{_QUANTIZERS}/equivalence/_pair_search.py": _SMOOTHING,
     f"{_QUANTIZERS}/equivalence/_smoothing_pairs.py": _SMOOTHING,
-    "packages/tico-modules/src/tico_modules/_tree/edit.py": ("tests/quantizers/test_edit.py",),
+    "packages/tico-modules/src/tico_modules/_tree/edit.py": ("tests/modules/test_edit.py",),
     f"{_QUANTIZERS}/calibration/_block_calls.py": (*_REPLAY, "tests/quantizers/test_gptq_passes.py"),
     f"{_QUANTIZERS}/calibration/_calls.py": _REPLAY,
     f"{_QUANTIZERS}/calibration/_call_template.py": _REPLAY,
     f"{_QUANTIZERS}/calibration/_snapshots.py": _REPLAY,
     "packages/tico-pt2e/src/tico_pt2e/_folding.py": (
-        "tests/quantizers/test_pt2e_folding.py",
-        "tests/quantizers/test_pt2e_integers.py",
-        "tests/quantizers/test_pt2e_operators.py",
+        "tests/pt2e/test_pt2e_folding.py",
+        "tests/pt2e/test_pt2e_integers.py",
+        "tests/pt2e/test_pt2e_operators.py",
     ),
-    "packages/tico-wrapq/src/tico_wrapq/_folds.py": (
+    "packages/tico-wrapq/src/tico_wrapq/ptq/_folds.py": (
         "tests/wrapq/test_fold_guards.py",
         "tests/wrapq/test_folds.py",
     ),
