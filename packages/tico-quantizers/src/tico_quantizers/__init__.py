@@ -45,6 +45,7 @@ from tico_modules import (
     select_below,
     set_backend,
 )
+from tico_quantizers._renamed import find_renamed as __getattr__  # noqa: F401  # Python looks it up
 from tico_quantizers.algorithms.awq import AWQQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
 from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
