@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from model_state import process_settings
+from tico_quantizers.testing import process_settings
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_state import refused, same_tensors, tensors_of, unchanged
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import (
     BaseConfig,
@@ -22,6 +21,7 @@ from tico.quantization.config import (
     no_quant,
 )
 from tico_config import PerChannel, PerToken
+from tico_quantizers.testing import refused, same_tensors, tensors_of, unchanged
 from tiny_models import images, net, values
 
 GPTQ = GPTQConfig(show_progress=False)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from model_state import unchanged
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import BaseConfig, UnsupportedError, no_quant
 from tico_quantizers import QuantizedLinear
+from tico_quantizers.testing import unchanged
 from tiny_models import TOKENS, images, modes_of, net, tiny_llama, values
 
 every_config = pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_state import refused, tensors_of, unchanged
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import BaseConfig, CalibrationError
+from tico_quantizers.testing import refused, tensors_of, unchanged
 from tiny_models import Net, images, net, values
 
 every_config = pytest.mark.parametrize(

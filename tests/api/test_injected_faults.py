@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from faults import TorchCalls, calls_of, sampled
-from model_state import same_tensors, tensors_of, unchanged
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import BaseConfig
+from tico_quantizers.testing import TorchCalls, calls_of, same_tensors, sampled, tensors_of, unchanged
 from tiny_models import TOKENS, images, net, tiny_llama
 
 ERRORS = (RuntimeError, KeyboardInterrupt, MemoryError)

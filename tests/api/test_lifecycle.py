@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from model_state import modules_by_path, refused, same_tensors, state_of, tensors_of, unchanged
 from tico.quantization import (
     GPTQConfig,
     PTQConfig,
@@ -17,6 +16,7 @@ from tico.quantization import (
 )
 from tico.quantization.config import BaseConfig, ConfigError, LifecycleError, UnsupportedError
 from tico_quantizers import QuantizedLinear
+from tico_quantizers.testing import modules_by_path, refused, same_tensors, state_of, tensors_of, unchanged
 from tiny_models import TOKENS, images, logits, net, tiny_llama, values
 
 GPTQ = GPTQConfig(show_progress=False)

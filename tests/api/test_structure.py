@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from model_state import modules_by_path, refused
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare, report
 from tico.quantization.config import (
     BaseConfig,
@@ -25,6 +24,7 @@ from tico.quantization.config import (
     no_quant,
 )
 from tico_quantizers import QuantizedLinear
+from tico_quantizers.testing import modules_by_path, refused
 from tiny_models import TOKENS, tiny_llama, values
 
 GPTQ = GPTQConfig(show_progress=False)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from graph_models import Function, calibrated, conv_net, decibels, encoder, photos, quantized
-from model_state import refused, unchanged
 from tico.quantization import convert, prepare, report
 from tico_config import CalibrationError, ConfigError, DType, GPTQConfig, PT2EConfig, affine, no_quant
 from tico_pt2e import QuantGraph
+from tico_quantizers.testing import refused, unchanged
 from tiny_models import values
 
 GPTQ = GPTQConfig(show_progress=False)

@@ -21,7 +21,9 @@ from tico.quantization import convert, prepare, report
 from tico_clipping import ClippingConfig
 
 model = torch.nn.Sequential(torch.nn.Linear(8, 8)).eval()
-quantized = convert(prepare(model, ClippingConfig(bits=3)))
+prepared = prepare(model, ClippingConfig(bits=3))
+prepared(torch.randn(32, 8))
+quantized = convert(prepared)
 assert quantized[0].bits == 3
 assert report(quantized).layers[0].algorithm == "clipping"
 """

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from model_state import refused
 from references import same_bits
 from tico_config import ArtifactError, DType, Granularity, PerChannel, PerGroup, PerTensor
 from tico_observers import (
@@ -17,6 +16,7 @@ from tico_observers import (
     params_per_token,
 )
 from tico_quantizers import ActivationGrid, Layout
+from tico_quantizers.testing import refused
 from tiny_models import values
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

@@ -15,7 +15,6 @@ from torch import nn
 from artifact_folder import MANIFEST, rewrite_with
 from distributions import modules_above
 from hidden_modules import run_without
-from model_state import refused
 from tico.quantization import PTQConfig, convert, prepare
 from tico_config import ArtifactError, DType, UnsupportedError
 from tico_modules import (
@@ -27,6 +26,7 @@ from tico_modules import (
     load_quantized,
     save_quantized,
 )
+from tico_quantizers.testing import refused
 from tiny_models import values
 
 HIDDEN: Final = (*modules_above("tico-modules"), "numpy", "safetensors", "torchao", "tqdm", "transformers")

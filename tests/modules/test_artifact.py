@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from artifact_folder import MANIFEST, contents, stored_tensors
-from model_state import refused, same_tensors, tensors_of
 from references import same_bits
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico_config import ArtifactError, DType, UnsupportedError
@@ -26,6 +25,7 @@ from tico_quantizers import (
     runs_of,
     save_quantized,
 )
+from tico_quantizers.testing import refused, same_tensors, tensors_of
 from tiny_models import TOKENS, Net, images, logits, net, tiny_llama
 
 GPTQ = GPTQConfig(show_progress=False)

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from artifact_folder import MANIFEST, contents, rewrite, rewrite_with, shards
-from model_state import same_tensors, tensors_of, unchanged
 from tico_config import ArtifactError, ConfigError, DType
 from tico_observers import read_sealed, write_sealed
 from tico_quantizers import QuantizedLinear, load_quantized, save_quantized
+from tico_quantizers.testing import same_tensors, tensors_of, unchanged
 
 
 def skeleton() -> nn.Sequential:

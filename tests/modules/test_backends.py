@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_state import refused, same_tensors, tensors_of
 from references import same_bits
 from tico.quantization import PTQConfig, convert, prepare
 from tico.quantization.config import affine
@@ -29,6 +28,7 @@ from tico_quantizers import (
     QuantizedLinear,
     set_backend,
 )
+from tico_quantizers.testing import refused, same_tensors, tensors_of
 from tiny_models import values
 
 UINT4, UINT8 = DType.uint(4), DType.uint(8)

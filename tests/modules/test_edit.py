@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from model_state import modules_by_path, unchanged
 from tico_quantizers import Edit, named_modules
+from tico_quantizers.testing import modules_by_path, unchanged
 
 
 def test_named_modules_are_those_of_torch() -> None:

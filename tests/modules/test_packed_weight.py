@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_state import refused
 from references import same_bits
 from tico_config import ArtifactError, DType, NumericsError
 from tico_modules import keep_dequantized
 from tico_quantizers import Layout, PackedWeight
+from tico_quantizers.testing import refused
 from tiny_models import values
 
 FORMATS = [DType(bits, signed) for bits in (2, 3, 4, 5, 6, 7, 8, 12, 16) for signed in (False, True)]

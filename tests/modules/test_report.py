@@ -8,9 +8,9 @@ import attrs
 import pytest
 from torch import nn
 
-from model_state import refused
 from tico_config import ArtifactError, DType
 from tico_quantizers import LayerReport, QuantizedLinear, Report, Run, carry_over, remember, report
+from tico_quantizers.testing import refused
 
 
 def line(path: str, algorithm: str, reason: str = "") -> LayerReport:

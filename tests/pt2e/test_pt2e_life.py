@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from faults import TorchCalls, calls_of, sampled
 from graph_models import Function, calibrated, conv_net, decibels, encoder, photos, quantized
-from model_state import refused, unchanged
 from tico.quantization import GPTQConfig, convert, prepare, report
 from tico_config import (
     CalibrationError,
@@ -24,6 +22,7 @@ from tico_config import (
     no_quant,
 )
 from tico_pt2e import QuantGraph
+from tico_quantizers.testing import TorchCalls, calls_of, refused, sampled, unchanged
 from tiny_models import TOKENS, tiny_llama, values
 
 

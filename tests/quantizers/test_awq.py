@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from faults import TorchCalls, calls_of, sampled
-from model_state import refused, same_tensors, tensors_of, unchanged
 from smoothing_models import MODELS, converted, model_with_data, output_of, relative_difference
 from tico.quantization import (
     AWQConfig,
@@ -33,6 +31,15 @@ from tico_quantizers.solvers._awq import (
     magnitudes,
     rounding_error,
     scale_for,
+)
+from tico_quantizers.testing import (
+    TorchCalls,
+    calls_of,
+    refused,
+    same_tensors,
+    sampled,
+    tensors_of,
+    unchanged,
 )
 from tiny_models import values
 

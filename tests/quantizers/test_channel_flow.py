@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flow_models import SHAPE, Between, Flow, pairs_of, scaled
-from model_state import refused, same_tensors, tensors_of
 from tico.quantization import SmoothQuantConfig, prepare
 from tico_config import ConfigError
+from tico_quantizers.testing import refused, same_tensors, tensors_of
 from tiny_models import values
 
 X = values(0, *SHAPE)

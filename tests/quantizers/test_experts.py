@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from model_state import refused
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import CalibrationError
 from tico_quantizers import LayerReport, QuantizedLinear, report
+from tico_quantizers.testing import refused
 from tiny_models import TOKENS, values
 
 

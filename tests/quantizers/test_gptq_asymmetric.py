@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 import gptq_reference as reference
-from model_state import refused
 from tico_config import ConfigError, GPTQConfig, NumericsError
 from tico_quantizers.algorithms.gptq import quantize_weight, solve
+from tico_quantizers.testing import refused
 from tiny_models import values
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gptq_models import quantized, stack
-from model_state import same_tensors, tensors_of
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_quantizers.calibration._called_once import CalledOnce
+from tico_quantizers.testing import same_tensors, tensors_of
 from tiny_models import TOKENS, tiny_llama, values
 
 # Weights from derivatives need the whole block.

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from gptq_models import quantized, stack
-from model_state import refused, same_tensors, tensors_of
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import ArtifactError
 from tico_quantizers import report
 from tico_quantizers.algorithms.gptq import _layer
 from tico_quantizers.solvers import solve_by
+from tico_quantizers.testing import refused, same_tensors, tensors_of
 from tiny_models import TOKENS, tiny_llama, values
 
 X = values(1, 40, 8)

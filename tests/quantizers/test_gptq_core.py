@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import gptq_reference as reference
-from model_state import refused
 from tico_config import ConfigError, DType, GPTQConfig, NumericsError, UnsupportedError
 from tico_observers import products
 from tico_quantizers import PackedWeight
 from tico_quantizers.solvers import Solution, _columns, quantize_weight
+from tico_quantizers.testing import refused
 from tiny_models import values
 
 CASES = [

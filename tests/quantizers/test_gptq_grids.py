@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 import gptq_reference as reference
-from model_state import refused
 from tico.quantization import convert, prepare
 from tico_config import ConfigError, GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
 from tico_quantizers import PackedWeight
 from tico_quantizers.algorithms.gptq import solve
+from tico_quantizers.testing import refused
 from tiny_models import values
 
 CONFIGS = [

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from gptq_models import CONFIG, Block, block_of, integer_at, quantized, require_same_codes, stack
-from model_state import refused, same_tensors, tensors_of, unchanged
 from references import same_bits
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico_config import CalibrationError, ConfigError, NumericsError
 from tico_quantizers import QuantizedLinear, QuantizedModule, quantize_weight, report
+from tico_quantizers.testing import refused, same_tensors, tensors_of, unchanged
 from tiny_models import TOKENS, images, logits, net, tiny_llama, values
 
 UNIFORM = GPTQConfig(show_progress=False, token_weights="uniform")

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from gptq_models import Block, block_of, integer_at, quantized, require_same_codes, stack
-from model_state import refused, same_tensors, state_of, tensors_of
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import CalibrationError, ConfigError
 from tico_quantizers import quantize_weight
 from tico_quantizers.calibration import _activation_store as activation_store
 from tico_quantizers.solvers._gptq import solve
+from tico_quantizers.testing import refused, same_tensors, state_of, tensors_of
 from tiny_models import TOKENS, tiny_llama, values
 
 

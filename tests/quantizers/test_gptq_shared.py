@@ -6,12 +6,12 @@ import pytest
 from torch import Tensor
 
 from gptq_models import quantized
-from model_state import same_tensors, tensors_of
 from tico.quantization import GPTQConfig
 from tico_quantizers.algorithms.gptq import _layer
 from tico_quantizers.algorithms.gptq._layer import ReadInput
 from tico_quantizers.solvers._factor import Factor
 from tico_quantizers.solvers._gptq import factored
+from tico_quantizers.testing import same_tensors, tensors_of
 from tiny_models import TOKENS, tiny_llama
 
 # Query, key and value share one, and so do gate and up.

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
-from model_state import refused, same_tensors, tensors_of
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import ConfigError
 from tico_modules._layers.quantized_conv_transpose import ConvTransposeSettings
 from tico_quantizers import QuantizedLinear, QuantizedModule, load_quantized, quantize_weight, save_quantized
 from tico_quantizers.layers import as_layer, columns, groups, input_rows, output_added, shape
+from tico_quantizers.testing import refused, same_tensors, tensors_of
 from tiny_models import TOKENS, logits, values
 
 CONFIG = GPTQConfig(show_progress=False)

@@ -8,9 +8,9 @@ from typing import ClassVar
 import attrs
 import pytest
 
-from model_state import refused
 from tico_config import BaseConfig, ConfigError, GPTQConfig, PTQConfig, UnsupportedError
 from tico_quantizers import GPTQQuantizer, QuantizerEntry, Registry, installed_entries, quantizer_entry
+from tico_quantizers.testing import refused
 
 ENTRY = quantizer_entry(GPTQConfig, GPTQQuantizer)
 

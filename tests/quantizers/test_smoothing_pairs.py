@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model_state import refused, unchanged
 from smoothing_models import Encoder, converted, model_with_data, output_of, relative_difference
 from tico.quantization import GPTQConfig, SmoothQuantConfig, convert, prepare
 from tico_config import CalibrationError, ConfigError, NumericsError
 from tico_quantizers.equivalence._channel_scale import as_channel_scale
 from tico_quantizers.equivalence._smoothing_pairs import Candidates, FoundPairs, find_pairs
+from tico_quantizers.testing import refused, unchanged
 from tiny_models import TOKENS, net, tiny_llama, values
 
 

@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from faults import TorchCalls, calls_of, sampled
 from language_models import WIKI_LLAMA, load, logits_of, text_of
-from model_state import refused, same_tensors, tensors_of, unchanged
 from smoothing_models import MODELS, converted, model_with_data, output_of, relative_difference
 from tico.quantization import (
     GPTQConfig,
@@ -27,6 +25,15 @@ from tico.quantization.config import DType, affine, no_quant
 from tico_config import CalibrationError, ConfigError, NumericsError
 from tico_observers import load_statistics, save_statistics
 from tico_quantizers import Edit, QuantizedLinear, ScaledInput, SmoothQuantQuantizer
+from tico_quantizers.testing import (
+    TorchCalls,
+    calls_of,
+    refused,
+    same_tensors,
+    sampled,
+    tensors_of,
+    unchanged,
+)
 from tiny_models import values
 
 CONFIGS = [SmoothQuantConfig(alpha=alpha) for alpha in (0.0, 0.5, 0.9, 1.0, "auto")]

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
-from model_state import same_tensors, tensors_of, unchanged
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import TokenWeights
 from tico_quantizers import LayerReport, report
@@ -19,6 +18,7 @@ from tico_quantizers.calibration._calls import Autocast
 from tico_quantizers.calibration._input_grams import InputGrams
 from tico_quantizers.calibration._token_weights import power_of_four, signs, watch_sensitivity
 from tico_quantizers.layers._matrix import as_layer
+from tico_quantizers.testing import same_tensors, tensors_of, unchanged
 from tiny_models import TOKENS, tiny_llama, values
 
 CONFIG = GPTQConfig(show_progress=False)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from model_state import refused, same_tensors, tensors_of
 from tico.quantization import (
     GPTQConfig,
     PTQConfig,
@@ -34,6 +33,7 @@ from tico.quantization.config import (
     no_quant,
 )
 from tico_config import EntropySpec, PerChannel, PerToken
+from tico_quantizers.testing import refused, same_tensors, tensors_of
 from tico_wrapq import PTQWrapper
 from tiny_models import TOKENS, images, net, tiny_llama
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_state import modules_by_path, refused, same_tensors, tensors_of
 from tico.quantization import (
     GPTQConfig,
     PTQConfig,
@@ -20,6 +19,7 @@ from tico.quantization import (
 )
 from tico.quantization.config import BaseConfig, ConfigError, DType, LifecycleError, affine, no_quant
 from tico_quantizers import QuantizedLinear, QuantizedModule
+from tico_quantizers.testing import modules_by_path, refused, same_tensors, tensors_of
 from tiny_models import TOKENS, images, logits, net, tiny_llama
 
 GPTQ = GPTQConfig(bits=4, show_progress=False)

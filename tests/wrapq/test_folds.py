@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_state import same_tensors, tensors_of
 from tico.quantization import (
     PTQConfig,
     convert,
@@ -21,6 +20,7 @@ from tico.quantization import (
 )
 from tico.quantization.config import DType, affine, no_quant
 from tico_quantizers import QuantizedModule
+from tico_quantizers.testing import same_tensors, tensors_of
 from tico_wrapq import FoldedNorm, QuantizedNorm
 from tiny_models import values
 from wrapped_modules import as_if_trained

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from model_state import modules_by_path
 from tico.quantization import PTQConfig, convert, load_quantized, prepare, report, save_quantized
 from tico.quantization.config import DType, affine, no_quant
 from tico_quantizers import QuantizedEmbedding, QuantizedLinear
+from tico_quantizers.testing import modules_by_path
 from tico_wrapq import QuantLlamaMLP, QuantUnary
 from tiny_models import TOKENS, logits, tiny_llama
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from model_state import refused
 from tico.quantization.config import (
     CalibrationError,
     DType,
@@ -22,6 +21,7 @@ from tico.quantization.config import (
 from tico_config import PerToken
 from tico_observers import AffineParams, params_per_token
 from tico_quantizers import ActivationGrid, Edit
+from tico_quantizers.testing import refused
 from tico_wrapq import ACT_IN, Frozen, Mode, Passing, QuantLinear, QuantPoint, Watching
 from tico_wrapq.base import Passage
 from tiny_models import values

@@ -8,10 +8,10 @@ import sys
 import pytest
 from torch import Tensor, nn
 
-from model_state import refused
 from tico.quantization import PTQConfig, prepare
 from tico.quantization.config import ConfigError, UnsupportedError
 from tico_quantizers import QuantizedEmbedding, QuantizedLinear
+from tico_quantizers.testing import refused
 from tico_wrapq import (
     MatMul,
     QuantConv,

@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from faults import TorchCalls
-from model_state import refused, same_tensors, tensors_of, unchanged
 from tico.quantization.config import (
     CalibrationError,
     ConfigError,
@@ -21,6 +19,7 @@ from tico.quantization.config import (
     no_quant,
 )
 from tico_quantizers import QuantizedLinear
+from tico_quantizers.testing import TorchCalls, refused, same_tensors, tensors_of, unchanged
 from tico_wrapq import Mode, PTQWrapper
 from tiny_models import images, net, values
 

@@ -158,7 +158,7 @@ class TestCalibration(PublicNames):
         "is_watched",
         "located",
         "map_leaves",
-        "remove_hooks",
+        "remember_hooks",
         "require_evaluation_mode",
         "require_watched",
         "revision",
@@ -225,6 +225,7 @@ class TestConversion(PublicNames):
     names = (
         "BlockCalibration",
         "BlockQuantizer",
+        "WeightQuantizer",
         "Conversion",
         "Progress",
     )

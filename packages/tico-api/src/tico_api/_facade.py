@@ -59,6 +59,7 @@ def prepare(
     After an error the model is as it was before.
 
     >>> import torch
+    >>> from tico_api import convert
     >>> model = prepare(nn.Sequential(nn.Linear(4, 4)).eval(), PTQConfig())
     >>> y = model(torch.ones(2, 4))
     >>> type(convert(model)[0]).__name__

@@ -3,10 +3,12 @@
 from tico_quantizers.conversion._block_quantizer import BlockCalibration, BlockQuantizer
 from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._progress import Progress
+from tico_quantizers.conversion._weight_quantizer import WeightQuantizer
 
 __all__ = [
     "BlockCalibration",
     "BlockQuantizer",
     "Conversion",
     "Progress",
+    "WeightQuantizer",
 ]

@@ -44,14 +44,22 @@ class LayerPlan(Generic[C]):
         return {path: target.layer for path, target in self.targets.items()}
 
     def lines_left(self, model: nn.Module, algorithm: str) -> dict[str, LayerReport]:
-        """Return a line of the report for each module of `model` that is left alone, by path."""
+        """Return a line of the report for each module of `model` that is left alone, by path.
+
+        These are the modules in `left`, and all others that own a parameter of floats, such as norms.
+        """
         return {
-            path: LayerReport(
-                path=path, module=type(module).__name__, algorithm=algorithm, reason=self.left[path]
-            )
+            path: LayerReport(path=path, module=type(module).__name__, algorithm=algorithm, reason=reason)
             for path, module in named_modules(model)
-            if path in self.left
+            if path not in self.targets and (reason := self._reason(path, module, algorithm))
         }
+
+    def _reason(self, path: str, module: nn.Module, algorithm: str) -> str | None:
+        if path in self.left:
+            return self.left[path]
+        own: dict[str, nn.Parameter | None] = module._parameters
+        floats = any(tensor is not None and tensor.is_floating_point() for tensor in own.values())
+        return f"{algorithm} quantizes linear layers and convolutions" if floats else None
 
 
 def plan_layers(

@@ -70,12 +70,15 @@ class PromiseSuite:
     unmet: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls) -> None:
-        """Refuse names in `unmet` that are no promise.
+        """Refuse names in `unmet` that are no promise, and a class for pytest without a config.
 
         Raises:
             ConfigError: naming them.
         """
         super().__init_subclass__()
+        if cls.__name__.startswith("Test") and not hasattr(cls, "config"):
+            sentence = f"{cls.__name__} has no config to test; add ``config = …`` to the class"
+            raise ConfigError(Problem(field="config", expected="a config", sentence=sentence))
         unknown = [name for name in cls.unmet if not (name.startswith("test_") and hasattr(cls, name))]
         if unknown:
             raise ConfigError(

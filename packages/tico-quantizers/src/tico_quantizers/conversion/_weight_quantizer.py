@@ -1,0 +1,60 @@
+"""Algorithms that find the codes of a layer from its weight alone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TypeVar
+
+from torch import nn
+
+from tico_config import ModuleConfig, Problem
+from tico_modules import Edit
+from tico_quantizers.calibration import Calibration
+from tico_quantizers.conversion._conversion import Conversion
+from tico_quantizers.conversion._progress import Progress
+from tico_quantizers.layers import QuantizedWeight, Target, plan_layers
+from tico_quantizers.protocol import BaseQuantizer, Converted, Example
+
+C = TypeVar("C", bound=ModuleConfig)
+
+
+class WeightQuantizer(BaseQuantizer[C, Calibration]):
+    """An algorithm that needs nothing of a layer but its weight, and no data.
+
+    >>> from tico_config import DType, GPTQConfig
+    >>> from tico_modules import Edit, LayerReport, PackedWeight
+    >>> from tico_quantizers.layers import matrix, shape
+    >>> class Rounding(WeightQuantizer[GPTQConfig]):
+    ...     def quantize(self, target):
+    ...         weight, dtype = matrix(target.layer).view(shape(target.layer)), DType.uint(target.config.bits)
+    ...         packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=False, group_size=None)
+    ...         return QuantizedWeight(packed, LayerReport(path=target.path, module="", algorithm="rounding"))
+    >>> with Edit() as edit:
+    ...     model, prepared = Rounding(GPTQConfig()).start(nn.Sequential(nn.Linear(4, 2)).eval(), None, edit)
+    >>> with Edit() as edit:
+    ...     print(prepared.convert(model, edit)[0].bits)
+    4
+    """
+
+    @abstractmethod
+    def quantize(self, target: Target[C]) -> QuantizedWeight:
+        """Return the codes of a layer, and its line of the report."""
+
+    def problems(self, target: Target[C]) -> Iterable[Problem]:
+        """Return what is wrong with a layer and the config that holds for it."""
+        return ()
+
+    def prepare(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, Calibration]:
+        """Refuse what is wrong with model and config."""
+        plan_layers(model, self.config, check=self.problems)
+        return model, Calibration()
+
+    def convert(self, model: nn.Module, calibration: Calibration, edit: Edit) -> Converted:
+        """Replace the layers by integer ones."""
+        plan, name = plan_layers(model, self.config, check=self.problems), self.config.name
+        left = plan.lines_left(model, name)
+        with Progress(name.upper(), total=len(plan.targets), show=True) as bar:
+            work = Conversion(model, plan.layers, edit, bar)
+            work.put_all(self.quantize(target) for target in plan.targets.values())
+        return work.converted(left)
