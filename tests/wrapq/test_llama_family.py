@@ -90,7 +90,7 @@ def test_decoding_equals_prefill(family: str, config: PTQConfig, attention: str)
 
     Sums of another length are added up in another order, so that a value can differ by an ulp. One that lies
     between two codes then moves by a whole step: at about one position in a hundred, depending on the
-    processor. What has moved stays in the cache and can move a later position, so three of the 24 are allowed.
+    processor. What has moved stays in the cache and can move a later position: three of 24 may differ.
     """
     model = converted(family, config, attention)
     expected = logits(model, TOKENS)
