@@ -18,7 +18,7 @@ _STATE = ("_parameters", "_buffers", "_modules")
 
 
 @attrs.frozen(kw_only=True)
-class Site:
+class WeightSite:
     """Where an operator takes its weight: the name of its node, and the positions of the arguments.
 
     `axis` is that of the output channels in the weight; `groups` divides input and output channels.
@@ -40,7 +40,7 @@ class QuantGraph(fx.GraphModule):
     `sites` are its weights; `operator_paths` name the operators that reports speak of.
     """
 
-    sites: tuple[Site, ...] = ()
+    sites: tuple[WeightSite, ...] = ()
     operator_paths: tuple[str, ...] = ()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -74,7 +74,7 @@ class QuantGraph(fx.GraphModule):
 
 
 def quant_graph(
-    root: nn.Module, graph: fx.Graph, sites: tuple[Site, ...], operator_paths: tuple[str, ...]
+    root: nn.Module, graph: fx.Graph, sites: tuple[WeightSite, ...], operator_paths: tuple[str, ...]
 ) -> QuantGraph:
     """Return the module that runs `graph` with those tensors and modules of `root` that it names."""
     made = QuantGraph(root, graph)

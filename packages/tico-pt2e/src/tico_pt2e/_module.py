@@ -37,7 +37,7 @@ from tico_pt2e._folding import (
     plain_batch_norms,
     without_copies,
 )
-from tico_pt2e._graph import QuantGraph, Site, become, draft_of, quant_graph
+from tico_pt2e._graph import QuantGraph, WeightSite, become, draft_of, quant_graph
 from tico_pt2e._integers import moved_to_grid
 from tico_pt2e._nodes import argument, describe_as
 from tico_pt2e._operations import find_operations
@@ -121,15 +121,15 @@ def _simplify(graph: QuantGraph) -> None:
     graph.graph.eliminate_dead_code()
 
 
-def _weights(annotated: Sequence[Annotated]) -> dict[Site, QuantSpec]:
+def _weights(annotated: Sequence[Annotated]) -> dict[WeightSite, QuantSpec]:
     """Return the sites of the graph with their specs, those that stay in float too."""
-    found: dict[Site, QuantSpec] = {}
+    found: dict[WeightSite, QuantSpec] = {}
     for item in annotated:
         operation, pattern = item.operation, item.operation.pattern
         if item.weight is None:
             continue
         groups = argument(operation.node, pattern.groups) if pattern.groups is not None else 1
-        site = Site(
+        site = WeightSite(
             path=operation.path,
             operator=pattern.operator,
             node=operation.node.name,
@@ -182,7 +182,7 @@ def _quantize_values(draft: QuantGraph) -> dict[str, str]:
     return labels
 
 
-def _quantize_weights(draft: QuantGraph, weights: dict[Site, QuantSpec]) -> dict[str, str]:
+def _quantize_weights(draft: QuantGraph, weights: dict[WeightSite, QuantSpec]) -> dict[str, str]:
     """Replace weights by integers; return what is to be said about those that need it."""
     notes: dict[str, str] = {}
     made: dict[tuple[fx.Node, QuantSpec], tuple[fx.Node, AffineParams]] = {}

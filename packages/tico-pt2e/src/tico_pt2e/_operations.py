@@ -54,14 +54,14 @@ class Operation:
 
 
 @attrs.frozen(eq=False)
-class Found:
+class FoundOperations:
     """The operators that can be quantized, and how many of each other operator there are."""
 
     operations: tuple[Operation, ...]
     left: Counter[str]
 
 
-def find_operations(graph: fx.Graph) -> Found:
+def find_operations(graph: fx.Graph) -> FoundOperations:
     """Return the operators of `graph` that the table knows, in their order."""
     found: list[Operation] = []
     inner: set[fx.Node] = set()
@@ -91,7 +91,7 @@ def find_operations(graph: fx.Graph) -> Found:
                 module_type=kind,
             )
         )
-    return Found(tuple(_named(found)), left)
+    return FoundOperations(tuple(_named(found)), left)
 
 
 def _pattern(node: fx.Node) -> Pattern | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tico_config import CalibrationError, Found, PerTensor, Problem, QuantSpec
 from tico_modules import LayerReport
 from tico_observers import AffineParams, Observer, observer_for
-from tico_pt2e._graph import Site
+from tico_pt2e._graph import WeightSite
 from tico_quantizers.calibration import Calibration, Recorder
 
 
@@ -97,7 +97,7 @@ class GraphCalibration(Calibration):
     """What the values of a graph show, and what is to become of its weights."""
 
     def __init__(
-        self, watches: Iterable[Watch], weights: dict[Site, QuantSpec], lines: tuple[LayerReport, ...]
+        self, watches: Iterable[Watch], weights: dict[WeightSite, QuantSpec], lines: tuple[LayerReport, ...]
     ) -> None:
         self.watches = tuple(watches)
         self.weights = weights

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from tico_config import Found, NumericsError, Problem
 from tico_observers import AffineParams
-from tico_pt2e._graph import QuantGraph, Site
+from tico_pt2e._graph import QuantGraph, WeightSite
 from tico_pt2e._integers import bias_params, constant_of_codes, constant_on_grid
 from tico_pt2e._nodes import (
     argument,
@@ -26,7 +26,7 @@ _BIAS_STEPS = 2.0**24
 class SiteView:
     """The operator at a site of one graph."""
 
-    site: Site
+    site: WeightSite
     node: fx.Node
     weight_node: fx.Node
     weight: Tensor
@@ -73,7 +73,7 @@ class SiteView:
         return scale if isinstance(scale, float) else None
 
 
-def view_of(model: QuantGraph, site: Site) -> SiteView:
+def view_of(model: QuantGraph, site: WeightSite) -> SiteView:
     """Return what stands at `site`.
 
     Raises:

@@ -52,5 +52,7 @@ class _Removal:
         for module, hooks, marked in self._known:
             for new in set(module._forward_hooks) - hooks:
                 del module._forward_hooks[new]
+                module._forward_hooks_with_kwargs.pop(new, None)
+                module._forward_hooks_always_called.pop(new, None)
             if _is_marked(module) and not marked:
                 delattr(module, _INSTALLED)

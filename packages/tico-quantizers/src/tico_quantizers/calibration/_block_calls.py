@@ -91,7 +91,9 @@ class BlockCalls(Recorder):
             self.drop_calls()
         self.note_call(number, args, kwargs)
 
-    def _end(self, calibration: Calibration, number: int, args: object, output: object) -> None:
+    def _end(
+        self, calibration: Calibration, number: int, args: object, kwargs: object, output: object
+    ) -> None:
         self.note_output(number, output)
         calibration.accept_unless_in_forward()
 

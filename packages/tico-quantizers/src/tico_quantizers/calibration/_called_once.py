@@ -43,7 +43,7 @@ class CalledOnce:
     def _note(self, number: int, path: str, args: object, kwargs: object) -> None:
         self._called[number].append(path)
 
-    def _end(self, number: int, args: object, output: object) -> None:
+    def _end(self, number: int, args: object, kwargs: object, output: object) -> None:
         if sorted(self._called[number]) == sorted(self._layers[number]):
             self._whole[number] += 1
         else:

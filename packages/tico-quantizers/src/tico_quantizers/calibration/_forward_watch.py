@@ -79,7 +79,7 @@ class Calibration(Recorder):
         self.data.note(args, kwargs)
         self.in_forward = True
 
-    def end(self, args: object, output: object) -> None:
+    def end(self, args: object, kwargs: object, output: object) -> None:
         """Count the forward pass of the model, which has ended well."""
         if self.in_forward:
             self.in_forward = False

@@ -58,10 +58,12 @@ def before_call(
 
 
 def after_call(
-    module: nn.Module, action: Callable[[object, object], object], watcher: Watcher | None = None
+    module: nn.Module,
+    action: Callable[[tuple[object, ...], dict[str, object], object], object],
+    watcher: Watcher | None = None,
 ) -> RemovableHandle:
-    """Call ``action(args, output)`` after each call of `module`; what it returns replaces the output."""
-    return module.register_forward_hook(Hook(action, watcher).after)
+    """Call ``action(args, kwargs, output)`` after each call of `module`; its result replaces the output."""
+    return module.register_forward_hook(Hook(action, watcher).after, with_kwargs=True)
 
 
 def is_watched(module: nn.Module) -> bool:

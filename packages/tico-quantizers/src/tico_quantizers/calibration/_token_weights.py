@@ -68,7 +68,7 @@ class _Run:
     def _forget(self) -> None:
         self.ends, self.tapped, self.masks, self.squares = [], [], [], {}
 
-    def read(self, path: str, args: object, output: object) -> object:
+    def read(self, path: str, args: object, kwargs: object, output: object) -> object:
         if isinstance(output, Tensor) and output.is_floating_point() and torch.is_grad_enabled():
             return self.tap(self.grams.latest[path], output)
         return None
@@ -89,7 +89,7 @@ class _Run:
         known = self.squares.get(id(reading))
         self.squares[id(reading)] = reading, squares if known is None else known[1] + squares
 
-    def end(self, args: object, output: object) -> None:
+    def end(self, args: object, kwargs: object, output: object) -> None:
         torch.set_grad_enabled(False)
         result = next((leaf for leaf in tensor_leaves(output) if leaf.requires_grad), None)
         if result is not None and self.ends:

@@ -210,7 +210,7 @@ class _Trace:
             self.flow.end(x, f"its output is read by {path}")
         self._readings.setdefault(path, []).append(observed)
 
-    def leave(self, path: str, args: object, output: object) -> None:
+    def leave(self, path: str, args: object, kwargs: object, output: object) -> None:
         """Follow the output of the module at `path`, if it can take scales."""
         producer = self._candidates.producer(path)
         if producer is not None and self.flow.paused == 1 and isinstance(output, Tensor):

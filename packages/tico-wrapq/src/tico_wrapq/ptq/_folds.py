@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import ClassVar, final
 
@@ -15,6 +16,7 @@ from typing_extensions import Self
 from tico_config import PTQConfig
 from tico_modules import Layout, RestorableModule, carry_over, child_path, children, named_modules, parameter
 from tico_quantizers import Calibration, Recorder
+from tico_quantizers.calibration import after_call
 from tico_wrapq.torch_nn import LayerWrapper, QuantConv, QuantLinear, QuantNorm
 
 _KINDS: Mapping[type[nn.Module], type[nn.Module]] = {
@@ -152,16 +154,16 @@ class Folds(Recorder):
         """Count calls from now on; the hooks are among the calibration's handles."""
         for index, fold in enumerate(self._folds):
             for role, module in (("chain", fold.chain), ("layer", fold.layer), ("norm", fold.norm)):
-                self._calibration.handles.append(module.register_forward_hook(_Called(self, index, role)))
+                note = partial(self._note, index, role)
+                self._calibration.handles.append(after_call(module, note, self._calibration))
 
-    def called(self, index: int, role: str, output: object) -> None:
+    def _note(self, index: int, role: str, args: object, kwargs: object, output: object) -> None:
         """Note a call until the forward pass ends; outside of a pass of the model it counts at once."""
-        if self._calibration.watching:
-            self._latest[index, role] += 1
-            batched = _BATCHED[type(self._folds[index].layer.layer)]
-            if role == "layer" and not (isinstance(output, Tensor) and output.ndim == batched):
-                self._latest[index, "unbatched"] += 1
-            self._calibration.accept_unless_in_forward()
+        self._latest[index, role] += 1
+        batched = _BATCHED[type(self._folds[index].layer.layer)]
+        if role == "layer" and not (isinstance(output, Tensor) and output.ndim == batched):
+            self._latest[index, "unbatched"] += 1
+        self._calibration.accept_unless_in_forward()
 
     def drop_unfinished(self) -> None:
         """Forget what a forward pass that did not end has left."""
@@ -187,13 +189,3 @@ class Folds(Recorder):
     def _is_shown(self, index: int) -> bool:
         calls = {self._done[index, role] for role in ("chain", "layer", "norm")}
         return len(calls) == 1 and calls != {0} and not self._done[index, "unbatched"]
-
-
-@attrs.define(eq=False)
-class _Called:
-    folds: Folds
-    index: int
-    role: str
-
-    def __call__(self, module: nn.Module, args: object, output: object) -> None:
-        self.folds.called(self.index, self.role, output)

@@ -17,7 +17,7 @@ _WHOLES = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 @attrs.frozen(eq=False, kw_only=True)
-class Site:
+class ModuleSite:
     """A module of the model, what a wrapper would wrap there, and which wrapper that is.
 
     `adopted` is `module`, or what a wrapper that stands there from an earlier run wraps. Without wrapper
@@ -49,7 +49,7 @@ class Site:
         return isinstance(self.module, RestorableModule)
 
 
-def sites(model: nn.Module, registry: WrapperRegistry, variant: str) -> Iterator[Site]:
+def sites(model: nn.Module, registry: WrapperRegistry, variant: str) -> Iterator[ModuleSite]:
     """Yield the modules that are looked at: not the parts of those that are taken as a whole."""
     skipped: set[str] = set()
     for path, module in named_modules(model):
@@ -72,7 +72,7 @@ def inner(module: nn.Module) -> set[str]:
     return names if whole else set()
 
 
-def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str) -> Site:
+def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str) -> ModuleSite:
     passing = registry.pass_reason(type(module))
     kept = module.kept if isinstance(module, QuantModuleBase) else None
     adopted = module if kept is None else children(module)[kept]
@@ -82,12 +82,14 @@ def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str)
         own = not taken_apart and _has_own_forward(wrapper, adopted, registry)
         refusal = "it has a forward of its own" if own else wrapper.refusal(adopted)
         if refusal is None:
-            return Site(path=path, module=module, adopted=adopted, wrapper=wrapper)
-        return Site(path=path, module=module, adopted=adopted, refusal=refusal)
+            return ModuleSite(path=path, module=module, adopted=adopted, wrapper=wrapper)
+        return ModuleSite(path=path, module=module, adopted=adopted, refusal=refusal)
     reason = _reason(module, passing)
     refusal = "" if reason else _why_no_wrapper(type(adopted))
     passes = passing is not None
-    return Site(path=path, module=module, adopted=adopted, reason=reason, refusal=refusal, passes=passes)
+    return ModuleSite(
+        path=path, module=module, adopted=adopted, reason=reason, refusal=refusal, passes=passes
+    )
 
 
 def _has_own_forward(wrapper: type[QuantModuleBase], module: nn.Module, registry: WrapperRegistry) -> bool:

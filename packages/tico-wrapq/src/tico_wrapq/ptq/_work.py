@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import final
 
-import attrs
 from torch import nn
 
 from tico_quantizers import Calibration, Recorder
+from tico_quantizers.calibration import after_call
 from tico_wrapq.base import QuantModuleBase
 from tico_wrapq.torch_nn import layer_work
 
@@ -24,14 +25,25 @@ class Work(Recorder):
 
     def measure(self, path: str, module: nn.Module) -> None:
         """Count what `module` does from now on; the hook is among the calibration's handles."""
-        hook = module.register_forward_hook(_Count(self, path), with_kwargs=True)
-        self._calibration.handles.append(hook)
+        note = partial(self._note, path, module)
+        self._calibration.handles.append(after_call(module, note, self._calibration))
 
-    def add(self, path: str, count: int) -> None:
-        """Note `count` until the forward pass ends; outside of a pass of the model it counts at once."""
-        if self._calibration.watching:
-            self._latest[path] = self._latest.get(path, 0) + count
-            self._calibration.accept_unless_in_forward()
+    def _note(
+        self,
+        path: str,
+        module: nn.Module,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        output: object,
+    ) -> None:
+        """Note a call until the forward pass ends; outside of a pass of the model it counts at once."""
+        if isinstance(module, QuantModuleBase):
+            count = module.work(args, kwargs, output)
+        else:
+            x = args[0] if args else next(iter(kwargs.values()), None)
+            count = layer_work(module, x, output)
+        self._latest[path] = self._latest.get(path, 0) + count
+        self._calibration.accept_unless_in_forward()
 
     def drop_unfinished(self) -> None:
         """Forget what a forward pass that did not end has left."""
@@ -42,19 +54,3 @@ class Work(Recorder):
         for path, count in self._latest.items():
             self.done[path] = self.done.get(path, 0) + count
         self._latest.clear()
-
-
-@attrs.define(eq=False)
-class _Count:
-    work: Work
-    path: str
-
-    def __call__(
-        self, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object], output: object
-    ) -> None:
-        if isinstance(module, QuantModuleBase):
-            count = module.work(args, kwargs, output)
-        else:
-            x = args[0] if args else next(iter(kwargs.values()), None)
-            count = layer_work(module, x, output)
-        self.work.add(self.path, count)

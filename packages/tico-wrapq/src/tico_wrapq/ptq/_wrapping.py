@@ -24,7 +24,7 @@ from tico_config import (
 )
 from tico_modules import Edit, LayerReport, QuantizedModule, child_path, parameter, record_outputs
 from tico_wrapq.base import QuantModuleBase, WrapperRegistry, spec_problem
-from tico_wrapq.ptq._sites import Site, sites
+from tico_wrapq.ptq._sites import ModuleSite, sites
 
 _ASKED = "the config leaves it float"
 
@@ -68,7 +68,7 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
 def _taken_apart(model: nn.Module, registry: WrapperRegistry, config: PTQConfig, edit: Edit) -> nn.Module:
     """Return `model` with the modules that wrappers take apart into others replaced, outer ones first."""
     root, last = model, -1
-    replaced: list[Site] = []
+    replaced: list[ModuleSite] = []
     while len(replaced) > last:
         last = len(replaced)
         for site in list(sites(root, registry, config.variant)):
@@ -79,26 +79,26 @@ def _taken_apart(model: nn.Module, registry: WrapperRegistry, config: PTQConfig,
     return root
 
 
-def _stays_whole(site: Site, config: PTQConfig) -> bool:
+def _stays_whole(site: ModuleSite, config: PTQConfig) -> bool:
     return _is_apart(site) or _asked_float(site, config)
 
 
-def _is_apart(site: Site) -> bool:
+def _is_apart(site: ModuleSite) -> bool:
     """Whether the wrapper's class stands there already, in the place of what it takes apart."""
     return site.wrapper is not None and site.wrapper.makes_parts and isinstance(site.module, site.wrapper)
 
 
-def _is_reported(site: Site) -> bool:
+def _is_reported(site: ModuleSite) -> bool:
     """Whether a module left as it is gets a line: what an earlier run has quantized keeps its own."""
     return not site.is_container and not site.is_quantized
 
 
-def _left(site: Site) -> LayerReport:
+def _left(site: ModuleSite) -> LayerReport:
     reason = site.reason or site.refusal or _ASKED
     return LayerReport(path=site.path, module=type(site.module).__name__, algorithm="ptq", reason=reason)
 
 
-def _point_paths(site: Site) -> Iterator[str]:
+def _point_paths(site: ModuleSite) -> Iterator[str]:
     return (child_path(site.path, declaration.name) for declaration in site.points)
 
 
@@ -108,27 +108,27 @@ def _require_variant(registry: WrapperRegistry, config: PTQConfig) -> None:
         raise ConfigError(Problem(field="variant", value=config.variant, expected=f"one of {names}"))
 
 
-def _unless_float(site: Site, config: PTQConfig) -> Site:
+def _unless_float(site: ModuleSite, config: PTQConfig) -> ModuleSite:
     """Return `site`, without its refusal where an override says that the module is to stay float."""
     if not site.refusal or not _asked_float(site, config):
         return site
     return attrs.evolve(site, refusal="", reason=_ASKED)
 
 
-def _asked_float(site: Site, config: PTQConfig) -> bool:
+def _asked_float(site: ModuleSite, config: PTQConfig) -> bool:
     """Whether an override says of the whole module that it is to stay float."""
     rule = winning_rule(config.overrides, (site.path,))
     change = None if rule is None else config.overrides[rule.pattern]
     return isinstance(change, QuantSpec) and not change.is_quantized
 
 
-def _require_supported(found: list[Site], config: PTQConfig) -> None:
+def _require_supported(found: list[ModuleSite], config: PTQConfig) -> None:
     unsupported = [site for site in found if site.refusal]
     if config.strict_wrap and unsupported:
         raise UnsupportedError(*map(_unsupported, unsupported))
 
 
-def _unsupported(site: Site) -> Problem:
+def _unsupported(site: ModuleSite) -> Problem:
     kind = type(site.module).__qualname__
     return Problem(
         module=site.path or kind,
@@ -139,7 +139,7 @@ def _unsupported(site: Site) -> Problem:
     )
 
 
-def _specs(found: list[Site], config: PTQConfig) -> dict[str, QuantSpec]:
+def _specs(found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
     """Return the spec of every point by its path, or raise everything that is wrong with any of them."""
     specs: dict[str, QuantSpec] = {}
     problems: list[Problem] = []
@@ -162,7 +162,7 @@ def _specs(found: list[Site], config: PTQConfig) -> dict[str, QuantSpec]:
     return specs
 
 
-def _match_problems(found: list[Site], specs: dict[str, QuantSpec], config: PTQConfig) -> list[Problem]:
+def _match_problems(found: list[ModuleSite], specs: dict[str, QuantSpec], config: PTQConfig) -> list[Problem]:
     paths = [site.path for site in found if site.wrapper is not None or site.reason == _ASKED]
     problems = unmatched_problems(config.overrides, [*paths, *specs])
     if not any(spec.is_quantized for spec in specs.values()):
@@ -171,7 +171,7 @@ def _match_problems(found: list[Site], specs: dict[str, QuantSpec], config: PTQC
     return problems
 
 
-def _require_finite_weights(found: list[Site]) -> None:
+def _require_finite_weights(found: list[ModuleSite]) -> None:
     wrapped = [(site.path, site.adopted) for site in found if site.wrapper is not None]
     bad = [(path, at) for path, module in wrapped if (at := _first_nonfinite(module)) is not None]
     if bad:
