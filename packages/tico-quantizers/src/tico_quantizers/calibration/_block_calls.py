@@ -186,9 +186,8 @@ class BlockCalls(Recorder):
         *,
         keep: bool,
         forward_dtype: torch.dtype | None = None,
-        block: nn.Module | None = None,
     ) -> Iterator[dict[tuple[int, int], Tensor]]:
-        """Call block `number`, or `block` in its place, as it was called, on `outputs` of the block before.
+        """Call block `number` as it was called, on `outputs` of the block before.
 
         `forward_dtype` is what to compute in as far as that can be cast automatically. Yields after each
         call, which `NothingMore` may end; with `keep`, what is yielded are the output tensors by call and
@@ -199,7 +198,7 @@ class BlockCalls(Recorder):
             casts, ended = (autocast.again(), _computing_in(forward_dtype)), suppress(NothingMore)
             output: object = None
             with torch.no_grad(), casts[0], casts[1], ended:
-                output = (block or self.blocks[number])(*args, **kwargs)
+                output = self.blocks[number](*args, **kwargs)
             leaves = enumerate(tensor_leaves(output)) if keep else ()
             yield {(index, leaf): tensor for leaf, tensor in leaves}
 
