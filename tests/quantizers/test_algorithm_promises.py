@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from tico_config import AWQConfig, GPTQConfig, SmoothQuantConfig
+import attrs
+
+from tico_config import AWQConfig, DType, GPTQConfig, ModuleConfig, SmoothQuantConfig, register_config
+from tico_modules import LayerReport, PackedWeight
+from tico_quantizers import Registry, quantizer_entry
+from tico_quantizers.conversion import WeightQuantizer
+from tico_quantizers.layers import QuantizedWeight, Target, matrix, shape
 from tico_quantizers.testing import UNMET_BY_BLOCKS, AlgorithmPromises
 
 _RUN_EXAMPLE = "prepare runs the example, and convert the blocks, with the user's hooks"
@@ -38,3 +44,32 @@ class TestSmoothQuant(AlgorithmPromises):
         "test_padding_changes_no_bit": _PADDING,
         "test_override_on_a_relu_says_that_it_is_one": "it says that the path is in no pair, not why",
     }
+
+
+@register_config
+@attrs.frozen(kw_only=True)
+class RoundingConfig(ModuleConfig):
+    """Codes of `bits` bits, one grid a row."""
+
+    name: ClassVar[str] = "rounding"
+
+    bits: int = 4
+
+
+class RoundingQuantizer(WeightQuantizer[RoundingConfig]):
+    """Rounds every layer to nearest, without data."""
+
+    def quantize(self, target: Target[RoundingConfig]) -> QuantizedWeight:
+        """Return the codes of a layer."""
+        weight, dtype = matrix(target.layer).view(shape(target.layer)), DType.uint(target.config.bits)
+        packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=False, group_size=None)
+        kind = type(target.layer).__name__
+        return QuantizedWeight(packed, LayerReport(path=target.path, module=kind, algorithm="rounding"))
+
+
+class TestWithoutData(AlgorithmPromises):
+    """What `WeightQuantizer` is derived for keeps all promises, padding and hooks included."""
+
+    config = RoundingConfig()
+    registry = Registry([quantizer_entry(RoundingConfig, RoundingQuantizer)])
+    needs_data = False

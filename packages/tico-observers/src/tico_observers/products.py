@@ -6,8 +6,7 @@ part is added up in another order. More threads mean other borders. Measured wit
 
 - Products over more than 512 terms depend on the number of threads on every processor tried.
 - On an AMD EPYC (AVX2), float32 products over fewer terms do so too, unless the result has a multiple of 4
-  rows *and* a multiple of 16 columns: 12 to 28 % of those with other columns, about 10 % of those with other
-  rows. On an Intel Xeon (AVX-512) only products with a single row or column do.
+  rows *and* a multiple of 16 columns. `tests/observers/test_products.py` watches that rule.
 - On the former, float64 products do so where rows and columns are both ragged, where the right operand is a
   transpose, and where the result's rows are not aligned to 64 bytes. The layout of the left operand and
   offsets and strides of the right one do not matter.

@@ -162,7 +162,7 @@ def require_watched(executed: set[str], expected: tuple[str, ...]) -> None:
             value=Found("none"),
             expected="calibration data",
             sentence="no calibration data reached it",
-            remedy="run data through the prepared model that reach it, or leave it out by an override",
+            remedy="run data that reach it through the prepared model, or leave it out by an override",
         )
         for path in expected
         if path not in executed

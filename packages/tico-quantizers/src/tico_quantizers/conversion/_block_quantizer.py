@@ -10,7 +10,7 @@ from typing import Generic, TypeVar, final
 
 from torch import nn
 
-from tico_config import ModuleConfig, Problem
+from tico_config import ModuleConfig, Problem, UnsupportedError
 from tico_modules import Edit
 from tico_quantizers.calibration import (
     BlockInputs,
@@ -87,9 +87,19 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
         """Return the codes of an expert that read fewer `tokens` than its `rule` asks for.
 
         Raises:
-            NotImplementedError: unless it is overridden, which rules that ask for tokens need.
+            UnsupportedError: unless it is overridden, which rules that ask for tokens need.
         """
-        raise NotImplementedError(f"{type(self).__name__} has a rule for experts, but no quantize_starved")
+        name = type(self).__name__
+        raise UnsupportedError(
+            Problem(
+                module=target.path,
+                field="quantize_starved",
+                value=tokens,
+                expected="a method that needs no Gram matrix",
+                sentence=f"it is an expert that read {tokens} tokens, too few for its rule, and {name} has no"
+                " quantize_starved; override that method, or let its rule ask for no tokens",
+            )
+        )
 
     def options(self) -> BlockOptions:
         """Return how blocks are recorded and run again."""

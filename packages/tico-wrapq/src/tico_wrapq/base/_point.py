@@ -251,7 +251,7 @@ def require_data(points: Iterable[QuantPoint]) -> None:
             module=point.path,
             value=Found("none"),
             expected="calibration data",
-            remedy="run data through the prepared model that reach it, or give it no_quant() by an override",
+            remedy="run data that reach it through the prepared model, or give it no_quant() by an override",
         )
         for point in points
         if point.lacks_data
