@@ -56,6 +56,7 @@ class TestPublicAPI(PublicAPI):
         "require_finite",
         "require_fit",
         "require_float_tensor",
+        "require_plausible",
         "round_to_grid",
         "save_statistics",
         "seal",
