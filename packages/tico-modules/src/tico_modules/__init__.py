@@ -4,6 +4,7 @@ Enough to load and run a saved model, and what exporters stand on. No algorithm 
 """
 
 from tico_modules._files.artifact import load_quantized, save_quantized
+from tico_modules._layers.answers import answer_for
 from tico_modules._layers.backend import set_backend
 from tico_modules._layers.quantized_conv import (
     ConvSettings,
@@ -76,6 +77,7 @@ __all__ = [
     "Run",
     "ScaledInput",
     "TransposedLinear",
+    "answer_for",
     "carry_over",
     "child_path",
     "children",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from tico_config import ArtifactError, Found, Problem
 from tico_modules._files.module_kinds import ModuleKinds
+from tico_modules._layers.answers import answer_for
 from tico_modules._layers.quantized_module import QuantizedModule
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._record.fingerprint import all_tensors
@@ -54,6 +55,7 @@ class Restoring:
                 continue  # a shared module that another of its paths has already restored
             own = select_below(self.tensors, path) if path else self.tensors
             new = kinds.find(entry).restore(original, entry.child("layout"), own)
+            answer_for(original, new)
             for number in entry.integers("runs"):
                 if number >= len(runs):
                     raise entry.make_error("runs", f"integers below {len(runs)}")
@@ -107,7 +109,7 @@ class Restoring:
         """Give `module` its tensors; `made` has a parameter for each tensor, so that tied ones stay tied."""
         parameters: dict[str, nn.Parameter | None] = module._parameters
         for name, old in parameters.items():
-            if old is not None:
+            if old is not None and child_path(path, name) in self.tensors:
                 value = self.tensors[child_path(path, name)]
                 if id(value) not in made:
                     made[id(value)] = nn.Parameter(value, requires_grad=old.requires_grad)

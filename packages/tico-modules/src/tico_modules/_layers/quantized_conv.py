@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from tico_config import DType
+from tico_modules._layers.answers import answer_for
 from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
 from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
@@ -90,7 +91,7 @@ class _QuantizedConv(ConvolutionModule[ConvSettings]):
             NumericsError: the weight holds NaN or infinity.
         """
         packed = PackedWeight.round_to_nearest(conv.weight, dtype, symmetric=symmetric, group_size=group_size)
-        return cls(Parts(packed=packed, bias=copy_bias(conv)), ConvSettings.of(conv))
+        return answer_for(conv, cls(Parts(packed=packed, bias=copy_bias(conv)), ConvSettings.of(conv)))
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:

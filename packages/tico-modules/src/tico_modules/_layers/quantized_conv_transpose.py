@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from tico_config import DType
+from tico_modules._layers.answers import answer_for
 from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
 from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
@@ -113,7 +114,7 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
         settings = ConvTransposeSettings.of(conv)
         weight = settings.swap_channels(conv.weight)
         packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=symmetric, group_size=group_size)
-        return cls(Parts(packed=packed, bias=copy_bias(conv)), settings)
+        return answer_for(conv, cls(Parts(packed=packed, bias=copy_bias(conv)), settings))
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:

@@ -9,12 +9,13 @@ import attrs
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tico_config import ArtifactError, Found, Problem
+from tico_config import ArtifactError, Found, LifecycleError, Problem
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.transposed_linear import TransposedLinear
 from tico_modules._storage.activation_grid import ActivationGrid
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._storage.read_only_weight import read_only
 from tico_modules._tree.module_tree import parameter
 
 
@@ -88,8 +89,30 @@ class QuantizedModule(RestorableModule):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as float32 in its own shape, dequantized at each access; it is no parameter."""
-        return self.dequantize()
+        """The weight in the dtype of the float module: dequantized where it is used, and read-only.
+
+        Its dtype, device and shape are known without that. It is no parameter, and what would write to it
+        raises `LifecycleError`. In a traced or compiled function it is an ordinary tensor.
+        """
+        packed = self.packed
+        return read_only(self._read_weight, self.weight_shape, packed.float_dtype, packed.codes.device)
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        raise _replacement_error()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Take in a parameter; refuse one in the place of the weight.
+
+        Raises:
+            LifecycleError: it is to be the weight.
+        """
+        if name == "weight":
+            raise _replacement_error()
+        super().register_parameter(name, param)
+
+    def _read_weight(self) -> Tensor:
+        return self.dequantize().to(self.packed.float_dtype).contiguous()
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -164,6 +187,14 @@ class QuantizedModule(RestorableModule):
         return ", ".join([*settings, weight, f"bias={self.bias is not None}"])
 
 
+def _replacement_error() -> LifecycleError:
+    remedy = "replace the whole layer, or change the weight before the model is converted"
+    expected = "the codes that the integer layer has"
+    return LifecycleError(
+        Problem(field="weight", value=Found("another one"), expected=expected, remedy=remedy)
+    )
+
+
 def _restore_grid(layout: Layout, name: str, tensors: Mapping[str, Tensor]) -> ActivationGrid | None:
     grid = layout.optional_child(name)
     return None if grid is None else ActivationGrid.restore(grid, select_below(tensors, name))
@@ -194,6 +225,9 @@ def _find_misfit(name: str, saved: tuple[int, ...], wanted: tuple[int, ...] | No
 
 
 def copy_bias(module: nn.Module) -> Tensor | None:
-    """Return a copy of the bias that `module` stores, detached from the graph; None where it has none."""
-    bias = parameter(module, "bias")
+    """Return a copy of the bias of `module`, detached from the graph; None where it has none.
+
+    It may be a parameter, a buffer, as in frozen layers, or an ordinary attribute.
+    """
+    bias: Tensor | None = getattr(module, "bias", None)
     return None if bias is None else bias.detach().clone()

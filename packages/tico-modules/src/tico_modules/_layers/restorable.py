@@ -28,6 +28,11 @@ class RestorableModule(nn.Module, ABC):
         """Whether an algorithm that puts such modules into a model in `prepare` learns from it now."""
         return False
 
+    @property
+    def original(self) -> nn.Module:
+        """The module that answers questions about itself: this one, or the float one that it wraps."""
+        return self
+
     @abstractmethod
     def layout(self) -> Mapping[str, object]:
         """Return the values that `restore` needs besides the tensors, for JSON."""

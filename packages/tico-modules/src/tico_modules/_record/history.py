@@ -11,18 +11,18 @@ from tico_modules._record.report import LayerReport, Report
 from tico_modules._record.run import Run
 from tico_modules._tree.module_tree import child_path, children, named_modules
 
-_HISTORY = "runs"
+HISTORY = "runs"
 
 
 def remember(modules: Iterable[nn.Module], run: Run) -> None:
     """Keep `run` with each of `modules`, after the runs they have; it passes to copies and to files."""
     for module in modules:
-        vars(module)[_HISTORY] = (*runs_of(module), run)
+        vars(module)[HISTORY] = (*runs_of(module), run)
 
 
 def runs_of(module: nn.Module) -> tuple[Run, ...]:
     """Return the runs kept with `module`, oldest first."""
-    kept: tuple[Run, ...] = vars(module).get(_HISTORY, ())
+    kept: tuple[Run, ...] = vars(module).get(HISTORY, ())
     return kept
 
 

@@ -1,9 +1,11 @@
-"""State that passes from a module to the module that replaces it."""
+"""What passes from a module to the module that stands in for it: state, and answers to questions."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
+from tico_modules._layers.answers import answer_for
+from tico_modules._layers.quantized_module import QuantizedModule
 from tico_modules._record.history import remember, runs_of
 
 _HOOKS = (
@@ -19,7 +21,7 @@ _HOOKS = (
 
 
 def carry_over(old: nn.Module, new: nn.Module) -> None:
-    """Give `new` the mode, the hooks and the runs of `old`.
+    """Give `new` the mode, the hooks, the runs and the answers of `old`.
 
     Both share the dictionaries of hooks, so that handles which the user holds remove hooks from both.
     Runs are taken over only where `new` has none of its own.
@@ -31,3 +33,7 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
     if not runs_of(new):
         for run in runs_of(old):
             remember((new,), run)
+    answer_for(old, new)
+    weight: object = getattr(old, "weight", None)
+    if isinstance(new, QuantizedModule) and isinstance(weight, Tensor) and weight.is_floating_point():
+        new.packed.stand_for(weight.dtype)

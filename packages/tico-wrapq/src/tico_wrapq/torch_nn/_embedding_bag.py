@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import attrs
@@ -45,10 +45,16 @@ class QuantizedEmbeddingBag(QuantizedModule):
 
     kind: ClassVar[str] = "ptq.embedding_bag"
 
-    def __init__(self, parts: Parts, bag: BagSettings, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, parts: Parts, bag: BagSettings, dtype: torch.dtype | None = None) -> None:
         super().__init__(parts)
+        if dtype is not None and dtype != self.packed.float_dtype:
+            self.packed.stand_for(dtype)
         self.bag = bag
-        self.dtype = dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
+        return self.packed.float_dtype
 
     def forward(
         self,
@@ -67,11 +73,6 @@ class QuantizedEmbeddingBag(QuantizedModule):
             padding_idx=self.bag.padding_idx,
         )
         return self._round_to_grid(self.act_out, output)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return self
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.embedding_bag(x, weight, mode=self.bag.mode)

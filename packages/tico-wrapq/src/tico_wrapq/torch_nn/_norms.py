@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeAlias, final
 
@@ -86,8 +87,37 @@ def _batch(norm: NormSettings, x: Tensor, weight: Tensor, bias: Tensor | None) -
 _FUNCTIONS: Mapping[str, _Compute] = {"layer": _layer, "rms": _rms, "group": _group, "batch": _batch}
 
 
+class UsedStatistics:
+    """What stands in for a batch norm whose statistics are in its weight and bias, or in another layer's.
+
+    It answers those that leave nothing to do, so that ``(x - mean) / sqrt(var + eps) * weight + bias``
+    is what it computes. `eps` comes from the float norm.
+    """
+
+    eps: float
+
+    @abstractmethod
+    def constant(self, value: float) -> Tensor:
+        """Return a vector of `value`s, one for each channel, of the dtype of the norm."""
+
+    @property
+    def running_mean(self) -> Tensor:
+        """The means that are left to subtract: zeros."""
+        return self.constant(0.0)
+
+    @property
+    def running_var(self) -> Tensor:
+        """The variances that are left to divide by: 1 with `eps`."""
+        return self.constant(1.0 - self.eps)
+
+    @property
+    def num_batches_tracked(self) -> Tensor:
+        """The number of batches that these statistics are of: none."""
+        return torch.zeros_like(self.constant(0.0)[0], dtype=torch.int64)
+
+
 @final
-class QuantizedNorm(QuantizedModule):
+class QuantizedNorm(UsedStatistics, QuantizedModule):
     """A norm with an integer weight, packed as one row; the statistics are computed in floating point.
 
     Of a batch norm, the weight is ``weight / sqrt(running_var + eps)`` and the bias has the rest.
@@ -112,6 +142,17 @@ class QuantizedNorm(QuantizedModule):
     def dequantize(self) -> Tensor:
         """Return the weight as float32, in its own shape."""
         return self.packed.dequantize().view(self.norm.shape)
+
+    def constant(self, value: float) -> Tensor:
+        """Return a vector of `value`s for a batch norm.
+
+        Raises:
+            AttributeError: it is another norm.
+        """
+        if self.norm.norm != "batch":
+            raise AttributeError("it is no batch norm")
+        packed = self.packed
+        return torch.full(self.norm.shape, value, dtype=packed.float_dtype, device=packed.codes.device)
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
