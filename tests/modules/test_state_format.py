@@ -131,5 +131,5 @@ def test_codes_beyond_their_format_are_refused() -> None:
     weight = _weight(DType.uint(9))
     state = weight.state_dict()
     state["codes"] = torch.full_like(state["codes"], 255)
-    with pytest.raises(RuntimeError, match="codes must be .* from 0 to 511"):
+    with pytest.raises(RuntimeError, match=r"codes must be .* from 0 to 511"):
         weight.load_state_dict(state)

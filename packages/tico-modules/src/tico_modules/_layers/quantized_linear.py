@@ -18,6 +18,7 @@ from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_b
 from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.requirements import float_weight
 
 
 @final
@@ -51,10 +52,10 @@ class QuantizedLinear(QuantizedModule):
 
         Raises:
             NumericsError: the weight holds NaN or infinity.
+            UnsupportedError: it is no linear layer, or its weight has no values.
         """
-        packed = PackedWeight.round_to_nearest(
-            linear.weight, dtype, symmetric=symmetric, group_size=group_size
-        )
+        weight = float_weight(linear, nn.Linear)
+        packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=symmetric, group_size=group_size)
         return answer_for(linear, cls(Parts(packed=packed, bias=copy_bias(linear))))
 
     def use(self, backend: Backend, native: NativeLinear | None = None) -> None:

@@ -9,7 +9,7 @@ import attrs
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tico_config import ArtifactError, Found, LifecycleError, Problem
+from tico_config import ArtifactError, Found, LifecycleError, Problem, UnsupportedError
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.transposed_linear import TransposedLinear
 from tico_modules._storage.activation_grid import ActivationGrid
@@ -25,6 +25,9 @@ class Parts:
 
     `bias` has shape (rows of the weight,). `act_in` is the grid of the input and `act_out` the grid of the
     output; None leaves them in float.
+
+    Raises:
+        UnsupportedError: a part is of another kind.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -33,6 +36,17 @@ class Parts:
     bias: Tensor | None = attrs.field(default=None, eq=False)
     act_in: ActivationGrid | None = None
     act_out: ActivationGrid | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse parts of other kinds."""
+        kinds = {"packed": PackedWeight, "bias": Tensor, "act_in": ActivationGrid, "act_out": ActivationGrid}
+        problems = [
+            Problem(field=name, value=value, expected=f"a {kind.__name__}")
+            for name, kind in kinds.items()
+            if not isinstance(value := getattr(self, name), kind) and (name == "packed" or value is not None)
+        ]
+        if problems:
+            raise UnsupportedError(*problems)
 
 
 class QuantizedModule(RestorableModule):
@@ -169,7 +183,13 @@ class QuantizedModule(RestorableModule):
         )
         module = cls.from_settings(parts, layout.child("settings"))
         _require_fit(original, module, layout)
+        _require_settings(cls.settings_of(original), module.settings(), layout)
         return module
+
+    @classmethod
+    def settings_of(cls, original: nn.Module) -> Mapping[str, object]:
+        """Return those of the `settings` of an integer module that the float `original` determines."""
+        return {}
 
     @classmethod
     @abstractmethod
@@ -209,12 +229,35 @@ def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -
     weight, bias = parameter(original, "weight"), module.bias
     if weight is not None and isinstance(original, TransposedLinear):
         weight = weight.T
+    if bias is not None and not bias.is_floating_point():
+        raise layout.make_error("bias", f"a tensor of floats, not of {bias.dtype}")
     problems = [
         *_find_misfit("weight", module.weight_shape, None if weight is None else tuple(weight.shape)),
         *([] if bias is None else _find_misfit("bias", tuple(bias.shape), module.bias_shape)),
     ]
     if problems:
         raise ArtifactError(*(attrs.evolve(problem, module=layout.where) for problem in problems))
+
+
+def _require_settings(wanted: Mapping[str, object], saved: Mapping[str, object], layout: Layout) -> None:
+    """Refuse a module with other settings than the one that it replaces.
+
+    Raises:
+        ArtifactError: with every setting that differs.
+    """
+    problems = [
+        Problem(
+            module=layout.where,
+            field=name,
+            value=saved[name],
+            expected=f"{value!r}, to fit the float module",
+            remedy="pass a float model made as the one that was saved",
+        )
+        for name, value in wanted.items()
+        if saved[name] != value
+    ]
+    if problems:
+        raise ArtifactError(*problems)
 
 
 def _find_misfit(name: str, saved: tuple[int, ...], wanted: tuple[int, ...] | None) -> Iterator[Problem]:

@@ -17,6 +17,7 @@ from tico_modules._layers.quantized_conv_transpose import (
 )
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.transposed_linear import TransposedLinear
+from tico_modules._storage.exact_module import has_values
 from tico_modules._storage.layout import Layout, require_tensor
 from tico_modules._storage.read_only_weight import read_only
 
@@ -99,9 +100,15 @@ class ScaledInput(RestorableModule):
         """Return the multiplication in front of `original`.
 
         Raises:
-            ArtifactError: the factor or the axis is missing.
+            ArtifactError: the factor or the axis is missing, or none that there can be.
         """
-        return cls(original, require_tensor(tensors, layout, "factor"), axis=-layout.integer("axis"))
+        factor, axis = require_tensor(tensors, layout, "factor"), layout.integer("axis")
+        if not 1 <= axis <= 4:
+            raise layout.make_error("axis", "1 to 4")
+        finite = factor.is_floating_point() and has_values(factor) and bool(factor.isfinite().all())
+        if factor.ndim != 1 or not finite:
+            raise layout.make_error("factor", "a vector of finite floats")
+        return cls(original, factor, axis=-axis)
 
     def extra_repr(self) -> str:
         """Return the axis."""

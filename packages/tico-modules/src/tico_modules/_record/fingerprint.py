@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.module_tree import child_path, named_modules
+from tico_modules._tree.requirements import require_module
 from tico_observers import tensor_digest
 
 
@@ -30,11 +31,15 @@ def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def model_fingerprint(model: nn.Module) -> str:
     """Return the SHA-256 of the names, formats, shapes and bytes of all parameters and buffers.
 
+    Raises:
+        UnsupportedError: `model` is no module, or a module in it holds itself.
+
     >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> keys = other.load_state_dict(one.state_dict())
     >>> model_fingerprint(one) == model_fingerprint(other)
     True
     """
+    require_module(model)
     known: dict[int, str] = {}
     digest = hashlib.sha256()
     for name, tensor in sorted(all_tensors(model), key=lambda item: item[0]):

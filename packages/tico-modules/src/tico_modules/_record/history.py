@@ -10,6 +10,7 @@ from torch import nn
 from tico_modules._record.report import LayerReport, Report
 from tico_modules._record.run import Run
 from tico_modules._tree.module_tree import child_path, children, named_modules
+from tico_modules._tree.requirements import require_module
 
 HISTORY = "runs"
 
@@ -33,9 +34,13 @@ def report(model: nn.Module) -> Report:
     the reason. `model` may be a part of the model that was converted, or hold it as a part: the paths in the
     report are those in `model`.
 
+    Raises:
+        UnsupportedError: `model` is no module.
+
     >>> report(nn.Sequential(nn.Linear(2, 2))).layers[0].reason
     'no algorithm was run on it'
     """
+    require_module(model)
     known: dict[str, LayerReport] = {}
     operators = dict.fromkeys(_find_operator_paths(model))
     places = {path for path, _ in named_modules(model)} | operators.keys()

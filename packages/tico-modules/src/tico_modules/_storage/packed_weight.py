@@ -8,10 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from tico_config import DType, Problem, TicoError
+from tico_config import DType, NumericsError, Problem, TicoError
 from tico_modules._storage.dequantization import dequantize_rows, spread_groups
 from tico_modules._storage.exact_module import ExactModule, has_values
 from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
+from tico_modules._storage.foreign_saves import refuse_save_pretrained
 from tico_modules._storage.layout import Layout, require_tensor
 from tico_modules._storage.weight_checks import require_buffers, require_codes
 from tico_modules._storage.weight_format import WeightFormat
@@ -123,6 +124,7 @@ class PackedWeight(ExactModule):
         Raises:
             NumericsError: the weight holds NaN or infinity.
         """
+        _require_arguments(weight, symmetric)
         form = WeightFormat(dtype=dtype, shape=tuple(weight.shape), group_size=group_size)
         return cls.on_grid(weight, choose_params(weight, form, symmetric=symmetric), group_size=group_size)
 
@@ -184,6 +186,10 @@ class PackedWeight(ExactModule):
                 _require_values(self.format, tensors)
         except TicoError as error:
             yield from error.problems
+
+    def _save_to_state_dict(self, destination: dict[str, object], prefix: str, keep_vars: bool) -> None:
+        refuse_save_pretrained(prefix)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     @property
     def float_dtype(self) -> torch.dtype:
@@ -274,6 +280,18 @@ class PackedWeight(ExactModule):
     def extra_repr(self) -> str:
         """Return format, granularity and bytes."""
         return f"{self.dtype}, {self.unit}, shape {self.shape}, {self.bytes} bytes"
+
+
+def _require_arguments(weight: object, symmetric: object) -> None:
+    """Refuse what is no tensor of floats, and what is neither true nor false.
+
+    Raises:
+        NumericsError: naming the argument.
+    """
+    if not (isinstance(weight, Tensor) and weight.is_floating_point()):
+        raise NumericsError(Problem(field="weight", value=weight, expected="a tensor of floats"))
+    if not isinstance(symmetric, bool):
+        raise NumericsError(Problem(field="symmetric", value=symmetric, expected="true or false"))
 
 
 def _require_values(form: WeightFormat, buffers: Mapping[str, Tensor]) -> None:

@@ -86,6 +86,11 @@ class QuantizedEmbeddingBag(QuantizedModule):
         return {**attrs.asdict(self.bag), "dtype": str(self.dtype).removeprefix("torch.")}
 
     @classmethod
+    def settings_of(cls, original: nn.Module) -> Mapping[str, object]:
+        """Return the settings of a float bag."""
+        return attrs.asdict(BagSettings.of(original)) if isinstance(original, nn.EmbeddingBag) else {}
+
+    @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
         """Return the table made of `parts`.
 
@@ -102,6 +107,8 @@ class QuantizedEmbeddingBag(QuantizedModule):
             include_last_offset=settings.boolean("include_last_offset"),
             padding_idx=settings.optional_integer("padding_idx"),
         )
+        if bag.padding_idx is not None and bag.padding_idx >= parts.packed.shape[0]:
+            raise settings.make_error("padding_idx", f"None or below {parts.packed.shape[0]}")
         return cls(parts, bag, dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeAlias, final
@@ -19,6 +20,7 @@ from tico_wrapq.torch_nn._layers import pack_weight, why_not_integer
 from tico_wrapq.torch_nn._unary import QuantUnary
 
 NORM_WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerTensor())
+_ONE_AXIS = ("group", "batch")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -59,7 +61,19 @@ class NormSettings:
             number = float.fromhex(eps) if eps else None
         except (ValueError, OverflowError):
             raise settings.make_error("eps", "a hexadecimal number or nothing") from None
-        return cls(norm=norm, shape=settings.integers("shape"), eps=number, groups=settings.integer("groups"))
+        if number is not None and not 0 <= number < math.inf:
+            raise settings.make_error("eps", "a finite number of at least 0")
+        shape, groups = settings.integers("shape"), settings.integer("groups")
+        if not shape or not all(shape) or (norm in _ONE_AXIS and len(shape) > 1):
+            raise settings.make_error("shape", "1 axis, or more where the norm has them, none of them empty")
+        if groups < 1 or shape[0] % groups or (norm != "group" and groups > 1):
+            raise settings.make_error("groups", f"1, or of a group norm a divisor of {shape[0]}")
+        return cls(norm=norm, shape=shape, eps=number, groups=groups)
+
+    def to_values(self) -> dict[str, object]:
+        """Return the settings as JSON values; `eps` as hexadecimal text, which is exact."""
+        eps = "" if self.eps is None else self.eps.hex()
+        return {"norm": self.norm, "shape": list(self.shape), "eps": eps, "groups": self.groups}
 
 
 _Compute: TypeAlias = Callable[[NormSettings, Tensor, Tensor, Tensor | None], Tensor]
@@ -164,18 +178,25 @@ class QuantizedNorm(UsedStatistics, QuantizedModule):
 
     def settings(self) -> Mapping[str, object]:
         """Return which norm it is; `eps` as hexadecimal text, which is exact."""
-        eps = "" if self.norm.eps is None else self.norm.eps.hex()
-        return {
-            "norm": self.norm.norm,
-            "shape": list(self.norm.shape),
-            "eps": eps,
-            "groups": self.norm.groups,
-        }
+        return self.norm.to_values()
+
+    @classmethod
+    def settings_of(cls, original: nn.Module) -> Mapping[str, object]:
+        """Return the settings of a norm of torch."""
+        norm = NormSettings.of(original)
+        return {} if norm is None else norm.to_values()
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
-        """Return the norm made of `parts` with the given settings."""
-        return cls(parts, NormSettings.read(settings))
+        """Return the norm made of `parts` with the given settings.
+
+        Raises:
+            ArtifactError: a setting is none that a norm with this weight can have.
+        """
+        norm = NormSettings.read(settings)
+        if parts.packed.shape != (1, math.prod(norm.shape)):
+            raise settings.make_error("shape", f"one of the {parts.packed.columns} weights in a row")
+        return cls(parts, norm)
 
 
 @register(nn.LayerNorm)
