@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import torch
@@ -70,23 +71,28 @@ def test_argument_of_another_kind_is_refused(call: str) -> None:
     assert not Path("no").exists()
 
 
-ROUNDED: dict[str, tuple[Callable[..., nn.Module], nn.Module, nn.Module]] = {
-    "Linear": (QuantizedLinear.from_float, nn.LazyLinear(3), nn.Linear(2, 3)),
-    "Conv1d": (QuantizedConv1d.from_float, nn.LazyConv1d(3, 2), nn.Conv1d(2, 3, 2)),
-    "Conv2d": (QuantizedConv2d.from_float, nn.LazyConv2d(3, 2), nn.Conv2d(2, 3, 2)),
-    "Conv3d": (QuantizedConv3d.from_float, nn.LazyConv3d(3, 2), nn.Conv3d(2, 3, 2)),
+class _RoundOff(Protocol):
+    def __call__(self, layer: object, dtype: DType, /) -> nn.Module:
+        """Return the integer layer of `layer`."""
+
+
+ROUNDED: dict[str, tuple[type[nn.Module], nn.Module, nn.Module]] = {
+    "Linear": (QuantizedLinear, nn.LazyLinear(3), nn.Linear(2, 3)),
+    "Conv1d": (QuantizedConv1d, nn.LazyConv1d(3, 2), nn.Conv1d(2, 3, 2)),
+    "Conv2d": (QuantizedConv2d, nn.LazyConv2d(3, 2), nn.Conv2d(2, 3, 2)),
+    "Conv3d": (QuantizedConv3d, nn.LazyConv3d(3, 2), nn.Conv3d(2, 3, 2)),
     "ConvTranspose1d": (
-        QuantizedConvTranspose1d.from_float,
+        QuantizedConvTranspose1d,
         nn.LazyConvTranspose1d(3, 2),
         nn.ConvTranspose1d(2, 3, 2),
     ),
     "ConvTranspose2d": (
-        QuantizedConvTranspose2d.from_float,
+        QuantizedConvTranspose2d,
         nn.LazyConvTranspose2d(3, 2),
         nn.ConvTranspose2d(2, 3, 2),
     ),
     "ConvTranspose3d": (
-        QuantizedConvTranspose3d.from_float,
+        QuantizedConvTranspose3d,
         nn.LazyConvTranspose3d(3, 2),
         nn.ConvTranspose3d(2, 3, 2),
     ),
@@ -95,8 +101,9 @@ ROUNDED: dict[str, tuple[Callable[..., nn.Module], nn.Module, nn.Module]] = {
 
 @pytest.mark.parametrize("name", ROUNDED)
 def test_layer_without_a_weight_to_round_is_refused(name: str) -> None:
-    """A lazy layer, one on the meta device, another layer: each error names the way out or what is expected."""
-    round_off, lazy, layer = ROUNDED[name]
+    """A lazy layer, one without values, another layer: each error names the way out or what is expected."""
+    kind, lazy, layer = ROUNDED[name]
+    round_off: _RoundOff = getattr(kind, "from_float")  # noqa: B009  # each takes a class of its own
     with pytest.raises(TicoError, match="call a lazy layer once"):
         round_off(lazy, UINT4)
     with pytest.raises(TicoError, match="load the weights first"):

@@ -15,8 +15,8 @@ from tiny_models import TOKENS, logits, tiny_llama
 
 
 def _llama(dtype: torch.dtype, config: GPTQConfig | PTQConfig) -> PreTrainedModel:
-    model = tiny_llama().to(dtype)
-    prepared = prepare(model, config)
+    model: nn.Module = tiny_llama()
+    prepared = prepare(model.to(dtype), config)
     logits(prepared)
     converted = convert(prepared)
     assert isinstance(converted, PreTrainedModel)
@@ -50,8 +50,8 @@ def test_encoder_moves_its_inputs_to_its_device() -> None:
     config = BertConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
     )
-    model = BertModel(config).eval()
-    prepared = prepare(model, PTQConfig(strict_wrap=False))
+    model: nn.Module = BertModel(config)
+    prepared = prepare(model.eval(), PTQConfig(strict_wrap=False))
     prepared(TOKENS)
     converted = convert(prepared)
     assert isinstance(converted, PreTrainedModel)

@@ -178,7 +178,7 @@ def test_values_are_checked_and_not_the_seal_alone(case: str, tmp_path: Path) ->
     with pytest.raises(ArtifactError) as caught:
         load_quantized(tmp_path, model)
     assert str(tmp_path / MANIFEST) in str(caught.value.module)
-    assert model.get_submodule("conv").weight.requires_grad  # type: ignore[union-attr]
+    assert model.get_submodule("conv").weight.requires_grad
 
 
 def _cycle() -> nn.Module:
@@ -187,12 +187,13 @@ def _cycle() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("act", [save_quantized, load_quantized])
-def test_module_that_holds_itself_is_refused(act: Callable[..., object], tmp_path: Path) -> None:
+def test_module_that_holds_itself_is_refused(tmp_path: Path) -> None:
     """It has no end of paths, which nothing may try to list."""
     save_quantized(_converted(GPTQ), tmp_path)
     with pytest.raises(UnsupportedError, match="holds itself"):
-        act(*((tmp_path, _cycle()) if act is load_quantized else (_cycle(), tmp_path)))
+        save_quantized(_cycle(), tmp_path)
+    with pytest.raises(UnsupportedError, match="holds itself"):
+        load_quantized(tmp_path, _cycle())
     assert report(_cycle()).layers
 
 

@@ -145,7 +145,9 @@ def _find_differences(
     for name in sorted(saved.keys() & found.keys()):
         one, other = saved[name], found[name]
         if isinstance(one, dict) and isinstance(other, dict) and name not in _INDIFFERENT:
-            yield from ((f"{name}.{inner}", *both) for inner, *both in _find_differences(one, other))
+            yield from (
+                (f"{name}.{part}", value, want) for part, value, want in _find_differences(one, other)
+            )
         elif one != other and name not in _INDIFFERENT and "drop" not in name:
             yield name, other, one
 
@@ -196,11 +198,16 @@ def _class_error(about: Layout, architecture: str, found: str) -> ArtifactError:
     )
 
 
+class _FromConfig(Protocol):
+    def __call__(self, config: object, *, attn_implementation: object) -> nn.Module:
+        """Return a model without weights."""
+
+
 def _make_model(known: Layout, kind: type[nn.Module]) -> nn.Module:
     from transformers import GenerationConfig
 
     make_config: Callable[[Mapping[str, object]], object] = getattr(kind, "config_class").from_dict  # noqa: B009
-    make: Callable[..., nn.Module] = getattr(kind, "_from_config")  # noqa: B009  # what the Auto classes call
+    make: _FromConfig = getattr(kind, "_from_config")  # noqa: B009  # what the Auto classes call
     try:
         config = make_config(dict(known.child("config").values))
         with torch.device("meta"):

@@ -112,8 +112,9 @@ class _QuantizedConv(ConvolutionModule[ConvSettings]):
     @classmethod
     def settings_of(cls, original: nn.Module) -> Mapping[str, object]:
         """Return the settings of the kernel of a float convolution."""
-        known = isinstance(original, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        return ConvSettings.of(original).to_values() if known else {}
+        if isinstance(original, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return ConvSettings.of(original).to_values()
+        return {}
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         conv, bias = self.conv, self._cast_bias(x)

@@ -134,8 +134,9 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
     @classmethod
     def settings_of(cls, original: nn.Module) -> Mapping[str, object]:
         """Return the settings of the kernel of a float convolution."""
-        known = isinstance(original, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d)
-        return ConvTransposeSettings.of(original).to_values() if known else {}
+        if isinstance(original, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            return ConvTransposeSettings.of(original).to_values()
+        return {}
 
     @property
     def weight_shape(self) -> tuple[int, ...]:

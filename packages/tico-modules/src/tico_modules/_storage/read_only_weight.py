@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NoReturn, TypeAlias, final
+from typing import NoReturn, Protocol, final
 
 import torch
 from torch import Tensor
@@ -13,8 +13,32 @@ from typing_extensions import Self
 from tico_config import Found, LifecycleError, Problem
 from tico_modules._storage.dequantization import is_scripted
 
-_Operator: TypeAlias = torch._ops.OpOverload
-_DETACH = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+_SAME = ("aten::detach", "aten::alias")
+
+
+class _Argument(Protocol):
+    name: str
+    alias_info: _Alias | None
+
+
+class _Alias(Protocol):
+    is_write: bool
+
+
+class _Schema(Protocol):
+    name: str
+    is_mutable: bool
+    arguments: list[_Argument]
+    returns: list[_Argument]
+
+
+class _Operator(Protocol):
+    """What is used of torch's ``OpOverload``, whose own type says nothing of its arguments."""
+
+    _schema: _Schema
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Run the operator."""
 
 
 @final
@@ -40,7 +64,7 @@ class ReadOnlyWeight(Tensor):
         stride: Sequence[int] | None = None,
     ) -> ReadOnlyWeight:
         """Return the tensor whose values `read` returns, in this shape and dtype, on this device."""
-        made: ReadOnlyWeight = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # torch's stubs
+        made: ReadOnlyWeight = Tensor._make_wrapper_subclass(
             cls, tuple(shape), strides=stride, dtype=dtype, device=device, requires_grad=False
         )
         made._read = read
@@ -51,10 +75,10 @@ class ReadOnlyWeight(Tensor):
         """Return `values`, or a view of some, as a tensor that cannot be written to."""
         return cls(lambda: values, values.shape, values.dtype, values.device, values.stride())
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch says to
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch leaves the types open
         cls,
         func: _Operator,
         types: Iterable[type],
@@ -65,7 +89,7 @@ class ReadOnlyWeight(Tensor):
         named = kwargs or {}
         if _writes(func, args, named):
             _refuse(f"a write by {func._schema.name.removeprefix('aten::')}")
-        if func in _DETACH and isinstance(args[0], ReadOnlyWeight):
+        if func._schema.name in _SAME and isinstance(args[0], ReadOnlyWeight):
             same = args[0]
             return cls(same._read, same.shape, same.dtype, same.device, same.stride())
         plain_args, plain_kwargs = pytree.tree_map(_values_of, (args, dict(named)))
@@ -73,7 +97,7 @@ class ReadOnlyWeight(Tensor):
         return pytree.tree_map(_protected, result) if _makes_views(func) else result
 
     @property
-    def data(self) -> Self:  # type: ignore[override]  # torch declares an attribute
+    def data(self) -> Self:
         """The same tensor: its data are no more writable than it is."""
         return self
 
@@ -82,7 +106,7 @@ class ReadOnlyWeight(Tensor):
         _refuse("an assignment to its data")
 
     @property
-    def requires_grad(self) -> bool:  # type: ignore[override]  # torch declares an attribute
+    def requires_grad(self) -> bool:
         """False: nothing is learnt through it."""
         return False
 
@@ -104,7 +128,7 @@ class ReadOnlyWeight(Tensor):
         """Refuse: there is no memory that holds the values."""
         _refuse("a request for its memory")
 
-    def __dlpack__(self, **kwargs: object) -> NoReturn:  # type: ignore[override]  # torch lists the keywords
+    def __dlpack__(self, **kwargs: object) -> NoReturn:
         """Refuse: there is no memory that holds the values."""
         _refuse("a request for its memory")
 
@@ -116,7 +140,7 @@ class ReadOnlyWeight(Tensor):
         """Refuse."""
         _refuse("an assignment to elements")
 
-    def numpy(self, *, force: bool = False) -> object:
+    def numpy(self, *, force: bool = False) -> object:  # type: ignore[override]  # torch names NumPy's type
         """Return the values as an array."""
         array: object = self._read().numpy(force=force)
         return array
@@ -125,16 +149,16 @@ class ReadOnlyWeight(Tensor):
         """Return the values as nested lists."""
         return self._read().tolist()
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Tensor:  # type: ignore[override]  # torch leaves it untyped
+    def __deepcopy__(self, memo: dict[int, object]) -> Tensor:
         """Return the values as an ordinary tensor."""
         return self._read().clone()
 
     def __reduce_ex__(self, protocol: object) -> object:  # type: ignore[override]  # as torch
         """Pickle the values as those of an ordinary tensor."""
-        plain: object = self._read().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+        plain: object = self._read().__reduce_ex__(protocol)  # type: ignore[no-untyped-call]  # as torch
         return plain
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]  # torch has a keyword of its own
         """Return the values as torch shows them."""
         return repr(self._read())
 

@@ -33,7 +33,7 @@ def float_weight(layer: object, kind: type[nn.Module]) -> Tensor:
         found = Found(f"none yet in a {type(layer).__name__}")
         raise UnsupportedError(Problem(field="weight", value=found, expected="a tensor", remedy=remedy))
     if weight.is_meta or not weight.is_floating_point():
-        remedy = "load the weights first; on the meta device there are none" if weight.is_meta else None
+        hint = "load the weights first; on the meta device there are none" if weight.is_meta else None
         found, expected = Found(f"one of {weight.dtype} on {weight.device}"), "a tensor of floats with values"
-        raise UnsupportedError(Problem(field="weight", value=found, expected=expected, remedy=remedy))
+        raise UnsupportedError(Problem(field="weight", value=found, expected=expected, remedy=hint))
     return weight
