@@ -4,7 +4,6 @@ Enough to load and run a saved model, and what exporters stand on. No algorithm 
 """
 
 from tico_modules._files.artifact import load_quantized, save_quantized
-from tico_modules._layers.answers import answer_for
 from tico_modules._layers.backend import set_backend
 from tico_modules._layers.quantized_conv import (
     ConvSettings,
@@ -33,6 +32,7 @@ from tico_modules._storage.exact_module import ExactModule
 from tico_modules._storage.kept_weights import keep_dequantized
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.entry_points import find_entry_points
 from tico_modules._tree.module_tree import child_path, children, named_modules, parameter

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from tico_config import ArtifactError, Found, Problem
 from tico_modules._files.module_kinds import ModuleKinds
-from tico_modules._layers.answers import answer_for
 from tico_modules._layers.quantized_module import QuantizedModule
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._record.fingerprint import all_tensors
@@ -17,6 +16,7 @@ from tico_modules._record.history import remember
 from tico_modules._record.run import Run
 from tico_modules._storage.layout import Layout, select_below
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.module_tree import child_path, children, named_modules
 from tico_modules._tree.recorded_outputs import record_outputs

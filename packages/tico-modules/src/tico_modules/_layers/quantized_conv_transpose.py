@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from typing_extensions import Self
 
 from tico_config import DType
-from tico_modules._layers.answers import answer_for
 from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
 from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.answers import answer_for
 from tico_modules._tree.requirements import float_weight
 
 FloatConvTranspose: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d

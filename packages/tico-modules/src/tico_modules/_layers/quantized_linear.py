@@ -13,11 +13,11 @@ from typing_extensions import Self
 
 from tico_config import DType
 from tico_modules._kernels.native_linear import Backend, NativeLinear
-from tico_modules._layers.answers import answer_for
 from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
 from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.answers import answer_for
 from tico_modules._tree.requirements import float_weight
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_modules._storage.layout import Layout
+from tico_modules._tree.answers import StandIn
 
 
-class RestorableModule(nn.Module, ABC):
+class RestorableModule(StandIn, ABC):
     """A module of a converted model that can be saved and restored.
 
     `kind` names the class in files; no other class has it. A package offers its classes in the entry-point
@@ -27,11 +28,6 @@ class RestorableModule(nn.Module, ABC):
     def is_calibrating(self) -> bool:
         """Whether an algorithm that puts such modules into a model in `prepare` learns from it now."""
         return False
-
-    @property
-    def original(self) -> nn.Module:
-        """The module that answers questions about itself: this one, or the float one that it wraps."""
-        return self
 
     @abstractmethod
     def layout(self) -> Mapping[str, object]:

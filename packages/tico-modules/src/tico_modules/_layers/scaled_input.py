@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tico_modules._layers.answers import answer_for
 from tico_modules._layers.quantized_conv_transpose import (
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
@@ -20,6 +19,7 @@ from tico_modules._layers.transposed_linear import TransposedLinear
 from tico_modules._storage.exact_module import has_values
 from tico_modules._storage.layout import Layout, require_tensor
 from tico_modules._storage.read_only_weight import read_only
+from tico_modules._tree.answers import answer_for
 
 _INPUTS_FIRST = (
     TransposedLinear,

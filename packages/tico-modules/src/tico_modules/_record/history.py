@@ -9,10 +9,9 @@ from torch import nn
 
 from tico_modules._record.report import LayerReport, Report
 from tico_modules._record.run import Run
+from tico_modules._tree.answers import HISTORY
 from tico_modules._tree.module_tree import child_path, children, named_modules
 from tico_modules._tree.requirements import require_module
-
-HISTORY = "runs"
 
 
 def remember(modules: Iterable[nn.Module], run: Run) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from tico_modules._layers.answers import answer_for
-from tico_modules._layers.quantized_module import QuantizedModule
 from tico_modules._record.history import remember, runs_of
+from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.answers import answer_for
+from tico_modules._tree.module_tree import children
 
 _HOOKS = (
     "_forward_hooks",
@@ -35,5 +36,6 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
             remember((new,), run)
     answer_for(old, new)
     weight: object = getattr(old, "weight", None)
-    if isinstance(new, QuantizedModule) and isinstance(weight, Tensor) and weight.is_floating_point():
-        new.packed.stand_for(weight.dtype)
+    packed = children(new).get("packed")
+    if isinstance(packed, PackedWeight) and isinstance(weight, Tensor) and weight.is_floating_point():
+        packed.stand_for(weight.dtype)
