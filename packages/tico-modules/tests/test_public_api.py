@@ -51,6 +51,7 @@ class TestPublicAPI(PublicAPI):
         "runs_of",
         "save_quantized",
         "set_backend",
+        "answer_for",
         "carry_over",
         "require_tensor",
         "find_tied_paths",

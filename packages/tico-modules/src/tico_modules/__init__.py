@@ -32,6 +32,7 @@ from tico_modules._storage.exact_module import ExactModule
 from tico_modules._storage.kept_weights import keep_dequantized
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.entry_points import find_entry_points
 from tico_modules._tree.module_tree import child_path, children, named_modules, parameter
@@ -76,6 +77,7 @@ __all__ = [
     "Run",
     "ScaledInput",
     "TransposedLinear",
+    "answer_for",
     "carry_over",
     "child_path",
     "children",
