@@ -15,7 +15,7 @@ from tico_modules._layers.transposed_linear import TransposedLinear
 from tico_modules._storage.activation_grid import ActivationGrid
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
-from tico_modules._tree.module_tree import parameter
+from tico_modules._tree.module_tree import own_tensor
 
 
 @attrs.frozen(kw_only=True)
@@ -175,7 +175,7 @@ def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -
     Raises:
         ArtifactError: naming the tensor.
     """
-    weight, bias = parameter(original, "weight"), module.bias
+    weight, bias = own_tensor(original, "weight"), module.bias
     if weight is not None and isinstance(original, TransposedLinear):
         weight = weight.T
     problems = [
@@ -194,6 +194,6 @@ def _find_misfit(name: str, saved: tuple[int, ...], wanted: tuple[int, ...] | No
 
 
 def copy_bias(module: nn.Module) -> Tensor | None:
-    """Return a copy of the bias that `module` stores, detached from the graph; None where it has none."""
-    bias = parameter(module, "bias")
+    """Return a copy of the bias that `module` holds, detached from the graph; None where it has none."""
+    bias = own_tensor(module, "bias")
     return None if bias is None else bias.detach().clone()

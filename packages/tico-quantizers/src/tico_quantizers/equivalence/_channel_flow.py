@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tico_quantizers.calibration import tensor_leaves
+from tico_quantizers.calibration import is_observing, tensor_leaves
 
 
 class TorchFunction(Protocol):
@@ -254,7 +254,7 @@ class ChannelFlow(TorchFunctionMode):
         """Call the function and note what it has done to the channels of its arguments."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not self.paused:
+        if not (self.paused or is_observing()):
             name = getattr(func, "__name__", type(func).__name__)
             call = _Call(
                 name=name, function=func, args=args, kwargs=kwargs, result=result, channels=self.channels_of

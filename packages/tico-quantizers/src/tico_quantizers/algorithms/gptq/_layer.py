@@ -78,7 +78,7 @@ def round_layer(target: Target[GPTQConfig], tokens: int) -> QuantizedWeight:
     weights = matrix(target.layer).chunk(groups(target.layer))
     packed = _packed(target.layer, [nearest(weight, target.config) for weight in weights])
     least = target.config.min_expert_tokens
-    reason = f"an expert that read {tokens} tokens, fewer than {least}, so rounded to nearest"
+    reason = f"it read {tokens} tokens, fewer than {least} and than its peers, so rounded to nearest"
     return QuantizedWeight(packed, _line(target, {"tokens": tokens}, time.perf_counter() - start, reason))
 
 
