@@ -373,5 +373,41 @@ def test_a_convolution_on_a_small_image_is_no_expert(make: Callable[[], nn.Modul
     """It is solved for what it has read, however few positions that are, and nothing calls it an expert."""
     found = lines(converted(seeded(make), GPTQ, values(1, 1, 2, 16, 16)))
     for line in found.values():
-        assert line.reason == ""
+        assert "rounded to nearest" not in line.reason
         assert "loss" in dict(line.figures)
+
+
+def test_fewer_tokens_than_columns_are_noted() -> None:
+    """Such a layer's errors are known in some directions only, which the report says."""
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)).eval()
+    found = lines(converted(model, GPTQ, values(1, 10, 8)))
+    assert found["0"].reason == ""
+    assert found["2"].reason.startswith("it read 10 tokens, fewer than its 12 columns")
+
+
+def test_static_groups_without_groups_are_noted() -> None:
+    """One grid a row is found first anyway; with groups there is nothing to say."""
+    model, x = nn.Sequential(nn.Linear(8, 8)).eval(), values(1, 10, 8)
+    for size, note in ((None, "static_groups has no effect without a group_size"), (4, "")):
+        config = GPTQConfig(static_groups=True, group_size=size, show_progress=False)
+        assert lines(converted(model, config, x))["0"].reason == note
+
+
+WIDTHS = {"gptq": GPTQConfig(group_size=16, show_progress=False), "awq": attrs.evolve(AWQ, group_size=16)}
+
+
+@pytest.mark.parametrize("config", WIDTHS.values(), ids=WIDTHS)
+def test_groups_that_do_not_divide_are_named_all_at_once(config: GPTQConfig | AWQConfig) -> None:
+    """With the largest size that does; `ragged_groups` takes them, wider than a row or not."""
+    model = nn.Sequential(nn.LayerNorm(24), nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 32)).eval()
+    with refused(model, ConfigError, field="group_size", module="1") as caught:
+        prepare(model, config)
+    assert "does not divide its 24 input columns; choose 12 " in str(caught.value)
+    assert "does not divide its 12 input columns; choose 12 " in str(caught.value)
+    x = values(1, 40, 24)
+    found = converted(model, attrs.evolve(config, ragged_groups=True), x)
+    whole = converted(model, attrs.evolve(config, group_size=None), x)
+    shapes = [tuple(found.get_submodule(path).packed.scale.shape) for path in ("1", "3")]
+    assert shapes == [(12, 2), (32, 1)]
+    one = attrs.evolve(config, ragged_groups=True, group_size=100)
+    assert torch.equal(output_of(converted(model, one, x), x), output_of(whole, x))

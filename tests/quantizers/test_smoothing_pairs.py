@@ -8,7 +8,7 @@ import attrs
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from smoothing_models import Encoder, converted, model_with_data, output_of, relative_difference
 from tico.quantization import AWQConfig, GPTQConfig, SmoothQuantConfig, convert, prepare, report
@@ -55,7 +55,7 @@ def test_what_is_in_no_pair_has_a_reason() -> None:
     left = pairs_of(tiny_llama(), TOKENS).left
     assert left["model.layers.0.mlp.gate_proj"] == "its output is read by silu"
     assert left["model.layers.0.mlp.down_proj"] == "its output is read by add"
-    assert left["model.layers.0.self_attn.q_proj"] == "its output is read by cat"
+    assert left["model.layers.0.self_attn.q_proj"] == "its output is read by add"
     assert left["lm_head"] == "its output is an output of the model"
 
 
@@ -292,6 +292,17 @@ def test_experts_without_data_are_scaled_like_their_peers() -> None:
     assert not smooth.get_parameter("norm.weight").equal(model.get_parameter("norm.weight"))
     lines = {line.path: line.reason for line in report(smooth).layers}
     assert lines["experts.1"] == "columns multiplied for norm; no data reached it, only its peers"
+
+
+def test_generating_shows_the_same_pairs_as_a_pass() -> None:
+    """Values that a cache holds from pass to pass are followed: their pairs stay."""
+    model = tiny_llama()
+    prepared = prepare(model, SmoothQuantConfig(), inplace=False)
+    assert isinstance(prepared, LlamaForCausalLM)
+    prepared.generate(TOKENS, max_new_tokens=4, do_sample=False, attention_mask=torch.ones_like(TOKENS))
+    once = converted(model, SmoothQuantConfig(), TOKENS)
+    lines = [{line.path: line.reason for line in report(each).layers} for each in (convert(prepared), once)]
+    assert lines[0] == lines[1]
 
 
 def test_a_part_that_was_called_by_itself_only_is_an_error() -> None:

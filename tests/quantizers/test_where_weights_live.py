@@ -114,8 +114,8 @@ class Mixed(nn.Module):
 
 
 SAID = {
-    "": "quantizes linear layers and convolutions",
-    "embed": "quantizes linear layers and convolutions",
+    "": "linear layers and convolutions",
+    "embed": "linear layers and convolutions",
     "attention": "in_proj_weight, in_proj_bias: nn.MultiheadAttention computes with them itself",
     "attention.out_proj": "nn.MultiheadAttention reads its weight without calling it",
     "experts": "up, down: weights of several layers in one parameter",

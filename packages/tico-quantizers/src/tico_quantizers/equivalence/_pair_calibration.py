@@ -18,6 +18,7 @@ from tico_quantizers.calibration import (
     Snapshots,
     require_watched,
 )
+from tico_quantizers.equivalence._channel_flow import FollowedTensors
 from tico_quantizers.equivalence._function_check import Scaled, probing_scale, require_same_function
 from tico_quantizers.equivalence._pair_search import mapped_pairs, pairs_of, require_pairs, traced
 from tico_quantizers.equivalence._passages import Passages, Trace
@@ -45,11 +46,14 @@ class _ShownPairs(Recorder):
         self.calls: list[Call] = []
         self._doubts: set[tuple[str, str]] = set()
         self.is_tracing = False
-        self._shown: tuple[Passages, Call] | None = None
+        self._shown: tuple[Passages, Call | None] | None = None
+        self._tensors = FollowedTensors()
 
     def follow(self, forward: _Callable[R_co], args: tuple[object, ...], kwargs: dict[str, object]) -> R_co:
         """Return what `forward` gives, and note the ways that channels take in it."""
-        call, trace = Snapshots().take(args, kwargs, lambda _: None), Trace(self.candidates)
+        keeps = not self.calls or self.mapped is not None
+        call = Snapshots().take(args, kwargs, lambda _: None) if keeps else None
+        trace = Trace(self.candidates, self._tensors)
         self.is_tracing = True
         try:
             output = trace.follow(lambda: forward(*args, **kwargs))
@@ -83,7 +87,7 @@ class _ShownPairs(Recorder):
         if self._shown is not None:
             passages, call = self._shown
             doubts = self._doubts_in(passages)
-            if not self.calls or doubts - self._doubts:
+            if call is not None and (not self.calls or doubts - self._doubts):
                 self.calls.append(call)
             self._doubts |= doubts
             self.passages = self.passages.merge(passages)

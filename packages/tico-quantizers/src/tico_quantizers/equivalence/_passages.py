@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from tico_modules import own_tensor
 from tico_quantizers.calibration import after_call, before_call
-from tico_quantizers.equivalence._channel_flow import ChannelFlow, Channels
+from tico_quantizers.equivalence._channel_flow import ChannelFlow, Channels, FollowedTensors
 from tico_quantizers.equivalence._channel_scale import ChannelScale
 from tico_quantizers.equivalence._smoothing_pairs import Candidates, Consumer, FoundPairs, Pair
 from tico_quantizers.layers import FloatLayer, feature_axis, input_tensor, shape
@@ -193,15 +193,15 @@ def plain(output: object) -> object:
 
 
 class Trace:
-    """One pass, with what every layer reads in it."""
+    """One pass, with what every layer reads in it; `tensors` are those that earlier passes have left."""
 
-    def __init__(self, candidates: Candidates) -> None:
+    def __init__(self, candidates: Candidates, tensors: FollowedTensors | None = None) -> None:
         guarded = {
             path: weight
             for path, module in candidates.atoms()
             if (weight := own_tensor(module, "weight")) is not None
         }
-        self.flow = ChannelFlow(guarded)
+        self.flow = ChannelFlow(guarded, tensors)
         self._candidates = candidates
         self._readings: dict[str, list[_Reading]] = {}
 

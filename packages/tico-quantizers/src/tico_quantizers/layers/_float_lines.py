@@ -12,13 +12,18 @@ from tico_modules import LayerReport, QuantizedModule, named_modules
 
 
 def float_lines(
-    model: nn.Module, algorithm: str, reasons: Mapping[str, str], said: Collection[str] = ()
+    model: nn.Module,
+    algorithm: str,
+    reasons: Mapping[str, str],
+    said: Collection[str] = (),
+    *,
+    does: str = "quantizes linear layers and convolutions",
 ) -> dict[str, LayerReport]:
     """Return a line for each module of `model` that is left in float, by path.
 
     These are the modules that `reasons` has a reason for, and all others that own a parameter of floats:
-    norms, embeddings, fused experts, bare parameters. Those in `said` have a line already. A figure says what
-    share of the parameters of `model` a module owns.
+    norms, embeddings, fused experts, bare parameters. Those in `said` have a line already. `does` says what
+    the algorithm does instead. A figure says what share of the parameters of `model` a module owns.
 
     >>> lines = float_lines(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(8)), "gptq", {}, said=["0"])
     >>> [(line.path, line.figures) for line in lines.values()]
@@ -28,7 +33,7 @@ def float_lines(
     total = sum(sizes.values()) or 1
     lines: dict[str, LayerReport] = {}
     for path, module in named_modules(model):
-        reason = reasons.get(path) or _reason(module, algorithm)
+        reason = reasons.get(path) or _reason(module, f"{algorithm} {does}")
         if path not in said and reason is not None:
             share = sizes[path] / total
             lines[path] = LayerReport(
@@ -61,7 +66,7 @@ def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: each for name, each in own.items() if each is not None and not is_lazy(each)}
 
 
-def _reason(module: nn.Module, algorithm: str) -> str | None:
+def _reason(module: nn.Module, otherwise: str) -> str | None:
     """Return why the parameters of `module` are float, or None where it has none."""
     own = {name: each for name, each in _parameters(module).items() if each.is_floating_point()}
     if not own:
@@ -71,4 +76,4 @@ def _reason(module: nn.Module, algorithm: str) -> str | None:
         return f"{', '.join(stacks)}: weights of several layers in one parameter, which stay float"
     if isinstance(module, nn.MultiheadAttention):
         return f"{', '.join(own)}: nn.MultiheadAttention computes with them itself"
-    return f"{algorithm} quantizes linear layers and convolutions"
+    return otherwise

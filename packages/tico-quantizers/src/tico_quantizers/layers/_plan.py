@@ -101,11 +101,15 @@ def group_size_problem(path: str, layer: Layer, size: int | None, *, ragged: boo
     `ragged` allows the last group of a row to be smaller.
     """
     width = columns(layer)
-    if size is None or (size <= width and width % size == 0) or ragged:
+    if size is None or width % size == 0 or ragged:
         return None
-    expected = f"None or a divisor of its {width} input columns"
-    remedy = "choose another, for all or by an override for this module, or set ragged_groups"
+    largest = next(divisor for divisor in range(min(size, width), 0, -1) if width % divisor == 0)
+    remedy = (
+        f"choose {largest} or another divisor, for all or by an override for this module, let the last group"
+        " be shorter by ragged_groups=True, or leave it out by no_quant()"
+    )
     sentence = f"group_size={size} does not divide its {width} input columns"
+    expected = f"None or a divisor of its {width} input columns"
     return Problem(
         module=path, field="group_size", value=size, expected=expected, remedy=remedy, sentence=sentence
     )

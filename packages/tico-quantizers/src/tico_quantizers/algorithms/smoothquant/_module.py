@@ -24,6 +24,8 @@ from tico_quantizers.layers import QuantizedWeight, float_lines, matrix, shape
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 from tico_quantizers.solvers import ConsumerWeight, best_alpha, smoothing_scale
 
+_DOES = "scales norms, linear layers and convolutions"
+
 
 @final
 class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibration]):
@@ -50,7 +52,7 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         scaled = [(pair, scales[pair.path][1]) for pair in found.pairs]
         calibration.require_same_function(model, scaled)
         calibration.finish(model, edit)
-        left = float_lines(model, "smoothquant", found.left)
+        left = float_lines(model, "smoothquant", found.left, does=_DOES)
         root = model
         for pair, scale in scaled:
             root = fold(root, pair, scale, edit)
