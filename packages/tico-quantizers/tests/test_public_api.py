@@ -153,6 +153,7 @@ class TestCalibration(PublicNames):
         "Hook",
         "InputGrams",
         "ReachedLayers",
+        "RealTokens",
         "Recorder",
         "Replay",
         "Snapshots",
