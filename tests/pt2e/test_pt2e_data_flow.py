@@ -47,12 +47,12 @@ class RotaryAttention(nn.Module):
     def __init__(self, known: int | None = None) -> None:
         super().__init__()
         self.qkv = nn.Linear(32, 96)
-        self.cos, self.sin = (None, None) if known is None else map(nn.Buffer, rotation(known))
+        self.known = None if known is None else rotation(known)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the mixed values of `x` (samples, tokens, 32)."""
         count = x.shape[1]
-        cos, sin = rotation(count) if self.cos is None or self.sin is None else (self.cos, self.sin)
+        cos, sin = self.known or rotation(count)
         query, key, value = self.qkv(x).view(-1, count, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)
         query, key = (self._turned(each, cos, sin) for each in (query, key))
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)

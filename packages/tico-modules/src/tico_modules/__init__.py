@@ -35,7 +35,14 @@ from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.entry_points import find_entry_points
-from tico_modules._tree.module_tree import child_path, children, named_modules, parameter
+from tico_modules._tree.module_tree import (
+    child_path,
+    children,
+    named_modules,
+    own_tensor,
+    parameter,
+    tensor_place,
+)
 from tico_modules._tree.recorded_outputs import record_outputs
 from tico_modules._tree.ties import find_tied_paths
 
@@ -89,6 +96,7 @@ __all__ = [
     "load_quantized",
     "model_fingerprint",
     "named_modules",
+    "own_tensor",
     "parameter",
     "record_outputs",
     "remember",
@@ -98,4 +106,5 @@ __all__ = [
     "save_quantized",
     "select_below",
     "set_backend",
+    "tensor_place",
 ]

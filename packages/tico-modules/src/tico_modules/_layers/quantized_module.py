@@ -16,7 +16,7 @@ from tico_modules._storage.activation_grid import ActivationGrid
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._storage.read_only_weight import read_only
-from tico_modules._tree.module_tree import parameter
+from tico_modules._tree.module_tree import own_tensor
 
 
 @attrs.frozen(kw_only=True)
@@ -226,7 +226,7 @@ def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -
     Raises:
         ArtifactError: naming the tensor.
     """
-    weight, bias = parameter(original, "weight"), module.bias
+    weight, bias = own_tensor(original, "weight"), module.bias
     if weight is not None and isinstance(original, TransposedLinear):
         weight = weight.T
     if bias is not None and not bias.is_floating_point():
@@ -272,5 +272,5 @@ def copy_bias(module: nn.Module) -> Tensor | None:
 
     It may be a parameter, a buffer, as in frozen layers, or an ordinary attribute.
     """
-    bias: Tensor | None = getattr(module, "bias", None)
+    bias = own_tensor(module, "bias")
     return None if bias is None else bias.detach().clone()

@@ -59,6 +59,32 @@ def parameter(module: nn.Module, name: str) -> Tensor | None:
     return stored.get(name)
 
 
+def own_tensor(module: nn.Module, name: str) -> Tensor | None:
+    """Return the tensor `name` that `module` itself holds: a parameter, a buffer or a plain attribute.
+
+    None where it has none, or computes it.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> bias = layer.bias.detach()
+    >>> del layer.bias
+    >>> layer.register_buffer("bias", bias)
+    >>> own_tensor(layer, "bias") is bias, parameter(layer, "bias")
+    (True, None)
+    """
+    place = tensor_place(module, name)
+    return None if place is None else place[name]
+
+
+def tensor_place(module: nn.Module, name: str) -> dict[str, Tensor] | None:
+    """Return the dictionary in which `module` itself holds the tensor `name`, or None.
+
+    A parameter in it may only be replaced by a parameter.
+    """
+    held: dict[str, dict[str, Tensor]] = vars(module)
+    places = held["_parameters"], held["_buffers"], vars(module)
+    return next((place for place in places if isinstance(place.get(name), Tensor)), None)
+
+
 def child_path(parent: str, name: str) -> str:
     """Return the path of the child `name` of the module at `parent`.
 
