@@ -9,6 +9,7 @@ class TestPublicAPI(PublicAPI):
     package = "tico_observers"
     hidden = ("tico_quantizers", "tico_wrapq", "tico_api", "tico")
     names = (
+        "LARGEST_PLAUSIBLE",
         "AbsMaxStatistic",
         "AffineParams",
         "AnyObserver",

@@ -9,7 +9,7 @@ from torch import nn
 
 from tico_config import LifecycleError, Problem, PTQConfig
 from tico_modules import Edit
-from tico_wrapq.base import REGISTRY, Mode, Passage, QuantPoint, WeightCodes, require_data
+from tico_wrapq.base import REGISTRY, Mode, Passage, QuantPoint, WeightCodes, require_grids
 from tico_wrapq.ptq._wrapping import wrap
 
 
@@ -74,7 +74,7 @@ class PTQWrapper(nn.Module):
             CalibrationError: points saw no data; nothing was changed.
         """
         self._require(Mode.CALIB)
-        require_data(self._points())
+        require_grids(self._points())
         weights = WeightCodes()
         with Edit() as edit:
             for wrapper in self._wrappers.values():

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from tico_config import Found, PerTensor, Problem, UnsupportedError
 from tico_modules import Edit, Layout, PackedWeight, Parts, QuantizedModule, carry_over, parameter
 from tico_wrapq.base import ACT_IN, ACT_OUT, PointDeclaration, Resolve, Role, WeightCodes, register
+from tico_wrapq.torch_nn._channel_axis import channel_axis
 from tico_wrapq.torch_nn._layers import pack_weight, why_not_integer
 from tico_wrapq.torch_nn._unary import QuantUnary
 
@@ -135,6 +136,11 @@ class QuantizedNorm(QuantizedModule):
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
         """Return the norm made of `parts` with the given settings."""
         return cls(parts, NormSettings.read(settings))
+
+
+@channel_axis.register
+def _(module: QuantizedNorm) -> int:
+    return 1 if module.norm.norm in ("group", "batch") else -1
 
 
 @register(nn.LayerNorm)
