@@ -148,6 +148,7 @@ class TestCalibration(PublicNames):
         "Hook",
         "InputGrams",
         "ReachedLayers",
+        "RealTokens",
         "Recorder",
         "Replay",
         "Snapshots",

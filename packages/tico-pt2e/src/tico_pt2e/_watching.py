@@ -11,7 +11,7 @@ from tico_config import CalibrationError, Found, PerTensor, Problem, QuantSpec
 from tico_modules import LayerReport
 from tico_observers import AffineParams, Observer, observer_for
 from tico_pt2e._graph import WeightSite
-from tico_quantizers.calibration import Calibration, Recorder
+from tico_quantizers.calibration import Calibration, RealTokens, Recorder
 
 
 class Watch(nn.Module):
@@ -31,7 +31,7 @@ class Watch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, seen while calibration goes on."""
         if self._calibration is not None and self._calibration.watching:
-            self._observer.collect(x)
+            self._observer.collect(self._calibration.tokens.strip(x))
         return x
 
     def follow(self, calibration: Calibration) -> None:
@@ -103,6 +103,7 @@ class GraphCalibration(Calibration):
         self.weights = weights
         self.lines = lines
         super().__init__(_Watches(self.watches))
+        self.tokens = RealTokens(by_shape_alone=True)
         for watch in self.watches:
             watch.follow(self)
 

@@ -18,6 +18,7 @@ from tico_quantizers.calibration._hooks import Hook, after_call, before_call, is
 from tico_quantizers.calibration._input_grams import InputGrams, located
 from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._reached_layers import ReachedLayers
+from tico_quantizers.calibration._real_tokens import RealTokens
 from tico_quantizers.calibration._snapshots import Snapshots, revision
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Hook",
     "InputGrams",
     "ReachedLayers",
+    "RealTokens",
     "Recorder",
     "Replay",
     "Snapshots",

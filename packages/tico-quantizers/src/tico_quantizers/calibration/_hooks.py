@@ -61,9 +61,15 @@ def after_call(
     module: nn.Module,
     action: Callable[[tuple[object, ...], dict[str, object], object], object],
     watcher: Watcher | None = None,
+    *,
+    always: bool = False,
 ) -> RemovableHandle:
-    """Call ``action(args, kwargs, output)`` after each call of `module`; its result replaces the output."""
-    return module.register_forward_hook(Hook(action, watcher).after, with_kwargs=True)
+    """Call ``action(args, kwargs, output)`` after each call of `module`; its result replaces the output.
+
+    With `always`, after calls that end with an exception too.
+    """
+    hook = Hook(action, watcher)
+    return module.register_forward_hook(hook.after, with_kwargs=True, always_call=always)
 
 
 def is_watched(module: nn.Module) -> bool:

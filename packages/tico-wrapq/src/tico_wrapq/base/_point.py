@@ -23,7 +23,7 @@ from tico_config import (
 )
 from tico_modules import ActivationGrid, Edit
 from tico_observers import LARGEST_PLAUSIBLE, AnyObserver, observer_for
-from tico_wrapq.base._declaration import PointDeclaration, spec_problem
+from tico_wrapq.base._declaration import PointDeclaration, Role, spec_problem
 from tico_wrapq.base._passage import Passage
 from tico_wrapq.base._point_statistics import PointStatistics
 
@@ -130,7 +130,8 @@ class QuantPoint(nn.Module):
                 raise LifecycleError(Problem(module=self.path, value=found, expected=expected))
             case Passing() | Watching():
                 if self.spec.is_quantized and not self.is_dynamic:
-                    statistics = PointStatistics(self._new_observer(), self.declaration.channels)
+                    channels, heads = self.declaration.channels, self.declaration.role is Role.OTHER
+                    statistics = PointStatistics(self._new_observer(), channels, of_heads=heads)
                     vars(self)["state"] = Watching(statistics, passage or Passage())
             case unreachable:
                 assert_never(unreachable)

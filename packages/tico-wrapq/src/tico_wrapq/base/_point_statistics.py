@@ -61,14 +61,18 @@ class PointStatistics:
     Args:
         observer: without data; it determines the grid in the end, and has the path of the point as its name.
         axis: of the channels, the last one where it is None.
+        of_heads: whether these are the heads of an attention, and not channels of images or signals.
     """
 
-    def __init__(self, observer: AnyObserver, axis: int | None) -> None:
+    def __init__(self, observer: AnyObserver, axis: int | None, *, of_heads: bool = False) -> None:
         self._observer = observer
-        self._axis = -1 if axis is None else axis
+        self.axis = -1 if axis is None else axis
+        # Where padding is looked for, channels before others are on axis 1, and heads on axis -3.
+        self.padding_axis = 1 if self.axis < -1 and not of_heads else self.axis
         spans = isinstance(observer, MinMaxObserver) and observer.granularity == PerTensor()
         self.spans_range = spans and observer.on_nonfinite == "error"
         self.path = observer.name
+        self.owner = observer.name.rpartition(".")[0]
         self.batches = 0
         self.place: Place | None = None
         self.latest: Extremes | None = None
@@ -78,7 +82,7 @@ class PointStatistics:
     def channels(self) -> ChannelRangeStatistic:
         """The range of each channel, of everything that counts."""
         channels = None if self.place is None else self.place.channels
-        return ChannelRangeStatistic(axis=self._axis, channels=channels)
+        return ChannelRangeStatistic(axis=self.axis, channels=channels)
 
     def see(self, x: Tensor, reader: ChannelRangeReader) -> None:
         """Note what `x` shows, until the forward pass ends; what `reader` knows of it is not read again."""
@@ -88,7 +92,7 @@ class PointStatistics:
             self._collecting.collect(x)
             if self._observer.on_nonfinite == "ignore":
                 return  # the values left out would count
-        seen = reader.read(x, self._axis, self.path)
+        seen = reader.read(x, self.axis, self.path)
         if seen is not None:
             self.latest = seen if self.latest is None else merge_channels(self.latest, seen)
 
