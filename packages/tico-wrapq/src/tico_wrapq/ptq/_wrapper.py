@@ -9,6 +9,7 @@ from torch import nn
 
 from tico_config import LifecycleError, Problem, PTQConfig
 from tico_modules import Edit
+from tico_quantizers import Calibration
 from tico_wrapq.base import REGISTRY, Mode, Passage, QuantPoint, WeightCodes, require_grids
 from tico_wrapq.ptq._wrapping import wrap
 
@@ -40,16 +41,25 @@ class PTQWrapper(nn.Module):
         self._wrappers = found.wrappers
         self.wrapped = found.root
         self._passage = Passage()
+        self._calibration = Calibration(self._passage)
+        self._passage.calibration = self._calibration
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """Return what the wrapped module returns; a pass that raises shows the points nothing."""
-        self._passage.drop_unfinished()
-        self._passage.under_way = True
-        try:
-            output: object = self.wrapped(*args, **kwargs)
-        finally:
-            self._passage.under_way = False
-        self._passage.finish()
+        """Return what the wrapped module returns; a pass that raises shows the points nothing.
+
+        Raises:
+            LifecycleError: another thread has called the module since, while it is watched.
+            NumericsError: a point that watches saw NaN or infinity.
+        """
+        if self.mode is not Mode.CALIB:
+            return self._output(*args, **kwargs)
+        self._calibration.begin([], args, kwargs)
+        output = self._output(*args, **kwargs)
+        self._calibration.end(args, kwargs, output)
+        return output
+
+    def _output(self, *args: object, **kwargs: object) -> object:
+        output: object = self.wrapped(*args, **kwargs)
         return output
 
     def _points(self) -> Iterator[QuantPoint]:
