@@ -149,6 +149,8 @@ class QuantPoint(nn.Module):
     def fix(self, grid: ActivationGrid | None, edit: Edit) -> None:
         """Move tensors to `grid` from now on; None lets them pass."""
         children: dict[str, nn.Module | None] = self._modules
+        if grid is not None:
+            edit.set_attribute(grid, "training", self.training)
         edit.put(children, "fixed", grid)
         edit.set_attribute(self, "state", _PASSING if grid is None else Frozen(grid))
 

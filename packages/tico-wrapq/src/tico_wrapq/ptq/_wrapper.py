@@ -35,6 +35,7 @@ class PTQWrapper(nn.Module):
 
     def __init__(self, module: nn.Module, config: PTQConfig | None = None) -> None:
         super().__init__()
+        self.training = module.training
         self.mode = Mode.NO_QUANT
         with Edit() as edit:
             found = wrap(module, config or PTQConfig(), REGISTRY.with_installed(), edit)
