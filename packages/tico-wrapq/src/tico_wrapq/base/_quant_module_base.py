@@ -22,9 +22,10 @@ from tico_modules import (
     named_modules,
     select_below,
 )
+from tico_wrapq.base._declaration import PointDeclaration, Role
 from tico_wrapq.base._mode import Mode
 from tico_wrapq.base._passage import Passage
-from tico_wrapq.base._point import PointDeclaration, QuantPoint, Role
+from tico_wrapq.base._point import QuantPoint
 
 Resolve: TypeAlias = Callable[[str], QuantSpec]
 

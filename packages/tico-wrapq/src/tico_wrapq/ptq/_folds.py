@@ -188,6 +188,7 @@ class Folds(Recorder):
 
     def _note(self, index: int, role: str, args: object, kwargs: object, output: object) -> None:
         """Note a call until the forward pass ends; outside of a pass of the model it counts at once."""
+        self._calibration.require_own_pass()
         self._latest[index, role] += 1
         batched = _BATCHED[type(self._folds[index].layer.layer)]
         if role == "layer" and not (isinstance(output, Tensor) and output.ndim == batched):

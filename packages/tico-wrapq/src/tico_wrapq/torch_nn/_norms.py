@@ -16,6 +16,7 @@ from typing_extensions import Self
 from tico_config import Found, PerTensor, Problem, UnsupportedError
 from tico_modules import Edit, Layout, PackedWeight, Parts, QuantizedModule, carry_over, parameter
 from tico_wrapq.base import ACT_IN, ACT_OUT, PointDeclaration, Resolve, Role, WeightCodes, register
+from tico_wrapq.torch_nn._channel_axis import channel_axis
 from tico_wrapq.torch_nn._layers import pack_weight, why_not_integer
 from tico_wrapq.torch_nn._unary import QuantUnary
 
@@ -197,6 +198,11 @@ class QuantizedNorm(UsedStatistics, QuantizedModule):
         if parts.packed.shape != (1, math.prod(norm.shape)):
             raise settings.make_error("shape", f"one of the {parts.packed.columns} weights in a row")
         return cls(parts, norm)
+
+
+@channel_axis.register
+def _(module: QuantizedNorm) -> int:
+    return 1 if module.norm.norm in ("group", "batch") else -1
 
 
 @register(nn.LayerNorm)
