@@ -11,6 +11,7 @@ import attrs
 from tico_config._declared_types import type_problems
 from tico_config._errors import ConfigError
 from tico_config._frozen_mapping import FrozenMapping, freeze, is_hashable
+from tico_config._named_fields import NamedFields
 from tico_config._overrides import Resolution, pattern_problems, winning_rule
 from tico_config._partial import apply_partial, partial_problems
 from tico_config._problem import Problem
@@ -32,7 +33,7 @@ def _unhashable(key: str, value: object) -> Problem:
 
 
 @attrs.frozen(kw_only=True)
-class BaseConfig:
+class BaseConfig(NamedFields):
     """Base of every config: frozen, keyword-only, validated at construction.
 
     A config of your own sets `name` and its fields, and needs no more. Their declared types are checked; what

@@ -7,12 +7,13 @@ from typing import TypeAlias
 import attrs
 
 from tico_config._dtype import MXFormat
+from tico_config._named_fields import NamedFields
 from tico_config._problem import Problem
 from tico_config.validation import as_float, check_instance, check_integer, check_number, refuse
 
 
 @attrs.frozen
-class MinMaxSpec:
+class MinMaxSpec(NamedFields):
     """The smallest and the largest value seen.
 
     >>> MinMaxSpec() == MinMaxSpec()
@@ -21,7 +22,7 @@ class MinMaxSpec:
 
 
 @attrs.frozen
-class EMASpec:
+class EMASpec(NamedFields):
     """Exponential moving average of each batch's range: new = momentum * old + (1 - momentum) * batch.
 
     >>> EMASpec(momentum=0).momentum
@@ -36,7 +37,7 @@ class EMASpec:
 
 
 @attrs.frozen
-class HistogramSpec:
+class HistogramSpec(NamedFields):
     """Counts over bins that never depend on the data; the grid spans the range seen.
 
     >>> HistogramSpec()
@@ -45,7 +46,7 @@ class HistogramSpec:
 
 
 @attrs.frozen
-class PercentileSpec:
+class PercentileSpec(NamedFields):
     """The values at two percentiles of all values seen, in percent.
 
     >>> PercentileSpec(upper=99).upper
@@ -67,7 +68,7 @@ class PercentileSpec:
 
 
 @attrs.frozen
-class MSESpec:
+class MSESpec(NamedFields):
     """The range whose grid has the smallest squared error, among `steps` shrunken ranges.
 
     >>> MSESpec().steps
@@ -82,7 +83,7 @@ class MSESpec:
 
 
 @attrs.frozen
-class HessianMSESpec:
+class HessianMSESpec(NamedFields):
     """As `MSESpec`, with the error of each input column weighted by the mean square of that input.
 
     That is the diagonal of the Hessian of the layer's output error: the clip search of a weight whose
@@ -100,7 +101,7 @@ class HessianMSESpec:
 
 
 @attrs.frozen
-class EntropySpec:
+class EntropySpec(NamedFields):
     """The range whose grid has the smallest Kullback-Leibler divergence, among `steps` shrunken ranges.
 
     >>> EntropySpec(steps=10)
@@ -115,7 +116,7 @@ class EntropySpec:
 
 
 @attrs.frozen
-class MXSpec:
+class MXSpec(NamedFields):
     """Microscaling: blocks of 32 along `axis` share a power-of-two scale taken from the block itself.
 
     >>> MXSpec(MXFormat.MXINT8).axis
@@ -134,7 +135,7 @@ class MXSpec:
 
 
 @attrs.frozen
-class NoQuant:
+class NoQuant(NamedFields):
     """The tensor stays in floating point.
 
     >>> NoQuant()
