@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 import pytest
 import torch
@@ -98,7 +98,10 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     ptq_model(tmp_path)
     error = run_without(HIDDEN, LOAD, str(tmp_path)).stderr
     assert "ArtifactError" in error
-    assert "of the package tico_wrapq, which cannot be imported (tico_wrapq is hidden)" in error
+    assert (
+        "of the package tico_wrapq, which cannot be imported (ModuleNotFoundError: tico_wrapq is hidden)"
+        in error
+    )
     assert "pip install --upgrade tico-wrapq" in error
 
 
@@ -138,10 +141,8 @@ def test_a_file_without_packages_is_loaded(tmp_path: Path, monkeypatch: pytest.M
     assert "install its package" in str(caught.value)
 
 
-class Imposter:
+class Imposter(QuantizedLinear):
     """Has the kind of another class."""
-
-    kind: ClassVar[str] = "linear"
 
 
 IMPOSTERS: Final = (Imposter,)

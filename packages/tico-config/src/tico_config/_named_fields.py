@@ -10,7 +10,7 @@ from typing import Final
 import attrs
 from typing_extensions import Self
 
-from tico_config._errors import ConfigError
+from tico_config._errors import CallError
 from tico_config._problem import Found, Problem, describe
 
 _ELSEWHERE: Final[Mapping[str, Sequence[str]]] = {
@@ -42,15 +42,19 @@ _ELSEWHERE: Final[Mapping[str, Sequence[str]]] = {
 
 
 class NamedFields:
-    """Base of the values that users make: a call with names that are no fields is a `ConfigError`."""
+    """Base of the values that users make: a call with names that are no fields is refused."""
 
     __slots__ = ()
 
     def __new__(cls, *args: object, **fields: object) -> Self:
-        """Check the names before attrs takes the fields."""
+        """Check the names before attrs takes the fields.
+
+        Raises:
+            ConfigError: a name is no field, or a value has no name; it is a `TypeError` too.
+        """
         problems = list(_call_problems(cls, args, fields))
         if problems:
-            raise ConfigError(*problems)
+            raise CallError(*problems)
         return super().__new__(cls)
 
 

@@ -35,6 +35,7 @@ from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.entry_points import find_entry_points
 from tico_modules._tree.module_tree import child_path, children, named_modules, parameter
+from tico_modules._tree.plug_ins import BrokenPlugIn, load_plug_in
 from tico_modules._tree.recorded_outputs import record_outputs
 from tico_modules._tree.ties import find_tied_paths
 
@@ -53,6 +54,7 @@ INTEGER_MODULES = (
 __all__ = [
     "INTEGER_MODULES",
     "ActivationGrid",
+    "BrokenPlugIn",
     "ConvSettings",
     "ConvTransposeSettings",
     "DataFingerprint",
@@ -84,6 +86,7 @@ __all__ = [
     "find_tied_paths",
     "keep_dequantized",
     "library_versions",
+    "load_plug_in",
     "load_quantized",
     "model_fingerprint",
     "named_modules",
