@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import pytest
 import torch
@@ -23,6 +23,7 @@ from tico_modules import (
     QuantizedConv2d,
     QuantizedEmbedding,
     QuantizedLinear,
+    RestorableModule,
     load_quantized,
     save_quantized,
 )
@@ -141,8 +142,10 @@ def test_a_file_without_packages_is_loaded(tmp_path: Path, monkeypatch: pytest.M
     assert "install its package" in str(caught.value)
 
 
-class Imposter(QuantizedLinear):
+class Imposter(RestorableModule):
     """Has the kind of another class."""
+
+    kind: ClassVar[str] = "linear"
 
 
 IMPOSTERS: Final = (Imposter,)
