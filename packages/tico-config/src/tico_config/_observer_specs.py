@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import attrs
 
+from tico_config._declared_types import field_problems
 from tico_config._dtype import MXFormat
 from tico_config._named_fields import NamedFields
 from tico_config._problem import Problem
@@ -143,6 +145,39 @@ class NoQuant(NamedFields):
     """
 
 
+@attrs.frozen
+class CustomObserverSpec(NamedFields):
+    """Base of the specs that name observers of other packages.
+
+    A spec of your own has fields, whose declared types are checked, and nothing else; `field_problems` says
+    what a type does not. `register_observer_spec` lets JSON name it, and `tico_observers.register_observer`
+    says which observer it stands for.
+
+    >>> @attrs.frozen
+    ... class TrimmedSpec(CustomObserverSpec):
+    ...     share: float = 0.99
+    >>> from tico_config import UINT8, affine
+    >>> affine(UINT8, observer=TrimmedSpec(share=0.9)).observer
+    TrimmedSpec(share=0.9)
+    """
+
+    def __attrs_post_init__(self) -> None:
+        """Validate the fields."""
+        refuse(*field_problems(self, self.field_problems))
+
+    def field_problems(self) -> Sequence[Problem | None]:
+        """Return what is wrong with the fields beyond their types; None is no problem."""
+        return ()
+
+
 ObserverSpec: TypeAlias = (
-    MinMaxSpec | EMASpec | HistogramSpec | PercentileSpec | MSESpec | EntropySpec | MXSpec | NoQuant
+    MinMaxSpec
+    | EMASpec
+    | HistogramSpec
+    | PercentileSpec
+    | MSESpec
+    | EntropySpec
+    | MXSpec
+    | NoQuant
+    | CustomObserverSpec
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint
 from typing import TypeVar, final
@@ -34,7 +35,11 @@ def quantizer_entry(config_type: type[C], quantizer: Callable[[C], BaseQuantizer
     """Return the entry that ties a config type to its quantizer; a mismatch is a type error.
 
     The quantizer of a base may serve a class derived from it that adds nothing to be read.
+
+    Raises:
+        ConfigError: `quantizer` is a class that lacks methods; each is named, with what it takes and returns.
     """
+    _require_complete(quantizer)
 
     def make(config: BaseConfig) -> AnyQuantizer:
         if not isinstance(config, config_type):
@@ -43,6 +48,23 @@ def quantizer_entry(config_type: type[C], quantizer: Callable[[C], BaseQuantizer
         return quantizer(config)
 
     return QuantizerEntry(config_type, make)
+
+
+def _require_complete(quantizer: object) -> None:
+    missing: frozenset[str] = getattr(quantizer, "__abstractmethods__", frozenset())
+    problems = [
+        Problem(
+            module=getattr(quantizer, "__name__", None),
+            field=name,
+            value=Found("nothing"),
+            expected="defined",
+            sentence=f"the method {name} is not defined",
+            remedy=f"write def {name}{inspect.signature(getattr(quantizer, name))}".replace("'", ""),
+        )
+        for name in sorted(missing)
+    ]
+    if problems:
+        raise ConfigError(*problems)
 
 
 @final
