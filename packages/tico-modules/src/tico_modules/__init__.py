@@ -43,6 +43,7 @@ from tico_modules._tree.module_tree import (
     parameter,
     tensor_place,
 )
+from tico_modules._tree.plug_ins import BrokenPlugIn, load_plug_in
 from tico_modules._tree.recorded_outputs import record_outputs
 from tico_modules._tree.ties import find_tied_paths
 
@@ -61,6 +62,7 @@ INTEGER_MODULES = (
 __all__ = [
     "INTEGER_MODULES",
     "ActivationGrid",
+    "BrokenPlugIn",
     "ConvSettings",
     "ConvTransposeSettings",
     "DataFingerprint",
@@ -93,6 +95,7 @@ __all__ = [
     "find_tied_paths",
     "keep_dequantized",
     "library_versions",
+    "load_plug_in",
     "load_quantized",
     "model_fingerprint",
     "named_modules",

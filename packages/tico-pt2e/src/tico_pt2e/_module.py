@@ -62,6 +62,7 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
     """Rounds the values and weights of an exported graph to nearest, on grids that calibration finds."""
 
     works_in_place: ClassVar[bool] = False
+    graphs: ClassVar[tuple[type[fx.GraphModule], ...]] = (fx.GraphModule,)
 
     def prepare(
         self, model: nn.Module, example: Example | None, edit: Edit
