@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,17 +31,24 @@ def _gpt2() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = GPT2Config(vocab_size=40, n_positions=16, n_embd=16, n_layer=2, n_head=2)
-        return GPT2LMHeadModel(config).eval()
+        model: nn.Module = GPT2LMHeadModel(config)
+        return model.train(False)
+
+
+def _transposed(kind: Callable[[int, int], nn.Module], outputs: int, inputs: int) -> nn.Module:
+    """Return a layer of transformers, whose classes have no types."""
+    return kind(outputs, inputs)
 
 
 def _pair() -> tuple[nn.Module, nn.Module]:
     """Return a transposed layer of 6 inputs and 5 outputs, and the linear layer that it equals."""
     torch.manual_seed(0)
-    transposed, linear = Conv1D(5, 6), nn.Linear(6, 5)
-    nn.init.normal_(transposed.bias)
+    transposed, linear = _transposed(Conv1D, 5, 6), nn.Linear(6, 5)
+    weight, bias = (transposed.get_parameter(name) for name in ("weight", "bias"))
+    nn.init.normal_(bias)
     with torch.no_grad():
-        linear.weight.copy_(transposed.weight.T)
-        linear.bias.copy_(transposed.bias)
+        linear.weight.copy_(weight.T)
+        linear.bias.copy_(bias)
     return nn.Sequential(transposed).eval(), nn.Sequential(linear).eval()
 
 
@@ -54,10 +62,9 @@ def test_it_is_a_linear_layer_with_another_layout(spec: QuantSpec) -> None:
         made.append(convert(model))
     transposed, linear = made
     if spec.is_quantized:
-        assert type(transposed[0]) is type(linear[0]) is QuantizedLinear
-        assert same_tensors(
-            tensors_of(transposed[0].get_submodule("packed")), tensors_of(linear[0].get_submodule("packed"))
-        )
+        assert all(type(model.get_submodule("0")) is QuantizedLinear for model in made)
+        codes = [tensors_of(model.get_submodule("0.packed")) for model in made]
+        assert same_tensors(*codes)
     assert coverage(transposed).macs == coverage(linear).macs == 12 * 6 * 5
     x = values(1, 2, 6)
     assert torch.allclose(transposed(x), linear(x), atol=1e-6)  # a code may be another by a rounded sum
@@ -84,7 +91,7 @@ def test_points_of_a_float_weight_are_saved(tmp_path: Path) -> None:
     model, skeleton = _pair()[0], _pair()[0]
     prepare(model, PTQConfig(weight=no_quant()))
     model(values(0, 3, 6))
-    assert isinstance(convert(model)[0], QuantTransposedLinear)
+    assert isinstance(convert(model).get_submodule("0"), QuantTransposedLinear)
     save_quantized(model, tmp_path)
     loaded = load_quantized(tmp_path, skeleton)
     assert torch.equal(loaded(values(1, 3, 6)), model(values(1, 3, 6)))
@@ -95,11 +102,12 @@ class _Halved(Conv1D):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return half of the output."""
-        return super().forward(x) / 2
+        output: torch.Tensor = super().forward(x)  # type: ignore[no-untyped-call]  # of transformers
+        return output / 2
 
 
 def test_subclass_with_another_forward_is_refused() -> None:
     """An integer layer would lose it."""
-    model = nn.Sequential(_Halved(5, 6)).eval()
+    model = nn.Sequential(_transposed(_Halved, 5, 6)).eval()
     with refused(model, UnsupportedError, module="0"):
         prepare(model, PTQConfig())

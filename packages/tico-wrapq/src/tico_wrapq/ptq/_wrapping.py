@@ -147,8 +147,9 @@ def _unless_float(site: ModuleSite, config: PTQConfig) -> ModuleSite:
 
 def _asked_float(site: ModuleSite, config: PTQConfig) -> bool:
     """Whether overrides say of the module, or of every weight that it owns, that it is to stay float."""
-    asked = [(path, site.path) for path in _float_paths(site)] if site.refusal else []
-    rules = [winning_rule(config.overrides, paths) for paths in asked or [(site.path,)]]
+    owned = [(path, site.path) for path in _float_paths(site)] if site.refusal else []
+    asked: list[tuple[str, ...]] = [*owned] or [(site.path,)]
+    rules = [winning_rule(config.overrides, paths) for paths in asked]
     changes = [None if rule is None else config.overrides[rule.pattern] for rule in rules]
     return all(isinstance(change, QuantSpec) and not change.is_quantized for change in changes)
 
