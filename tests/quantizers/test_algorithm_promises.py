@@ -39,7 +39,6 @@ class TestSmoothQuant(AlgorithmPromises):
     config = SmoothQuantConfig()
     unmet: ClassVar[Mapping[str, str]] = {
         "test_hooks_are_called_as_often_as_the_model": "prepare runs the example with the user's hooks",
-        "test_override_on_a_relu_says_that_it_is_one": "it says that the path is in no pair, not why",
     }
 
 

@@ -81,6 +81,22 @@ def test_padding_is_known_by_any_mask(masks: Mapping[str, Tensor]) -> None:
     assert torch.equal(stripped(x, masks), x[REAL])
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        torch.zeros(7, 5, 5),  # one of windows, as Swin has it
+        torch.zeros(2, 4, 5, 9),  # of queries and other keys
+        torch.zeros(2, 5, 5, 1, 1),
+        torch.zeros(3, 4),
+        torch.zeros(()),
+    ],
+)
+def test_a_mask_that_is_about_something_else_says_nothing(mask: Tensor) -> None:
+    """What has another shape than the tokens is left to the model."""
+    x = values(0, 2, 5, 3)
+    assert stripped(x, {"attention_mask": mask}) is x
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_masks_of_torch_layers_are_read_as_torch_does(side: str) -> None:
     """In a ``src_key_padding_mask`` True is padding; a square ``src_mask`` says nothing of padding."""

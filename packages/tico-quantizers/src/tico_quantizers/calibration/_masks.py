@@ -94,6 +94,8 @@ class _Group:
         square = mask.shape[-2] in (1, mask.shape[-1])
         if not alike or (not self.prefix and (len(alike) > 1 or not square)):
             return iter(())  # it may be about what another one attends to
+        if mask.shape[0] not in (1, alike[0].shape[0]):
+            return iter(())  # it is no mask of samples: Swin has one of windows
         seen = _seen(mask)
         return self._about(seen.expand(alike[0].shape[0], -1), explicit=False)
 

@@ -65,6 +65,7 @@ class RealTokens:
         self._by_shape_alone = by_shape_alone
         self._calls: list[tuple[_Owner, _Known]] = []
         self._named: tuple[str, tuple[int, ...], Statement] | None = None
+        self._has_padding = False
 
     def __deepcopy__(self, memo: dict[int, object]) -> RealTokens:
         """Return one that knows of no calls: those that go on are calls of the original."""
@@ -96,7 +97,7 @@ class RealTokens:
         known = look(args, kwargs)
         if self._by_shape_alone:
             _require_one_mask_a_shape(known.said)
-        self._calls.append((owner, known))
+        self._set_calls([*self._calls, (owner, known)])
 
     def _end(self, owner: _Owner, args: object, kwargs: object, output: object) -> None:
         self._drop_from(owner)
@@ -105,11 +106,15 @@ class RealTokens:
         """Forget the call of `owner`, and those in it."""
         owners = [known for known, _ in self._calls]
         if owner in owners:
-            del self._calls[owners.index(owner) :]
+            self._set_calls(self._calls[: owners.index(owner)])
+
+    def _set_calls(self, calls: list[tuple[_Owner, _Known]]) -> None:
+        self._calls = calls
+        self._has_padding = any(one.real is not None for one in self._said())
 
     def clear(self) -> None:
         """Forget all calls: none goes on."""
-        self._calls.clear()
+        self._set_calls([])
         self._named = None
 
     def now(self) -> tuple[Statement, ...]:
@@ -120,11 +125,11 @@ class RealTokens:
     def again(self, said: tuple[Statement, ...]) -> Iterator[None]:
         """Let hold what `now` returned, and nothing else, in the context."""
         before = self._calls
-        self._calls = [((0, "again"), _Known(said))]
+        self._set_calls([((0, "again"), _Known(said))])
         try:
             yield
         finally:
-            self._calls = before
+            self._set_calls(before)
 
     def rows(self, x: Tensor, owner: str = "") -> Tensor | None:
         """Return which rows of `x` (…, features) are real, of shape (…); None if all are.
@@ -170,10 +175,6 @@ class RealTokens:
         if said is None or said.real is None:
             return None
         return said.real.view(*said.shape, *(1,) * (x.ndim - 3)).expand(x.shape[:-1])
-
-    @property
-    def _has_padding(self) -> bool:
-        return any(one.real is not None for one in self._said())
 
     def _said(self) -> Iterator[Statement]:
         return (one for _, known in self._calls for one in known.said)

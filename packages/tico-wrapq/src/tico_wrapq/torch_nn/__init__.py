@@ -17,7 +17,7 @@ from tico_wrapq.torch_nn._layers import (
     pack_weight,
     why_not_integer,
 )
-from tico_wrapq.torch_nn._norms import NORM_WEIGHT, NormSettings, QuantizedNorm, QuantNorm
+from tico_wrapq.torch_nn._norms import NORM_WEIGHT, NormSettings, QuantizedNorm, QuantNorm, UsedStatistics
 from tico_wrapq.torch_nn._unary import QuantUnary
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "QuantUnary",
     "QuantizedEmbeddingBag",
     "QuantizedNorm",
+    "UsedStatistics",
     "layer_work",
     "multiplies",
     "pack_weight",

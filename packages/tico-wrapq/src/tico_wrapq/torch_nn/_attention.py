@@ -65,6 +65,16 @@ class QuantMultiheadAttention(QuantModuleBase):
         self.out_proj = module.out_proj
         self.num_heads, self.batch_first = module.num_heads, module.batch_first
 
+    @property
+    def in_proj_weight(self) -> Tensor:
+        """The stacked weights of the projections, as torch has them."""
+        return _tensor(self.in_proj, "weight")
+
+    @property
+    def in_proj_bias(self) -> Tensor | None:
+        """The stacked biases of the projections."""
+        return _optional(self.in_proj, "bias")
+
     def forward(
         self,
         query: Tensor,

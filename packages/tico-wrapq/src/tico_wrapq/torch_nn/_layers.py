@@ -28,6 +28,7 @@ from tico_modules import (
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedModule,
+    answer_for,
     carry_over,
     child_path,
     parameter,
@@ -293,7 +294,13 @@ class QuantInteger(QuantModuleBase):
             found = Found(type(module).__name__)
             raise UnsupportedError(Problem(module=self.path, value=found, expected="an integer layer"))
         self.layer = module.with_parts(Parts(packed=module.packed, bias=module.bias))
+        answer_for(module, self.layer)
         self.layer.training = module.training
+
+    @property
+    def original(self) -> nn.Module:
+        """The integer layer."""
+        return self.layer
 
     @classmethod
     def points_of(cls, module: nn.Module) -> tuple[PointDeclaration, ...]:
