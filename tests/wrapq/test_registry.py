@@ -36,7 +36,7 @@ from tico_wrapq import (
     try_register,
     wrapper_entry,
 )
-from tico_wrapq.base import REGISTRY
+from tico_wrapq.base import REGISTRY, RegistryEntry
 
 
 class _Layer(nn.Linear):
