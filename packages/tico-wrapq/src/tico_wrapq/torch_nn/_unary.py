@@ -22,6 +22,8 @@ _TORCH = (
     nn.CELU,
     nn.ELU,
     nn.GELU,
+    nn.GLU,
+    nn.Hardshrink,
     nn.Hardsigmoid,
     nn.Hardswish,
     nn.Hardtanh,
@@ -42,9 +44,14 @@ _TORCH = (
     nn.SiLU,
     nn.Sigmoid,
     nn.Softmax,
+    nn.Softmax2d,
+    nn.Softmin,
     nn.Softplus,
+    nn.Softshrink,
     nn.Softsign,
     nn.Tanh,
+    nn.Tanhshrink,
+    nn.Threshold,
     nn.Upsample,
 )
 
