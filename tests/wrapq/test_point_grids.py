@@ -22,7 +22,7 @@ from tico.quantization.config import (
 )
 from tico_config import Granularity, PerChannel, PerGroup
 from tico_observers import RangeStatistic, params_from_range
-from tico_quantizers import QuantizedModule
+from tico_quantizers import ActivationGrid, QuantizedModule
 from tico_quantizers.testing import refused
 from tico_wrapq import Add, QuantPoint
 from tiny_models import values
@@ -64,8 +64,9 @@ def test_grids_per_channel_go_along_the_channels(kind: str) -> None:
     """Wherever a module has its channels, each of them has the grid of its own range."""
     model, x, axis = _prepared(kind), _data(kind), KINDS[kind][2]
     model(x)
-    layer = convert(model)[0]
+    layer = convert(model).get_submodule("0")
     grid = layer.act_in if isinstance(layer, QuantizedModule) else layer.get_submodule("act_in.fixed")
+    assert isinstance(grid, ActivationGrid)
     seen = RangeStatistic(granularity=PerChannel(axis)).observe(x).extremes
     assert seen is not None
     expected = params_from_range(
@@ -80,7 +81,7 @@ def test_grids_per_channel_go_along_the_channels(kind: str) -> None:
 def test_grids_do_not_depend_on_the_batch(kind: str) -> None:
     """Batches of another number of rows, or in another order, give what the rows give by themselves."""
     model, x = _prepared(kind), _data(kind)
-    for batch in x.flip(0).split([3, 5]):
+    for batch in torch.split(x.flip(0), [3, 5]):
         model(batch)
     whole = _prepared(kind)
     whole(x)

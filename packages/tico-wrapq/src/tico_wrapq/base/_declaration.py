@@ -60,14 +60,25 @@ def spec_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> P
 def _activation_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> Problem | None:
     """Return why activations cannot have the grid that `spec` asks for, or None."""
     if isinstance(spec.observer, MXSpec):
-        expected = "an integer grid or no_quant()"
-        return Problem(module=path, field="spec", value=Found(str(spec)), expected=expected)
+        return _microscaling_problem(path, spec)
     asked = spec.granularity_or(declaration.granularity)
     if isinstance(asked, PerGroup):
         return _group_problem(path, asked)
     if isinstance(asked, PerChannel) and not _is_along_channels(declaration, spec, asked.axis):
         return _axis_problem(path, declaration.channels, asked)
     return None
+
+
+def _microscaling_problem(path: str, spec: QuantSpec) -> Problem:
+    return Problem(
+        module=path,
+        field="spec",
+        value=Found(str(spec)),
+        expected="an integer grid or no_quant()",
+        sentence=f"its grid is one of integers with a scale and a zero point, which blocks of {spec} are not",
+        remedy="take affine(DType.int(8), granularity=PerToken()), whose scales need no data either, or "
+        f"no_quant(), for all or by an override for {path!r}",
+    )
 
 
 def _group_problem(path: str, asked: PerGroup) -> Problem:

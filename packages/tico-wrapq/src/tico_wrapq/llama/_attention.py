@@ -127,9 +127,10 @@ class QuantLlamaAttention(QuantModuleBase):
             UnsupportedError: an argument is missing that the float module needs.
         """
         if attention_mask is _Missing.MISSING:
-            attention_mask = self._unless_required(self.requires_mask, "attention_mask")
-        if self.use_rope and position_embeddings is None:
-            self._unless_required(True, "position_embeddings")
+            self._refuse_missing("attention_mask", needed=self.requires_mask)
+            attention_mask = None
+        if position_embeddings is None:
+            self._refuse_missing("position_embeddings", needed=self.use_rope)
         query, key = self._heads("q", hidden_states), self._heads("k", hidden_states)
         value = self._heads("v", hidden_states)
         if self.use_rope and position_embeddings is not None:
@@ -147,8 +148,8 @@ class QuantLlamaAttention(QuantModuleBase):
         output: Tensor = self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
         return output, weights
 
-    def _unless_required(self, required: bool, name: str) -> None:
-        if required:
+    def _refuse_missing(self, name: str, *, needed: bool) -> None:
+        if needed:
             found, remedy = Found("none"), f"give {name}, as the float module needs it"
             sentence = f"{name} is missing"
             raise UnsupportedError(

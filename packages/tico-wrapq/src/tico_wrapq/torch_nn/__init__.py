@@ -13,6 +13,7 @@ from tico_wrapq.torch_nn._layers import (
     QuantInteger,
     QuantIntegerEmbedding,
     QuantLinear,
+    QuantTransposedLinear,
     pack_weight,
     why_not_integer,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "QuantOutput",
     "QuantStub",
     "QuantTransformerEncoderLayer",
+    "QuantTransposedLinear",
     "QuantUnary",
     "QuantizedEmbeddingBag",
     "QuantizedNorm",

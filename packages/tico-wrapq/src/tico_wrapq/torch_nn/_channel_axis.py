@@ -16,13 +16,14 @@ from tico_modules import (
     QuantizedConvTranspose3d,
     QuantizedEmbedding,
     QuantizedLinear,
+    TransposedLinear,
     parameter,
 )
 from tico_wrapq.base import PointDeclaration
 
 _LAST = (
     *(nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm),
-    *(QuantizedLinear, QuantizedEmbedding),
+    *(TransposedLinear, QuantizedLinear, QuantizedEmbedding),
 )
 _SECOND = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.Upsample)
 # By the number of axes behind the channels; with or without a batch, it counts from the last one.

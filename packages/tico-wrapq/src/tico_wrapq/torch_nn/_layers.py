@@ -43,6 +43,7 @@ from tico_wrapq.base import (
     WeightCodes,
     register,
     spec_problem,
+    try_register,
 )
 from tico_wrapq.torch_nn._channel_axis import along, channel_axis
 from tico_wrapq.torch_nn._layer_work import layer_work
@@ -174,6 +175,35 @@ class QuantLinear(LayerWrapper):
     """A linear layer; becomes a `QuantizedLinear`."""
 
     kind: ClassVar[str] = "ptq.linear"
+
+    def _integer(self, parts: Parts) -> QuantizedModule:
+        return QuantizedLinear(parts)
+
+
+@try_register("transformers.pytorch_utils.Conv1D")
+class QuantTransposedLinear(LayerWrapper):
+    """A linear layer of transformers whose weight is (in, out), as in GPT-2; becomes a `QuantizedLinear`."""
+
+    kind: ClassVar[str] = "ptq.transposed_linear"
+
+    @classmethod
+    def refusal(cls, module: nn.Module) -> str | None:
+        """Return why an integer layer cannot take the place of `module`, or None."""
+        named = {f"{kind.__module__}.{kind.__name__}": kind for kind in type(module).__mro__}
+        known = named.get("transformers.pytorch_utils.Conv1D", type(module))
+        return why_not_integer(module, (getattr(known, "forward", None),))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output, input and output passed through their points."""
+        return super().forward(x)
+
+    def work(self, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> int:
+        """Return the multiply-accumulates of one call."""
+        return layer_work(self.layer, args[0] if args else kwargs.get("x"), output)
+
+    def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
+        # Rows are output channels here, so codes are shared with no layer that has the same weight.
+        return pack_weight(weight.T, spec, self.path)
 
     def _integer(self, parts: Parts) -> QuantizedModule:
         return QuantizedLinear(parts)

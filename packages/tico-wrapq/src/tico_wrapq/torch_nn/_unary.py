@@ -22,6 +22,8 @@ _TORCH = (
     nn.CELU,
     nn.ELU,
     nn.GELU,
+    nn.GLU,
+    nn.Hardshrink,
     nn.Hardsigmoid,
     nn.Hardswish,
     nn.Hardtanh,
@@ -42,9 +44,14 @@ _TORCH = (
     nn.SiLU,
     nn.Sigmoid,
     nn.Softmax,
+    nn.Softmax2d,
+    nn.Softmin,
     nn.Softplus,
+    nn.Softshrink,
     nn.Softsign,
     nn.Tanh,
+    nn.Tanhshrink,
+    nn.Threshold,
     nn.Upsample,
 )
 
@@ -71,11 +78,16 @@ class QuantUnary(QuantModuleBase):
         return "it returns indices too" if getattr(module, "return_indices", False) else None
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
-        """Return the module's output; the input, by whatever name, and the output pass through points."""
+        """Return the module's output; the input, by whatever name, and the output pass through points.
+
+        A module that works in place writes to its input, which others may read: so does the wrapper.
+        """
         moved_args = tuple(map(self._moved_in, args))
         moved_kwargs = {name: self._moved_in(value) for name, value in kwargs.items()}
         moved: Tensor = self.point("act_out")(self._output(*moved_args, **moved_kwargs))
-        return moved
+        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), moved)
+        in_place: bool = getattr(self.module, "inplace", False)
+        return given.copy_(moved) if in_place and given is not moved else moved
 
     def _output(self, *args: object, **kwargs: object) -> Tensor:
         """Return what the module makes of arguments that have passed through their points."""
