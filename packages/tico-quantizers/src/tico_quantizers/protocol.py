@@ -50,7 +50,8 @@ class Converted:
 
     def __attrs_post_init__(self) -> None:
         """Refuse other values: a quantizer may be anybody's."""
-        are_modules = isinstance(self.modules, tuple) and all(isinstance(m, nn.Module) for m in self.modules)
+        modules: object = self.modules
+        are_modules = isinstance(modules, tuple) and all(isinstance(each, nn.Module) for each in modules)
         checks = (
             ("root", isinstance(self.root, nn.Module), "an nn.Module"),
             ("modules", are_modules, "a tuple of nn.Modules"),
