@@ -9,6 +9,7 @@ class TestPublicAPI(PublicAPI):
     package = "tico_modules"
     hidden = ("tico_quantizers", "tico_pt2e", "tico_wrapq", "tico_api", "tico")
     names = (
+        "BrokenPlugIn",
         "INTEGER_MODULES",
         "ActivationGrid",
         "ConvSettings",
@@ -45,6 +46,7 @@ class TestPublicAPI(PublicAPI):
         "named_modules",
         "find_entry_points",
         "own_tensor",
+        "load_plug_in",
         "parameter",
         "record_outputs",
         "remember",
@@ -52,6 +54,7 @@ class TestPublicAPI(PublicAPI):
         "runs_of",
         "save_quantized",
         "set_backend",
+        "answer_for",
         "tensor_place",
         "carry_over",
         "require_tensor",

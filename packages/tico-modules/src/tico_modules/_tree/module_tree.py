@@ -6,24 +6,45 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from tico_config import Found, Problem, UnsupportedError
+
 
 def named_modules(model: nn.Module, *, every_path: bool = False) -> Iterator[tuple[str, nn.Module]]:
     """Yield each module of `model` once with its first path, or with each of its paths.
 
     The order is that of `nn.Module.named_modules`, but without recursion, so that no nesting is too deep.
+
+    Raises:
+        UnsupportedError: with `every_path`, a module that holds itself, which has no end of paths.
     """
     seen: set[int] = set()
-    waiting = [("", model)]
+    above: set[int] = set()
+    waiting: list[tuple[str, nn.Module | None, int]] = [("", model, 0)]
     while waiting:
-        path, module = waiting.pop()
-        if every_path or id(module) not in seen:
+        path, module, left = waiting.pop()
+        if module is None:
+            above.discard(left)
+        elif every_path or id(module) not in seen:
+            if id(module) in above:
+                raise _cycle_error(path)
             seen.add(id(module))
             yield path, module
             below: dict[str, nn.Module | None] = module._modules
             if below:
                 prefix = f"{path}." if path else ""
-                found = [(prefix + name, child) for name, child in below.items() if child is not None]
+                found = [(prefix + name, child, 0) for name, child in below.items() if child is not None]
+                if every_path:
+                    above.add(id(module))
+                    waiting.append((path, None, id(module)))
                 waiting += reversed(found)
+
+
+def _cycle_error(path: str) -> UnsupportedError:
+    found, expected = Found("a module that holds itself"), "a tree of modules"
+    remedy = "keep the reference to a module above in a tuple or a weakref, not as an attribute"
+    return UnsupportedError(
+        Problem(module=path, field="model", value=found, expected=expected, remedy=remedy)
+    )
 
 
 def children(module: nn.Module) -> dict[str, nn.Module]:
