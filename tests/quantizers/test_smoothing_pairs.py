@@ -299,7 +299,8 @@ def test_generating_shows_the_same_pairs_as_a_pass() -> None:
     model = tiny_llama()
     prepared = prepare(model, SmoothQuantConfig(), inplace=False)
     assert isinstance(prepared, LlamaForCausalLM)
-    prepared.generate(TOKENS, max_new_tokens=4, do_sample=False, attention_mask=torch.ones_like(TOKENS))
+    mask = torch.ones_like(TOKENS)
+    prepared.generate(TOKENS, max_new_tokens=4, do_sample=False, attention_mask=mask)  # type: ignore[misc]
     once = converted(model, SmoothQuantConfig(), TOKENS)
     lines = [{line.path: line.reason for line in report(each).layers} for each in (convert(prepared), once)]
     assert lines[0] == lines[1]
@@ -482,6 +483,22 @@ def test_an_example_for_a_model_in_training_mode_is_refused() -> None:
     model.train()
     with refused(model, CalibrationError, field="training", module="1"):
         prepare(model, SmoothQuantConfig(), args=(x,))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("path", ["norm2", "linear1"])
+@pytest.mark.parametrize("config", SMOOTHING.values(), ids=SMOOTHING)
+def test_weights_that_are_not_finite_any_more_are_refused(
+    config: SmoothingConfig, path: str, name: str
+) -> None:
+    """Where training has spoiled one between calibration and convert, naming module and tensor."""
+    model, x = model_with_data("encoder")
+    prepared = prepare(model, config)
+    output_of(prepared, x)
+    with torch.no_grad():
+        model.get_parameter(f"{path}.{name}").view(-1)[3] = torch.inf
+    with refused(prepared, NumericsError, field=name, module=path):
+        convert(prepared)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from smoothing_models import converted, output_of
-from tico.quantization import AWQConfig, GPTQConfig, SmoothQuantConfig, convert, prepare, report
+from tico.quantization import AWQConfig, GPTQConfig, PT2EConfig, SmoothQuantConfig, convert, prepare, report
 from tico_config import BaseConfig
 from tico_quantizers.testing import seeded
 from tiny_models import values
@@ -136,6 +136,30 @@ def test_every_owner_of_a_float_parameter_has_a_line(config: BaseConfig) -> None
     for path, reason in SAID.items():
         assert reason in lines[path].reason
         assert dict(lines[path].figures)["share of parameters"] == owned[path]
+
+
+class Angles(nn.Module):
+    """A parameter that only an operator computes with which no algorithm quantizes."""
+
+    def __init__(self) -> None:
+        """Make it."""
+        super().__init__()
+        self.angles = nn.Parameter(torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the angles between both."""
+        return torch.atan2(x, self.angles)
+
+
+def test_graphs_say_what_no_operator_computes_with() -> None:
+    """Modules of the float model whose parameters only operators left in float read."""
+    model, x = nn.Sequential(nn.Linear(8, 8), Angles()).eval(), values(1, 6, 8)
+    prepared = prepare(model, PT2EConfig(), args=(x,), inplace=False)
+    prepared(x)
+    lines = {line.path: line for line in report(convert(prepared)).layers}
+    assert lines["0"].weight != "float"
+    assert lines["1"].reason == "pt2e quantizes none of the operators that compute with them"
+    assert dict(lines["1"].figures)["share of parameters"] == 8 / 80
 
 
 def test_shares_count_integers_too() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import attrs
 import pytest
@@ -21,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from references import same_bits
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
-from tico_config import DType, affine
+from tico_config import DType, affine, no_quant
 from tico_modules import (
     PackedWeight,
     QuantizedConv1d,
@@ -37,7 +38,8 @@ from tico_modules import (
     save_quantized,
 )
 from tico_quantizers.layers import as_layer, matrix, shape, with_weight
-from tico_wrapq import FoldedNorm, QuantizedNorm
+from tico_wrapq import FoldedNorm, QuantizedNorm, QuantModuleBase, QuantUnary
+from tico_wrapq.base import ACT_OUT, PointDeclaration, QuantPoint
 from tico_wrapq.testing import WrapperCase
 from tiny_models import values
 from wrapped_modules import CASES, as_if_trained
@@ -245,3 +247,50 @@ def test_models_that_ask_their_layers_run(
         found = convert(prepared)(**inputs).logits
     assert found.dtype == expected.dtype
     assert (found - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+class _Opening(nn.Module):
+    """Has an attribute of the name that a point of its wrapper has, and one that it hides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act_out, self.slope, self._cache = "float", 0.5, 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `x`, times the slope where it is negative."""
+        return torch.where(x < 0, x * self.slope, x)
+
+
+class _QuantOpening(QuantModuleBase):
+    """Takes it apart, so that it answers by itself."""
+
+    kind: ClassVar[str] = "tests.opening"
+    points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_OUT,)
+    slope: float
+
+    def adopt(self, module: nn.Module) -> None:
+        """Keep nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the module did, by way of the point."""
+        moved: Tensor = self.point("act_out")(torch.where(x < 0, x * self.slope, x))
+        return moved
+
+
+class _Unary(QuantUnary):
+    """Keeps it whole."""
+
+    kind: ClassVar[str] = "tests.unary"
+
+
+@pytest.mark.parametrize("kind", [_QuantOpening, _Unary])
+def test_wrapper_of_ones_own_answers(kind: type[QuantModuleBase]) -> None:
+    """A point goes before an answer of the same name; what is private stays with the module."""
+    wrapper = kind(_Opening(), "here", lambda path: no_quant())
+    for each in (wrapper, copy.deepcopy(wrapper)):
+        assert each.slope == 0.5
+        assert isinstance(each.act_out, QuantPoint)
+        assert same_bits(each(values(0, 5)), _Opening()(values(0, 5)))
+        for name in ("_cache", "nothing of the kind"):
+            with pytest.raises(AttributeError):
+                getattr(each, name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, final
 
 import attrs
@@ -52,6 +52,7 @@ from tico_pt2e._weights import (
     view_of,
 )
 from tico_quantizers.calibration import require_evaluation_mode
+from tico_quantizers.layers import float_lines
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 
 _WATCHES = "watches"
@@ -86,7 +87,7 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
         paths = tuple(line.path for line in lines if line.path)
         watches = _insert_watches(graph, placements(graph.graph, annotated))
         prepared = quant_graph(graph, graph.graph, tuple(weights), paths)
-        return prepared, GraphCalibration(watches, weights, lines)
+        return prepared, GraphCalibration(watches, weights, (*lines, *_lines_left(model, paths)))
 
     def _annotated(self, graph: QuantGraph) -> tuple[list[Annotated], Counter[str]]:
         found = find_operations(graph.graph)
@@ -220,6 +221,14 @@ def _lines(annotated: Sequence[Annotated], left: Counter[str]) -> tuple[LayerRep
     reason = "operators left in float" if left else "no operator left in float"
     rest = LayerReport(path="", module="graph", algorithm="pt2e", reason=reason, figures=figures)
     return rest, *(_line(item) for item in annotated if not item.operation.shares)
+
+
+def _lines_left(model: nn.Module, paths: Sequence[str]) -> Iterator[LayerReport]:
+    """Yield a line for each module of the float `model` with parameters that no operator at `paths` is of."""
+    owners = [path for path, _ in named_modules(model)]
+    said = [owner for owner in owners if any(f"{path}.".startswith(f"{owner}.") for path in paths)]
+    does = "quantizes none of the operators that compute with them"
+    yield from float_lines(model, "pt2e", {}, ["", *said], does=does).values()
 
 
 def _line(item: Annotated) -> LayerReport:

@@ -72,9 +72,11 @@ def find_operations(graph: fx.Graph) -> FoundOperations:
         if node in inner or node.op != "call_function":
             continue
         if not is_float(node):
-            left += _wide(node)
+            left += _wide(node) + _several(node)
             continue
         pattern = _pattern(node)
+        if pattern is None and operator_of(node) == "getitem":
+            continue  # its source is counted
         if pattern is None:
             left[_described(node)] += 1
             continue
@@ -116,6 +118,14 @@ def _wide(node: fx.Node) -> Counter[str]:
     value = value_of(node)
     wide = value is not None and value.is_floating_point()
     return Counter({f"{operator_of(node)} in {value.dtype}": 1}) if wide and value is not None else Counter()
+
+
+def _several(node: fx.Node) -> Counter[str]:
+    """Return what to count for a node with several results, which no pattern knows grids for."""
+    value: object = node.meta.get("val")
+    results = value if isinstance(value, tuple | list) else ()
+    floats = any(isinstance(each, Tensor) and each.is_floating_point() for each in results)
+    return Counter([operator_of(node)] if floats and operator_of(node) not in SPLITTING else [])
 
 
 def _described(node: fx.Node) -> str:

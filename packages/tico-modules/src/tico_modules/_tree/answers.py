@@ -16,7 +16,7 @@ class StandIn(nn.Module):
     """A module in the place of another one."""
 
     @property
-    def original(self) -> nn.Module:
+    def stands_for(self) -> nn.Module:
         """The module that answers questions about itself: this one, or the float one that it wraps."""
         return self
 
@@ -30,7 +30,7 @@ def answer_for(old: nn.Module, new: M) -> M:
     >>> answer_for(nn.Conv1d(2, 3, 5, stride=4), nn.Identity()).stride
     (4,)
     """
-    asked = old.original if isinstance(old, StandIn) else old
+    asked = old.stands_for if isinstance(old, StandIn) else old
     own = {HISTORY, *vars(new), *new._parameters, *new._buffers, *new._modules}
     own |= {name for kind in type(new).__mro__ for name in vars(kind)}
     answers = {**_left_out(asked), **vars(asked)}

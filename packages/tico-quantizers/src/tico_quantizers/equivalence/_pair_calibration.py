@@ -20,7 +20,13 @@ from tico_quantizers.calibration import (
 )
 from tico_quantizers.equivalence._channel_flow import FollowedTensors
 from tico_quantizers.equivalence._function_check import Scaled, probing_scale, require_same_function
-from tico_quantizers.equivalence._pair_search import mapped_pairs, pairs_of, require_pairs, traced
+from tico_quantizers.equivalence._pair_search import (
+    mapped_pairs,
+    pairs_of,
+    require_finite_weights,
+    require_pairs,
+    traced,
+)
 from tico_quantizers.equivalence._passages import Passages, Trace
 from tico_quantizers.equivalence._smoothing_pairs import Candidates, FoundPairs
 from tico_quantizers.protocol import Example
@@ -165,7 +171,9 @@ class PairCalibration(Calibration):
         Raises:
             CalibrationError: the model was never run, or only a part of it, by itself; with the layers.
             ConfigError: there are none.
+            NumericsError: a weight holds NaN or infinity by now.
         """
+        require_finite_weights(self.candidates)
         alone = sorted(path for path in self.reached.paths if path and not self._shown.passages.is_used(path))
         if alone:
             raise CalibrationError(*map(_called_alone, alone))

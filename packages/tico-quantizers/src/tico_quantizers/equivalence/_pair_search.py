@@ -20,7 +20,7 @@ from tico_config import (
     is_left_out,
     unmatched_problems,
 )
-from tico_modules import named_modules
+from tico_modules import named_modules, own_tensor
 from tico_quantizers.calibration import Call, Snapshots, require_evaluation_mode
 from tico_quantizers.equivalence._function_check import run_again
 from tico_quantizers.equivalence._passages import Passages, Trace
@@ -50,7 +50,7 @@ def candidates_of(model: nn.Module, config: SmoothingConfig) -> Candidates:
         problems.append(_no_pair(candidates.reasons))
     if problems:
         raise ConfigError(*problems)
-    _require_finite_weights(candidates)
+    require_finite_weights(candidates)
     return candidates
 
 
@@ -201,12 +201,18 @@ def _no_pair(reasons: Mapping[str, str]) -> Problem:
     )
 
 
-def _require_finite_weights(candidates: Candidates) -> None:
+def require_finite_weights(candidates: Candidates) -> None:
+    """Refuse modules that may be in a pair and hold NaN or infinity.
+
+    Raises:
+        NumericsError: with every such weight or bias.
+    """
     problems = []
     for path, module in candidates.atoms():
-        for name, value in module.named_parameters(recurse=False):
-            wrong = ~torch.isfinite(value.detach())
-            if bool(wrong.any()):
+        for name in ("weight", "bias"):
+            value = own_tensor(module, name)
+            wrong = None if value is None else ~torch.isfinite(value.detach())
+            if value is not None and wrong is not None and bool(wrong.any()):
                 index = tuple(torch.nonzero(wrong)[0].tolist())
                 found = Found(f"{value[index].item()} at {index}")
                 sentence = f"its {name} is {found}"

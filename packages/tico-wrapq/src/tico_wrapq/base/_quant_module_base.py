@@ -87,7 +87,8 @@ class QuantModuleBase(RestorableModule):
             else:
                 point = QuantPoint(point_path, declaration, spec)
                 vars(point)["training"] = module.training
-                self.add_module(declaration.name, point)
+                vars(self).pop(declaration.name, None)  # a point goes before an answer of the same name
+                self._modules[declaration.name] = point
 
     @property
     def is_calibrating(self) -> bool:
@@ -95,7 +96,7 @@ class QuantModuleBase(RestorableModule):
         return self.mode is Mode.CALIB
 
     @property
-    def original(self) -> nn.Module:
+    def stands_for(self) -> nn.Module:
         """The float module, where it stays whole; else this one."""
         return self if self.kept is None else children(self)[self.kept]
 
@@ -104,8 +105,8 @@ class QuantModuleBase(RestorableModule):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            kept: nn.Module | None = vars(self)["_modules"].get(vars(self).get("kept"))
-            if kept is None:
+            kept: nn.Module | None = vars(self).get("_modules", {}).get(vars(self).get("kept"))
+            if kept is None or name.startswith("_"):
                 raise
             answer: Tensor | nn.Module = getattr(kept, name)
             return answer

@@ -298,7 +298,7 @@ class QuantInteger(QuantModuleBase):
         self.layer.training = module.training
 
     @property
-    def original(self) -> nn.Module:
+    def stands_for(self) -> nn.Module:
         """The integer layer."""
         return self.layer
 
