@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +22,7 @@ from tico_quantizers.protocol import Example
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _LONGEST_REASON = 300
+_UNKNOWN_OUTPUT = re.compile(r"Found <class '(?:\w+\.|<locals>\.)*(?P<name>\w+)'> in output")
 
 
 def export(model: nn.Module, example: Example | None, config: PT2EConfig) -> fx.GraphModule:
@@ -38,7 +41,7 @@ def export(model: nn.Module, example: Example | None, config: PT2EConfig) -> fx.
             graph = _exported(model, given, shapes)
     except Exception as error:  # the exporter and the model may raise anything
         fixed = _without_choice(shapes) if config.dynamic_shapes is None else None
-        if fixed is None or fixed == shapes:
+        if fixed is None or fixed == shapes or _UNKNOWN_OUTPUT.search(str(error)):
             raise _refusal(model, error) from error
         try:
             with quiet():
@@ -50,9 +53,10 @@ def export(model: nn.Module, example: Example | None, config: PT2EConfig) -> fx.
 
 
 def _exported(model: nn.Module, example: Example, shapes: Mapping[str, object]) -> fx.GraphModule:
-    program = torch.export.export(
-        model, example.args, dict(example.kwargs), dynamic_shapes=dict(shapes), strict=False
-    )
+    with _named_arguments(model, shapes):
+        program = torch.export.export(
+            model, example.args, dict(example.kwargs), dynamic_shapes=dict(shapes), strict=False
+        )
     program = program.run_decompositions({_ATTENTION: _attention})
     made: fx.GraphModule = program.module()
     graph = made.graph
@@ -60,12 +64,31 @@ def _exported(model: nn.Module, example: Example, shapes: Mapping[str, object]) 
         # Guards are checked below; the others say what the exporter knows already.
         if node.target == "_guards_fn" or operator_of(node) == "_assert_tensor_metadata":
             graph.erase_node(node)
+    _drop_empty_parts(graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     if placeholders:
         made.add_module("input_check", input_check(graph))
         with graph.inserting_after(placeholders[-1]):
             graph.call_module("input_check", tuple(placeholders))
     return made
+
+
+def _drop_empty_parts(graph: fx.Graph) -> None:
+    """Leave out of each concatenation what has no elements, such as a cache that nothing is in yet."""
+    for node in [node for node in graph.nodes if node.target is torch.ops.aten.cat.default]:
+        parts: list[fx.Node] = list(node.args[0])
+        whole = [part for part in parts if not _is_empty(part)]
+        if whole and len(whole) < len(parts) and len({part.meta["val"].dtype for part in parts}) == 1:
+            if len(whole) == 1:
+                node.replace_all_uses_with(whole[0])
+                graph.erase_node(node)
+            else:
+                node.args = (whole, *node.args[1:])
+
+
+def _is_empty(node: fx.Node) -> bool:
+    value: object = node.meta.get("val")
+    return isinstance(value, Tensor) and any(type(size) is int and size == 0 for size in value.shape)
 
 
 def _require_no_writes(exported: fx.GraphModule) -> None:
@@ -199,6 +222,28 @@ def _dynamic_shapes(inputs: Mapping[str, object], config: PT2EConfig) -> dict[st
     }
 
 
+@contextmanager
+def _named_arguments(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Let `model` name those of `names` that its ``**kwargs`` takes: the exporter asks for shapes by name."""
+    forward, call = model.forward, inspect.signature(model.forward)
+    own = [each for each in call.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    known = {each.name for each in own}
+    given = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names if name not in known]
+
+    def named(*args: object, **kwargs: object) -> object:
+        return forward(*args, **kwargs)
+
+    before = {key: value for key, value in vars(model).items() if key == "forward"}
+    if given:
+        named.__signature__ = call.replace(parameters=[*own, *given])  # type: ignore[attr-defined]  # read by inspect
+        vars(model)["forward"] = named
+    try:
+        yield
+    finally:
+        vars(model).pop("forward", None)
+        vars(model).update(before)
+
+
 def _free_batch(leaf: object) -> object:
     # The exporter takes sizes 0 and 1 for constants.
     return {0: Dim.AUTO} if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] > 1 else None
@@ -234,19 +279,24 @@ def _axes_problems(
 
 def _refusal(model: nn.Module, error: BaseException) -> UnsupportedError:
     """Return the error that says why and where the model could not be exported."""
+    output = _UNKNOWN_OUTPUT.search(str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = (lines[0] if lines else type(error).__name__)[:_LONGEST_REASON].rstrip(".")
-    found = Found(f"one that it refuses ({type(error).__name__}: {reason})")
-    expected, remedy = "a model that torch.export takes", "rewrite that part, or export the parts around it"
-    where = _module_of(model, error)
+    sentence = f"torch.export refuses it ({type(error).__name__}: {reason})"
+    remedy = "rewrite that part, or export the parts around it"
+    if output is not None:
+        sentence = f"it returns {output['name']}, a kind of value that no graph can return"
+        remedy = "return tensors, or tuples and dicts of them"
+    if output is not None and "Cache" in output["name"]:
+        remedy = "pass use_cache=False with the example inputs and in every call"
     return UnsupportedError(
         Problem(
-            module=where,
+            module=_module_of(model, error),
             field="model",
-            value=found,
-            expected=expected,
+            value=Found(f"one that it refuses ({type(error).__name__}: {reason})"),
+            expected="a model that torch.export takes",
             remedy=remedy,
-            sentence=f"torch.export refuses it ({type(error).__name__}: {reason})",
+            sentence=sentence,
         )
     )
 

@@ -88,7 +88,14 @@ def input_check(graph: fx.Graph) -> InputCheck:
 def _expected(node: fx.Node) -> TensorInput | ConstantInput:
     value: object = node.meta.get("val")
     if isinstance(value, Tensor):
-        sizes = tuple(size if type(size) is int else str(size) for size in value.shape)
-        return TensorInput(node.name, sizes)
+        return TensorInput(node.name, tuple(_size(size) for size in value.shape))
     constant = value if isinstance(value, bool | int | float | str) else None
     return ConstantInput(node.name, constant)
+
+
+def _size(size: int | torch.SymInt) -> Size:
+    """Return a size: fixed too where the exporter found that out only after it had left it free."""
+    if isinstance(size, int):
+        return size
+    fixed: int | None = size.node.maybe_as_int()
+    return str(size) if fixed is None else fixed
