@@ -375,3 +375,18 @@ def test_a_block_that_is_not_finite_becomes_nan() -> None:
     values = MXObserver("x").fake_quant(x)
     assert bool(values[0].isnan().all())
     assert torch.equal(values[1], x[1])
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0)], ids=str)
+@pytest.mark.parametrize("peak", [7.0, -7.0])
+def test_percentiles_of_nearly_nothing_but_zeros_keep_the_peak(
+    granularity: PerTensor | PerChannel, peak: float
+) -> None:
+    """Whether all is zero is decided by the data: a map with one peak has a grid that holds it."""
+    x = torch.zeros(2, 100_000)
+    x[0, 3] = peak
+    observer = PercentileObserver("act_in", DType.int(8), granularity=granularity)
+    observer.collect(x)
+    assert observer.fake_quant(x)[0, 3].item() == pytest.approx(peak, rel=1 / 127)
+    if granularity == PerChannel(0):
+        assert observer.params.scale[1].item() == 1.0

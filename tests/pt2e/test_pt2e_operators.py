@@ -160,7 +160,7 @@ def test_attention_is_taken_apart() -> None:
     assert calls(graph)["matmul"] == 2
     assert decibels(model(*qkv), graph(*qkv)) > 30
     left = report(graph).layers[0]
-    assert (left.path, dict(left.figures)) == ("", {"masked_fill": 1.0})
+    assert (left.path, dict(left.figures)) == ("", {"masked_fill": 3.0})
 
 
 def test_decomposed_attention_is_the_same_function() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tico.quantization import PTQConfig, prepare
 from tico.quantization.config import (
     CalibrationError,
     DType,
@@ -20,7 +21,7 @@ from tico.quantization.config import (
 )
 from tico_config import PerToken
 from tico_observers import AffineParams, params_per_token
-from tico_quantizers import ActivationGrid, Edit
+from tico_quantizers import ActivationGrid, Calibration, Edit
 from tico_quantizers.testing import refused
 from tico_wrapq import ACT_IN, Frozen, Mode, Passing, QuantLinear, QuantPoint, Watching
 from tico_wrapq.base import Passage
@@ -94,10 +95,11 @@ def test_unfinished_batches_do_not_count() -> None:
     point, passage = _point(), Passage()
     point.watch(passage)
     point(torch.tensor([0.0, 255.0]))
-    passage.under_way = True
+    calibration = passage.calibration = Calibration(passage)
+    calibration.begin([], (), {})
     point(torch.tensor([1e6]))
-    passage.drop_unfinished()
-    passage.finish()
+    calibration.drop_unfinished()
+    calibration.end((), {}, None)
     grid = point.determine_grid()
     assert grid is not None
     assert grid.scale.item() == 1.0
@@ -134,9 +136,18 @@ def test_grid_per_token_needs_no_data() -> None:
 
 
 def test_microscaling_is_refused() -> None:
-    """A format that the integer modules cannot hold is an error when the point is made."""
-    with refused(None, UnsupportedError, field="spec", module="fc.act_in"):
+    """A format that the integer modules cannot hold is an error when the point is made, with a way out."""
+    with refused(None, UnsupportedError, field="spec", module="fc.act_in") as error:
         _point(mx())
+    assert "PerToken()" in str(error.value)
+
+
+def test_microscaling_of_weights_is_refused() -> None:
+    """The error says which grids a weight can have."""
+    model = nn.Sequential(nn.Linear(4, 4)).eval()
+    with refused(model, UnsupportedError, field="spec", module="0.weight") as error:
+        prepare(model, PTQConfig(weight=mx()))
+    assert "an integer grid of at most 16 bits" in str(error.value)
 
 
 def test_unknown_point_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from tico_wrapq import (
     try_register,
     wrapper_entry,
 )
-from tico_wrapq.base import REGISTRY
+from tico_wrapq.base import REGISTRY, RegistryEntry
 
 
 class _Layer(nn.Linear):
@@ -204,3 +205,47 @@ def test_unknown_variant_is_refused() -> None:
     with refused(model, ConfigError, field="variant") as error:
         prepare(model, PTQConfig(variant="integer-onyl"))
     assert "'default'" in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["torch.nn.Softshrink", "torch.nn.modules.Softshrink"])
+def test_any_path_of_a_class_serves(path: str) -> None:
+    """A package that re-exports a class gives it a second path, which is as good as the first."""
+    registry = WrapperRegistry([wrapper_entry(path, _Wrapper)])
+    assert registry.lookup(nn.Softshrink) is _Wrapper
+    assert registry.bases_of(_Wrapper, nn.Softshrink) == [nn.Softshrink]
+    assert WrapperRegistry([pass_through_entry(path, "so")]).pass_reason(nn.Softshrink) == "so"
+
+
+def test_path_of_a_class_that_is_imported_later_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry is made before the package is imported that re-exports the class."""
+    entries: list[RegistryEntry] = [
+        wrapper_entry("late_package.Late", _Wrapper),
+        pass_through_entry("late_package.Other", "so"),
+    ]
+    registry = WrapperRegistry(entries)
+    late, other = (type(name, (nn.Module,), {"__module__": "late_package._x"}) for name in ("Late", "Other"))
+    assert (registry.lookup(late), registry.pass_reason(other)) == (None, None)
+    package = ModuleType("late_package")
+    vars(package).update(Late=late, Other=other)
+    monkeypatch.setitem(sys.modules, "late_package", package)
+    assert (registry.lookup(late), registry.pass_reason(other)) == (_Wrapper, "so")
+    assert registry.lookup(type("Late", (nn.Module,), {})) is None
+
+
+def test_second_path_of_a_class_is_no_second_class() -> None:
+    """Another wrapper for it is refused under whatever name."""
+    with refused(None, ConfigError, field="wrapper"):
+        try_register("torch.nn.Linear")(_Wrapper)
+
+
+@pytest.mark.parametrize(
+    "path", ["torch.nn.Lienar", "torch.nn.modules.linear.Lienar", "torch.nn.functional.relu"]
+)
+@pytest.mark.parametrize("registering", [try_register, register])
+def test_misspelt_classes_of_torch_are_refused(path: str, registering: type) -> None:
+    """What torch is known to lack will never come along."""
+    with refused(None, ConfigError, field="target") as error:
+        registering(path)(_Wrapper)
+    assert path in str(error.value)
+    if "Lienar" in path:
+        assert "'Linear'" in str(error.value)

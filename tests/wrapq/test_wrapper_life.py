@@ -160,3 +160,22 @@ def test_lone_module_has_points_with_short_paths() -> None:
     assert layer.act_in is not None
     assert layer.act_in.dtype == DType.int(16)
     assert layer.act_out is None
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_module_that_is_in_wrappers_is_refused(watched: bool) -> None:
+    """The first `PTQWrapper` has changed it; once that one is quantized, another can follow."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), values(0, 8, 4)
+    first = PTQWrapper(model)
+    if watched:
+        first.enable_calibration()
+    with refused(model, LifecycleError, module="0", field="module"):
+        PTQWrapper(model)
+    first.enable_calibration()
+    first(x)
+    first.freeze_qparams()
+    second = PTQWrapper(model)
+    second.enable_calibration()
+    second(x)
+    second.freeze_qparams()
+    assert isinstance(model[0], QuantizedLinear)

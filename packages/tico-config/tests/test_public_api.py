@@ -63,6 +63,7 @@ class TestPublicAPI(PublicAPI):
         "apply_partial",
         "fingerprint",
         "from_json",
+        "is_left_out",
         "mx",
         "no_quant",
         "partial_problems",

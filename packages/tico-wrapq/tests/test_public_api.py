@@ -48,6 +48,7 @@ class TestPublicAPI(PublicAPI):
         "QuantSteppedSiLU",
         "QuantStub",
         "QuantTransformerEncoderLayer",
+        "QuantTransposedLinear",
         "QuantUnary",
         "QuantizedEmbeddingBag",
         "QuantizedNorm",

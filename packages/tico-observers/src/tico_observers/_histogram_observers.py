@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import final
 
+import torch
+
 from tico_config import DType, EntropySpec, Granularity, MSESpec, PercentileSpec, QScheme
 from tico_observers._affine_params import AffineParams
 from tico_observers._histogram import HistogramStatistic
 from tico_observers._observer import Observer
-from tico_observers._range import Extremes
+from tico_observers._range import Extremes, seen_extremes
 from tico_observers._range_search import least_divergence_range, least_error_range, percentile_range
 from tico_observers._tensor_checks import OnNonfinite
 
@@ -47,6 +49,9 @@ class HistogramObserver(_HistogramBasedObserver):
 class PercentileObserver(_HistogramBasedObserver):
     """The grid spans the values between two percentiles of everything seen, in percent.
 
+    Where both are 0 although other values were seen, as in a map with one peak, it spans the whole range: no
+    grid loses everything.
+
     Raises:
         ConfigError: the percentiles are not from 0 to 100, the lower one below the upper one.
 
@@ -75,7 +80,12 @@ class PercentileObserver(_HistogramBasedObserver):
         )
 
     def _chosen_range(self) -> Extremes:
-        return percentile_range(self._seen, self.percentiles)
+        chosen, seen = percentile_range(self._seen, self.percentiles), seen_extremes(self._seen.extremes)
+        lost = (chosen.minimum == 0) & (chosen.maximum == 0)
+        return Extremes(
+            minimum=torch.where(lost, seen.minimum.double(), chosen.minimum),
+            maximum=torch.where(lost, seen.maximum.double(), chosen.maximum),
+        )
 
 
 @final

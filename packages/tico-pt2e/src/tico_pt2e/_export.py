@@ -14,6 +14,7 @@ from torch.export import Dim
 
 from tico_config import ConfigError, Found, Problem, PT2EConfig, UnsupportedError
 from tico_modules import named_modules
+from tico_pt2e._composites import take_apart
 from tico_pt2e._graph import quiet
 from tico_pt2e._input_check import input_check
 from tico_pt2e._nodes import module_of, operator_of, writes
@@ -57,7 +58,7 @@ def _exported(model: nn.Module, example: Example, shapes: Mapping[str, object]) 
         program = torch.export.export(
             model, example.args, dict(example.kwargs), dynamic_shapes=dict(shapes), strict=False
         )
-    program = program.run_decompositions({_ATTENTION: _attention})
+    program = take_apart(program, {_ATTENTION: _attention})
     made: fx.GraphModule = program.module()
     graph = made.graph
     for node in list(graph.nodes):
@@ -131,10 +132,17 @@ def _attention(
     scores = torch.matmul(query, key.transpose(-2, -1)) * factor
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None:
-        allowed = attn_mask.dtype == torch.bool
-        scores = scores.masked_fill(~attn_mask, -math.inf) if allowed else scores + attn_mask
-    return torch.matmul(torch.softmax(scores, -1), value)
+    if attn_mask is None:
+        return torch.matmul(torch.softmax(scores, -1), value)
+    boolean = attn_mask.dtype == torch.bool
+    allowed = attn_mask if boolean else attn_mask > -math.inf
+    scores = scores.masked_fill(~attn_mask, -math.inf) if boolean else scores + attn_mask
+    if is_causal:
+        return torch.matmul(torch.softmax(scores, -1), value)
+    # A row of which nothing is left has weights of 0, where a softmax would give NaN.
+    nothing = ~allowed.any(-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(nothing, 0.0), -1)
+    return torch.matmul(weights.masked_fill(nothing, 0.0), value)
 
 
 def _inputs_by_name(model: nn.Module, example: Example | None) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, final
 
 import attrs
@@ -39,6 +39,7 @@ from tico_pt2e._folding import (
 )
 from tico_pt2e._graph import QuantGraph, WeightSite, become, draft_of, quant_graph
 from tico_pt2e._integers import moved_to_grid
+from tico_pt2e._mask_flow import masked_scores
 from tico_pt2e._nodes import argument, describe_as
 from tico_pt2e._operations import find_operations
 from tico_pt2e._watching import Follower, GraphCalibration, Watch, require_data
@@ -51,6 +52,7 @@ from tico_pt2e._weights import (
     view_of,
 )
 from tico_quantizers.calibration import require_evaluation_mode
+from tico_quantizers.layers import float_lines
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 
 _WATCHES = "watches"
@@ -85,7 +87,7 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
         paths = tuple(line.path for line in lines if line.path)
         watches = _insert_watches(graph, placements(graph.graph, annotated))
         prepared = quant_graph(graph, graph.graph, tuple(weights), paths)
-        return prepared, GraphCalibration(watches, weights, lines)
+        return prepared, GraphCalibration(watches, weights, (*lines, *_lines_left(model, paths)))
 
     def _annotated(self, graph: QuantGraph) -> tuple[list[Annotated], Counter[str]]:
         found = find_operations(graph.graph)
@@ -148,11 +150,12 @@ def _insert_watches(graph: QuantGraph, places: list[Placement]) -> list[Watch]:
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     names: dict[Grid, str] = {}
     found: list[Watch] = []
+    masked = masked_scores(graph.graph)
     graph.add_module(_WATCHES, nn.Module())
     for number, place in enumerate(places):
         name = f"{_WATCHES}.value_{number}"
         if place.leads:
-            watch = Watch(place.grid.path, place.grid.spec)
+            watch = Watch(place.grid.path, place.grid.spec, scores=place.source in masked)
             found.append(watch)
             names[place.grid] = name
         module = watch if place.leads else Follower(names[place.grid])
@@ -166,18 +169,21 @@ def _insert_watches(graph: QuantGraph, places: list[Placement]) -> list[Watch]:
 
 
 def _quantize_values(draft: QuantGraph) -> dict[str, str]:
-    """Replace watches by grids; return the label of each point's grid."""
+    """Replace watches by grids, but where they saw a mask; return the label of each point's grid."""
     graph = draft.graph
-    grids = {name: module.params for name, module in named_modules(draft) if isinstance(module, Watch)}
+    watches = {name: module for name, module in named_modules(draft) if isinstance(module, Watch)}
+    grids = {name: watch.params for name, watch in watches.items() if watch.why_float is None}
     labels: dict[str, str] = {}
     for node in list(graph.nodes):
         module = draft.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, Watch | Follower):
             leader = module.leader if isinstance(module, Follower) else str(node.target)
             if isinstance(module, Watch):
-                labels[module.path] = str(module.spec)
-            with graph.inserting_before(node):
-                moved = moved_to_grid(graph, node.all_input_nodes[0], grids[leader])
+                labels[module.path] = module.why_float or str(module.spec)
+            moved = node.all_input_nodes[0]
+            if leader in grids:
+                with graph.inserting_before(node):
+                    moved = moved_to_grid(graph, moved, grids[leader])
             node.replace_all_uses_with(moved)
             graph.erase_node(node)
     return labels
@@ -215,6 +221,14 @@ def _lines(annotated: Sequence[Annotated], left: Counter[str]) -> tuple[LayerRep
     reason = "operators left in float" if left else "no operator left in float"
     rest = LayerReport(path="", module="graph", algorithm="pt2e", reason=reason, figures=figures)
     return rest, *(_line(item) for item in annotated if not item.operation.shares)
+
+
+def _lines_left(model: nn.Module, paths: Sequence[str]) -> Iterator[LayerReport]:
+    """Yield a line for each module of the float `model` with parameters that no operator at `paths` is of."""
+    owners = [path for path, _ in named_modules(model)]
+    said = [owner for owner in owners if any(f"{path}.".startswith(f"{owner}.") for path in paths)]
+    does = "quantizes none of the operators that compute with them"
+    yield from float_lines(model, "pt2e", {}, ["", *said], does=does).values()
 
 
 def _line(item: Annotated) -> LayerReport:

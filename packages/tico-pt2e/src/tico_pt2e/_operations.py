@@ -9,6 +9,7 @@ import attrs
 from torch import Tensor, fx
 
 from tico_modules import child_path
+from tico_pt2e._data_flow import data_nodes
 from tico_pt2e._nodes import argument, is_float, module_of, node_argument, operator_of, value_of
 from tico_pt2e._patterns import (
     ACTIVATION_FUNCTIONS,
@@ -66,15 +67,22 @@ def find_operations(graph: fx.Graph) -> FoundOperations:
     found: list[Operation] = []
     inner: set[fx.Node] = set()
     left: Counter[str] = Counter()
+    data = data_nodes(graph)
     for node in graph.nodes:
         if node in inner or node.op != "call_function":
             continue
         if not is_float(node):
-            left += _wide(node)
+            left += _wide(node) + _several(node)
             continue
         pattern = _pattern(node)
+        if pattern is None and operator_of(node) == "getitem":
+            continue  # its source is counted
         if pattern is None:
             left[_described(node)] += 1
+            continue
+        if node not in data:
+            if pattern.result is not Result.SHARED:
+                left[f"{operator_of(node)} of constants or positions"] += 1
             continue
         last = _last(node, pattern)
         inner.add(last)
@@ -110,6 +118,14 @@ def _wide(node: fx.Node) -> Counter[str]:
     value = value_of(node)
     wide = value is not None and value.is_floating_point()
     return Counter({f"{operator_of(node)} in {value.dtype}": 1}) if wide and value is not None else Counter()
+
+
+def _several(node: fx.Node) -> Counter[str]:
+    """Return what to count for a node with several results, which no pattern knows grids for."""
+    value: object = node.meta.get("val")
+    results = value if isinstance(value, tuple | list) else ()
+    floats = any(isinstance(each, Tensor) and each.is_floating_point() for each in results)
+    return Counter([operator_of(node)] if floats and operator_of(node) not in SPLITTING else [])
 
 
 def _described(node: fx.Node) -> str:

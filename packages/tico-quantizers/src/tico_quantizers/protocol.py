@@ -10,7 +10,7 @@ import attrs
 from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from tico_config import BaseConfig, to_json
+from tico_config import BaseConfig, Problem, UnsupportedError, to_json
 from tico_modules import Edit, Report, Run, library_versions, model_fingerprint, remember
 from tico_quantizers.calibration import Calibration, remember_hooks, unchanged_process, watch_forward
 
@@ -38,11 +38,32 @@ class Origin:
 
 @attrs.frozen(kw_only=True)
 class Converted:
-    """What a conversion gives: the root of the model, the modules it left, and what was done."""
+    """What a conversion gives: the root of the model, the modules it left, and what was done.
+
+    Raises:
+        UnsupportedError: a field is something else.
+    """
 
     root: nn.Module
     modules: tuple[nn.Module, ...]
     report: Report
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse other values: a quantizer may be anybody's."""
+        modules: object = self.modules
+        are_modules = isinstance(modules, tuple) and all(isinstance(each, nn.Module) for each in modules)
+        checks = (
+            ("root", isinstance(self.root, nn.Module), "an nn.Module"),
+            ("modules", are_modules, "a tuple of nn.Modules"),
+            ("report", isinstance(self.report, Report), "a Report"),
+        )
+        problems = [
+            Problem(field=f"Converted.{name}", value=getattr(self, name), expected=expected)
+            for name, fits, expected in checks
+            if not fits
+        ]
+        if problems:
+            raise UnsupportedError(*problems)
 
 
 class BaseQuantizer(ABC, Generic[C, K]):
@@ -78,10 +99,23 @@ class BaseQuantizer(ABC, Generic[C, K]):
         origin = Origin(config=to_json(self.config), model=model_fingerprint(model))
         edit.on_undo(remember_hooks(model))
         with unchanged_process():
-            root, calibration = self.prepare(model, example, edit)
+            root, calibration = self._prepared(model, example, edit)
         prepared = Prepared(self, calibration, watch_forward(root, calibration), origin)
         edit.on_undo(prepared.stop_watching)
         return root, prepared
+
+    def _prepared(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, K]:
+        made = self.prepare(model, example, edit)
+        match made:
+            case (nn.Module(), Calibration()):
+                return made
+            case _:
+                raise _not_returned(self, "prepare", made, "a pair of an nn.Module and a Calibration")
+
+
+def _not_returned(quantizer: object, method: str, made: object, expected: str) -> UnsupportedError:
+    name = f"the result of {type(quantizer).__name__}.{method}"
+    return UnsupportedError(Problem(field=name, value=made, expected=expected))
 
 
 class Prepared(Generic[C, K]):
@@ -109,7 +143,9 @@ class Prepared(Generic[C, K]):
         edit.on_commit(self.stop_watching)
         self.calibration.pause(edit)
         with unchanged_process():
-            converted = self._quantizer.convert(model, self.calibration, edit)
+            converted: object = self._quantizer.convert(model, self.calibration, edit)
+        if not isinstance(converted, Converted):
+            raise _not_returned(self._quantizer, "convert", converted, "a Converted")
         data = self.calibration.data
         run = Run(
             report=converted.report,

@@ -62,11 +62,13 @@ from tico_wrapq.torch_nn import (
     QuantOutput,
     QuantStub,
     QuantTransformerEncoderLayer,
+    QuantTransposedLinear,
     QuantUnary,
 )
 
 RESTORABLE_MODULES = (
     QuantLinear,
+    QuantTransposedLinear,
     QuantEmbedding,
     QuantConv,
     QuantConvTranspose,
@@ -132,6 +134,7 @@ __all__ = [
     "QuantSteppedSiLU",
     "QuantStub",
     "QuantTransformerEncoderLayer",
+    "QuantTransposedLinear",
     "QuantUnary",
     "QuantizedEmbeddingBag",
     "QuantizedNorm",

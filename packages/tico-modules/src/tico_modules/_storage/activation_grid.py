@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from tico_config import (
     PerTensor,
     PerToken,
     Problem,
+    TicoError,
 )
-from tico_modules._storage.exact_module import ExactModule
+from tico_modules._storage.exact_module import ExactModule, has_values
 from tico_modules._storage.layout import Layout, require_tensor
 from tico_observers import AffineParams, round_to_grid
 
@@ -102,6 +103,22 @@ class ActivationGrid(ExactModule):
             "size": size,
         }
 
+    def meaning(self) -> Mapping[str, object]:
+        """Return the format of the grid, as JSON values."""
+        fixed = not isinstance(self.granularity, PerToken)
+        # Whether the zero points of a fixed grid happen to be 0 is a matter of its numbers.
+        return {name: value for name, value in self.layout().items() if not (fixed and name == "symmetric")}
+
+    def tensor_problems(self, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+        """Yield what is wrong with `tensors`, by name, as buffers of a grid of this format."""
+        yield from super().tensor_problems(tensors)
+        fixed = not isinstance(self.granularity, PerToken)
+        if fixed and len(tensors) == 2 and has_values(*tensors.values()):
+            try:
+                AffineParams(**tensors, dtype=self.dtype, granularity=self.granularity)
+            except TicoError as error:
+                yield from error.problems
+
     @classmethod
     def restore(cls, layout: Layout, tensors: Mapping[str, Tensor]) -> ActivationGrid:
         """Return the grid that `layout` describes, with the buffers in `tensors`, by name.
@@ -148,17 +165,18 @@ def compute_token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Te
 
     They are those of `tico_observers.params_per_token`, whose checks a program for export cannot hold.
     """
+    smallest = torch.finfo(torch.float32).tiny
     if x.shape[-1] == 0:
         low = high = x.new_zeros(x.shape[:-1], dtype=torch.float64)
     else:
         low = x.detach().amin(-1).to(torch.float64).clamp(max=0.0)
         high = x.detach().amax(-1).to(torch.float64).clamp(min=0.0)
+        low, high = low * (low <= -smallest), high * (high >= smallest)
     if symmetric:
         width = torch.maximum(high / dtype.qmax, low / dtype.qmin)
     else:
         width = (high - low) / (dtype.qmax - dtype.qmin)
-    smallest = torch.finfo(torch.float32).tiny
-    scale = torch.where(width == 0, 1.0, width).to(torch.float32).clamp(min=smallest)
+    scale = torch.where(width == 0, 1.0, width).clamp(min=smallest).to(torch.float32)
     if symmetric:
         return scale, torch.zeros_like(scale, dtype=torch.int32)
     offset = torch.round(low / scale.to(torch.float64)).clamp(min=dtype.qmin - dtype.qmax)

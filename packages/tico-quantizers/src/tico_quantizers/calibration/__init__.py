@@ -4,7 +4,7 @@ from tico_quantizers.calibration._activation_store import ActivationStore
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_driver import Step, run_blocks
 from tico_quantizers.calibration._block_inputs import BlockInputs, BlockOptions, TokenRule
-from tico_quantizers.calibration._calls import Replay, map_leaves, tensor_leaves
+from tico_quantizers.calibration._calls import Call, Replay, map_leaves, tensor_leaves
 from tico_quantizers.calibration._checkpoint import Checkpoint
 from tico_quantizers.calibration._forward_watch import (
     Calibration,
@@ -14,10 +14,18 @@ from tico_quantizers.calibration._forward_watch import (
     watch_forward,
 )
 from tico_quantizers.calibration._grouped_gram import GroupedGram
-from tico_quantizers.calibration._hooks import Hook, after_call, before_call, is_watched, remember_hooks
+from tico_quantizers.calibration._hooks import (
+    Hook,
+    after_call,
+    before_call,
+    is_observing,
+    is_watched,
+    remember_hooks,
+)
 from tico_quantizers.calibration._input_grams import InputGrams, located
 from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._reached_layers import ReachedLayers
+from tico_quantizers.calibration._real_tokens import RealTokens
 from tico_quantizers.calibration._snapshots import Snapshots, revision
 
 __all__ = [
@@ -26,11 +34,13 @@ __all__ = [
     "BlockInputs",
     "BlockOptions",
     "Calibration",
+    "Call",
     "Checkpoint",
     "GroupedGram",
     "Hook",
     "InputGrams",
     "ReachedLayers",
+    "RealTokens",
     "Recorder",
     "Replay",
     "Snapshots",
@@ -38,6 +48,7 @@ __all__ = [
     "TokenRule",
     "after_call",
     "before_call",
+    "is_observing",
     "is_watched",
     "located",
     "map_leaves",

@@ -26,6 +26,8 @@ from tico_quantizers.calibration._calls import (
 )
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
 from tico_quantizers.calibration._hooks import after_call, before_call
+from tico_quantizers.calibration._masks import Statement
+from tico_quantizers.calibration._real_tokens import RealTokens
 from tico_quantizers.calibration._snapshots import Snapshots, revision
 
 
@@ -62,6 +64,7 @@ class BlockCalls(Recorder):
     def __init__(self, blocks: tuple[nn.Module, ...], store: ActivationStore | None = None) -> None:
         self.blocks = blocks
         self.store = store or ActivationStore()
+        self.tokens = RealTokens()
         self._accepted: list[list[Call]] = [[] for _ in blocks]
         self._unfinished: list[list[Call]] = [[] for _ in blocks]
         self._outputs: list[list[_Output]] = [[] for _ in blocks]
@@ -89,7 +92,7 @@ class BlockCalls(Recorder):
     ) -> None:
         if not calibration.in_forward:
             self.drop_calls()
-        self.note_call(number, args, kwargs)
+        self.note_call(number, args, kwargs, calibration.tokens.now())
 
     def _end(
         self, calibration: Calibration, number: int, args: object, kwargs: object, output: object
@@ -154,10 +157,16 @@ class BlockCalls(Recorder):
             made = self._template.calls(self._unfinished[0][0], numbers)
             self._unfinished = [self._unfinished[0], *([call] for call in made)]
 
-    def note_call(self, number: int, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        """Keep the arguments of a call of block `number`."""
+    def note_call(
+        self,
+        number: int,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        said: tuple[Statement, ...] = (),
+    ) -> None:
+        """Keep the arguments of a call of block `number`, and what masks have `said` of its tokens."""
         call = self._snapshots.take(args, kwargs, lambda tensor: self._from_previous(number, tensor))
-        self._unfinished[number].append(call)
+        self._unfinished[number].append(attrs.evolve(call, said=said))
         self._running += 1
 
     def note_output(self, number: int, output: object) -> None:
@@ -189,15 +198,16 @@ class BlockCalls(Recorder):
     ) -> Iterator[dict[tuple[int, int], Tensor]]:
         """Call block `number` as it was called, on `outputs` of the block before.
 
-        `forward_dtype` is what to compute in as far as that can be cast automatically. Yields after each
-        call, which `NothingMore` may end; with `keep`, what is yielded are the output tensors by call and
-        leaf.
+        `forward_dtype` is what to compute in as far as that can be cast automatically; `tokens` know what is
+        padding. Yields after each call, which `NothingMore` may end; with `keep`, what is yielded are the
+        output tensors by call and leaf.
         """
         replay = Replay(self._accepted[number], outputs)
         for index, (args, kwargs, autocast) in enumerate(replay):
             casts, ended = (autocast.again(), _computing_in(forward_dtype)), suppress(NothingMore)
             output: object = None
-            with torch.no_grad(), casts[0], casts[1], ended:
+            known = self.tokens.again(self._accepted[number][index].said)
+            with torch.no_grad(), casts[0], casts[1], known, ended:
                 output = self.blocks[number](*args, **kwargs)
             leaves = enumerate(tensor_leaves(output)) if keep else ()
             yield {(index, leaf): tensor for leaf, tensor in leaves}

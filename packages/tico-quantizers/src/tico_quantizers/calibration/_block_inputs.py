@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Collection, Mapping
 from typing import final
 
 import attrs
@@ -19,7 +20,7 @@ from tico_quantizers.calibration._forward_watch import Calibration, require_watc
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._input_grams import InputGrams
 from tico_quantizers.calibration._reached_layers import ReachedLayers
-from tico_quantizers.layers import Layer, find_blocks, homes_in, less_read, peers_of
+from tico_quantizers.layers import Layer, find_blocks, homes_in, less_read, peers_of, reads_rows, shape
 
 
 @attrs.frozen(kw_only=True)
@@ -112,8 +113,9 @@ class BlockInputs:
         self._block_of = {path: homes.get(id(layer)) for path, layer in layers.items()}
         inside = {path: layer for path, layer in layers.items() if self._block_of[path] is not None}
         outside = {path: layer for path, layer in layers.items() if path not in inside}
-        self.outside = InputGrams(outside, self.token_weights(outside))
-        self.strays = InputGrams(inside, self.token_weights(inside), asymmetric=self.options.paired)
+        tokens, paired = calibration.tokens, self.options.paired
+        self.outside = InputGrams(outside, self.token_weights(outside), tokens=tokens)
+        self.strays = InputGrams(inside, self.token_weights(inside), tokens=tokens, asymmetric=paired)
         calibration.recorders = (*calibration.recorders, self.outside, self.strays)
         if self._reached is None:
             self._reached = ReachedLayers(layers)
@@ -123,6 +125,12 @@ class BlockInputs:
         calibration.handles += self.strays.watch(calibration, except_within=self.calls)
         if not self.options.fixed:
             self._watch_ends(inside, outside, calibration)
+
+    def only(self, paths: Collection[str]) -> BlockInputs:
+        """Return what the layers at `paths` have read, without the others."""
+        narrowed = copy.copy(self)
+        narrowed.layers = {path: layer for path, layer in self.layers.items() if path in paths}
+        return narrowed
 
     def _watch_ends(
         self, inside: Mapping[str, Layer], outside: Mapping[str, Layer], calibration: Calibration
@@ -172,14 +180,19 @@ class BlockInputs:
         return {} if self._reached is None else self._reached.rows
 
     def experts(self) -> frozenset[str]:
-        """Return the layers that read less than one of their peers in a list."""
-        chained = self.calls.are_chained
+        """Return the layers that read less than one of their peers in a list.
+
+        Peers are of one shape, and convolutions only if nothing reached them: they may read fewer positions
+        where an image is smaller.
+        """
+        chained, rows = self.calls.are_chained, self._rows()
         peers = {
-            path: self._peers[path]
-            for path in self.layers
+            path: f"{self._peers[path]} {shape(layer)}"
+            for path, layer in self.layers.items()
             if path in self._peers and not (chained and self._is_in_chain(path))
         }
-        return less_read(self._rows(), peers)
+        less = less_read(rows, peers)
+        return frozenset(path for path in less if reads_rows(self.layers[path]) or not rows.get(path))
 
     def _is_in_chain(self, path: str) -> bool:
         return any(self._peers[path].startswith(f"{place}.") for place in self._chain)

@@ -64,7 +64,9 @@ class CallTemplate:
 
         return [
             attrs.evolve(
-                with_leaves(call, [made(leaf, number) for leaf in leaves_of(call)]), autocast=first.autocast
+                with_leaves(call, [made(leaf, number) for leaf in leaves_of(call)]),
+                autocast=first.autocast,
+                said=first.said,
             )
             for call, number in zip(self.others, numbers, strict=True)
         ]

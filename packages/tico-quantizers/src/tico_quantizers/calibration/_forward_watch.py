@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from functools import partial
+from typing import Final
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.hooks import RemovableHandle
 
-from tico_config import CalibrationError, Found, Problem
+from tico_config import CalibrationError, Found, LifecycleError, Problem
 from tico_modules import DataFingerprint, Edit, named_modules
 from tico_quantizers.calibration._hooks import after_call, before_call
+from tico_quantizers.calibration._real_tokens import RealTokens
+
+# One for all calibrations, so that copying and pickling them stays simple: held while a pass begins or ends.
+_TURN: Final = threading.RLock()
 
 
 class Recorder(ABC):
@@ -38,21 +44,25 @@ class Recorder(ABC):
 class Calibration(Recorder):
     """What an algorithm learns from the data, by its `recorders`; `handles` are the hooks it has set.
 
-    `data` is the fingerprint of the calls that were counted.
+    `data` is the fingerprint of the calls that were counted, `tokens` tell which rows are padding.
     """
 
     def __init__(self, *recorders: Recorder) -> None:
         self.recorders = recorders
         self.data = DataFingerprint()
+        self.tokens = RealTokens()
         self.handles: list[RemovableHandle] = []
         self.watching = True
         self.in_forward = False
+        self._thread = threading.get_ident()
+        self._begun: set[int] = set()
 
     def drop_unfinished(self) -> None:
         """Forget what a forward pass that did not end has left."""
         for recorder in self.recorders:
             recorder.drop_unfinished()
         self.data.drop_unfinished()
+        self.tokens.clear()
 
     def accept(self) -> None:
         """Count what the forward pass that has just ended has shown: with every recorder or with none."""
@@ -75,18 +85,46 @@ class Calibration(Recorder):
             CalibrationError: one of the `modal` modules is in training mode.
         """
         _require_evaluation_mode(modal)
-        self.drop_unfinished()
-        self.data.note(args, kwargs)
-        self.in_forward = True
+        with _TURN:
+            self.drop_unfinished()
+            self.data.note(args, kwargs)
+            self._thread = threading.get_ident()
+            self._begun.add(self._thread)
+            self.in_forward = True
 
     def end(self, args: object, kwargs: object, output: object) -> None:
-        """Count the forward pass of the model, which has ended well."""
-        if self.in_forward:
-            self.in_forward = False
-            self.accept()
+        """Count the forward pass of the model, which has ended well.
+
+        Raises:
+            LifecycleError: another thread has begun a pass since; this one is not counted.
+        """
+        with _TURN:
+            begun = threading.get_ident() in self._begun
+            self._begun.discard(threading.get_ident())
+            if begun and self._thread != threading.get_ident():
+                raise LifecycleError(_TWO_THREADS)
+            if self.in_forward:
+                self.in_forward = False
+                self.accept()
+
+    def require_own_pass(self) -> None:
+        """Refuse to learn from a call while another thread is in a forward pass of the model, or was.
+
+        Raises:
+            LifecycleError: it is, or it was since this thread has begun the pass that the call is part of.
+        """
+        thread = threading.get_ident()
+        if self._thread != thread and (self.in_forward or thread in self._begun):
+            self._begun.discard(thread)
+            raise LifecycleError(_TWO_THREADS)
 
     def accept_unless_in_forward(self) -> None:
-        """Count at once what a part of the model that was called by itself has shown."""
+        """Count at once what a part of the model that was called by itself has shown.
+
+        Raises:
+            LifecycleError: another thread is in a forward pass of the model.
+        """
+        self.require_own_pass()
         if not (self.in_forward or any(recorder.is_running for recorder in self.recorders)):
             self.accept()
 
@@ -96,10 +134,20 @@ class Calibration(Recorder):
         edit.set_attribute(self, "watching", False)
 
 
+_TWO_THREADS: Final = Problem(
+    field="model",
+    value=Found("two at once"),
+    expected="run by one thread at a time while it is calibrated",
+    sentence="two threads run the prepared model at once, and this pass is not counted",
+    remedy="run the calibration data one batch after the other, by one thread",
+)
+
+
 def watch_forward(root: nn.Module, calibration: Calibration) -> tuple[RemovableHandle, ...]:
     """Tell `calibration` where each forward pass of `root` begins and ends; return the hooks."""
     begin = partial(calibration.begin, _modal(root))
-    return before_call(root, begin, calibration), after_call(root, calibration.end, calibration)
+    ends = before_call(root, begin, calibration), after_call(root, calibration.end, calibration)
+    return *ends, *calibration.tokens.watch(root, calibration)
 
 
 def require_evaluation_mode(root: nn.Module) -> None:

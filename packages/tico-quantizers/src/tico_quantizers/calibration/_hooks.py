@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Generic, Protocol, final
 
 import attrs
@@ -13,6 +15,21 @@ from typing_extensions import ParamSpec
 from tico_modules import named_modules
 
 P = ParamSpec("P")
+_OBSERVING = ContextVar("observing", default=False)
+
+
+def is_observing() -> bool:
+    """Return whether the action of a `Hook` runs, so that what happens is no part of the model."""
+    return _OBSERVING.get()
+
+
+@contextmanager
+def _observation() -> Iterator[None]:
+    token = _OBSERVING.set(True)
+    try:
+        yield
+    finally:
+        _OBSERVING.reset(token)
 
 
 class Watcher(Protocol):
@@ -38,11 +55,15 @@ class Hook(Generic[P]):
     def before(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> None:
         """Take what torch gives a hook before the call."""
         if self.watcher is None or self.watcher.watching:
-            self.action(*call, **_)
+            with _observation():
+                self.action(*call, **_)
 
     def after(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> object:
         """Take what torch gives a hook after the call; what `action` returns replaces the output."""
-        return self.action(*call, **_) if self.watcher is None or self.watcher.watching else None
+        if self.watcher is not None and not self.watcher.watching:
+            return None
+        with _observation():
+            return self.action(*call, **_)
 
 
 def before_call(
@@ -61,9 +82,15 @@ def after_call(
     module: nn.Module,
     action: Callable[[tuple[object, ...], dict[str, object], object], object],
     watcher: Watcher | None = None,
+    *,
+    always: bool = False,
 ) -> RemovableHandle:
-    """Call ``action(args, kwargs, output)`` after each call of `module`; its result replaces the output."""
-    return module.register_forward_hook(Hook(action, watcher).after, with_kwargs=True)
+    """Call ``action(args, kwargs, output)`` after each call of `module`; its result replaces the output.
+
+    With `always`, after calls that end with an exception too.
+    """
+    hook = Hook(action, watcher)
+    return module.register_forward_hook(hook.after, with_kwargs=True, always_call=always)
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -169,7 +169,14 @@ class _Solving(Generic[C]):
     def _found(self, targets: tuple[Target[C], ...], read: GroupedGram | int) -> list[QuantizedWeight]:
         if isinstance(read, int):
             return [self._quantizer.quantize_starved(target, read) for target in targets]
-        return self._quantizer.quantize(targets, read)
+        found: object = self._quantizer.quantize(targets, read)
+        if not isinstance(found, list) or len(found) != len(targets):
+            name, paths = type(self._quantizer).__name__, ", ".join(target.path for target in targets)
+            expected = f"a list of a QuantizedWeight for each of {paths}"
+            raise UnsupportedError(
+                Problem(field=f"the result of {name}.quantize", value=found, expected=expected)
+            )
+        return found
 
     def put_all(self, paths: tuple[str, ...], weights: list[QuantizedWeight]) -> None:
         """Put `weights` into the model, and warn of those that there is something to say about."""

@@ -8,9 +8,10 @@ from typing import final
 
 from torch import nn
 
+from tico_config import Found, Problem, UnsupportedError
 from tico_modules import Edit, LayerReport, Report, named_modules
 from tico_quantizers.conversion._progress import Progress
-from tico_quantizers.layers import Layer, QuantizedWeight, with_weight
+from tico_quantizers.layers import Layer, QuantizedWeight, shape, with_weight
 from tico_quantizers.protocol import Converted
 
 _LOG = logging.getLogger("tico_quantizers")
@@ -36,12 +37,38 @@ class Conversion:
         self._progress = progress
 
     def put(self, weight: QuantizedWeight) -> None:
-        """Put an integer layer with these codes at the path that the line of the report has."""
-        layer = self._layers[weight.line.path]
+        """Put an integer layer with these codes at the path that the line of the report has.
+
+        Raises:
+            UnsupportedError: there is no layer to replace, or one of another shape.
+        """
+        layer = self._replaced_by(weight)
         new = with_weight(layer, weight.packed)
         self.root = self._edit.replace(self.root, layer, new)
         self._modules.append(new)
         self.note(weight.line)
+
+    def _replaced_by(self, weight: QuantizedWeight) -> Layer:
+        if not isinstance(weight, QuantizedWeight):
+            raise UnsupportedError(Problem(field="quantize", value=weight, expected="a QuantizedWeight"))
+        path = weight.line.path
+        layer = self._layers.get(path)
+        if layer is None:
+            expected = f"one of {', '.join(map(repr, list(self._layers)[:3]))}, …"
+            sentence = f"a line of the report has the path {path!r}, where there is no layer to quantize"
+            raise UnsupportedError(
+                Problem(field="line.path", value=path, expected=expected, sentence=sentence)
+            )
+        if weight.packed.shape != shape(layer):
+            raise UnsupportedError(
+                Problem(
+                    module=path,
+                    field="packed",
+                    value=Found(f"one of shape {weight.packed.shape}"),
+                    expected=f"a weight of shape {shape(layer)}",
+                )
+            )
+        return layer
 
     def put_all(self, weights: Iterable[QuantizedWeight]) -> None:
         """Put all of `weights`, in order."""

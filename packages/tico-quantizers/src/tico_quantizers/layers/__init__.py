@@ -2,6 +2,7 @@
 
 from tico_quantizers.layers._blocks import find_blocks, homes_in
 from tico_quantizers.layers._experts import less_read, peers_of
+from tico_quantizers.layers._float_lines import float_lines
 from tico_quantizers.layers._inputs import input_rows, input_tensor, output_added
 from tico_quantizers.layers._matrix import (
     FloatLayer,
@@ -16,9 +17,10 @@ from tico_quantizers.layers._matrix import (
     shape,
     weight_axes,
 )
+from tico_quantizers.layers._own_forward import computes_itself, has_own_forward, require_as_its_class
 from tico_quantizers.layers._plan import LayerPlan, Target, group_size_problem, plan_layers
 from tico_quantizers.layers._replacement import QuantizedWeight, with_weight
-from tico_quantizers.layers._selection import layers_in, output_embedding, reasons_against
+from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
 
 __all__ = [
     "FloatLayer",
@@ -29,10 +31,13 @@ __all__ = [
     "Target",
     "as_layer",
     "columns",
+    "computes_itself",
     "feature_axis",
     "find_blocks",
+    "float_lines",
     "group_size_problem",
     "groups",
+    "has_own_forward",
     "homes_in",
     "input_rows",
     "input_tensor",
@@ -40,11 +45,12 @@ __all__ = [
     "less_read",
     "matrix",
     "output_added",
-    "output_embedding",
+    "output_embeddings",
     "peers_of",
     "plan_layers",
     "reads_rows",
     "reasons_against",
+    "require_as_its_class",
     "shape",
     "weight_axes",
     "with_weight",

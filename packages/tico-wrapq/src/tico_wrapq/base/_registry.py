@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import EntryPoint
+from types import ModuleType
 from typing import TypeAlias, TypeVar, final
 
 import attrs
@@ -49,8 +52,11 @@ def wrapper_entry(
 ) -> WrapperEntry:
     """Return the entry that serves `target`, a class or the dotted path of one that need not be installed.
 
+    A path may be any by which the class can be imported.
+
     Raises:
         UnsupportedError: `wrapper` is no wrapper class.
+        ConfigError: `target` is a path into torch, where there is no such class.
     """
     _require_wrapper(wrapper)
     return WrapperEntry(_path_of(target), wrapper, variant)
@@ -64,12 +70,41 @@ def pass_through_entry(target: type[nn.Module] | str, reason: str) -> PassThroug
 
     >>> pass_through_entry(nn.Dropout, "it does nothing in evaluation mode").target
     'torch.nn.modules.dropout.Dropout'
+
+    Raises:
+        ConfigError: `target` is a path into torch, where there is no such class.
     """
     return PassThroughEntry(_path_of(target), reason)
 
 
 def _path_of(target: type[nn.Module] | str) -> str:
-    return target if isinstance(target, str) else dotted_path(target)
+    """Return where the class is defined, as far as that is known without importing anything."""
+    if not isinstance(target, str):
+        return dotted_path(target)
+    found = _loaded_class(target)
+    if found is None and target.partition(".")[0] == "torch":
+        raise ConfigError(_unknown_class(target))
+    return target if found is None else dotted_path(found)
+
+
+def _loaded_class(path: str) -> type[nn.Module] | None:
+    """Return the class that has the dotted `path` in a module that has been imported; None without one."""
+    module, _, name = path.rpartition(".")
+    found: object = vars(sys.modules.get(module, ModuleType(""))).get(name)
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+
+
+def _unknown_class(path: str) -> Problem:
+    module, _, name = path.rpartition(".")
+    known = vars(sys.modules.get(module, nn))
+    near = difflib.get_close_matches(name, known, n=1)
+    return Problem(
+        field="target",
+        value=path,
+        expected="the dotted path of a module class",
+        sentence=f"torch has no module class {path!r}",
+        remedy=f"did you mean {near[0]!r}?" if near else "give the class itself",
+    )
 
 
 def _require_wrapper(wrapper: object) -> None:
@@ -91,6 +126,7 @@ class WrapperRegistry:
     def __init__(self, entries: Iterable[RegistryEntry] = ()) -> None:
         self._wrappers: dict[tuple[str, str], WrapperEntry] = {}
         self._pass_through: dict[str, PassThroughEntry] = {}
+        self._by_name: dict[str, list[str]] = {}
         for entry in entries:
             self.add(entry)
 
@@ -101,6 +137,9 @@ class WrapperRegistry:
             ConfigError: another wrapper serves the class as the same variant, or the class needs no
                 quantization for another reason.
         """
+        paths = self._by_name.setdefault(entry.target.rpartition(".")[2], [])
+        if entry.target not in paths:
+            paths.append(entry.target)
         match entry:
             case WrapperEntry():
                 self._add_wrapper(entry)
@@ -134,24 +173,31 @@ class WrapperRegistry:
     def _nearest(self, kind: type[nn.Module], variants: tuple[str, ...]) -> type[QuantModuleBase] | None:
         for base in kind.__mro__:
             for variant in variants:
-                entry = self._wrappers.get((dotted_path(base), variant))
-                if entry is not None:
-                    return entry.wrapper
+                paths = (path for path in self._paths_of(base) if (path, variant) in self._wrappers)
+                if (path := next(paths, None)) is not None:
+                    return self._wrappers[path, variant].wrapper
         return None
+
+    def _paths_of(self, kind: type) -> list[str]:
+        """Return the paths of `kind` that entries go by: where it is defined, then where else it is known."""
+        targets = self._by_name.get(kind.__name__, ())
+        here = dotted_path(kind)
+        return [path for path in targets if path == here or _loaded_class(path) is kind]
 
     def bases_of(self, wrapper: type[QuantModuleBase], kind: type[nn.Module]) -> list[type[nn.Module]]:
         """Return those of `kind` and its bases that `wrapper` is registered for."""
         targets = {entry.target for entry in self._wrappers.values() if entry.wrapper is wrapper}
-        return [base for base in kind.__mro__ if dotted_path(base) in targets]
+        return [base for base in kind.__mro__ if targets.intersection(self._paths_of(base))]
 
     def pass_reason(self, kind: type[nn.Module]) -> str | None:
         """Return why modules of this class need no quantization, or None where they may need it.
 
         A subclass with a forward of its own may.
         """
-        bases = [base for base in kind.__mro__ if dotted_path(base) in self._pass_through]
-        same = bases and getattr(kind, "forward", None) is getattr(bases[0], "forward", None)
-        return self._pass_through[dotted_path(bases[0])].reason if same else None
+        found = ((base, path) for base in kind.__mro__ for path in self._paths_of(base))
+        base, path = next((each for each in found if each[1] in self._pass_through), (None, ""))
+        same = base is not None and getattr(kind, "forward", None) is getattr(base, "forward", None)
+        return self._pass_through[path].reason if same else None
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -215,8 +261,11 @@ def register(target: type[nn.Module] | str, variant: str = DEFAULT_VARIANT) -> C
 def try_register(*dotted_paths: str, variant: str = DEFAULT_VARIANT) -> Callable[[W], W]:
     """Register the decorated wrapper for classes named by dotted path, installed or not.
 
+    Any path by which a class can be imported will do, for example one that its package re-exports.
+
     Raises:
-        ConfigError: another wrapper serves one of the classes as the same variant.
+        ConfigError: another wrapper serves one of the classes as the same variant, or a path leads into
+            torch, where there is no such class.
     """
 
     def add(wrapper: W) -> W:

@@ -6,12 +6,16 @@ from tico_wrapq.base import register_pass_through, try_register
 from tico_wrapq.llama._family import classes_of
 from tico_wrapq.torch_nn import QuantUnary
 
-try_register(
-    "transformers.activations.SiLUActivation",
-    "transformers.activations.GELUActivation",
-    "transformers.activations.GELUTanh",
-    *classes_of("RMSNorm"),
-)(QuantUnary)
+_ACTIVATIONS = (
+    *("SiLUActivation", "GELUActivation", "GELUTanh", "NewGELUActivation", "FastGELUActivation"),
+    *("QuickGELUActivation", "ClippedGELUActivation", "AccurateGELUActivation", "MishActivation"),
+    *("LaplaceActivation", "ReLUSquaredActivation", "SqrtSoftplusActivation"),
+)
+
+try_register(*(f"transformers.activations.{name}" for name in _ACTIVATIONS), *classes_of("RMSNorm"))(
+    QuantUnary
+)
+register_pass_through("transformers.activations.LinearActivation", reason="it does not compute")
 
 register_pass_through(*classes_of("RotaryEmbedding"), reason="it computes constants of the positions")
 register_pass_through(

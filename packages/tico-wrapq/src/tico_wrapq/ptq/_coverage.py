@@ -16,12 +16,14 @@ from tico_modules import (
     child_path,
     children,
     named_modules,
+    parameter,
     report,
 )
 from tico_quantizers import Prepared
-from tico_wrapq.base import QuantModuleBase
+from tico_wrapq.base import QuantModuleBase, lookup
 from tico_wrapq.ptq._quantizer import CONSPICUOUS, ONE_CHANNEL, PTQCalibration
-from tico_wrapq.ptq._sites import inner
+from tico_wrapq.ptq._sites import inner, own_floats
+from tico_wrapq.torch_nn import QuantEmbedding, QuantEmbeddingBag, QuantUnary
 
 
 @attrs.frozen(kw_only=True)
@@ -44,11 +46,16 @@ class CoverageLine:
 
 @attrs.frozen(kw_only=True)
 class Coverage:
-    """Every module that computes, and the share of the parameters that are integers now."""
+    """Every module that computes or owns parameters, and the share of the parameters that are integers now.
+
+    `unmeasured` are the modules that own float weights whose multiply-accumulates calibration could not
+    measure, such as experts in one parameter, with the number of parameters of each; none before any data.
+    """
 
     lines: tuple[CoverageLine, ...]
     quantized_parameters: int
     parameters: int
+    unmeasured: tuple[tuple[str, int], ...] = ()
 
     @property
     def share(self) -> float:
@@ -60,7 +67,7 @@ class Coverage:
         """Multiply-accumulates of the linear layers, convolutions and products that calibration has measured.
 
         None if it has measured none. What a module's own forward multiplies is not among them, unless its
-        wrapper says how much that is.
+        wrapper says how much that is; see `unmeasured`.
         """
         measured = [line.macs for line in self.lines if line.macs is not None]
         return sum(measured) if measured else None
@@ -72,9 +79,16 @@ class Coverage:
         integer = sum(line.macs or 0 for line in self.lines if line.multiplies_integers)
         return None if macs is None else integer / macs
 
+    @property
+    def unmeasured_share(self) -> float:
+        """The share of the parameters, 0 to 1, whose multiply-accumulates were not measured."""
+        parameters = sum(count for _, count in self.unmeasured)
+        return parameters / self.parameters if self.parameters else 0.0
+
     def to_json(self) -> str:
         """Return the coverage as JSON."""
         totals = {"share": self.share, "macs": self.macs, "macs_share": self.macs_share}
+        totals["unmeasured_share"] = self.unmeasured_share
         return json.dumps(attrs.asdict(self) | totals)
 
     def to_markdown(self) -> str:
@@ -102,7 +116,15 @@ class Coverage:
     def _macs_sentence(self) -> str:
         if self.macs_share is None:
             return "the share of multiply-accumulates is unknown: calibration has measured none"
-        return f"{self.macs_share:.1%} of {self.macs} multiply-accumulates have both operands on a grid"
+        if not self.unmeasured:
+            return f"{self.macs_share:.1%} of {self.macs} multiply-accumulates have both operands on a grid"
+        more = ", …" if len(self.unmeasured) > 3 else ""
+        first = ", ".join(path or "the model itself" for path, _ in self.unmeasured[:3])
+        return (
+            f"{self.macs_share:.1%} of the {self.macs} multiply-accumulates that were measured have both "
+            f"operands on a grid; those of {self.unmeasured_share:.1%} of the parameters, which are float, "
+            f"were not measured: {first}{more}"
+        )
 
     def __str__(self) -> str:
         """Return the Markdown table."""
@@ -129,8 +151,9 @@ def coverage(model: nn.Module) -> Coverage:
         parts = set(children(module)) if path in skipped else inner(module)
         skipped |= {child_path(path, name) for name in parts}
         run = known.get(path, LayerReport(path=path, module="", algorithm=""))
-        is_line = isinstance(module, RestorableModule) or not children(module) or run.reason
-        if is_line and path not in skipped:
+        is_line = isinstance(module, RestorableModule) or not children(module) or own_floats(module)
+        # A part of something else has a line only where an algorithm has said what became of it.
+        if run.reason and run.algorithm if path in skipped else is_line or run.reason:
             lines.append(_line(path, module, run))
     packed = {id(m): m for _, m in named_modules(model) if isinstance(m, PackedWeight)}
     quantized = sum(torch.Size(weight.shape).numel() for weight in packed.values())
@@ -138,8 +161,30 @@ def coverage(model: nn.Module) -> Coverage:
     return Coverage(
         lines=tuple(lines),
         quantized_parameters=quantized,
-        parameters=quantized + sum(parameter.numel() for parameter in rest),
+        parameters=quantized + sum(each.numel() for each in rest),
+        unmeasured=_unmeasured(model, lines),
     )
+
+
+def _unmeasured(model: nn.Module, lines: list[CoverageLine]) -> tuple[tuple[str, int], ...]:
+    """Return what owns matrices whose multiply-accumulates are unknown, once any are known."""
+    if all(line.macs is None for line in lines):
+        return ()
+    modules = dict(named_modules(model))
+    unknown = [(line.path, modules[line.path]) for line in lines if line.macs is None]
+    found = ((path, _matrix_elements(module)) for path, module in unknown if not _multiplies_nothing(module))
+    return tuple(each for each in found if each[1])
+
+
+def _matrix_elements(module: nn.Module) -> int:
+    own = (parameter(module, name) for name in own_floats(module))
+    return sum(each.numel() for each in own if each is not None and each.ndim > 1)
+
+
+def _multiplies_nothing(module: nn.Module) -> bool:
+    """Whether the class is known as one that looks rows up, normalizes, or computes element by element."""
+    wrapper = lookup(type(module))
+    return wrapper is not None and issubclass(wrapper, QuantEmbedding | QuantEmbeddingBag | QuantUnary)
 
 
 def _line(path: str, module: nn.Module, run: LayerReport) -> CoverageLine:

@@ -22,7 +22,8 @@ class ModuleSite:
 
     `adopted` is `module`, or what a wrapper that stands there from an earlier run wraps. Without wrapper
     and `reason` the module is not supported, `refusal` says why. `passes` says whether its class is
-    registered as one that needs no quantization.
+    registered as one that needs no quantization; `floats` are the names of the parameters of floats that
+    `module` itself owns where there is no wrapper for it.
     """
 
     path: str
@@ -32,6 +33,7 @@ class ModuleSite:
     reason: str = ""
     refusal: str = ""
     passes: bool = False
+    floats: tuple[str, ...] = ()
 
     @property
     def points(self) -> tuple[PointDeclaration, ...]:
@@ -41,7 +43,7 @@ class ModuleSite:
     @property
     def is_container(self) -> bool:
         """Whether it only holds other modules."""
-        return bool(children(self.module)) and self.passes
+        return bool(children(self.module)) and self.passes and not self.floats
 
     @property
     def is_quantized(self) -> bool:
@@ -83,13 +85,25 @@ def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str)
         refusal = "it has a forward of its own" if own else wrapper.refusal(adopted)
         if refusal is None:
             return ModuleSite(path=path, module=module, adopted=adopted, wrapper=wrapper)
-        return ModuleSite(path=path, module=module, adopted=adopted, refusal=refusal)
-    reason = _reason(module, passing)
-    refusal = "" if reason else _why_no_wrapper(type(adopted))
-    passes = passing is not None
+        reason, passing = "", None
+    else:
+        reason = _reason(module, passing)
+        refusal = "" if reason else _why_no_wrapper(adopted)
     return ModuleSite(
-        path=path, module=module, adopted=adopted, reason=reason, refusal=refusal, passes=passes
+        path=path,
+        module=module,
+        adopted=adopted,
+        reason=reason,
+        refusal=refusal,
+        passes=passing is not None,
+        floats=own_floats(module),
     )
+
+
+def own_floats(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the parameters of floats that `module` itself owns."""
+    own: dict[str, nn.Parameter | None] = module._parameters
+    return tuple(name for name, each in own.items() if each is not None and each.is_floating_point())
 
 
 def _has_own_forward(wrapper: type[QuantModuleBase], module: nn.Module, registry: WrapperRegistry) -> bool:
@@ -104,12 +118,14 @@ def _reason(module: nn.Module, passing: str | None) -> str:
     """Return why it is right that `module` has no wrapper; empty where it is not."""
     if isinstance(module, RestorableModule):
         return "it is quantized already"
-    holds_others = children(module) and not isinstance(module, _WHOLES)
+    holds_others = children(module) and not isinstance(module, _WHOLES) and not own_floats(module)
     return passing or ("the arithmetic of its own forward stays float" if holds_others else "")
 
 
-def _why_no_wrapper(kind: type[nn.Module]) -> str:
-    """Return why modules of this class are not supported."""
-    if issubclass(kind, nn.RNNBase | nn.RNNCellBase):
+def _why_no_wrapper(module: nn.Module) -> str:
+    """Return why this module is not supported."""
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return "it has no wrapper: its steps are computed in one kernel, where no point can be"
+    if children(module) and own_floats(module):
+        return f"it has no wrapper for the weights that it owns: {', '.join(own_floats(module))}"
     return "it has no wrapper"

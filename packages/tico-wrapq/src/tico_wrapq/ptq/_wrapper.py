@@ -7,9 +7,10 @@ from typing import final
 
 from torch import nn
 
-from tico_config import LifecycleError, Problem, PTQConfig
-from tico_modules import Edit
-from tico_wrapq.base import REGISTRY, Mode, Passage, QuantPoint, WeightCodes, require_data
+from tico_config import Found, LifecycleError, Problem, PTQConfig
+from tico_modules import Edit, named_modules
+from tico_quantizers import Calibration
+from tico_wrapq.base import REGISTRY, Mode, Passage, QuantModuleBase, QuantPoint, WeightCodes, require_grids
 from tico_wrapq.ptq._wrapping import wrap
 
 
@@ -17,7 +18,10 @@ from tico_wrapq.ptq._wrapping import wrap
 class PTQWrapper(nn.Module):
     """`module` in wrappers, outside of any model: float at first, then watched, then quantized.
 
+    The layers of `module` are replaced in place, as `prepare` does: give a copy to keep it.
+
     Raises:
+        LifecycleError: `module` is in wrappers already, which are not quantized yet.
         UnsupportedError: with `strict_wrap`, a module that has no wrapper.
         ConfigError: an override matches nothing, or two contradict each other.
 
@@ -34,22 +38,33 @@ class PTQWrapper(nn.Module):
 
     def __init__(self, module: nn.Module, config: PTQConfig | None = None) -> None:
         super().__init__()
+        _require_unwrapped(module)
+        self.training = module.training
         self.mode = Mode.NO_QUANT
         with Edit() as edit:
             found = wrap(module, config or PTQConfig(), REGISTRY.with_installed(), edit)
         self._wrappers = found.wrappers
         self.wrapped = found.root
         self._passage = Passage()
+        self._calibration = Calibration(self._passage)
+        self._passage.calibration = self._calibration
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """Return what the wrapped module returns; a pass that raises shows the points nothing."""
-        self._passage.drop_unfinished()
-        self._passage.under_way = True
-        try:
-            output: object = self.wrapped(*args, **kwargs)
-        finally:
-            self._passage.under_way = False
-        self._passage.finish()
+        """Return what the wrapped module returns; a pass that raises shows the points nothing.
+
+        Raises:
+            LifecycleError: another thread has called the module since, while it is watched.
+            NumericsError: a point that watches saw NaN or infinity.
+        """
+        if self.mode is not Mode.CALIB:
+            return self._output(*args, **kwargs)
+        self._calibration.begin([], args, kwargs)
+        output = self._output(*args, **kwargs)
+        self._calibration.end(args, kwargs, output)
+        return output
+
+    def _output(self, *args: object, **kwargs: object) -> object:
+        output: object = self.wrapped(*args, **kwargs)
         return output
 
     def _points(self) -> Iterator[QuantPoint]:
@@ -74,7 +89,7 @@ class PTQWrapper(nn.Module):
             CalibrationError: points saw no data; nothing was changed.
         """
         self._require(Mode.CALIB)
-        require_data(self._points())
+        require_grids(self._points())
         weights = WeightCodes()
         with Edit() as edit:
             for wrapper in self._wrappers.values():
@@ -85,6 +100,31 @@ class PTQWrapper(nn.Module):
     def _require(self, *modes: Mode) -> None:
         if self.mode not in modes:
             expected = " or ".join(mode.name for mode in modes)
+            sentence = f"its mode is {self.mode.name}, and this needs {expected}"
+            remedy = "call enable_calibration() first" if Mode.CALIB in modes else None
             raise LifecycleError(
-                Problem(module="PTQWrapper", field="mode", value=self.mode.name, expected=expected)
+                Problem(
+                    module="PTQWrapper",
+                    field="mode",
+                    value=self.mode.name,
+                    expected=expected,
+                    sentence=sentence,
+                    remedy=remedy if self.mode is Mode.NO_QUANT else "make a new one of the float module",
+                )
+            )
+
+
+def _require_unwrapped(module: nn.Module) -> None:
+    """Refuse a module that holds wrappers of another `PTQWrapper`, or of a prepared model."""
+    for path, part in named_modules(module):
+        if isinstance(part, QuantModuleBase) and part.mode is not Mode.QUANT:
+            raise LifecycleError(
+                Problem(
+                    module=path or type(part).__name__,
+                    field="module",
+                    value=Found("one in a wrapper"),
+                    expected="a module that is in no wrapper yet",
+                    sentence="it is in a wrapper already, which is not quantized yet",
+                    remedy="quantize that one first, or take a copy that was made before",
+                )
             )

@@ -22,9 +22,18 @@ from tico_config import (
     unmatched_problems,
     winning_rule,
 )
-from tico_modules import Edit, LayerReport, QuantizedModule, child_path, parameter, record_outputs
+from tico_modules import (
+    Edit,
+    LayerReport,
+    QuantizedModule,
+    child_path,
+    children,
+    named_modules,
+    parameter,
+    record_outputs,
+)
 from tico_wrapq.base import QuantModuleBase, WrapperRegistry, spec_problem
-from tico_wrapq.ptq._sites import ModuleSite, sites
+from tico_wrapq.ptq._sites import ModuleSite, own_floats, sites
 
 _ASKED = "the config leaves it float"
 
@@ -53,6 +62,7 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
     _require_supported(found, config)
     specs = _specs(found, config)
     _require_finite_weights(found)
+    parts = _parts_left(root, found)
     record_outputs(root, edit)
     wrappers: dict[str, QuantModuleBase] = {}
     for site in found:
@@ -61,8 +71,9 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
             wrapper = site.wrapper(site.adopted, site.path, lambda path: specs[path])
             root = edit.replace(root, site.module, wrapper)
             wrappers[site.path] = wrapper
-    left = tuple(_left(site) for site in found if site.path not in wrappers and _is_reported(site))
-    return Wrapped(root=root, wrappers=wrappers, left=left)
+    left = [_left(site) for site in found if site.path not in wrappers and _is_reported(site)]
+    left += parts
+    return Wrapped(root=root, wrappers=wrappers, left=tuple(left))
 
 
 def _taken_apart(model: nn.Module, registry: WrapperRegistry, config: PTQConfig, edit: Edit) -> nn.Module:
@@ -98,6 +109,25 @@ def _left(site: ModuleSite) -> LayerReport:
     return LayerReport(path=site.path, module=type(site.module).__name__, algorithm="ptq", reason=reason)
 
 
+def _parts_left(root: nn.Module, found: list[ModuleSite]) -> list[LayerReport]:
+    """Return a line for each module that owns floats inside of one that stays float as a whole."""
+    whole = {site.path: site for site in found}
+    lines: list[LayerReport] = []
+    for path, module in named_modules(root):
+        above = path.rpartition(".")[0]
+        while above and above not in whole:
+            above = above.rpartition(".")[0]
+        site = whole.get(above)
+        if path not in whole and own_floats(module) and site is not None and _stays_float(site):
+            kind, reason = type(module).__name__, f"it is a part of {above}, which stays float"
+            lines.append(LayerReport(path=path, module=kind, algorithm="ptq", reason=reason))
+    return lines
+
+
+def _stays_float(site: ModuleSite) -> bool:
+    return site.wrapper is None and not site.is_quantized
+
+
 def _point_paths(site: ModuleSite) -> Iterator[str]:
     return (child_path(site.path, declaration.name) for declaration in site.points)
 
@@ -116,10 +146,16 @@ def _unless_float(site: ModuleSite, config: PTQConfig) -> ModuleSite:
 
 
 def _asked_float(site: ModuleSite, config: PTQConfig) -> bool:
-    """Whether an override says of the whole module that it is to stay float."""
-    rule = winning_rule(config.overrides, (site.path,))
-    change = None if rule is None else config.overrides[rule.pattern]
-    return isinstance(change, QuantSpec) and not change.is_quantized
+    """Whether overrides say of the module, or of every weight that it owns, that it is to stay float."""
+    owned = [(path, site.path) for path in _float_paths(site)] if site.refusal else []
+    asked: list[tuple[str, ...]] = [*owned] or [(site.path,)]
+    rules = [winning_rule(config.overrides, paths) for paths in asked]
+    changes = [None if rule is None else config.overrides[rule.pattern] for rule in rules]
+    return all(isinstance(change, QuantSpec) and not change.is_quantized for change in changes)
+
+
+def _float_paths(site: ModuleSite) -> list[str]:
+    return [child_path(site.path, name) for name in site.floats]
 
 
 def _require_supported(found: list[ModuleSite], config: PTQConfig) -> None:
@@ -130,11 +166,14 @@ def _require_supported(found: list[ModuleSite], config: PTQConfig) -> None:
 
 def _unsupported(site: ModuleSite) -> Problem:
     kind = type(site.module).__qualname__
+    paths = _float_paths(site) if children(site.module) and site.floats else [site.path]
+    rules = ", ".join(f"{path!r}: no_quant()" for path in paths)
     return Problem(
         module=site.path or kind,
         value=Found(f"{kind}: {site.refusal}"),
         expected="a module with a wrapper",
-        remedy=f"register a wrapper for it, leave it float by overrides={{{site.path!r}: no_quant()}}, "
+        sentence=f"it is a {kind}; {site.refusal}",
+        remedy=f"register a wrapper for it, leave it float by overrides={{{rules}}}, "
         "or set strict_wrap=False to leave all such modules float and have them reported",
     )
 
@@ -164,7 +203,8 @@ def _specs(found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
 
 def _match_problems(found: list[ModuleSite], specs: dict[str, QuantSpec], config: PTQConfig) -> list[Problem]:
     paths = [site.path for site in found if site.wrapper is not None or site.reason == _ASKED]
-    problems = unmatched_problems(config.overrides, [*paths, *specs])
+    floats = [path for site in found for path in _float_paths(site)]
+    problems = unmatched_problems(config.overrides, [*paths, *floats, *specs])
     if not any(spec.is_quantized for spec in specs.values()):
         expected, got = "one with a module to quantize", Found("a model with none")
         problems.append(Problem(field="model", value=got, expected=expected))

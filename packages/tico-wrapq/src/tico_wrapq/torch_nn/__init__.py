@@ -13,10 +13,11 @@ from tico_wrapq.torch_nn._layers import (
     QuantInteger,
     QuantIntegerEmbedding,
     QuantLinear,
+    QuantTransposedLinear,
     pack_weight,
     why_not_integer,
 )
-from tico_wrapq.torch_nn._norms import NORM_WEIGHT, NormSettings, QuantizedNorm, QuantNorm
+from tico_wrapq.torch_nn._norms import NORM_WEIGHT, NormSettings, QuantizedNorm, QuantNorm, UsedStatistics
 from tico_wrapq.torch_nn._unary import QuantUnary
 
 __all__ = [
@@ -40,9 +41,11 @@ __all__ = [
     "QuantOutput",
     "QuantStub",
     "QuantTransformerEncoderLayer",
+    "QuantTransposedLinear",
     "QuantUnary",
     "QuantizedEmbeddingBag",
     "QuantizedNorm",
+    "UsedStatistics",
     "layer_work",
     "multiplies",
     "pack_weight",

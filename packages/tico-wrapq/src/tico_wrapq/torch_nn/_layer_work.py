@@ -15,13 +15,14 @@ from tico_modules import (
     QuantizedConvTranspose3d,
     QuantizedLinear,
     QuantizedModule,
+    TransposedLinear,
     parameter,
 )
 
 _INTEGER_CONVOLUTIONS = (QuantizedConv1d, QuantizedConv2d, QuantizedConv3d)
 _INTEGER_TRANSPOSED = (QuantizedConvTranspose1d, QuantizedConvTranspose2d, QuantizedConvTranspose3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_FLOAT_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+_FLOAT_LAYERS = (nn.Linear, TransposedLinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 _INTEGER_LAYERS = (QuantizedLinear, *_INTEGER_CONVOLUTIONS, *_INTEGER_TRANSPOSED)
 
 
@@ -51,4 +52,6 @@ def _weight_shape(layer: nn.Module) -> tuple[int, ...]:
     weight = parameter(layer, "weight")
     if isinstance(layer, QuantizedModule):
         return layer.weight_shape
+    if isinstance(layer, TransposedLinear) and weight is not None:
+        weight = weight.T
     return () if weight is None else tuple(weight.shape)

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -29,6 +28,7 @@ from tico_modules import (
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedModule,
+    answer_for,
     carry_over,
     child_path,
     parameter,
@@ -43,7 +43,9 @@ from tico_wrapq.base import (
     WeightCodes,
     register,
     spec_problem,
+    try_register,
 )
+from tico_wrapq.torch_nn._channel_axis import along, channel_axis
 from tico_wrapq.torch_nn._layer_work import layer_work
 
 _PER_ROW = PerChannel(0)
@@ -110,6 +112,11 @@ class LayerWrapper(QuantModuleBase):
         """Return why an integer layer cannot take the place of `module`, or None."""
         return why_not_integer(module)
 
+    @classmethod
+    def points_of(cls, module: nn.Module) -> tuple[PointDeclaration, ...]:
+        """Return the points, with the axis of the layer's channels."""
+        return along(cls.points, channel_axis(module))
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the layer's output, input and output passed through their points."""
         output: Tensor = self.layer.forward(self.point("act_in")(input))
@@ -173,6 +180,35 @@ class QuantLinear(LayerWrapper):
         return QuantizedLinear(parts)
 
 
+@try_register("transformers.pytorch_utils.Conv1D")
+class QuantTransposedLinear(LayerWrapper):
+    """A linear layer of transformers whose weight is (in, out), as in GPT-2; becomes a `QuantizedLinear`."""
+
+    kind: ClassVar[str] = "ptq.transposed_linear"
+
+    @classmethod
+    def refusal(cls, module: nn.Module) -> str | None:
+        """Return why an integer layer cannot take the place of `module`, or None."""
+        named = {f"{kind.__module__}.{kind.__name__}": kind for kind in type(module).__mro__}
+        known = named.get("transformers.pytorch_utils.Conv1D", type(module))
+        return why_not_integer(module, (getattr(known, "forward", None),))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output, input and output passed through their points."""
+        return super().forward(x)
+
+    def work(self, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> int:
+        """Return the multiply-accumulates of one call."""
+        return layer_work(self.layer, args[0] if args else kwargs.get("x"), output)
+
+    def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
+        # Rows are output channels here, so codes are shared with no layer that has the same weight.
+        return pack_weight(weight.T, spec, self.path)
+
+    def _integer(self, parts: Parts) -> QuantizedModule:
+        return QuantizedLinear(parts)
+
+
 @register(nn.Embedding)
 class QuantEmbedding(LayerWrapper):
     """An embedding; becomes a `QuantizedEmbedding`. Indices have no grid, so there is no `act_in`."""
@@ -193,9 +229,6 @@ class QuantEmbedding(LayerWrapper):
 _CONVOLUTIONS = {1: QuantizedConv1d, 2: QuantizedConv2d, 3: QuantizedConv3d}
 
 
-_CHANNELS_FIRST = tuple(attrs.evolve(point, channels=1) for point in (ACT_IN, WEIGHT, ACT_OUT))
-
-
 @register(nn.Conv1d)
 @register(nn.Conv2d)
 @register(nn.Conv3d)
@@ -203,7 +236,6 @@ class QuantConv(LayerWrapper):
     """A convolution; becomes a `QuantizedConv1d`, `QuantizedConv2d` or `QuantizedConv3d`."""
 
     kind: ClassVar[str] = "ptq.conv"
-    points: ClassVar[tuple[PointDeclaration, ...]] = _CHANNELS_FIRST
 
     def _integer(self, parts: Parts) -> QuantizedModule:
         layer = self.layer
@@ -223,7 +255,6 @@ class QuantConvTranspose(LayerWrapper):
     """A transposed convolution; becomes a `QuantizedConvTranspose1d`, `…2d` or `…3d`."""
 
     kind: ClassVar[str] = "ptq.conv_transpose"
-    points: ClassVar[tuple[PointDeclaration, ...]] = _CHANNELS_FIRST
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # noqa: A002  # as torch
         """Return the layer's output, of `output_size` where several are possible, by way of the points."""
@@ -263,7 +294,18 @@ class QuantInteger(QuantModuleBase):
             found = Found(type(module).__name__)
             raise UnsupportedError(Problem(module=self.path, value=found, expected="an integer layer"))
         self.layer = module.with_parts(Parts(packed=module.packed, bias=module.bias))
+        answer_for(module, self.layer)
         self.layer.training = module.training
+
+    @property
+    def stands_for(self) -> nn.Module:
+        """The integer layer."""
+        return self.layer
+
+    @classmethod
+    def points_of(cls, module: nn.Module) -> tuple[PointDeclaration, ...]:
+        """Return the points, with the axis of the layer's channels."""
+        return along(cls.points, channel_axis(module))
 
     def forward(self, input: Tensor, *args: object, **kwargs: object) -> Tensor:  # noqa: A002  # torch's name
         """Return the layer's output, input and output passed through their points."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from tico_wrapq.base import ACT_IN, ACT_OUT, PointDeclaration, QuantModuleBase, register
+from tico_wrapq.torch_nn._channel_axis import along, channel_axis
 
 _TORCH = (
     nn.AdaptiveAvgPool1d,
@@ -21,6 +22,8 @@ _TORCH = (
     nn.CELU,
     nn.ELU,
     nn.GELU,
+    nn.GLU,
+    nn.Hardshrink,
     nn.Hardsigmoid,
     nn.Hardswish,
     nn.Hardtanh,
@@ -41,9 +44,14 @@ _TORCH = (
     nn.SiLU,
     nn.Sigmoid,
     nn.Softmax,
+    nn.Softmax2d,
+    nn.Softmin,
     nn.Softplus,
+    nn.Softshrink,
     nn.Softsign,
     nn.Tanh,
+    nn.Tanhshrink,
+    nn.Threshold,
     nn.Upsample,
 )
 
@@ -60,16 +68,26 @@ class QuantUnary(QuantModuleBase):
         self.module = module
 
     @classmethod
+    def points_of(cls, module: nn.Module) -> tuple[PointDeclaration, ...]:
+        """Return the points, with the axis of the module's channels."""
+        return along(cls.points, channel_axis(module))
+
+    @classmethod
     def refusal(cls, module: nn.Module) -> str | None:
         """Return why `module` does not make one tensor of one tensor, or None."""
         return "it returns indices too" if getattr(module, "return_indices", False) else None
 
     def forward(self, *args: object, **kwargs: object) -> Tensor:
-        """Return the module's output; the input, by whatever name, and the output pass through points."""
+        """Return the module's output; the input, by whatever name, and the output pass through points.
+
+        A module that works in place writes to its input, which others may read: so does the wrapper.
+        """
         moved_args = tuple(map(self._moved_in, args))
         moved_kwargs = {name: self._moved_in(value) for name, value in kwargs.items()}
         moved: Tensor = self.point("act_out")(self._output(*moved_args, **moved_kwargs))
-        return moved
+        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), moved)
+        in_place: bool = getattr(self.module, "inplace", False)
+        return given.copy_(moved) if in_place and given is not moved else moved
 
     def _output(self, *args: object, **kwargs: object) -> Tensor:
         """Return what the module makes of arguments that have passed through their points."""
