@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import attrs
-import recorded
 import torch
 import transformers
 from torch import Tensor, nn
 
+import recorded
 from tico.quantization import (
     AWQConfig,
     GPTQConfig,
