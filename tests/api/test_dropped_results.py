@@ -136,7 +136,7 @@ def test_dropped_result_of_prepare_is_returned_again(path: str) -> None:
     assert isinstance(model.get_submodule(path), QuantizedLinear)
 
 
-@every_config
+@pytest.mark.parametrize("config", [PTQConfig(), GPTQ], ids=lambda config: config.name)
 def test_layer_that_was_replaced_may_start_anew(config: BaseConfig) -> None:
     """The float layer is the caller's: other configs may be tried on it, and results do not mix."""
     layer = nn.Linear(4, 4).eval()
@@ -144,6 +144,19 @@ def test_layer_that_was_replaced_may_start_anew(config: BaseConfig) -> None:
     assert results[0] is not results[1]
     assert convert(layer) is results[1] or isinstance(config, PTQConfig)
     assert torch.equal(results[0](values(1, 3, 4)), results[1](values(1, 3, 4)))
+
+
+def test_layer_inside_its_replacement_is_no_model_of_its_own() -> None:
+    """SmoothQuant has scaled its weights, and divides its inputs outside of it: without that, it is wrong."""
+    model, config = _prepared_part("fc", SmoothQuantConfig(insert_mul=True)), PTQConfig()
+    scaled = convert(model.get_submodule("fc"))
+    for whole, path in ((model, "fc"), (model.get_submodule("fc"), None)):
+        with refused(whole, LifecycleError, field="model", module=path) as caught:
+            prepare(whole, config)
+        assert "is a part of what convert returned for it" in str(caught.value)
+        assert "convert(model" in str(caught.value)
+    model.set_submodule("fc", scaled)
+    assert isinstance(_run(prepare(model, config)).get_submodule("inner.0"), QuantizedLinear)
 
 
 @every_config

@@ -68,26 +68,31 @@ def require_unprepared(model: nn.Module) -> None:
     """
     there = {id(module) for _, module in named_modules(model)}
     for path, module in named_modules(model):
-        problem = _unfinished(path, module)
+        converted = result_of("convert", module)
+        if converted is not None and id(converted.root) in there:
+            converted = None
+        problem = _unfinished(path, module, converted)
         if problem is not None:
             raise LifecycleError(problem)
-        converted = result_of("convert", module)
-        if path and converted is not None and id(converted.root) not in there:
+        if path and converted is not None:
             text = f"{_dropped(path, 'convert')}, so it is taken as float; {_put_in_place(path, module)}"
             warnings.warn(text, UserWarning, stacklevel=4)
 
 
-def _unfinished(path: str, module: nn.Module) -> Problem | None:
-    """Return what keeps the module at `path` from being prepared."""
+def _unfinished(path: str, module: nn.Module, converted: Replaced | None) -> Problem | None:
+    """Return what keeps the module at `path` from being prepared; what it was `converted` to is not there."""
     state, returned = prepared_state(module), result_of("prepare", module)
     if state is not None:
         remedy = f"call {replacement(path, 'convert')} first"
         return _problem(path, f"{_named(path)} is prepared with {type(state.config).__name__}", remedy)
     if returned is not None:
         return _problem(path, _dropped(path, "prepare"), _put_in_place(path, module))
+    if converted is not None and any(part is module for _, part in named_modules(converted.root)):
+        sentence = f"{_named(path)} is a part of what convert returned for it"
+        return _problem(path, sentence, _put_in_place(path, module))
     if not _is_watched(module):
         return None
-    if result_of("convert", module) is not None:
+    if converted is not None:
         return _problem(path, _dropped(path, "convert"), _put_in_place(path, module))
     return _problem(path, f"{_named(path)} is a part of a prepared model", _WHOLE)
 
