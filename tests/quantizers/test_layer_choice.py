@@ -186,17 +186,22 @@ def test_everything_left_out_is_refused() -> None:
         assert "vision.1: left out by the override '*'" in str(caught.value)
 
 
-@pytest.mark.parametrize("path", ["text.3", "text"])
+@pytest.mark.parametrize("path", ["text.3", "text", "text*"])
 def test_no_quant_is_one_word_for_all_configs(path: str) -> None:
-    """PTQ and PT2E know it, too, for layers and for what holds them."""
+    """PTQ and PT2E know it, too, for layers, what holds them and patterns; nothing else stays float."""
     x = values(1, 40, 8)
-    ptq = converted(seeded(Tower), PTQConfig(overrides={f"{path}*": no_quant()}), x)
-    assert not isinstance(ptq.get_submodule("text.3"), QuantizedModule)
+    ptq = converted(seeded(Tower), PTQConfig(overrides={path: no_quant()}), x)
     prepared = prepare(
-        seeded(Tower), PT2EConfig(overrides={f"{path}*": no_quant()}), args=(x,), inplace=False
+        seeded(Tower), PT2EConfig(overrides={path: no_quant()}), args=(x,), kwargs=None, inplace=False
     )
     prepared(x)
-    assert "text.3" in {line.path.removesuffix(".weight") for line in report(convert(prepared)).layers}
+    found = [lines(ptq), lines(convert(prepared))]
+    for each in found:
+        assert each["text.3"].weight == "float"
+        assert each["text.3"].reason
+        assert (each["text.1"].weight == "float") == (path != "text.3")
+        assert each["vision.3"].weight != "float"
+    assert found[1]["text.3"].reason == f"left out by the override {path!r}"
 
 
 class Plain(nn.Linear):

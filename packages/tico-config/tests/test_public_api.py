@@ -71,6 +71,7 @@ class TestPublicAPI(PublicAPI):
         "register_config",
         "register_observer_spec",
         "to_json",
+        "unmatched_overrides",
         "unmatched_problems",
         "winning_rule",
     )

@@ -17,7 +17,7 @@ from tico_config._frozen_mapping import FrozenMapping
 from tico_config._gptq_config import GPTQConfig, TokenWeights
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._json import fingerprint, from_json, to_json
-from tico_config._module_config import ModuleConfig, is_left_out
+from tico_config._module_config import ModuleConfig
 from tico_config._observer_specs import (
     CustomObserverSpec,
     EMASpec,
@@ -31,12 +31,19 @@ from tico_config._observer_specs import (
     ObserverSpec,
     PercentileSpec,
 )
-from tico_config._overrides import Resolution, Rule, pattern_problems, unmatched_problems, winning_rule
+from tico_config._overrides import (
+    Resolution,
+    Rule,
+    pattern_problems,
+    unmatched_overrides,
+    unmatched_problems,
+    winning_rule,
+)
 from tico_config._partial import apply_partial, partial_problems
 from tico_config._problem import Found, Problem
 from tico_config._pt2e_config import PT2EConfig
 from tico_config._ptq_config import PTQConfig
-from tico_config._quant_spec import QuantSpec, affine, mx, no_quant
+from tico_config._quant_spec import QuantSpec, affine, is_left_out, mx, no_quant
 from tico_config._registry import register_config, register_observer_spec
 from tico_config._smoothing_config import SmoothingConfig
 from tico_config._smoothquant_config import SmoothQuantConfig
@@ -105,6 +112,7 @@ __all__ = [
     "register_config",
     "register_observer_spec",
     "to_json",
+    "unmatched_overrides",
     "unmatched_problems",
     "winning_rule",
 ]

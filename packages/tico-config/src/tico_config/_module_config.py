@@ -10,7 +10,7 @@ from typing_extensions import Self
 from tico_config._base_config import BaseConfig, resolve_fields
 from tico_config._overrides import Resolution, winning_rule
 from tico_config._problem import Problem
-from tico_config._quant_spec import QuantSpec
+from tico_config._quant_spec import QuantSpec, is_left_out
 
 
 @attrs.frozen(kw_only=True)
@@ -57,24 +57,10 @@ class ModuleConfig(BaseConfig):
     def reason_to_leave(self, path: str) -> str | None:
         """Return why the module at `path` is left out, or None where it is not.
 
-        Its own most specific override decides, without one that of the nearest module around it with one.
-
         Raises:
             ConfigError: two equally specific overrides contradict each other.
         """
         rule = winning_rule(self.overrides, (path,))
-        while rule is None and "." in path:
-            path = path.rpartition(".")[0]
-            rule = winning_rule(self.overrides, (path,))
-        left = rule is not None and is_left_out(self.overrides[rule.pattern])
-        return f"left out by the override {rule.pattern!r}" if rule is not None and left else None
-
-
-def is_left_out(change: object) -> bool:
-    """Return whether the value `change` of an override is `no_quant()`.
-
-    >>> from tico_config import no_quant
-    >>> is_left_out(no_quant()), is_left_out({"bits": 8})
-    (True, False)
-    """
-    return isinstance(change, QuantSpec) and not change.is_quantized
+        if rule is None or not is_left_out(self.overrides[rule.pattern]):
+            return None
+        return f"left out by the override {rule.pattern!r}"

@@ -10,7 +10,8 @@ A key of `overrides` is one of
 
 It is compared with the observer path and with the path of the module that owns the observer. The most
 specific rule wins alone: the kinds in the order above, and among globs the one with more literal
-characters. Two rules that are equally specific and say different things are an error.
+characters. Two rules that are equally specific and say different things are an error. Where no rule matches,
+`no_quant()` for a module around it holds, for the nearest one first: it leaves out all that is in a module.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 import attrs
@@ -26,6 +27,7 @@ import attrs
 from tico_config._errors import ConfigError
 from tico_config._path_pattern import UnsupportedPatternError, matches_whole, parse
 from tico_config._problem import Found, Problem, describe
+from tico_config._quant_spec import is_left_out
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -88,14 +90,26 @@ class Rule:
 
 
 def winning_rule(overrides: Mapping[str, object], paths: tuple[str, ...]) -> Rule | None:
-    """Return the most specific rule for `paths`, or None where no rule matches.
+    """Return the most specific rule for `paths`, or None where no rule holds.
 
     Raises:
         ConfigError: two equally specific rules say different things.
 
-    >>> winning_rule({"*.up": 1, "a.up": 2}, ("a.up",))
-    Rule(pattern='a.up')
+    >>> from tico_config import no_quant
+    >>> overrides = {"*.up": 1, "a.up": 2, "tower": no_quant()}
+    >>> winning_rule(overrides, ("a.up",)), winning_rule(overrides, ("tower.fc.weight", "tower.fc"))
+    (Rule(pattern='a.up'), Rule(pattern='tower'))
     """
+    rule = _matching_rule(overrides, paths)
+    excluding = {pattern: change for pattern, change in overrides.items() if is_left_out(change)}
+    around = paths[-1]
+    while rule is None and excluding and "." in around:
+        around = around.rpartition(".")[0]
+        rule = _matching_rule(excluding, (around,))
+    return rule
+
+
+def _matching_rule(overrides: Mapping[str, object], paths: tuple[str, ...]) -> Rule | None:
     for path in paths:
         if not isinstance(path, str):
             raise ConfigError(Problem(field="path", value=path, expected="a path, as text"))
@@ -177,3 +191,25 @@ def unmatched_problems(
                 )
             )
     return problems
+
+
+def unmatched_overrides(overrides: Mapping[str, object], paths: Collection[str]) -> list[Problem]:
+    """Return a problem for each override that matches none of `paths`; `no_quant()` may match what holds one.
+
+    >>> from tico_config import no_quant
+    >>> unmatched_overrides({"tower": no_quant()}, ["tower.fc"])
+    []
+    """
+    around = {parent: None for path in paths for parent in _parents(path)}
+    known = {True: [*around, *paths], False: paths}
+    return [
+        problem
+        for pattern, change in overrides.items()
+        for problem in unmatched_problems([pattern], known[is_left_out(change)])
+    ]
+
+
+def _parents(path: str) -> Iterator[str]:
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path

@@ -156,3 +156,12 @@ def no_quant() -> QuantSpec:
     False
     """
     return QuantSpec(observer=NoQuant())
+
+
+def is_left_out(change: object) -> bool:
+    """Return whether the value `change` of an override is `no_quant()`.
+
+    >>> is_left_out(no_quant()), is_left_out({"bits": 8})
+    (True, False)
+    """
+    return isinstance(change, QuantSpec) and not change.is_quantized

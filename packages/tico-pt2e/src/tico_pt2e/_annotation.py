@@ -19,6 +19,7 @@ from tico_config import (
     QuantSpec,
     Resolution,
     UnsupportedError,
+    unmatched_overrides,
     unmatched_problems,
 )
 from tico_pt2e._nodes import module_of, value_of
@@ -86,7 +87,7 @@ def require_known(config: PT2EConfig, operations: Sequence[Operation]) -> None:
     paths.pop("", None)
     kinds = {operation.module_type: None for operation in operations if operation.module_type}
     names = [*kinds, *(kind.rpartition(".")[2] for kind in kinds)]
-    problems = unmatched_problems(config.overrides, list(paths))
+    problems = unmatched_overrides(config.overrides, list(paths))
     problems += _unknown("module_types", config.module_types, names, "a type of a module with operators")
     problems += _unknown("operators", config.operators, list(PATTERNS), "an operator that can be quantized")
     if problems:

@@ -239,7 +239,22 @@ def _line(item: Annotated) -> LayerReport:
         weight = (
             f"{item.weight.spec.dtype} {'symmetric' if item.weight.spec.is_symmetric else 'asymmetric'} {per}"
         )
-    return LayerReport(path=item.operation.path, module=item.operation.label, algorithm="pt2e", weight=weight)
+    return LayerReport(
+        path=item.operation.path,
+        module=item.operation.label,
+        algorithm="pt2e",
+        weight=weight,
+        reason=_reason(item),
+    )
+
+
+def _reason(item: Annotated) -> str:
+    """Return by which override an operator is left out, or nothing."""
+    origin = item.act_out.origin
+    specs = [item.act_out.spec, *([] if item.weight is None else [item.weight.spec])]
+    if any(spec.is_quantized for spec in specs) or not origin.startswith("overrides["):
+        return ""
+    return f"left out by the override {origin.removeprefix('overrides[').removesuffix(']')}"
 
 
 def _finished(line: LayerReport, labels: dict[str, str], notes: dict[str, str]) -> LayerReport:

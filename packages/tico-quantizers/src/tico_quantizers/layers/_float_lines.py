@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -32,8 +32,9 @@ def float_lines(
     sizes = _sizes(model)
     total = sum(sizes.values()) or 1
     lines: dict[str, LayerReport] = {}
-    for path, module in named_modules(model):
-        reason = reasons.get(path) or _reason(module, f"{algorithm} {does}")
+    for path, module in _outside_of_integers(model):
+        integer = isinstance(module, QuantizedModule)
+        reason = reasons.get(path) or (None if integer else _reason(module, f"{algorithm} {does}"))
         if path not in said and reason is not None:
             share = sizes[path] / total
             lines[path] = LayerReport(
@@ -46,11 +47,21 @@ def float_lines(
     return lines
 
 
+def _outside_of_integers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module with its path, without the parts of integer modules."""
+    inside: set[int] = set()
+    for path, module in named_modules(model):
+        if id(module) not in inside:
+            yield path, module
+            if isinstance(module, QuantizedModule):
+                inside |= {id(part) for _, part in named_modules(module)}
+
+
 def _sizes(model: nn.Module) -> dict[str, int]:
     """Return how many parameters each module holds itself, or held as a float; shared ones count once."""
     seen: set[int] = set()
     sizes: dict[str, int] = {}
-    for path, module in named_modules(model):
+    for path, module in _outside_of_integers(model):
         if isinstance(module, QuantizedModule):
             sizes[path] = math.prod(module.packed.shape) + (0 if module.bias is None else module.bias.numel())
         else:

@@ -19,7 +19,7 @@ from tico_config import (
     TicoError,
     UnsupportedError,
     no_quant,
-    unmatched_problems,
+    unmatched_overrides,
     winning_rule,
 )
 from tico_modules import (
@@ -207,7 +207,7 @@ def _specs(found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
 def _match_problems(found: list[ModuleSite], specs: dict[str, QuantSpec], config: PTQConfig) -> list[Problem]:
     paths = [site.path for site in found if site.wrapper is not None or site.reason == _ASKED]
     floats = [path for site in found for path in _float_paths(site)]
-    problems = unmatched_problems(config.overrides, [*paths, *floats, *specs])
+    problems = unmatched_overrides(config.overrides, [*paths, *floats, *specs])
     if not any(spec.is_quantized for spec in specs.values()):
         expected, got = "one with a module to quantize", Found("a model with none")
         sentence = "the model has no module with a point or weight to quantize"
