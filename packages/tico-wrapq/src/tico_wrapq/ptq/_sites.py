@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Iterator
 
 import attrs
-from torch import nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from tico_modules import RestorableModule, child_path, children, named_modules
@@ -102,13 +102,14 @@ def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str)
 
 
 def own_floats(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the parameters of floats that `module` itself owns."""
+    """Return the names of the parameters of floats that `module` itself owns, but of empty ones."""
     own: dict[str, nn.Parameter | None] = module._parameters
-    return tuple(
-        name
-        for name, each in own.items()
-        if each is not None and each.is_floating_point() and (is_lazy(each) or each.numel())
-    )
+    return tuple(name for name, each in own.items() if each is not None and _holds_floats(each))
+
+
+def _holds_floats(tensor: Tensor) -> bool:
+    # A lazy parameter has no number of elements yet.
+    return tensor.is_floating_point() and (isinstance(tensor, UninitializedParameter) or tensor.numel() > 0)
 
 
 def _has_own_forward(wrapper: type[QuantModuleBase], module: nn.Module, registry: WrapperRegistry) -> bool:
