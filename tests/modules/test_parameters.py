@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, PreTrainedModel
 from references import same_bits
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico_config import DType
-from tico_modules import PackedWeight, QuantizedLinear, load_quantized, save_quantized
+from tico_modules import QuantizedLinear, QuantizedModule, load_quantized, save_quantized
 from tiny_models import TOKENS, logits, tiny_llama
 
 
@@ -39,7 +39,7 @@ def test_language_model_knows_dtype_and_device(
     for each in (model, loaded):
         assert (each.dtype, each.device) == (dtype, torch.device("cpu"))
         for layer in each.modules():
-            if list(layer.buffers()) and any(isinstance(part, PackedWeight) for part in layer.modules()):
+            if any(isinstance(part, QuantizedModule) for part in layer.modules()):
                 assert next(layer.parameters()).dtype == dtype
         tokens: Tensor = each.generate(TOKENS[:1], max_new_tokens=2, do_sample=False)  # type: ignore[operator]
         assert tokens.shape[1] == TOKENS.shape[1] + 2

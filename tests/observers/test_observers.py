@@ -114,7 +114,7 @@ def test_what_is_not_finite_is_refused(kind: AnyKind, bad: float, dtype: torch.d
     before = observer.statistics
     x = torch.zeros(2, 3, dtype=dtype)
     x[1, 2] = bad
-    with pytest.raises(NumericsError, match=r"1 that are not, the first at \(1, 2\).*batch 1") as caught:
+    with pytest.raises(NumericsError, match=r"1 times, first at \(1, 2\).*batch 1") as caught:
         observer.collect(x)
     assert (caught.value.module, caught.value.field) == ("act_in", "x")
     assert observer.statistics is before

@@ -112,7 +112,7 @@ def test_gram_refuses_what_it_cannot_add(empty: GramStatistic) -> None:
     assert caught.value.field == "x"
     with pytest.raises(CalibrationError):
         empty.observe(torch.tensor(1.0))
-    with pytest.raises(NumericsError, match=r"1 that are not, the first at \(1, 0\)"):
+    with pytest.raises(NumericsError, match=r"1 times, first at \(1, 0\)"):
         empty.observe(torch.tensor([[1.0, 1.0], [torch.nan, 1.0]]))
     with pytest.raises(CalibrationError) as caught:
         empty.matrix()

@@ -53,7 +53,6 @@ def _bart() -> nn.Module:
 CACHING: dict[str, Callable[[], nn.Module]] = {
     "llama": tiny_llama,
     "gpt2": _gpt2,
-    "mamba": _mamba,
     "bart": _bart,
 }
 

@@ -14,10 +14,12 @@ from tico.quantization.config import no_quant
 from tico_wrapq import lookup
 from tiny_models import values
 
-KINDS: tuple[Callable[..., nn.Module], ...] = (
+KINDS: tuple[type[nn.Module], ...] = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.SELU, nn.Hardswish),
     *(nn.Hardsigmoid, nn.Hardtanh),
 )
+
+IN_PLACE = {"inplace": True}
 
 
 class ReadAgain(nn.Module):
@@ -52,15 +54,15 @@ LEFT = [{}, {"activation.act_in": no_quant()}, {"activation.act_out": no_quant()
 @pytest.mark.parametrize("overrides", LEFT, ids=["all", "no act_in", "no act_out", "none"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_to_is_what_comes_out(
-    kind: Callable[..., nn.Module], overrides: Mapping[str, object], tmp_path: Path
+    kind: type[nn.Module], overrides: Mapping[str, object], tmp_path: Path
 ) -> None:
     """Whoever reads the input again reads the output, on its grid; loaded from a file too."""
     assert lookup(type(kind())) is not None
-    model, output = _converted(lambda: kind(inplace=True), overrides)
+    model, output = _converted(lambda: kind(**IN_PLACE), overrides)
     _, expected = _converted(kind, overrides)
     assert torch.equal(output, expected)
     save_quantized(model, tmp_path)
-    loaded = load_quantized(tmp_path, ReadAgain(kind(inplace=True)))
+    loaded = load_quantized(tmp_path, ReadAgain(kind(**IN_PLACE)))
     assert torch.equal(loaded(values(1, 5, 4)), expected)
 
 

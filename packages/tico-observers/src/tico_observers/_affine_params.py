@@ -61,7 +61,10 @@ def _exact_zero_point(value: object) -> Tensor:
     rounded = given.to(torch.int64)
     if given.is_floating_point() and not torch.equal(rounded.to(torch.float64), given.to(torch.float64)):
         found = Found(str(given.flatten()[:4].tolist()))
-        raise NumericsError(Problem(field="zero_point", value=found, expected="whole numbers"))
+        sentence = f"zero points are whole numbers, and these are {found}"
+        raise NumericsError(
+            Problem(field="zero_point", value=found, expected="whole numbers", sentence=sentence)
+        )
     return rounded
 
 
@@ -105,7 +108,13 @@ class AffineParams:
         if self.scale.shape == self.zero_point.shape:
             return None
         expected = f"of the scale's shape {tuple(self.scale.shape)}"
-        return Problem(field="zero_point", value=Found(tuple(self.zero_point.shape)), expected=expected)
+        shapes = f"{tuple(self.scale.shape)} and {tuple(self.zero_point.shape)}"
+        return Problem(
+            field="zero_point",
+            value=Found(tuple(self.zero_point.shape)),
+            expected=expected,
+            sentence=f"scales and zero points go in pairs, and their shapes are {shapes}",
+        )
 
     def _range_problem(self) -> Problem | None:
         if self.scale.numel() == 1 and self._is_in_range(self.scale.item(), int(self.zero_point.item())):
@@ -115,12 +124,16 @@ class AffineParams:
         normal = torch.isfinite(self.scale) & (self.scale >= SMALLEST_SCALE)
         if not bool(normal.all()):
             wrong = Found(str(self.scale[~normal].flatten()[:4].tolist()))
-            return Problem(field="scale", value=wrong, expected="positive, normal and finite")
+            sentence = f"a scale is a positive, normal and finite float, and these are none: {wrong}"
+            return Problem(
+                field="scale", value=wrong, expected="positive, normal and finite", sentence=sentence
+            )
         inside = (self.zero_point >= self.dtype.qmin) & (self.zero_point <= self.dtype.qmax)
         if not bool(inside.all()):
             wrong = Found(str(self.zero_point[~inside].flatten()[:4].tolist()))
             expected = f"from {self.dtype.qmin} to {self.dtype.qmax}, the codes of {self.dtype}"
-            return Problem(field="zero_point", value=wrong, expected=expected)
+            sentence = f"a zero point is a code, {expected}, and these are none: {wrong}"
+            return Problem(field="zero_point", value=wrong, expected=expected, sentence=sentence)
         return None
 
     def _are_in_range(self) -> bool:

@@ -36,7 +36,14 @@ class _GridlessObserver(Observer[S], ABC):
         remedy = "call fake_quant(x), which needs no data"
         expected = "an observer that determines scale and zero point"
         raise UnsupportedError(
-            Problem(module=self.name, field="params", value=Found(kind), expected=expected, remedy=remedy)
+            Problem(
+                module=self.name,
+                field="params",
+                value=Found(kind),
+                expected=expected,
+                sentence=f"{'an' if kind[0] in 'AEIO' else 'a'} {kind} has no scale and zero point",
+                remedy=remedy,
+            )
         )
 
     @property

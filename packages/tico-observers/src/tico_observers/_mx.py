@@ -58,7 +58,10 @@ def fake_quantize_mx(x: Tensor, spec: MXSpec) -> Tensor:
     require_float_format(x, "MX")
     if not -x.ndim <= spec.axis < x.ndim:
         found = Found(f"a tensor of shape {tuple(x.shape)}")
-        raise CalibrationError(Problem(field="x", value=found, expected=f"one that has axis {spec.axis}"))
+        sentence = f"{found} has no axis {spec.axis}"
+        raise CalibrationError(
+            Problem(field="x", value=found, expected=f"one that has axis {spec.axis}", sentence=sentence)
+        )
     if x.numel() == 0:
         return x
     last = x.detach().movedim(spec.axis, -1).to(torch.float64)

@@ -70,8 +70,11 @@ class Observer(ABC, Generic[S]):
             ConfigError: with the nearest keyword that it has.
         """
         if kwargs:
-            known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-            refuse(*(_unknown_keyword(cls, name, known) for name in kwargs if name not in known))
+            taken = inspect.signature(cls.__init__).parameters.values()
+            known = [each.name for each in taken if each.name != "self"]
+            unknown = [name for name in kwargs if name not in known]
+            if all(each.kind is not each.VAR_KEYWORD for each in taken):
+                refuse(*(_unknown_keyword(cls, name, known) for name in unknown))
         return super().__new__(cls)
 
     def __init__(
@@ -205,7 +208,13 @@ class Observer(ABC, Generic[S]):
             found = Found("none")
             remedy = "run calibration data through the model before it is converted"
             raise CalibrationError(
-                Problem(module=self.name, value=found, expected="data for the grid", remedy=remedy)
+                Problem(
+                    module=self.name,
+                    value=found,
+                    expected="data for the grid",
+                    sentence="it has seen no data",
+                    remedy=remedy,
+                )
             )
 
     def fake_quant(self, x: Tensor) -> Tensor:
@@ -250,7 +259,10 @@ class Observer(ABC, Generic[S]):
         if type(other) is not type(self) or other._settings() != self._settings():
             found = Found(f"{other!r} and {self!r}")
             expected = "observers of the same kind and settings"
-            raise CalibrationError(Problem(module=self.name, value=found, expected=expected))
+            sentence = f"{other!r} and {self!r} cannot be merged"
+            raise CalibrationError(
+                Problem(module=self.name, value=found, expected=expected, sentence=sentence)
+            )
         return self._with_statistics(other._seen, self._batches + other._batches)
 
     def _with_statistics(self, seen: S, batches: int) -> Self:
@@ -276,7 +288,13 @@ class Observer(ABC, Generic[S]):
         """
         if not isinstance(statistics, type(self._seen)):
             found, expected = Found(type(statistics).__name__), f"a {type(self._seen).__name__}"
-            problem = Problem(module=self.name, field="statistics", value=found, expected=expected)
+            problem = Problem(
+                module=self.name,
+                field="statistics",
+                value=found,
+                expected=expected,
+                sentence=f"it is merged with {expected}, not with a {found}",
+            )
             raise CalibrationError(problem)
         return self._with_statistics(statistics, self._batches)
 

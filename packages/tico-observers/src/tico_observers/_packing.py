@@ -73,7 +73,9 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     expected = (*rows, packed_width(columns, bits))
     if tuple(packed.shape) != expected or packed.dtype != torch.uint8:
         found = Found(f"{packed.dtype} of shape {tuple(packed.shape)}")
-        problem = Problem(field="packed", value=found, expected=f"torch.uint8 of shape {expected}")
+        wanted = f"torch.uint8 of shape {expected}"
+        sentence = f"codes of {bits} bits of shape {tuple(shape)} take {wanted}, not {found}"
+        problem = Problem(field="packed", value=found, expected=wanted, sentence=sentence)
         raise NumericsError(problem)
     if bits == 8:
         return packed

@@ -112,7 +112,10 @@ def require_same_units(one: Extremes, other: Extremes) -> None:
     mine, theirs = (tuple(extremes.minimum.shape) for extremes in (one, other))
     if mine != theirs:
         found = Found(f"one of shape {theirs}")
-        raise CalibrationError(Problem(field="x", value=found, expected=f"a range of shape {mine}"))
+        sentence = f"what was seen has ranges of shape {mine}, and this has one of shape {theirs}"
+        raise CalibrationError(
+            Problem(field="x", value=found, expected=f"a range of shape {mine}", sentence=sentence)
+        )
 
 
 def merged_extremes(one: Extremes | None, other: Extremes | None) -> Extremes | None:
@@ -129,11 +132,15 @@ def seen_extremes(extremes: Extremes | None) -> Extremes:
         CalibrationError: data are missing.
     """
     if extremes is None:
-        raise CalibrationError(Problem(value=Found("none"), expected="data for the grid"))
+        sentence = "no data were seen"
+        raise CalibrationError(Problem(value=Found("none"), expected="data for the grid", sentence=sentence))
     unseen = int((~extremes.is_seen).sum())
     if unseen:
         found = Found(f"none for {unseen} of {extremes.minimum.numel()}")
-        raise CalibrationError(Problem(value=found, expected="finite data for every channel or group"))
+        sentence = f"no finite data were seen of {unseen} of {extremes.minimum.numel()} channels or groups"
+        raise CalibrationError(
+            Problem(value=found, expected="finite data for every channel or group", sentence=sentence)
+        )
     return extremes
 
 
@@ -195,7 +202,10 @@ def _require_units(x: Tensor, granularity: Granularity) -> None:
     shape = statistic_shape(granularity, x.shape)
     if shape is None or not isinstance(granularity, PerTensor | PerChannel | PerGroup):
         found = Found(f"a tensor of shape {tuple(x.shape)}")
-        raise CalibrationError(Problem(field="x", value=found, expected=f"one that has {granularity}"))
+        sentence = f"{found} has no range for each unit of {granularity}"
+        raise CalibrationError(
+            Problem(field="x", value=found, expected=f"one that has {granularity}", sentence=sentence)
+        )
 
 
 def _finite_extremes(x: Tensor, granularity: Granularity) -> tuple[Extremes | None, int]:

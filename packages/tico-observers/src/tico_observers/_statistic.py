@@ -52,4 +52,7 @@ def require_same(field: str, one: object, other: object) -> None:
     """
     if one != other:
         found = Found(f"{one} and {other}")
-        raise CalibrationError(Problem(field=field, value=found, expected="the same in both statistics"))
+        sentence = f"two statistics of different {field} cannot be merged: {found}"
+        raise CalibrationError(
+            Problem(field=field, value=found, expected="the same in both statistics", sentence=sentence)
+        )

@@ -29,7 +29,13 @@ def require_float_tensor(x: object, name: str) -> Tensor:
     if isinstance(x, FakeTensor):
         found = Found("a tensor of a trace, which has no data")
         raise UnsupportedError(
-            Problem(module=name, field="x", value=found, expected="a dense tensor with data")
+            Problem(
+                module=name,
+                field="x",
+                value=found,
+                expected="a dense tensor with data",
+                sentence=f"x is {found}",
+            )
         )
     return require_float_format(x, name)
 
@@ -41,14 +47,26 @@ def require_float_format(x: object, name: str) -> Tensor:
         UnsupportedError: it is something else; the error names `name`.
     """
     if not isinstance(x, Tensor):
-        raise UnsupportedError(Problem(module=name, field="x", value=x, expected="a tensor"))
+        sentence = f"x is a {type(x).__name__} and no tensor"
+        raise UnsupportedError(
+            Problem(module=name, field="x", value=x, expected="a tensor", sentence=sentence)
+        )
     if x.dtype not in _FLOATS:
         expected = "a tensor of float16, bfloat16, float32 or float64"
-        raise UnsupportedError(Problem(module=name, field="dtype", value=x.dtype, expected=expected))
+        sentence = f"x is {x.dtype}, and not {expected}"
+        raise UnsupportedError(
+            Problem(module=name, field="dtype", value=x.dtype, expected=expected, sentence=sentence)
+        )
     if x.layout is not torch.strided or x.is_quantized or x.is_nested or x.is_meta:
         found = Found(f"one of layout {x.layout} on {x.device}")
         raise UnsupportedError(
-            Problem(module=name, field="x", value=found, expected="a dense tensor with data")
+            Problem(
+                module=name,
+                field="x",
+                value=found,
+                expected="a dense tensor with data",
+                sentence=f"x is {found}, and no dense tensor with data",
+            )
         )
     return x
 
@@ -97,7 +115,12 @@ def require_finite(x: Tensor, name: str, what: str = "x") -> None:
     bad = torch.nonzero(~torch.isfinite(x))
     if len(bad):
         found = Found(f"{len(bad)} that are not, the first at {tuple(bad[0].tolist())}")
-        raise NumericsError(Problem(module=name, field=what, value=found, expected="finite in every element"))
+        sentence = f"{what} holds NaN or infinity {len(bad)} times, first at {tuple(bad[0].tolist())}"
+        raise NumericsError(
+            Problem(
+                module=name, field=what, value=found, expected="finite in every element", sentence=sentence
+            )
+        )
 
 
 def require_choice(on_nonfinite: str) -> None:

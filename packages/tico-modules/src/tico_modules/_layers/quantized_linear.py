@@ -118,7 +118,7 @@ class QuantizedEmbedding(QuantizedModule):
     def __init__(self, parts: Parts, dtype: torch.dtype | None = None, factor: float = 1.0) -> None:
         super().__init__(parts)
         if dtype is not None and dtype != self.packed.float_dtype:
-            self.packed.stand_for(dtype)
+            self.take_dtype(dtype)
         self.factor = factor
 
     @property

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import attrs
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -55,10 +57,15 @@ class QuantizedModule(RestorableModule):
     The reference semantics of a call: fake-quantize the input on `act_in`, dequantize the weight, compute in
     the dtype of the input, fake-quantize the output on `act_out`. A grid that is None leaves values alone.
 
+    The parameter `like` is empty. It has the dtype of the float weight, which changes when the model is cast,
+    and the device: so a model of integer layers has parameters to ask for its dtype and device.
+
     A subclass has a `kind`, and says how it computes in `_compute`, `with_parts`, `settings` and
     `from_settings`.
     """
 
+    unsaved: ClassVar[frozenset[str]] = frozenset({"like"})
+    like: nn.Parameter
     packed: PackedWeight
     bias: Tensor | None
     act_in: ActivationGrid | None
@@ -67,9 +74,32 @@ class QuantizedModule(RestorableModule):
     def __init__(self, parts: Parts) -> None:
         super().__init__()
         self.packed = parts.packed
+        self.take_dtype(parts.packed.float_dtype)
         self.register_buffer("bias", parts.bias)
         self.register_module("act_in", parts.act_in)
         self.register_module("act_out", parts.act_out)
+
+    def take_dtype(self, dtype: torch.dtype) -> None:
+        """Answer from now on that the float weight has `dtype`; the codes stay as they are."""
+        self.packed.float_dtype = dtype
+        empty = torch.empty(0, dtype=dtype, device=self.packed.codes.device)
+        self.like = nn.Parameter(empty, requires_grad=False)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        prefix: str,
+        local_metadata: Mapping[str, object],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        load = super()._load_from_state_dict
+        load(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        for name in self.unsaved:  # state dicts of earlier releases have none
+            if prefix + name in missing_keys:
+                missing_keys.remove(prefix + name)
 
     @property
     def parts(self) -> Parts:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.answers import StandIn
 from tico_modules._tree.module_tree import child_path, named_modules
 from tico_modules._tree.requirements import require_module
 from tico_observers import tensor_digest
@@ -18,13 +18,14 @@ from tico_observers import tensor_digest
 def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter and buffer, also the buffers that a state dict leaves out.
 
-    The empty parameters that only tell the dtype of a packed weight are none of them.
+    The empty parameters that only tell the dtype of a float weight are none of them.
     """
     for path, module in named_modules(model, every_path=True):
         parameters: dict[str, nn.Parameter | None] = module._parameters
         buffers: dict[str, Tensor | None] = module._buffers
+        unsaved = module.unsaved if isinstance(module, StandIn) else frozenset()
         for name, tensor in (*parameters.items(), *buffers.items()):
-            if tensor is not None and not (name == "like" and isinstance(module, PackedWeight)):
+            if tensor is not None and name not in unsaved:
                 yield child_path(path, name), tensor
 
 

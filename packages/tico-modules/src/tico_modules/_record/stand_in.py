@@ -5,9 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tico_modules._record.history import remember, runs_of
-from tico_modules._storage.packed_weight import PackedWeight
-from tico_modules._tree.answers import answer_for
-from tico_modules._tree.module_tree import children
+from tico_modules._tree.answers import StandIn, answer_for
 
 _HOOKS = (
     "_forward_hooks",
@@ -36,6 +34,5 @@ def carry_over(old: nn.Module, new: nn.Module) -> None:
             remember((new,), run)
     answer_for(old, new)
     weight: object = getattr(old, "weight", None)
-    packed = children(new).get("packed")
-    if isinstance(packed, PackedWeight) and isinstance(weight, Tensor) and weight.is_floating_point():
-        packed.stand_for(weight.dtype)
+    if isinstance(new, StandIn) and isinstance(weight, Tensor) and weight.is_floating_point():
+        new.take_dtype(weight.dtype)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +24,6 @@ class ExactModule(nn.Module):
     """
 
     _version: int = 1
-    _unsaved: ClassVar[tuple[str, ...]] = ()
-    """Names of tensors that state dicts of earlier releases do not hold."""
 
     def meaning(self) -> Mapping[str, object]:
         """Return, as JSON values, what must be the same in two modules for their numbers to mean the same."""
@@ -82,9 +79,8 @@ class ExactModule(nn.Module):
             return
         load = super()._load_from_state_dict
         load(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        for name in (_EXTRA, *self._unsaved):
-            if prefix + name in missing_keys:
-                missing_keys.remove(prefix + name)
+        if prefix + _EXTRA in missing_keys:  # state dicts of earlier releases have none
+            missing_keys.remove(prefix + _EXTRA)
 
     def _find_misfits(self, state_dict: Mapping[str, Tensor], prefix: str) -> Iterator[Problem]:
         """Yield what keeps the tensors of a state dict from being those of this module."""

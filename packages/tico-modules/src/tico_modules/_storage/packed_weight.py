@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from typing_extensions import Self
 
 from tico_config import DType, NumericsError, Problem, TicoError
 from tico_modules._storage.dequantization import dequantize_rows, spread_groups
@@ -35,21 +35,18 @@ class PackedWeight(ExactModule):
     `shape` is the shape of the float weight; `group_size` None means one group a row. The constructor takes
     the buffers as they are; `from_codes` checks and packs.
 
-    The parameter ``like`` is empty. It has the dtype of the float weight, which changes when the model is
-    cast, and the device: so a model of integer layers has a parameter to ask for its dtype and device.
+    `float_dtype` is the dtype of the float weight, which changes when the model is cast.
 
     Raises:
         NumericsError: `shape` has no axis, `group_size` is below 1, or `dtype` has more than 16 bits.
     """
 
     _version: int = 2
-    _unsaved: ClassVar[tuple[str, ...]] = ("like",)
 
     codes: Tensor
     scale: Tensor
     zero_point: Tensor
     group_index: Tensor | None
-    like: nn.Parameter
     _kept: list[Tensor] | None = None  # the dequantized weight while `expanded` lasts
 
     def __init__(
@@ -70,7 +67,7 @@ class PackedWeight(ExactModule):
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("group_index", group_index)
-        self.stand_for(float_dtype)
+        self.float_dtype = float_dtype
 
     @classmethod
     def from_codes(
@@ -191,15 +188,9 @@ class PackedWeight(ExactModule):
         refuse_save_pretrained(prefix)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
-    @property
-    def float_dtype(self) -> torch.dtype:
-        """The dtype of the float weight that the codes stand for; it changes when the model is cast."""
-        return self.like.dtype
-
-    def stand_for(self, float_dtype: torch.dtype) -> None:
-        """Say from now on that the float weight has `float_dtype`; the codes stay as they are."""
-        empty = torch.empty(0, dtype=float_dtype, device=self.codes.device)
-        self.like = nn.Parameter(empty, requires_grad=False)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.float_dtype = fn(torch.empty(0, dtype=self.float_dtype)).dtype
+        return super()._apply(fn, recurse)
 
     @property
     def dtype(self) -> DType:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 HISTORY = "runs"
@@ -13,7 +14,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class StandIn(nn.Module):
-    """A module in the place of another one."""
+    """A module in the place of another one.
+
+    `unsaved` names tensors that hold no values of the model, so that files leave them out.
+    """
+
+    unsaved: ClassVar[frozenset[str]] = frozenset()
+
+    def take_dtype(self, dtype: torch.dtype) -> None:
+        """Answer from now on that the float weight has `dtype`, where the module has one to answer for."""
 
     @property
     def stands_for(self) -> nn.Module:

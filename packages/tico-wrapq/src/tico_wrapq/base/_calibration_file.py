@@ -112,7 +112,13 @@ def _watched(model: nn.Module) -> dict[str, PointStatistics]:
         remedy = "call prepare(model, PTQConfig()) first"
         expected = "a prepared model with points that wait for data"
         raise LifecycleError(
-            Problem(field="model", value=Found("a model without any"), expected=expected, remedy=remedy)
+            Problem(
+                field="model",
+                value=Found("a model without any"),
+                expected=expected,
+                sentence="no point of the model waits for data",
+                remedy=remedy,
+            )
         )
     return watched
 
@@ -137,7 +143,13 @@ def _require_same_paths(
     """
     modules = {path for path, _ in named_modules(model)}
     lacking = [
-        Problem(module=file, field=name, value=Found("a file without it"), expected="among the points saved")
+        Problem(
+            module=file,
+            field=name,
+            value=Found("a file without it"),
+            expected="among the points saved",
+            sentence=f"the model has the point {name}, which was not saved",
+        )
         for name in sorted(set(watched) - set(saved))
     ]
     foreign = [
@@ -146,6 +158,7 @@ def _require_same_paths(
             field=name,
             value=Found("one of a module that the model lacks"),
             expected="a point of the model",
+            sentence=f"{name} was saved, and the model has no such module",
         )
         for name in sorted(set(saved) - set(watched))
         if name.rpartition(".")[0] not in modules

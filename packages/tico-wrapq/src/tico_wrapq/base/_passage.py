@@ -118,7 +118,12 @@ class Passage(Recorder):
                 expected = "finite in every element"
                 raise NumericsError(
                     Problem(
-                        module=point.path, field="x", value=Found(found), expected=expected, remedy=remedy
+                        module=point.path,
+                        field="x",
+                        value=Found(found),
+                        expected=expected,
+                        sentence=f"it saw {found}",
+                        remedy=remedy,
                     )
                 )
 

@@ -127,7 +127,10 @@ class QuantPoint(nn.Module):
         match self.state:
             case Frozen(grid=grid):
                 found, expected = Found(f"one frozen to {grid.label}"), "a point that is not frozen yet"
-                raise LifecycleError(Problem(module=self.path, value=found, expected=expected))
+                sentence = f"it is frozen to {grid.label} and watches no more"
+                raise LifecycleError(
+                    Problem(module=self.path, value=found, expected=expected, sentence=sentence)
+                )
             case Passing() | Watching():
                 if self.spec.is_quantized and not self.is_dynamic:
                     channels, heads = self.declaration.channels, self.declaration.role is Role.OTHER
@@ -221,6 +224,7 @@ def require_data(points: Iterable[QuantPoint]) -> None:
             module=point.path,
             value=Found("none"),
             expected="calibration data",
+            sentence="no calibration data have reached it",
             remedy="run data that reach it through the prepared model, or give it no_quant() by an override",
         )
         for point in points

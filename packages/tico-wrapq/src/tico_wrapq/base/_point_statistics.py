@@ -203,4 +203,7 @@ def _fitting(statistics: Statistic, observer: AnyObserver) -> Statistic:
         return statistics
     found, expected = Found(f"a {type(statistics).__name__}"), f"a {wanted.__name__}"
     remedy = "calibrate with a histogram, for example HistogramSpec(), which serves every kind but EMASpec()"
-    raise CalibrationError(Problem(field="statistics", value=found, expected=expected, remedy=remedy))
+    sentence = f"its grid follows from {expected}, and the file has {found}"
+    raise CalibrationError(
+        Problem(field="statistics", value=found, expected=expected, sentence=sentence, remedy=remedy)
+    )

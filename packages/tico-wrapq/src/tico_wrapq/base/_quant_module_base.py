@@ -148,7 +148,13 @@ class QuantModuleBase(RestorableModule):
         if not isinstance(point, QuantPoint):
             names = ", ".join(d.name for d in self.points)
             raise LifecycleError(
-                Problem(module=self.path, field="point", value=name, expected=f"one of {names}")
+                Problem(
+                    module=self.path,
+                    field="point",
+                    value=name,
+                    expected=f"one of {names}",
+                    sentence=f"it has no point {name!r}, but {names}",
+                )
             )
         return point
 

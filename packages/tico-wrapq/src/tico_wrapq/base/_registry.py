@@ -110,7 +110,8 @@ def _unknown_class(path: str) -> Problem:
 def _require_wrapper(wrapper: object) -> None:
     if not (isinstance(wrapper, type) and issubclass(wrapper, QuantModuleBase)):
         expected = "a subclass of QuantModuleBase"
-        raise UnsupportedError(Problem(field="wrapper", value=wrapper, expected=expected))
+        sentence = f"a wrapper is {expected}, and {wrapper!r} is none"
+        raise UnsupportedError(Problem(field="wrapper", value=wrapper, expected=expected, sentence=sentence))
 
 
 @final
@@ -153,14 +154,16 @@ class WrapperRegistry:
         if known != entry:
             found = Found(f"{entry.wrapper.__name__} beside {known.wrapper.__name__}")
             expected = f"the only one for {entry.target} as variant {entry.variant!r}"
-            raise ConfigError(Problem(field="wrapper", value=found, expected=expected))
+            sentence = f"{entry.target} has two wrappers as variant {entry.variant!r}: {found}"
+            raise ConfigError(Problem(field="wrapper", value=found, expected=expected, sentence=sentence))
 
     def _add_pass_through(self, entry: PassThroughEntry) -> None:
         known = self._pass_through.setdefault(entry.target, entry)
         if known != entry:
             found = Found(f"{entry.reason!r} beside {known.reason!r}")
             expected = f"the only one why {entry.target} needs no quantization"
-            raise ConfigError(Problem(field="reason", value=found, expected=expected))
+            sentence = f"{entry.target} has two reasons to need no quantization: {found}"
+            raise ConfigError(Problem(field="reason", value=found, expected=expected, sentence=sentence))
 
     def lookup(self, kind: type[nn.Module], variant: str = DEFAULT_VARIANT) -> type[QuantModuleBase] | None:
         """Return the wrapper for `kind` or for the nearest of its bases that has one; None without one."""

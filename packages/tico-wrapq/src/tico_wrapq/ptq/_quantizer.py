@@ -121,6 +121,7 @@ def _require_in_place(model: nn.Module, wrappers: Mapping[str, QuantModuleBase])
             field="model",
             value=Found("a model without it"),
             expected="the prepared model with this module in it",
+            sentence="it has been taken out of the model since it was prepared",
             remedy="change the model before it is prepared",
         )
         for path, wrapper in wrappers.items()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import attrs
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from tico_modules import RestorableModule, child_path, children, named_modules
@@ -103,7 +104,11 @@ def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str)
 def own_floats(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the parameters of floats that `module` itself owns."""
     own: dict[str, nn.Parameter | None] = module._parameters
-    return tuple(name for name, each in own.items() if each is not None and each.is_floating_point())
+    return tuple(
+        name
+        for name, each in own.items()
+        if each is not None and each.is_floating_point() and (is_lazy(each) or each.numel())
+    )
 
 
 def _has_own_forward(wrapper: type[QuantModuleBase], module: nn.Module, registry: WrapperRegistry) -> bool:

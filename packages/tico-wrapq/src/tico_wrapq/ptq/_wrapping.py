@@ -135,7 +135,10 @@ def _point_paths(site: ModuleSite) -> Iterator[str]:
 def _require_variant(registry: WrapperRegistry, config: PTQConfig) -> None:
     if config.variant not in registry.variants:
         names = ", ".join(map(repr, registry.variants))
-        raise ConfigError(Problem(field="variant", value=config.variant, expected=f"one of {names}"))
+        sentence = f"no wrapper has the variant {config.variant!r}; there are {names}"
+        raise ConfigError(
+            Problem(field="variant", value=config.variant, expected=f"one of {names}", sentence=sentence)
+        )
 
 
 def _unless_float(site: ModuleSite, config: PTQConfig) -> ModuleSite:
@@ -207,7 +210,8 @@ def _match_problems(found: list[ModuleSite], specs: dict[str, QuantSpec], config
     problems = unmatched_overrides(config.overrides, [*paths, *floats, *specs])
     if not any(spec.is_quantized for spec in specs.values()):
         expected, got = "one with a module to quantize", Found("a model with none")
-        problems.append(Problem(field="model", value=got, expected=expected))
+        sentence = "the model has no module with a point or weight to quantize"
+        problems.append(Problem(field="model", value=got, expected=expected, sentence=sentence))
     return problems
 
 
@@ -216,7 +220,16 @@ def _require_finite_weights(found: list[ModuleSite]) -> None:
     bad = [(path, at) for path, module in wrapped if (at := _first_nonfinite(module)) is not None]
     if bad:
         raise NumericsError(
-            *(Problem(module=path, field="weight", value=Found(at), expected="finite") for path, at in bad)
+            *(
+                Problem(
+                    module=path,
+                    field="weight",
+                    value=Found(at),
+                    expected="finite",
+                    sentence=f"its weight is {at}",
+                )
+                for path, at in bad
+            )
         )
 
 

@@ -273,9 +273,13 @@ def _paths_to_report(model: nn.Module) -> set[str]:
     known = {
         path
         for path, module in every
-        if isinstance(module, QuantModuleBase | QuantizedModule) or list(module.parameters(recurse=False))
+        if isinstance(module, QuantModuleBase | QuantizedModule) or _owns_values(module)
     }
     return known - kept
+
+
+def _owns_values(module: nn.Module) -> bool:
+    return any(each.numel() for each in module.parameters(recurse=False))
 
 
 def _first_reached(case: WrapperCase) -> str:

@@ -48,7 +48,7 @@ class QuantizedEmbeddingBag(QuantizedModule):
     def __init__(self, parts: Parts, bag: BagSettings, dtype: torch.dtype | None = None) -> None:
         super().__init__(parts)
         if dtype is not None and dtype != self.packed.float_dtype:
-            self.packed.stand_for(dtype)
+            self.take_dtype(dtype)
         self.bag = bag
 
     @property

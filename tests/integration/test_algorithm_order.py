@@ -1,0 +1,83 @@
+"""Every algorithm after every other: the table of tico-api's README says what happens, and it does."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import pytest
+from torch import nn
+
+from distributions import ROOT
+from tico.quantization import (
+    BUILT_IN,
+    AWQConfig,
+    GPTQConfig,
+    PT2EConfig,
+    PTQConfig,
+    SmoothQuantConfig,
+    convert,
+    prepare,
+)
+from tico.quantization.config import BaseConfig, TicoError
+from tico_quantizers.testing import seeded, unchanged
+from tiny_models import values
+
+CONFIGS: Final[dict[str, BaseConfig]] = {
+    "GPTQ": GPTQConfig(show_progress=False),
+    "AWQ": AWQConfig(group_size=None, show_progress=False),
+    "SmoothQuant": SmoothQuantConfig(),
+    "PTQ": PTQConfig(),
+    "PT2E": PT2EConfig(),
+}
+REFUSALS: Final = {
+    "integers": "its weight is quantized already",
+    "graph": "the model is (an exported|a) graph",
+}
+"""What the error of each kind of refusal says."""
+
+
+def _table() -> dict[tuple[str, str], str]:
+    """Return the cells of the table in the README, by the first and the second algorithm."""
+    text = (ROOT / "packages/tico-api/README.md").read_text(encoding="utf-8")
+    lines = text.partition("### Which may follow which")[2].strip().partition("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    header, _, *body = rows
+    return {(row[0], second): cell for row in body for second, cell in zip(header[1:], row[1:], strict=True)}
+
+
+TABLE: Final = _table()
+
+
+def _turn(model: nn.Module, config: BaseConfig) -> nn.Module:
+    example, inplace = values(0, 16, 8), not isinstance(config, PT2EConfig)
+    prepared = prepare(model, config, args=(example,), inplace=inplace)
+    prepared(example)
+    return convert(prepared)
+
+
+def _model() -> nn.Module:
+    return seeded(lambda: nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)))
+
+
+def test_table_has_every_pair_of_algorithms() -> None:
+    """An algorithm that is added is added to the table."""
+    assert {type(config) for config in CONFIGS.values()} == set(BUILT_IN.config_types)
+    assert set(TABLE) == {(first, second) for first in CONFIGS for second in CONFIGS}
+
+
+@pytest.mark.parametrize(("first", "second"), TABLE, ids=["-".join(pair) for pair in TABLE])
+def test_pair_does_what_the_table_says(first: str, second: str) -> None:
+    """It works and stays near the float model, or is refused in one sentence of the kind in the cell."""
+    cell, expected = TABLE[first, second], _model()(values(1, 16, 8)).detach()
+    once = _turn(_model(), CONFIGS[first])
+    if cell == "yes":
+        found = _turn(once, CONFIGS[second])(values(1, 16, 8)).detach()
+        # Twice 4 bits over the range of a row: 1 / 15 of a weight's norm for each, and two layers of each.
+        assert (found - expected).norm() < 4 / 15 * expected.norm()
+    else:
+        with unchanged(once), pytest.raises(TicoError) as caught:
+            _turn(once, CONFIGS[second])
+        assert re.search(REFUSALS[cell], str(caught.value))
+        assert len(caught.value.problems) == 1
+        assert "\n" not in str(caught.value)
