@@ -38,8 +38,8 @@ def test_it_is_the_algorithm_of_the_paper(columns: int, group_size: int | None, 
 def test_inputs_that_did_not_change_change_nothing() -> None:
     """With X = X̃ the result is that of GPTQ, bit for bit."""
     weight, gram = values(52, 8, 90), reference.correlated_gram(90, 300)
-    plain = quantize_weight(weight, gram, bits=4, group_size=16)
-    same = quantize_weight(weight, gram, bits=4, group_size=16, cross_gram=torch.zeros_like(gram))
+    plain = quantize_weight(weight, gram, bits=4, group_size=15)
+    same = quantize_weight(weight, gram, bits=4, group_size=15, cross_gram=torch.zeros_like(gram))
     assert torch.equal(plain.codes, same.codes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import attrs
@@ -13,8 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from smoothing_models import Encoder, converted, model_with_data, output_of, relative_difference
 from tico.quantization import AWQConfig, GPTQConfig, SmoothQuantConfig, convert, prepare, report
 from tico_config import CalibrationError, ConfigError, NumericsError, SmoothingConfig
-from tico_quantizers.equivalence import Candidates, FoundPairs, find_pairs
+from tico_quantizers.equivalence import Candidates, FoundPairs, _channel_flow, find_pairs
 from tico_quantizers.equivalence._channel_scale import as_channel_scale
+from tico_quantizers.equivalence._function_check import exact_scale
 from tico_quantizers.testing import refused, same_tensors, seeded, tensors_of, unchanged
 from tiny_models import TOKENS, net, tiny_llama, values
 
@@ -338,6 +340,28 @@ def test_mappings_are_tried_on_the_data(case: str, config: SmoothingConfig, give
         prepare(model, config, args=(x,)) if given else converted(model, config, x)
     assert (caught.value.field, caught.value.module) == ("mappings", next(iter(mappings)))
     assert reader in str(caught.value)
+
+
+def test_a_pair_that_was_found_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were a rule about what passes scales on wrong, no scale would stay."""
+    rules = {**_channel_flow._RULES, "gelu": _channel_flow._same_order}
+    monkeypatch.setattr(_channel_flow, "_RULES", rules)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)).eval(), values(1, 6, 8)
+    prepared = prepare(model, SmoothQuantConfig(alpha=0.9))
+    output_of(prepared, x)
+    with refused(prepared, ConfigError, field="model", module="0") as caught:
+        convert(prepared)
+    assert "undoing it in 2 changes the output of the model by" in str(caught.value)
+
+
+@pytest.mark.parametrize("scale", [0.7, 0.99, 1.0, 1.2, 3.0])
+def test_scales_are_tried_as_powers_of_two(scale: float) -> None:
+    """Which are 1 for 1 alone, and at most twice as far from it."""
+    power = float(exact_scale(torch.tensor([scale])))
+    assert math.log2(power).is_integer()
+    assert (power == 1) == (scale == 1)
+    assert scale / 2 < power < 2 * scale
+    assert (power > 1) == (scale > 1)
 
 
 def test_a_mapping_that_only_numbers_can_tell_is_taken() -> None:

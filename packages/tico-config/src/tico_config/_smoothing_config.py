@@ -42,7 +42,9 @@ class SmoothingConfig(ModuleConfig):
     A pair is a module whose output channels can be scaled (a norm, a linear layer, a convolution) and the
     layers that read it, which undo the scale. Pairs are found by running the model; `mappings` says them
     where that is not possible: a pattern for the modules that take the scales, with patterns for the layers
-    that read them. A layer belongs to the nearest of the modules that its pattern stands with.
+    that read them. A layer belongs to the nearest of the modules that its pattern stands with. Pairs of
+    `mappings` are tried on the example or the calibration data, and refused where they change what the model
+    gives.
 
     >>> from tico_config import SmoothQuantConfig
     >>> SmoothQuantConfig(mappings={"*.norm": ["*.q_proj", "*.k_proj"]}).mappings["*.norm"]

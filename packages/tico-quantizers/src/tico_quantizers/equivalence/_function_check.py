@@ -19,6 +19,10 @@ from tico_quantizers.equivalence._passages import plain
 from tico_quantizers.equivalence._smoothing_pairs import Pair
 
 Scaled: TypeAlias = tuple[Pair, Tensor]
+_REMEDIES = {
+    "mappings": "leave it out of mappings, or name all that read it",
+    "model": "leave it out by the override no_quant()",
+}
 
 
 def run_again(model: nn.Module, call: Call) -> object:
@@ -52,12 +56,18 @@ def _buffers_put_back(model: nn.Module) -> Iterator[None]:
 
 
 def require_same_function(
-    model: nn.Module, scaled: Sequence[Scaled], calls: Sequence[Call], readers: Mapping[str, str]
+    model: nn.Module,
+    scaled: Sequence[Scaled],
+    calls: Sequence[Call],
+    readers: Mapping[str, str],
+    *,
+    field: str,
 ) -> None:
     """Refuse scales with which `model` gives something else for one of `calls`; it stays as it is.
 
     Rounding moves the outputs by far less than the root of their precision, as a share of their norm; a pair
-    is blamed if it moves them further by itself. `readers` says of a pair what else reads its producer.
+    is blamed if it moves them further by itself. `readers` says of a pair what else reads its producer, and
+    `field` where the pairs come from: ``"mappings"`` or the ``"model"``.
 
     Raises:
         ConfigError: with every pair that changes the function.
@@ -74,7 +84,17 @@ def require_same_function(
         if not blamed:
             moved = _distance(model, scaled, call, expected)
             blamed = {pair.path: (pair, moved) for pair, _ in scaled}
-        raise ConfigError(*(_changes(pair, moved, readers) for pair, moved in blamed.values()))
+        raise ConfigError(*(_changes(pair, moved, readers, field) for pair, moved in blamed.values()))
+
+
+def exact_scale(scale: Tensor) -> Tensor:
+    """Return powers of two near `scale`, none of them 1 where it is another number.
+
+    No product rounds them, so that a right pair moves no output, not even where a token is routed by a hair.
+    """
+    exponents = scale.to(torch.float64).log2()
+    whole = torch.where(exponents.abs() < 0.5, exponents.sign(), exponents.round())
+    return torch.ldexp(torch.ones_like(whole), whole)
 
 
 def probing_scale(pair: Pair) -> Tensor:
@@ -127,7 +147,7 @@ def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
     return [leaf.detach().clone() for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
 
 
-def _changes(pair: Pair, moved: float, readers: Mapping[str, str]) -> Problem:
+def _changes(pair: Pair, moved: float, readers: Mapping[str, str], field: str) -> Problem:
     consumers = ", ".join(consumer.path for consumer in pair.consumers)
     share = f"by {moved:.2g} of its norm" if math.isfinite(moved) else "beyond recognition"
     why = f": {readers[pair.path]}" if pair.path in readers else ""
@@ -136,9 +156,9 @@ def _changes(pair: Pair, moved: float, readers: Mapping[str, str]) -> Problem:
     )
     return Problem(
         module=pair.path,
-        field="mappings",
+        field=field,
         value=Found(f"a pair with {consumers}"),
         expected="a module that only layers of its pair read, each channel in proportion",
-        remedy="leave it out of mappings, or name all that read it",
+        remedy=_REMEDIES[field],
         sentence=sentence,
     )

@@ -19,7 +19,12 @@ from tico_quantizers.calibration import (
     require_watched,
 )
 from tico_quantizers.equivalence._channel_flow import FollowedTensors
-from tico_quantizers.equivalence._function_check import Scaled, probing_scale, require_same_function
+from tico_quantizers.equivalence._function_check import (
+    Scaled,
+    exact_scale,
+    probing_scale,
+    require_same_function,
+)
 from tico_quantizers.equivalence._pair_search import (
     mapped_pairs,
     pairs_of,
@@ -151,7 +156,7 @@ class PairCalibration(Calibration):
         shown = self._shown
         if shown.mapped is not None:
             scaled = [(pair, probing_scale(pair)) for pair in shown.mapped.pairs]
-            require_same_function(model, scaled, shown.calls, shown.doubts)
+            require_same_function(model, scaled, shown.calls, shown.doubts, field="mappings")
 
     def require_same_function(self, model: nn.Module, scaled: Sequence[Scaled]) -> None:
         """Refuse to scale pairs where that changes what `model` gives for calls that were kept.
@@ -159,7 +164,9 @@ class PairCalibration(Calibration):
         Raises:
             ConfigError: with every pair that changes the function.
         """
-        require_same_function(model, scaled, self._shown.calls, self._shown.doubts)
+        shown, field = self._shown, "model" if self._shown.mapped is None else "mappings"
+        exact = [(pair, exact_scale(scale)) for pair, scale in scaled]
+        require_same_function(model, exact, shown.calls, shown.doubts, field=field)
 
     def shown_pairs(self) -> FoundPairs:
         """Return the pairs that have shown so far; more data may show others."""
