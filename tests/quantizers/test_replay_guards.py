@@ -24,7 +24,7 @@ from tico_quantizers.calibration import (
 )
 from tico_quantizers.calibration._activation_store import StoredTensor
 from tico_quantizers.calibration._call_template import CallTemplate
-from tico_quantizers.calibration._calls import Call, FromPrevious, Opaque, leaves_of, share_objects
+from tico_quantizers.calibration._calls import Call, FromBlock, Opaque, leaves_of, share_objects
 from tico_quantizers.calibration._snapshots import same_bits, tensors_in, version
 from tiny_models import values
 
@@ -119,12 +119,12 @@ def test_only_objects_that_may_change_are_shared() -> None:
 def test_calls_that_follow_from_the_first() -> None:
     """The template puts the first call's own tensors and the numbers of the calls before into place."""
     mask, opaque = values(0, 3), Opaque(Noted())
-    pass_ = [[call_of(values(1, 3), mask, opaque, 7)], [call_of(FromPrevious(0, 0), mask, opaque, 7)]]
+    pass_ = [[call_of(values(1, 3), mask, opaque, 7)], [call_of(FromBlock(0, 0, 0), mask, opaque, 7)]]
     template = CallTemplate.of(pass_)
     assert template is not None
     first = call_of(values(2, 3), values(3, 3), Opaque(Noted()), 7)
     (made,) = template.calls(first, [5])
-    assert made.args[0] == FromPrevious(5, 0)
+    assert made.args[0] == FromBlock(0, 5, 0)
     assert made.args[1] is first.args[1]
     assert made.args[2] is first.args[2]
     assert made.args[3] == 7
@@ -139,12 +139,12 @@ def test_calls_that_do_not_follow_have_no_template() -> None:
     assert CallTemplate.of([[call_of(x)], [call_of(x), call_of(x)]]) is None
     assert CallTemplate.of([[call_of(x)], [call_of(values(1, 3))]]) is None
     assert CallTemplate.of([[call_of(x)], [call_of(Opaque(Noted()))]]) is None
-    assert CallTemplate.of([[call_of(x)], [call_of(values(1, 3), x, FromPrevious(0, 0))]]) is None
+    assert CallTemplate.of([[call_of(x)], [call_of(values(1, 3), x, FromBlock(0, 0, 0))]]) is None
 
 
 def test_a_template_fits_calls_of_the_same_kind() -> None:
     """Other plain values, or an object where there was a tensor, are another call."""
-    template = CallTemplate.of([[call_of(values(0, 3), 7)], [call_of(FromPrevious(0, 0))]])
+    template = CallTemplate.of([[call_of(values(0, 3), 7)], [call_of(FromBlock(0, 0, 0))]])
     assert template is not None
     assert template.fits(call_of(values(1, 9), 7))
     for other in (call_of(values(1, 3), 8), call_of(Opaque(Noted()), 7), call_of(values(1, 3))):
@@ -289,10 +289,12 @@ def test_blocks_are_chained_if_one_reads_another() -> None:
         calls, x = BlockCalls(blocks), values(0, 2)
         handles = calls.watch(Calibration(calls))
         blocks[1](blocks[0](x) if chained else x)
-        assert calls.are_chained == chained
+        assert calls.follows(1) == chained
+        assert calls.follows(0) != chained  # where it is never called there is nothing to follow
+        assert calls.lists(["layers.0", "layers.1"]) == ({"layers"} if chained else set())
+        assert calls.lists(["layers.0", "others.0"]) == set()
         for handle in handles:
             handle.remove()
-    assert not BlockCalls(blocks[:1]).are_chained
 
 
 def test_nothing_is_completed_before_a_pass_has_shown_how() -> None:

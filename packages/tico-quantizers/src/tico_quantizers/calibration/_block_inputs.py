@@ -18,6 +18,7 @@ from tico_quantizers.calibration._early_end import EarlyEnd
 from tico_quantizers.calibration._forward_watch import Calibration, require_watched
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._input_grams import InputGrams
+from tico_quantizers.calibration._passes import Passes
 from tico_quantizers.calibration._reached_layers import ReachedLayers
 from tico_quantizers.layers import Layer, find_blocks, homes_in, less_read, peers_of
 
@@ -84,7 +85,10 @@ class BlockInputs:
         found = find_blocks(model, layers.values())
         self.options = options
         self.blocks = tuple(block for _, block in found)
-        self.calls = BlockCalls(self.blocks, ActivationStore(offload=options.offload, narrow=options.narrow))
+        self.block_paths = tuple(path for path, _ in found)
+        store = ActivationStore(offload=options.offload, narrow=options.narrow)
+        self.calls = BlockCalls(self.blocks, store)
+        self.passes = Passes(model, store.another())
         self.early_end = EarlyEnd(self.calls) if options.early_end else None
         self.layers: Mapping[str, Layer] = {}
         self.rules: Mapping[str, TokenRule] = {}
@@ -93,12 +97,12 @@ class BlockInputs:
         self._reached = reached
         self._block_of: dict[str, int | None] = {}
         self._peers = peers_of(model)
-        self._chain = {self._peers[path] for path, _ in found if path in self._peers}
 
     def record(self, calibration: Calibration) -> None:
         """Start to record the calls of the blocks."""
-        calibration.recorders = (*calibration.recorders, self.calls)
+        calibration.recorders = (*calibration.recorders, self.calls, self.passes)
         calibration.handles += self.calls.watch(calibration)
+        calibration.handles += self.passes.watch(calibration)
 
     def watch(
         self,
@@ -173,16 +177,18 @@ class BlockInputs:
 
     def experts(self) -> frozenset[str]:
         """Return the layers that read less than one of their peers in a list."""
-        chained = self.calls.are_chained
+        lists = self.calls.lists(self.block_paths)
+        chained = {
+            f"{self._peers[path]}."
+            for path in self.block_paths
+            if path in self._peers and path.rpartition(".")[0] in lists
+        }
         peers = {
             path: self._peers[path]
             for path in self.layers
-            if path in self._peers and not (chained and self._is_in_chain(path))
+            if path in self._peers and not self._peers[path].startswith(tuple(chained))
         }
         return less_read(self._rows(), peers)
-
-    def _is_in_chain(self, path: str) -> bool:
-        return any(self._peers[path].startswith(f"{place}.") for place in self._chain)
 
     def statistics(self, paths: tuple[str, ...], *sources: InputGrams) -> dict[str, GroupedGram | int]:
         """Return what each of the layers at `paths` has read, as the `sources` tell.
