@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tico_quantizers.calibration._activation_store import ActivationStore
-from tico_quantizers.calibration._block_flow import VERIFIED_PASSES, BlockFlow, Samples
+from tico_quantizers.calibration._block_flow import BlockFlow, Samples
 from tico_quantizers.calibration._call_template import CallTemplate
 from tico_quantizers.calibration._calls import (
     Call,
@@ -77,10 +77,11 @@ class BlockCalls(Recorder):
         """Whether a block is being called."""
         return self._running > 0
 
-    def watch(
-        self, calibration: Calibration, numbers: Sequence[int] | None = None
-    ) -> list[RemovableHandle]:
-        """Set the hooks that tell it, while `calibration` watches, what blocks `numbers`, or all, get and give."""
+    def watch(self, calibration: Calibration, numbers: Sequence[int] | None = None) -> list[RemovableHandle]:
+        """Set the hooks that tell it, while `calibration` watches, what blocks get and give.
+
+        Without `numbers`, on all blocks.
+        """
         handles: list[RemovableHandle] = []
         for number in range(len(self.blocks)) if numbers is None else numbers:
             block = self.blocks[number]
@@ -175,8 +176,7 @@ class BlockCalls(Recorder):
         self._snapshots.settle()
         call = len(self._accepted[number]) + len(self._unfinished[number]) - 1
         leaves = tensor_leaves(output)
-        if len(self.flow.counts) < VERIFIED_PASSES:
-            self.samples.note(number, call, leaves)
+        self.samples.note(number, call, len(self.flow.counts), leaves)
         for leaf, tensor in enumerate(leaves):
             place = FromBlock(number, call, leaf)
             self._outputs[id(tensor)] = _Output(place, weakref.ref(tensor), revision(tensor))
@@ -249,7 +249,9 @@ class BlockCalls(Recorder):
     def lists(self, paths: Sequence[str]) -> frozenset[str]:
         """Return the paths of those lists of blocks in which one reads another, given the paths of blocks."""
         homes = [path.rpartition(".")[0] for path in paths]
-        read = ((number, place.block) for number, calls in enumerate(self._accepted) for place in places(calls))
+        read = (
+            (number, place.block) for number, calls in enumerate(self._accepted) for place in places(calls)
+        )
         return frozenset(homes[reader] for reader, source in read if homes[reader] == homes[source])
 
 

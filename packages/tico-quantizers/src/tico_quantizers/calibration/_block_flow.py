@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from graphlib import CycleError, TopologicalSorter
 
@@ -9,9 +10,7 @@ from torch import Tensor
 
 from tico_quantizers.calibration._snapshots import same_bits
 
-VERIFIED_PASSES = 2
-"""So many passes are enough to see that a block depends on what another one has left: two, to leave it twice."""
-
+_VERIFIED_PASSES = 2  # to leave something twice, so that a block finds what another pass has left
 _SAMPLED = 2**12
 
 
@@ -58,6 +57,17 @@ class BlockFlow:
         self.counts.append(counts)
         self._called = []
 
+    def trial_passes(self) -> int:
+        """Return how many passes it takes until two have called each of the blocks that any has called."""
+        waiting = {number for counts in self.counts for number, count in enumerate(counts) if count}
+        called: Counter[int] = Counter()
+        for index, counts in enumerate(self.counts):
+            called.update(number for number, count in enumerate(counts) if count)
+            waiting = {number for number in waiting if called[number] < _VERIFIED_PASSES}
+            if not waiting:
+                return index + 1
+        return len(self.counts)
+
     def order(self, blocks: int) -> list[int]:
         """Return the numbers of all `blocks`, in the order in which passes call them.
 
@@ -71,14 +81,21 @@ class BlockFlow:
 
 
 class Samples:
-    """Some elements of what blocks gave, by which to tell whether a call made again gives the same."""
+    """Some elements of what blocks gave in the first passes that called them.
+
+    They tell whether a call that is made again gives the same.
+    """
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], list[Tensor]] = {}
+        self._passes: dict[int, set[int]] = {}
 
-    def note(self, number: int, call: int, leaves: Sequence[Tensor]) -> None:
-        """Keep elements of what the call `call` of block `number` gave."""
-        self._known[number, call] = samples_of(leaves)
+    def note(self, number: int, call: int, in_pass: int, leaves: Sequence[Tensor]) -> None:
+        """Keep elements of what the call `call` of block `number` gave in pass `in_pass`."""
+        passes = self._passes.setdefault(number, set())
+        if in_pass in passes or len(passes) < _VERIFIED_PASSES:
+            passes.add(in_pass)
+            self._known[number, call] = samples_of(leaves)
 
     def agree(self, number: int, call: int, found: Sequence[Tensor]) -> bool:
         """Whether elements that were `found` are those of the call, as far as it is known."""

@@ -19,7 +19,7 @@ _DEVICES = ("cpu", "cuda")
 
 @attrs.frozen
 class FromBlock:
-    """Stands for a tensor that an earlier block gave: the output leaf `leaf` of the call `call` of `block`."""
+    """Stands for a tensor that an earlier block gave: the output leaf `leaf` of its call number `call`."""
 
     block: int
     call: int

@@ -31,7 +31,9 @@ def quiet_runs(root: nn.Module, *, with_hooks: bool = False) -> Iterator[None]:
     (0, 1)
     """
     modules = [module for _, module in named_modules(root)]
-    states = [_State.of(module) for module in modules if not isinstance(module, PackedWeight | RestorableModule)]
+    states = [
+        _State.of(module) for module in modules if not isinstance(module, PackedWeight | RestorableModule)
+    ]
     hooks = [] if with_hooks else [_hooks_of(module, name) for module in modules for name in _HOOKS]
     removed = [(own, dict(own)) for own in hooks if any(map(_is_foreign, own.values()))]
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from functools import partial
 
 import attrs
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from tico_modules import keep_dequantized
 from tico_quantizers.calibration._block_calls import BlockCalls
-from tico_quantizers.calibration._block_flow import VERIFIED_PASSES, same_samples, samples_of
+from tico_quantizers.calibration._block_flow import same_samples, samples_of
 from tico_quantizers.calibration._calls import FromBlock, tensor_leaves
 from tico_quantizers.calibration._hooks import after_call
 from tico_quantizers.calibration._passes import Passes
@@ -79,7 +78,7 @@ class _Trial:
         self._calls = calls
         self._number = number
         self._outputs = outputs
-        self._count = sum(counts[number] for counts in calls.flow.counts[:VERIFIED_PASSES])
+        self._count = sum(counts[number] for counts in calls.flow.counts[: calls.flow.trial_passes()])
 
     def agrees(self, *, with_hooks: bool) -> bool:
         """Return whether the block gives what it gave; if so, its outputs are among the `outputs`."""
@@ -98,7 +97,9 @@ class _Trial:
         """Return whether the block gives something else for other random numbers."""
         results = [self._outputs_of(seed, with_hooks=True) for seed in (0, 1)]
         samples = [
-            [samples_of(list(tensors.values())) for tensors in result] for result in results if result is not None
+            [samples_of(list(tensors.values())) for tensors in result]
+            for result in results
+            if result is not None
         ]
         return len(samples) == 2 and not all(itertools.starmap(same_samples, zip(*samples, strict=True)))
 
@@ -115,24 +116,27 @@ class _Trial:
 
 
 def _needs_hooks(calls: BlockCalls, passes: Passes) -> bool:
-    """Return whether blocks give something else in the first pass if the user's hooks are left out."""
-    found: dict[int, list[Sequence[Tensor]]] = {}
+    """Return whether blocks give something else in the first passes if the user's hooks are left out."""
+    count = calls.flow.trial_passes()
+    found: list[list[list[Tensor]]] = [[] for _ in calls.blocks]
 
     def note(number: int, args: object, kwargs: object, output: object) -> None:
-        found.setdefault(number, []).append(samples_of(tensor_leaves(output)))
+        found[number].append(samples_of(tensor_leaves(output)))
 
     with quiet_runs(passes.root):
         handles = [after_call(block, partial(note, number)) for number, block in enumerate(calls.blocks)]
         try:
-            next(passes.run(), None)
+            for _ in itertools.islice(passes.run(), count):
+                pass
         except Exception:  # noqa: BLE001  # whatever a model raises without its hooks
             return True
         finally:
             for handle in handles:
                 handle.remove()
-    expected = calls.flow.counts[0]
-    return any(
-        len(found.get(number, ())) != count
-        or not all(calls.samples.agree(number, index, each) for index, each in enumerate(found.get(number, ())))
-        for number, count in enumerate(expected)
+    numbers = range(len(found))
+    expected = [sum(counts[number] for counts in calls.flow.counts[:count]) for number in numbers]
+    return expected != list(map(len, found)) or not all(
+        calls.samples.agree(number, index, each)
+        for number in numbers
+        for index, each in enumerate(found[number])
     )
