@@ -297,17 +297,6 @@ def test_blocks_are_chained_if_one_reads_another() -> None:
             handle.remove()
 
 
-def test_nothing_is_completed_before_a_pass_has_shown_how() -> None:
-    """The calls of the other blocks follow from the first one's as they did in a pass that ended."""
-    blocks = nn.Linear(2, 2), nn.Linear(2, 2)
-    calls = BlockCalls(blocks)
-    calls.note_call(0, (values(0, 2),), {})
-    assert not calls.rest_is_known()
-    calls.complete()
-    calls.accept()
-    assert [len(of_block) for of_block in calls.accepted] == [1, 0]
-
-
 def test_what_blocks_give_while_nobody_watches_is_not_noted() -> None:
     """A tensor from such a call is kept as it is when a block is given it later."""
     blocks = nn.Linear(2, 2), nn.Linear(2, 2)
@@ -323,28 +312,43 @@ def test_what_blocks_give_while_nobody_watches_is_not_noted() -> None:
     assert isinstance(call.args[0], Tensor)
 
 
-def test_the_first_regular_pass_says_how_calls_follow() -> None:
-    """One that leaves a block out changes nothing; one call of the first block tells the rest."""
+def test_one_call_of_the_first_block_tells_the_rest() -> None:
+    """As long as it is the only call of the pass, and like that of the pass that showed how calls follow."""
     blocks = nn.Linear(2, 2), nn.Linear(2, 2)
     calls, x = BlockCalls(blocks), values(0, 2)
-    calls.note_call(0, (x,), {})
+    calls.note_call(0, (x, 7), {})
     hidden = blocks[0](x)
     calls.note_output(0, hidden)
     calls.note_call(1, (hidden,), {})
     calls.digest()
     calls.accept()
-    calls.note_call(0, (x,), {})
-    calls.digest()
-    calls.accept()
-    assert not calls.rest_is_known()
-    calls.note_call(0, (x,), {})
-    assert calls.rest_is_known()
+    template = calls.template
+    assert template is not None
+    assert not calls.rest_is_known(template)
+    calls.note_call(0, (x, 7), {})
+    assert calls.rest_is_known(template)
     calls.note_call(1, (hidden,), {})
-    assert not calls.rest_is_known()
+    assert not calls.rest_is_known(template)
     calls.drop_calls()
     for _ in range(2):
-        calls.note_call(0, (x,), {})
-    assert not calls.rest_is_known()
+        calls.note_call(0, (x, 7), {})
+    assert not calls.rest_is_known(template)
+    calls.drop_calls()
+    calls.note_call(0, (x, 8), {})
+    assert not calls.rest_is_known(template)
+    calls.drop_calls()
+    calls.note_call(0, (x, 7), {})
+    calls.complete(template)
+    calls.accept()
+    assert [call.args for call in calls.accepted[1]] == [(FromBlock(0, 0, 0),), (FromBlock(0, 1, 0),)]
+
+
+def test_a_pass_that_leaves_a_block_out_has_no_template() -> None:
+    """Nothing says then what the block would be given."""
+    calls = BlockCalls((nn.Linear(2, 2), nn.Linear(2, 2)))
+    calls.note_call(0, (values(0, 2),), {})
+    calls.digest()
+    assert calls.template is None
 
 
 def test_what_blocks_share_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,8 @@ class BlockCalls(Recorder):
     given (a mask, an output that something has written to since) is kept as it was in that pass. An object
     that every block is given, such as a cache, has for each block the state that this block gave it. The
     tensors are kept in `store`; those that stand where other calls have an output of an earlier block are
-    hidden states, which it may keep in fewer bits.
+    hidden states, which it may keep in fewer bits. `template` says how the calls of the pass that has ended
+    follow from the first.
     """
 
     def __init__(self, blocks: tuple[nn.Module, ...], store: ActivationStore | None = None) -> None:
@@ -68,7 +69,7 @@ class BlockCalls(Recorder):
         self._outputs: dict[int, _Output] = {}
         self._snapshots = Snapshots()
         self._running = 0
-        self._template: CallTemplate | None = None
+        self.template: CallTemplate | None = None
         self.flow = BlockFlow()
         self.samples = Samples()
 
@@ -117,7 +118,7 @@ class BlockCalls(Recorder):
 
     def digest(self) -> None:
         """Put the tensors of the pass that has ended into the store."""
-        self._template = self._template or CallTemplate.of(self._unfinished)
+        self.template = CallTemplate.of(self._unfinished)
         whole = [leaves_of(call) for calls in self._unfinished for call in calls]
         hidden = {
             index for leaves in whole for index, leaf in enumerate(leaves) if isinstance(leaf, FromBlock)
@@ -150,18 +151,16 @@ class BlockCalls(Recorder):
         self._unfinished = [[] for _ in self.blocks]
         self._running = 0
 
-    def rest_is_known(self) -> bool:
-        """Whether all calls of this pass follow from that of the first block, the only one yet."""
+    def rest_is_known(self, template: CallTemplate) -> bool:
+        """Whether the calls of this pass follow by `template` from that of the first block, the only one."""
         first, *others = self._unfinished
-        known = self._template is not None and len(first) == 1 and not any(others)
-        return known and self._template is not None and self._template.fits(first[0])
+        return len(first) == 1 and not any(others) and template.fits(first[0])
 
-    def complete(self) -> None:
+    def complete(self, template: CallTemplate) -> None:
         """Note the calls that the other blocks of the pass that goes on would have got."""
-        if self._template is not None and self.rest_is_known():
-            numbers = [len(accepted) for accepted in self._accepted]
-            made = self._template.calls(self._unfinished[0][0], numbers)
-            self._unfinished = [self._unfinished[0], *([call] for call in made)]
+        numbers = [len(accepted) for accepted in self._accepted]
+        made = template.calls(self._unfinished[0][0], numbers)
+        self._unfinished = [self._unfinished[0], *([call] for call in made)]
 
     def note_call(self, number: int, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         """Keep the arguments of a call of block `number`."""

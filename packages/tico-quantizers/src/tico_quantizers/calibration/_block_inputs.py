@@ -89,7 +89,7 @@ class BlockInputs:
         store = ActivationStore(offload=options.offload, narrow=options.narrow)
         self.calls = BlockCalls(self.blocks, store)
         self.passes = Passes(model, store.another())
-        self.early_end = EarlyEnd(self.calls) if options.early_end else None
+        self.early_end = EarlyEnd(self.calls, self.passes) if options.early_end else None
         self.layers: Mapping[str, Layer] = {}
         self.rules: Mapping[str, TokenRule] = {}
         self.outside = self.strays = InputGrams({})

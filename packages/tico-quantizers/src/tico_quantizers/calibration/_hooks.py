@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Generic, Protocol, final
 
 import attrs
@@ -13,6 +14,7 @@ from typing_extensions import ParamSpec
 from tico_modules import named_modules
 
 P = ParamSpec("P")
+_RUNNING: ContextVar[bool] = ContextVar("_RUNNING", default=False)
 
 
 class Watcher(Protocol):
@@ -38,11 +40,23 @@ class Hook(Generic[P]):
     def before(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> None:
         """Take what torch gives a hook before the call."""
         if self.watcher is None or self.watcher.watching:
-            self.action(*call, **_)
+            self._act(*call, **_)
 
     def after(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> object:
         """Take what torch gives a hook after the call; what `action` returns replaces the output."""
-        return self.action(*call, **_) if self.watcher is None or self.watcher.watching else None
+        return self._act(*call, **_) if self.watcher is None or self.watcher.watching else None
+
+    def _act(self, *call: P.args, **_: P.kwargs) -> object:
+        token = _RUNNING.set(True)
+        try:
+            return self.action(*call, **_)
+        finally:
+            _RUNNING.reset(token)
+
+
+def in_hook() -> bool:
+    """Whether the code that calls it belongs to a hook of an algorithm."""
+    return _RUNNING.get()
 
 
 def before_call(

@@ -13,13 +13,17 @@ from tico_config import CalibrationError
 from tico_quantizers.calibration._activation_store import ActivationStore
 from tico_quantizers.calibration._block_calls import NothingMore, computing_in
 from tico_quantizers.calibration._calls import Call, Replay, leaves_of, with_leaves
+from tico_quantizers.calibration._control_flow import form_of
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
 from tico_quantizers.calibration._hooks import after_call, before_call
 from tico_quantizers.calibration._snapshots import Snapshots
 
 
 class Passes(Recorder):
-    """What the model was called with, pass by pass; None for a part of it that was called by itself."""
+    """What the model was called with, pass by pass; None for a part of it that was called by itself.
+
+    `form` is that of the pass that goes on: all but the values of tensors, as far as that tells two apart.
+    """
 
     def __init__(self, root: nn.Module, store: ActivationStore) -> None:
         self.root = root
@@ -28,6 +32,7 @@ class Passes(Recorder):
         self._begun: Call | None = None
         self._ended: Call | None = None
         self._accepted: list[Call | None] = []
+        self.form: tuple[object, ...] | None = None
 
     def watch(self, calibration: Calibration) -> list[RemovableHandle]:
         """Set the hooks that tell it, while `calibration` watches, what the model is called with."""
@@ -42,6 +47,7 @@ class Passes(Recorder):
             self._begun = self._snapshots.take(args, kwargs, lambda _: None)
         except CalibrationError:  # what cannot be copied matters only where a pass has to be made again
             self._begun = None
+        self.form = None if self._begun is None else form_of(self._begun)
 
     def _end(self, args: object, kwargs: object, output: object) -> None:
         self._snapshots.settle()
