@@ -40,6 +40,7 @@ class TestPublicAPI(PublicAPI):
         "NoQuant",
         "NumericsError",
         "ObserverSpec",
+        "OnUncalibrated",
         "PT2EConfig",
         "PTQConfig",
         "PerChannel",

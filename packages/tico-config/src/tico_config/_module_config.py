@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
 import attrs
 from typing_extensions import Self
 
 from tico_config._base_config import BaseConfig, resolve_fields
 from tico_config._overrides import Resolution
+
+OnUncalibrated: TypeAlias = Literal["error", "skip"]
+"""What becomes of layers that no calibration data reach."""
 
 
 @attrs.frozen(kw_only=True)

@@ -19,8 +19,10 @@ from tico_quantizers.calibration._input_grams import InputGrams, located
 from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._reached_layers import ReachedLayers
 from tico_quantizers.calibration._snapshots import Snapshots, revision
+from tico_quantizers.calibration._unreached import UNREACHED
 
 __all__ = [
+    "UNREACHED",
     "ActivationStore",
     "BlockCalls",
     "BlockInputs",

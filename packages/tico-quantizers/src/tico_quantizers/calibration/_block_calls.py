@@ -231,12 +231,16 @@ class BlockCalls(Recorder):
             for place in places([call])
         }
 
-    def again(self, passes: Iterator[None], numbers: Sequence[int]) -> BlockCalls:
-        """Return the calls that blocks `numbers` get when the `passes` are made again."""
-        fresh = BlockCalls(self.blocks, self.store.another())
+    def again(self, passes: Iterator[None], numbers: Sequence[int], *, ended: bool = False) -> BlockCalls:
+        """Return the calls that blocks `numbers` get when the `passes` are made again.
+
+        They may be `ended` with the first call of one of them.
+        """
+        fresh = BlockCalls(self.blocks, ActivationStore() if ended else self.store.another())
         calibration = Calibration(fresh)
         calibration.in_forward = True
         handles = fresh.watch(calibration, numbers)
+        handles += [after_call(self.blocks[number], _end) for number in numbers if ended]
         try:
             for _ in passes:
                 calibration.accept()
@@ -252,6 +256,10 @@ class BlockCalls(Recorder):
             (number, place.block) for number, calls in enumerate(self._accepted) for place in places(calls)
         )
         return frozenset(homes[reader] for reader, source in read if homes[reader] == homes[source])
+
+
+def _end(args: object, kwargs: object, output: object) -> None:
+    raise NothingMore
 
 
 def places(calls: Sequence[Call]) -> list[FromBlock]:

@@ -19,6 +19,7 @@ from tico_quantizers.calibration._forward_watch import Calibration
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._input_grams import InputGrams
 from tico_quantizers.calibration._quiet_runs import quiet_runs
+from tico_quantizers.calibration._renewal import Renewal
 from tico_quantizers.calibration._stream import Stream
 from tico_quantizers.calibration._token_weights import WITH_GRADIENTS, watch_sensitivity
 from tico_quantizers.calibration._ways import find_ways
@@ -93,6 +94,7 @@ class _BlockWalk:
         self._float = self._begin(inputs.calls) if inputs.options.paired else None
         self._position = 0
         self._is_changed = False
+        self._renewal = Renewal(inputs.passes)
 
     def _begin(self, calls: BlockCalls, position: int = 0) -> Stream:
         return Stream(calls, self._passes, self.ways, self._options.forward_dtype, position)
@@ -126,13 +128,15 @@ class _BlockWalk:
         changed blocks give.
         """
         number, calls = self._number, self._stream.calls
-        is_due = self._is_changed and not self._options.fixed and self._passes.are_whole
-        if is_due and number not in self.ways.dependent and not calls.follows(number):
-            passes = self._passes.run(self._options.forward_dtype)
+        renewed = not self._options.fixed and self._passes.are_whole and number not in self.ways.dependent
+        if renewed and self._is_changed and calls.accepted[number]:
             with self._quiet(whole=True):
-                fresh = calls.again(passes, self.ways.order[self._position :])
-            self._stream = self._begin(fresh, self._position)
-            self._is_changed = False
+                if self._renewal.is_due(calls, number):
+                    passes = self._passes.run(self._options.forward_dtype)
+                    calls = calls.again(passes, self.ways.order[self._position :])
+                    self._stream = self._begin(calls, self._position)
+                    self._renewal.forget()
+        self._renewal.pass_on(calls, number)
 
     def _quiet(self, *, whole: bool = False) -> AbstractContextManager[None]:
         """Return a context in which the block, or the `whole` model, is run without the user's notice."""

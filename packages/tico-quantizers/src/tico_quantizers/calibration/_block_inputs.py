@@ -20,6 +20,7 @@ from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._input_grams import InputGrams
 from tico_quantizers.calibration._passes import Passes
 from tico_quantizers.calibration._reached_layers import ReachedLayers
+from tico_quantizers.calibration._unreached import UNCALLED, UNREACHED, read_without_a_call
 from tico_quantizers.layers import Layer, find_blocks, homes_in, less_read, peers_of
 
 
@@ -51,6 +52,7 @@ class BlockOptions:
         forward_dtype: compute in this dtype as far as it can be cast automatically.
         offload: keep what goes from block to block on disk.
         narrow: keep it in bfloat16.
+        skip_unreached: leave layers out that no data reach.
     """
 
     fixed: bool = False
@@ -60,6 +62,7 @@ class BlockOptions:
     forward_dtype: torch.dtype | None = None
     offload: bool = False
     narrow: bool = False
+    skip_unreached: bool = False
 
 
 @final
@@ -163,14 +166,28 @@ class BlockInputs:
         """Return what counts how much for each of `paths`."""
         return {path: self.rules[path].weights for path in paths if path in self.rules}
 
-    def require_data(self) -> None:
-        """Refuse to convert a layer that no data have reached, unless it is an expert.
+    def leave_unreached(self, edit: Edit) -> dict[str, str]:
+        """Leave out layers that no data have reached, unless they are experts; return why, by path.
+
+        Those whose weight is read without a call are always left out, others if the options say so.
 
         Raises:
-            CalibrationError: with every one of them.
+            CalibrationError: with every one that the options do not leave out.
         """
-        experts = self.experts()
-        require_watched(set(self._rows()), tuple(path for path in self.layers if path not in experts))
+        rows, rounded = self._rows(), {path for path in self.experts() if self._least(path)}
+        missing = {
+            path: layer for path, layer in self.layers.items() if path not in rounded and path not in rows
+        }
+        read = read_without_a_call(self.calls, self.passes, missing)
+        if not self.options.skip_unreached or len(missing) == len(self.layers):
+            require_watched(set(), tuple(path for path in missing if path not in read))
+        kept = {path: layer for path, layer in self.layers.items() if path not in missing}
+        edit.set_attribute(self, "layers", kept)
+        return {path: UNCALLED if path in read else UNREACHED for path in missing}
+
+    def _least(self, path: str) -> int:
+        """Return how many tokens an expert has to read to have a Gram matrix."""
+        return self.rules[path].least if path in self.rules else 0
 
     def _rows(self) -> Mapping[str, int]:
         return {} if self._reached is None else self._reached.rows
@@ -206,9 +223,7 @@ class BlockInputs:
         rows = {path: found[path].rows if path in found else 0 for path in paths}
         experts = self.experts()
         starved = {
-            path: count
-            for path, count in rows.items()
-            if path in experts and path in self.rules and count < self.rules[path].least
+            path: count for path, count in rows.items() if path in experts and count < self._least(path)
         }
         read = {path for path, count in rows.items() if count}
         require_watched(read, tuple(path for path in rows if path not in starved))

@@ -45,7 +45,7 @@ def find_ways(calls: BlockCalls, passes: Passes) -> Ways:
     cannot be compared, nor can those behind it.
     """
     order = tuple(calls.flow.order(len(calls.blocks)))
-    hooked_passes = has_foreign_hooks(passes.root) and passes.are_whole and _needs_hooks(calls, passes)
+    hooked_passes = needs_hooks(calls, passes)
     if calls.flow.has_loops and passes.are_whole:
         return Ways(order=order, dependent=frozenset(order), hooked_passes=hooked_passes)
     hooked, dependent = _compared(calls, order)
@@ -115,8 +115,10 @@ class _Trial:
                 return None
 
 
-def _needs_hooks(calls: BlockCalls, passes: Passes) -> bool:
+def needs_hooks(calls: BlockCalls, passes: Passes) -> bool:
     """Return whether blocks give something else in the first passes if the user's hooks are left out."""
+    if not has_foreign_hooks(passes.root) or not passes.are_whole:
+        return False
     count = calls.flow.trial_passes()
     found: list[list[list[Tensor]]] = [[] for _ in calls.blocks]
 

@@ -133,8 +133,11 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
 
     def convert(self, model: nn.Module, calibration: BlockCalibration[C], edit: Edit) -> Converted:
         """Replace the layers by integer ones."""
-        plan, inputs = calibration.plan, calibration.inputs
-        inputs.require_data()
+        inputs = calibration.inputs
+        unreached = inputs.leave_unreached(edit)
+        plan = calibration.plan.without(unreached)
+        for path, reason in unreached.items():
+            _LOG.warning("%s: %s", path, reason)
         inputs.uninstall(model, edit)
         checkpoint = self.checkpoint(model, inputs)
         name = self.config.name

@@ -131,6 +131,17 @@ class FoundPairs:
     left: Mapping[str, str]
     called: frozenset[str] | None
 
+    def without(self, reasons: Mapping[str, str]) -> FoundPairs:
+        """Return the pairs all of whose consumers are none of the paths of `reasons`."""
+        gone = {
+            pair.path: f"{consumer.path}: {reasons[consumer.path]}"
+            for pair in self.pairs
+            for consumer in pair.consumers
+            if consumer.path in reasons
+        }
+        pairs = tuple(pair for pair in self.pairs if pair.path not in gone)
+        return attrs.evolve(self, pairs=pairs, left={**self.left, **gone})
+
 
 def with_multiplications(found: FoundPairs, candidates: Candidates) -> FoundPairs:
     """Return `found` with a pair without producer for each layer that is no consumer of another one."""

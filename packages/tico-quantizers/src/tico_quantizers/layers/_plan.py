@@ -43,6 +43,11 @@ class LayerPlan(Generic[C]):
         """The layers to quantize, by path."""
         return {path: target.layer for path, target in self.targets.items()}
 
+    def without(self, reasons: Mapping[str, str]) -> LayerPlan[C]:
+        """Return the plan that leaves the layers at the paths of `reasons` alone, too."""
+        targets = {path: target for path, target in self.targets.items() if path not in reasons}
+        return LayerPlan(targets=targets, left={**self.left, **reasons})
+
     def lines_left(self, model: nn.Module, algorithm: str) -> dict[str, LayerReport]:
         """Return a line of the report for each module of `model` that is left alone, by path.
 

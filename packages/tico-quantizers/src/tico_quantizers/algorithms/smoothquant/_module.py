@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tico_config import ConfigError, Found, Problem, SmoothQuantConfig
 from tico_modules import Edit, LayerReport, Report, named_modules
 from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration
-from tico_quantizers.calibration import Checkpoint, GroupedGram, require_watched, run_blocks
+from tico_quantizers.calibration import UNREACHED, Checkpoint, GroupedGram, require_watched, run_blocks
 from tico_quantizers.equivalence import (
     Consumer,
     FoundPairs,
@@ -45,8 +45,11 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
     def convert(self, model: nn.Module, calibration: SmoothQuantCalibration, edit: Edit) -> Converted:
         """Fold a scale into the modules of each pair."""
         found = calibration.pairs()
+        reached = calibration.reached.paths
         consumers = tuple(consumer.path for pair in found.pairs for consumer in pair.consumers)
-        require_watched(calibration.reached.paths, consumers)
+        if self.config.on_uncalibrated == "error":
+            require_watched(reached, consumers)
+        found = found.without({path: UNREACHED for path in consumers if path not in reached})
         scales = self._scales(calibration, found)
         root = model
         for pair in found.pairs:
