@@ -14,7 +14,6 @@ from tico_quantizers.conversion import WeightQuantizer
 from tico_quantizers.layers import QuantizedWeight, Target, matrix, shape
 from tico_quantizers.testing import UNMET_BY_BLOCKS, AlgorithmPromises
 
-_RUN_EXAMPLE = "prepare runs the example, and convert the blocks, with the user's hooks"
 _PADDING = "padding counts like other tokens, where no block is given a mask of four axes"
 
 
@@ -30,7 +29,6 @@ class TestAWQ(AlgorithmPromises):
 
     config = AWQConfig(group_size=None, show_progress=False)
     unmet: ClassVar[Mapping[str, str]] = {
-        "test_hooks_are_called_as_often_as_the_model": _RUN_EXAMPLE,
         "test_padding_changes_no_bit": _PADDING,
     }
 
@@ -40,7 +38,6 @@ class TestSmoothQuant(AlgorithmPromises):
 
     config = SmoothQuantConfig()
     unmet: ClassVar[Mapping[str, str]] = {
-        "test_hooks_are_called_as_often_as_the_model": "prepare runs the example with the user's hooks",
         "test_padding_changes_no_bit": _PADDING,
         "test_override_on_a_relu_says_that_it_is_one": "it says that the path is in no pair, not why",
     }

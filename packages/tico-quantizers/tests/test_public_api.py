@@ -126,6 +126,7 @@ class TestLayers(PublicNames):
         "peers_of",
         "plan_layers",
         "reads_rows",
+        "require_in_place",
         "reasons_against",
         "shape",
         "weight_axes",
@@ -138,6 +139,7 @@ class TestCalibration(PublicNames):
 
     package = "tico_quantizers.calibration"
     names = (
+        "UNREACHED",
         "ActivationStore",
         "BlockCalls",
         "BlockInputs",
@@ -154,10 +156,13 @@ class TestCalibration(PublicNames):
         "Step",
         "TokenRule",
         "after_call",
+        "attempted_twice",
         "before_call",
+        "has_foreign_hooks",
         "is_watched",
         "located",
         "map_leaves",
+        "quiet_runs",
         "remember_hooks",
         "require_evaluation_mode",
         "require_watched",

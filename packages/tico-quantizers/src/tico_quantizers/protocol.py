@@ -117,7 +117,7 @@ class Prepared(Generic[C, K]):
             calls=data.calls,
             versions=library_versions(),
         )
-        edit.on_commit(lambda: remember(converted.modules, run))
+        remember(converted.modules, run, edit)
         return converted.root
 
     def stop_watching(self) -> None:

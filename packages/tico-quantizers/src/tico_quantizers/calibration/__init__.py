@@ -1,6 +1,7 @@
 """Watching the forward passes of a model, and running its blocks again."""
 
 from tico_quantizers.calibration._activation_store import ActivationStore
+from tico_quantizers.calibration._attempts import attempted_twice
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_driver import Step, run_blocks
 from tico_quantizers.calibration._block_inputs import BlockInputs, BlockOptions, TokenRule
@@ -17,6 +18,7 @@ from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._hooks import Hook, after_call, before_call, is_watched, remember_hooks
 from tico_quantizers.calibration._input_grams import InputGrams, located
 from tico_quantizers.calibration._process import unchanged_process
+from tico_quantizers.calibration._quiet_runs import has_foreign_hooks, quiet_runs
 from tico_quantizers.calibration._reached_layers import ReachedLayers
 from tico_quantizers.calibration._snapshots import Snapshots, revision
 from tico_quantizers.calibration._unreached import UNREACHED
@@ -39,10 +41,13 @@ __all__ = [
     "Step",
     "TokenRule",
     "after_call",
+    "attempted_twice",
     "before_call",
+    "has_foreign_hooks",
     "is_watched",
     "located",
     "map_leaves",
+    "quiet_runs",
     "remember_hooks",
     "require_evaluation_mode",
     "require_watched",

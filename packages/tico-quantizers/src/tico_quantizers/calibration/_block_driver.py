@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
 from typing_extensions import Self
 
 from tico_config import CalibrationError, Found, Problem
+from tico_quantizers.calibration._attempts import attempted_twice
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_inputs import BlockInputs
 from tico_quantizers.calibration._called_once import LastLayer
@@ -21,7 +23,7 @@ from tico_quantizers.calibration._input_grams import InputGrams
 from tico_quantizers.calibration._quiet_runs import quiet_runs
 from tico_quantizers.calibration._renewal import Renewal
 from tico_quantizers.calibration._stream import Stream
-from tico_quantizers.calibration._token_weights import WITH_GRADIENTS, watch_sensitivity
+from tico_quantizers.calibration._token_weights import WITHOUT_DERIVATIVES, watch_sensitivity
 from tico_quantizers.calibration._ways import find_ways
 from tico_quantizers.layers import QuantizedWeight
 
@@ -95,6 +97,7 @@ class _BlockWalk:
         self._position = 0
         self._is_changed = False
         self._renewal = Renewal(inputs.passes)
+        inputs.notes = {}
 
     def _begin(self, calls: BlockCalls, position: int = 0) -> Stream:
         return Stream(calls, self._passes, self.ways, self._options.forward_dtype, position)
@@ -147,11 +150,25 @@ class _BlockWalk:
 
     def gather(self, paths: tuple[str, ...]) -> InputGrams:
         """Return what the layers at `paths` read when the block is run on the data."""
-        with self._quiet():
+        stream = self._stream
+
+        def gather() -> InputGrams:
             if self._float is not None:
-                return self._gather_pairs(paths, self._float.last_runs())
-            stream = self._stream
+                return self._gather_pairs(paths, self._float.last_runs(at_once=False))
             return self._gather(paths, stream.last_runs() if self._options.fixed else stream.runs())
+
+        with self._quiet():
+            return self._weighed(paths, gather)
+
+    def _weighed(self, paths: tuple[str, ...], gather: Callable[[], InputGrams]) -> InputGrams:
+        """Return what `gather` does; without derivatives if the block has none."""
+        weighed = [path for path, weights in self._inputs.token_weights(paths).items() if weights == "auto"]
+        if not weighed:
+            return gather()
+        found = attempted_twice(gather)
+        if found is None:
+            self._inputs.notes |= dict.fromkeys(weighed, WITHOUT_DERIVATIVES)
+        return gather() if found is None else found
 
     def pass_by(self) -> None:
         """Run the float block, if that is needed, without learning from it."""
@@ -168,7 +185,7 @@ class _BlockWalk:
         if not self._options.true_sequential:
             return [paths]
         with self._quiet():
-            grams = self._gather(paths, itertools.islice(self._stream.runs(), 1))
+            grams = self._weighed(paths, partial(self._first_call, paths))
         waiting = dict.fromkeys(paths)
         stages = []
         for readers in grams.readers():
@@ -176,6 +193,9 @@ class _BlockWalk:
             waiting = {path: None for path in waiting if path not in readers}
             stages += [stage] if stage else []
         return [*stages, tuple(waiting)] if waiting else stages
+
+    def _first_call(self, paths: tuple[str, ...]) -> InputGrams:
+        return self._gather(paths, itertools.islice(self._stream.runs(), 1))
 
     def advance(self) -> None:
         """Go on to the next block, on what this one gives."""
@@ -228,7 +248,6 @@ class _Watched:
     def __init__(self, calls: BlockCalls, number: int, grams: InputGrams, *, may_end: bool = False) -> None:
         self.collector = Calibration(grams)
         self.collector.in_forward = True
-        self._grams = grams
         block = calls.blocks[number]
         learning, weighing = grams.watch(self.collector), watch_sensitivity(block, grams)
         ending = LastLayer(grams.layers).watch(block) if may_end and not weighing else []
@@ -244,5 +263,3 @@ class _Watched:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
-        if isinstance(error, RuntimeError) and "auto" in self._grams.token_weights.values():
-            error.add_note(WITH_GRADIENTS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import final
 
 import attrs
@@ -69,7 +69,8 @@ class BlockOptions:
 class BlockInputs:
     """The calls of every block, and the Gram matrices of what layers read outside of their block.
 
-    What layers read inside of blocks is gathered when the blocks are run again, by `run_blocks`.
+    What layers read inside of blocks is gathered when the blocks are run again, by `run_blocks`. It leaves
+    `notes` on layers for which that could not be done as it was asked for.
 
     Args:
         model: the model; its blocks are found from its structure.
@@ -97,6 +98,7 @@ class BlockInputs:
         self.rules: Mapping[str, TokenRule] = {}
         self.outside = self.strays = InputGrams({})
         self.called_once = CalledOnce([])
+        self.notes: dict[str, str] = {}
         self._reached = reached
         self._block_of: dict[str, int | None] = {}
         self._peers = peers_of(model)
@@ -162,9 +164,13 @@ class BlockInputs:
         """Return the layers of one block; of None, those that no block or more than one holds."""
         return tuple(path for path in self.layers if self._block_of[path] == number)
 
-    def token_weights(self, paths: Mapping[str, Layer]) -> dict[str, TokenWeights]:
-        """Return what counts how much for each of `paths`."""
-        return {path: self.rules[path].weights for path in paths if path in self.rules}
+    def token_weights(self, paths: Iterable[str]) -> dict[str, TokenWeights]:
+        """Return what counts how much for each of `paths`: all alike for those that there is a note on."""
+        return {
+            path: "uniform" if path in self.notes else self.rules[path].weights
+            for path in paths
+            if path in self.rules
+        }
 
     def leave_unreached(self, edit: Edit) -> dict[str, str]:
         """Leave out layers that no data have reached, unless they are experts; return why, by path.

@@ -75,9 +75,14 @@ def after_call(
     module: nn.Module,
     action: Callable[[tuple[object, ...], dict[str, object], object], object],
     watcher: Watcher | None = None,
+    *,
+    first: bool = False,
 ) -> RemovableHandle:
-    """Call ``action(args, kwargs, output)`` after each call of `module`; its result replaces the output."""
-    return module.register_forward_hook(Hook(action, watcher).after, with_kwargs=True)
+    """Call ``action(args, kwargs, output)`` after each call of `module`; its result replaces the output.
+
+    `first` of all hooks, if that is said.
+    """
+    return module.register_forward_hook(Hook(action, watcher).after, prepend=first, with_kwargs=True)
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -49,9 +49,10 @@ def quiet_runs(root: nn.Module, *, with_hooks: bool = False) -> Iterator[None]:
             state.restore()
 
 
-def has_foreign_hooks(root: nn.Module) -> bool:
-    """Return whether a module of `root` has a hook that is not one of an algorithm."""
-    hooks = (_hooks_of(module, name) for _, module in named_modules(root) for name in _HOOKS)
+def has_foreign_hooks(root: nn.Module, *, below: bool = True) -> bool:
+    """Return whether `root`, or a module `below` it, has a hook that is not one of an algorithm."""
+    modules = [module for _, module in named_modules(root)] if below else [root]
+    hooks = (_hooks_of(module, name) for module in modules for name in _HOOKS)
     return any(_is_foreign(hook) for own in hooks for hook in own.values())
 
 

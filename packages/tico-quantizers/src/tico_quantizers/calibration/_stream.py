@@ -47,16 +47,21 @@ class Stream:
         """Make each call of the block."""
         return (None for _ in self._run(keep=False))
 
-    def last_runs(self) -> Iterator[None]:
-        """Make each call of the block for the last time, and go on to the next block."""
+    def last_runs(self, *, at_once: bool = True) -> Iterator[None]:
+        """Make each call of the block for the last time, and go on to the next block.
+
+        Unless `at_once`, what no later call reads is kept until all have been made, which may then fail.
+        """
         found: dict[FromBlock, Kept] = {}
         store = self.calls.store.another()
         done = self._read_last()
         for index, tensors in enumerate(self._run(keep=True)):
             found |= {place: store.keep(tensors[place]) for place in tensors if place in self._last}
-            for place in done.get(index, ()):
+            for place in done.pop(index, ()) if at_once else ():
                 del self._outputs[place]
             yield
+        for place in (place for places in done.values() for place in places):
+            del self._outputs[place]
         self._outputs |= found
         self.position += 1
 

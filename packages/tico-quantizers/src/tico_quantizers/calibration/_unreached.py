@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import Protocol
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tico_modules import parameter
+from tico_quantizers.calibration._attempts import attempted_twice
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._passes import Passes
 from tico_quantizers.calibration._quiet_runs import quiet_runs
@@ -29,10 +29,14 @@ def read_without_a_call(calls: BlockCalls, passes: Passes, layers: Mapping[str, 
     if not layers or not passes.are_whole:
         return frozenset()
     reads = _WeightReads(layers)
-    # A model that cannot be run again tells no more.
-    with quiet_runs(passes.root, with_hooks=needs_hooks(calls, passes)), suppress(Exception), reads:
-        for _ in itertools.islice(passes.run(), calls.flow.trial_passes()):
-            pass
+    with_hooks = needs_hooks(calls, passes)
+
+    def run() -> None:
+        with quiet_runs(passes.root, with_hooks=with_hooks), reads:
+            for _ in itertools.islice(passes.run(), calls.flow.trial_passes()):
+                pass
+
+    attempted_twice(run)  # one that cannot be run again tells what it has read until then
     return frozenset(reads.found)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tico_modules import keep_dequantized
+from tico_quantizers.calibration._attempts import attempted_twice
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_flow import same_samples, samples_of
 from tico_quantizers.calibration._calls import FromBlock, tensor_leaves
@@ -106,13 +107,14 @@ class _Trial:
     def _outputs_of(self, seed: int, *, with_hooks: bool) -> list[dict[FromBlock, Tensor]] | None:
         """Return what each call gives; None if one raises."""
         block = self._calls.blocks[self._number]
-        torch.default_generator.manual_seed(seed)
-        made = self._calls.run(self._number, self._outputs, keep=True)
-        with keep_dequantized(block), quiet_runs(block, with_hooks=with_hooks):
-            try:
+
+        def run() -> list[dict[FromBlock, Tensor]]:
+            torch.default_generator.manual_seed(seed)
+            made = self._calls.run(self._number, self._outputs, keep=True)
+            with keep_dequantized(block), quiet_runs(block, with_hooks=with_hooks):
                 return list(itertools.islice(made, self._count))
-            except Exception:  # noqa: BLE001  # whatever a block raises that misses what others have left
-                return None
+
+        return attempted_twice(run)
 
 
 def needs_hooks(calls: BlockCalls, passes: Passes) -> bool:
@@ -120,6 +122,20 @@ def needs_hooks(calls: BlockCalls, passes: Passes) -> bool:
     if not has_foreign_hooks(passes.root) or not passes.are_whole:
         return False
     count = calls.flow.trial_passes()
+    found = attempted_twice(lambda: _samples_without_hooks(calls, passes, count))
+    if found is None:
+        return True
+    numbers = range(len(found))
+    expected = [sum(counts[number] for counts in calls.flow.counts[:count]) for number in numbers]
+    return expected != list(map(len, found)) or not all(
+        calls.samples.agree(number, index, each)
+        for number in numbers
+        for index, each in enumerate(found[number])
+    )
+
+
+def _samples_without_hooks(calls: BlockCalls, passes: Passes, count: int) -> list[list[list[Tensor]]]:
+    """Return, for each block, samples of what its calls in the first `count` passes give."""
     found: list[list[list[Tensor]]] = [[] for _ in calls.blocks]
 
     def note(number: int, args: object, kwargs: object, output: object) -> None:
@@ -130,15 +146,7 @@ def needs_hooks(calls: BlockCalls, passes: Passes) -> bool:
         try:
             for _ in itertools.islice(passes.run(), count):
                 pass
-        except Exception:  # noqa: BLE001  # whatever a model raises without its hooks
-            return True
         finally:
             for handle in handles:
                 handle.remove()
-    numbers = range(len(found))
-    expected = [sum(counts[number] for counts in calls.flow.counts[:count]) for number in numbers]
-    return expected != list(map(len, found)) or not all(
-        calls.samples.agree(number, index, each)
-        for number in numbers
-        for index, each in enumerate(found[number])
-    )
+    return found

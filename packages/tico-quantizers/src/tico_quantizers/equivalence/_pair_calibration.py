@@ -8,7 +8,8 @@ from functools import partial
 from torch import nn
 
 from tico_config import CalibrationError, Found, Problem, SmoothingConfig
-from tico_quantizers.calibration import Calibration, ReachedLayers, Recorder, before_call
+from tico_quantizers.calibration import Calibration, ReachedLayers, Recorder, before_call, remember_hooks
+from tico_quantizers.equivalence._hook_effects import HookEffects
 from tico_quantizers.equivalence._pair_search import traced_pairs
 from tico_quantizers.equivalence._smoothing_pairs import Candidates, FoundPairs
 from tico_quantizers.protocol import Example
@@ -26,11 +27,14 @@ class PairCalibration(Calibration):
         self.config = config
         self.found: FoundPairs | None = None
         self.reached = ReachedLayers(candidates.layers)
+        self.effects = HookEffects()
         super().__init__(self.reached, *recorders)
 
     def start(self, model: nn.Module, found: FoundPairs | None) -> None:
         """Start to watch; without the pairs, find them in the first pass."""
         self.handles += self.reached.watch(self)
+        if not self.config.mappings:
+            self.handles += self.effects.watch(model, self)
         if found is None:
             self.handles.append(before_call(model, partial(self._find, model)))
         else:
@@ -50,8 +54,18 @@ class PairCalibration(Calibration):
                 found = traced_pairs(model, self.candidates, self.config, example)
             finally:
                 self.watching = True
-            self.found = found
+            self._begin_to_watch(model, found)
+
+    def _begin_to_watch(self, model: nn.Module, found: FoundPairs) -> None:
+        """Start to watch the pairs that were found, wholly or not at all."""
+        restore, handles, recorders = remember_hooks(model), list(self.handles), self.recorders
+        try:
             self.watch(found)
+        except BaseException:
+            restore()
+            self.handles, self.recorders = handles, recorders
+            raise
+        self.found = found
 
     def pairs(self) -> FoundPairs:
         """Return the pairs.
@@ -65,6 +79,7 @@ class PairCalibration(Calibration):
             raise CalibrationError(
                 Problem(value=Found("none"), expected="calibration data", remedy=remedy, sentence=sentence)
             )
+        self.effects.require_none()
         called = self.found.called
         problems = [
             Problem(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import nn
@@ -19,7 +20,15 @@ from tico_config import (
     unmatched_problems,
 )
 from tico_modules import named_modules
-from tico_quantizers.calibration import Replay, Snapshots, require_evaluation_mode, unchanged_process
+from tico_quantizers.calibration import (
+    Replay,
+    Snapshots,
+    attempted_twice,
+    has_foreign_hooks,
+    quiet_runs,
+    require_evaluation_mode,
+    unchanged_process,
+)
 from tico_quantizers.equivalence._smoothing_pairs import (
     Candidates,
     Consumer,
@@ -100,8 +109,13 @@ def traced_pairs(
             output: object = model.forward(*args, **kwargs)
         return output
 
-    with unchanged_process():
-        found = find_pairs(model, candidates, run)
+    def find(*, with_hooks: bool) -> FoundPairs:
+        with unchanged_process(), quiet_runs(model, with_hooks=with_hooks):
+            return find_pairs(model, candidates, run)
+
+    # Some hooks are a part of what the model computes.
+    found = attempted_twice(partial(find, with_hooks=False)) if has_foreign_hooks(model) else None
+    found = find(with_hooks=True) if found is None else found
     if _inserts(config):
         found = with_multiplications(found, candidates)
     if not found.pairs:

@@ -131,6 +131,11 @@ class FoundPairs:
     left: Mapping[str, str]
     called: frozenset[str] | None
 
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the modules of all pairs, by path."""
+        consumers = {consumer.path: consumer.layer for pair in self.pairs for consumer in pair.consumers}
+        return {pair.path: pair.module for pair in self.pairs} | consumers
+
     def without(self, reasons: Mapping[str, str]) -> FoundPairs:
         """Return the pairs all of whose consumers are none of the paths of `reasons`."""
         gone = {

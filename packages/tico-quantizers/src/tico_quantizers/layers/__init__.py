@@ -16,7 +16,13 @@ from tico_quantizers.layers._matrix import (
     shape,
     weight_axes,
 )
-from tico_quantizers.layers._plan import LayerPlan, Target, group_size_problem, plan_layers
+from tico_quantizers.layers._plan import (
+    LayerPlan,
+    Target,
+    group_size_problem,
+    plan_layers,
+    require_in_place,
+)
 from tico_quantizers.layers._replacement import QuantizedWeight, with_weight
 from tico_quantizers.layers._selection import layers_in, output_embedding, reasons_against
 
@@ -45,6 +51,7 @@ __all__ = [
     "plan_layers",
     "reads_rows",
     "reasons_against",
+    "require_in_place",
     "shape",
     "weight_axes",
     "with_weight",

@@ -9,7 +9,16 @@ import attrs
 import torch
 from torch import nn
 
-from tico_config import ConfigError, Found, ModuleConfig, NumericsError, Problem, Rule, unmatched_problems
+from tico_config import (
+    CalibrationError,
+    ConfigError,
+    Found,
+    ModuleConfig,
+    NumericsError,
+    Problem,
+    Rule,
+    unmatched_problems,
+)
 from tico_modules import LayerReport, named_modules
 from tico_quantizers.layers._matrix import Layer, columns, matrix
 from tico_quantizers.layers._selection import (
@@ -104,6 +113,29 @@ def plan_layers(
         raise ConfigError(*problems)
     _require_finite_weights(wanted)
     return LayerPlan(targets=targets, left=reasons | dict(stacked_parameters(model, layers)))
+
+
+def require_in_place(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a model in which something else stands in the place of one of `modules` now.
+
+    Raises:
+        CalibrationError: with every such path.
+    """
+    now = dict(named_modules(model, every_path=True))
+    problems = [
+        Problem(
+            module=path or None,
+            field="module",
+            value=Found("none" if path not in now else f"another {type(now[path]).__name__}"),
+            expected=f"the {type(module).__name__} that was calibrated",
+            sentence="another module stands here than the one that was calibrated",
+            remedy="prepare and calibrate the model again",
+        )
+        for path, module in modules.items()
+        if now.get(path) is not module
+    ]
+    if problems:
+        raise CalibrationError(*problems)
 
 
 def group_size_problem(path: str, layer: Layer, size: int | None, *, ragged: bool) -> Problem | None:

@@ -40,6 +40,7 @@ from tico_quantizers.layers import (
     group_size_problem,
     matrix,
     plan_layers,
+    require_in_place,
     shape,
 )
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
@@ -88,6 +89,7 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
     def convert(self, model: nn.Module, calibration: AWQCalibration, edit: Edit) -> Converted:
         """Scale, clip and round."""
         found = calibration.pairs()
+        require_in_place(model, {**calibration.plan.layers, **found.modules()})
         unreached = calibration.inputs.leave_unreached(edit)
         found, plan = found.without(unreached), calibration.plan.without(unreached)
         pairs = tuple(

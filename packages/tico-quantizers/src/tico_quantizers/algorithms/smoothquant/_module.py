@@ -21,7 +21,7 @@ from tico_quantizers.equivalence import (
     fold,
     known_pairs,
 )
-from tico_quantizers.layers import QuantizedWeight, matrix, shape
+from tico_quantizers.layers import QuantizedWeight, matrix, require_in_place, shape
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 from tico_quantizers.solvers import ConsumerWeight, best_alpha, smoothing_scale
 
@@ -45,6 +45,7 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
     def convert(self, model: nn.Module, calibration: SmoothQuantCalibration, edit: Edit) -> Converted:
         """Fold a scale into the modules of each pair."""
         found = calibration.pairs()
+        require_in_place(model, found.modules())
         reached = calibration.reached.paths
         consumers = tuple(consumer.path for pair in found.pairs for consumer in pair.consumers)
         if self.config.on_uncalibrated == "error":

@@ -48,7 +48,6 @@ class AlgorithmPromises(
 
 
 UNMET_BY_BLOCKS: Final[Mapping[str, str]] = {
-    "test_hooks_are_called_as_often_as_the_model": "blocks that run again call the user's hooks again",
     "test_padding_changes_no_bit": "padding counts, where no block is given a mask of four axes",
 }
 """What no algorithm keeps that runs the blocks of a model again, such as a `BlockQuantizer`."""
