@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from fractions import Fraction
 
 import attrs
@@ -22,18 +24,29 @@ from tico_config import (
     PerToken,
     UnsupportedError,
 )
+from tico_modules._storage.activation_grid import compute_token_grids
 from tico_observers import (
     AffineParams,
+    EMAObserver,
+    EntropyObserver,
+    HistogramObserver,
+    MinMaxObserver,
+    MSEObserver,
+    Observer,
+    PercentileObserver,
+    Statistic,
     dequantize,
     fake_quantize,
     pack,
     params_from_range,
     params_per_token,
     quantize,
+    round_to_grid,
     unpack,
 )
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+SMALLEST = torch.finfo(torch.float32).smallest_normal
 LARGEST = torch.finfo(torch.float32).max
 
 
@@ -93,9 +106,18 @@ def test_grids_that_do_not_fit_are_refused(granularity: Granularity, shape: tupl
         dtype=DType.int(8),
         granularity=granularity,
     )
-    for operation in (quantize, fake_quantize, dequantize):
+    for operation, dtype in ((quantize, None), (fake_quantize, None), (dequantize, torch.int8)):
         with pytest.raises(NumericsError, match=r"\(2, 5\)"):
-            operation(torch.zeros(2, 5), params)
+            operation(torch.zeros(2, 5, dtype=dtype), params)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (8, 4), (2, 1, 4), (4,)], ids=str)
+@pytest.mark.parametrize("axis", [0, -2, 2])
+def test_a_grid_per_channel_never_changes_the_shape(axis: int, shape: tuple[int, ...]) -> None:
+    """Values of another number of channels are refused by the unchecked operation too, not broadcast."""
+    x, scale, zero = torch.zeros(shape), torch.ones(3), torch.zeros(3, dtype=torch.int32)
+    with pytest.raises(NumericsError, match=re.escape(str(shape))):
+        round_to_grid(x, scale, zero, dtype=DType.int(8), granularity=PerChannel(axis))
 
 
 @pytest.mark.parametrize("dtype", [DType.uint(8), DType.int(8), DType.int(4), DType.uint(16), DType.int(16)])
@@ -123,11 +145,11 @@ def test_ranges_far_from_zero_include_it(ends: tuple[float, float], dtype: DType
     assert bool(((values - x).abs() <= params.scale * (0.5 + 1e-5)).all())
 
 
-@pytest.mark.parametrize("amplitude", [1e-42, 1e-45, 1.2e-38])
-def test_subnormal_ranges_have_the_smallest_normal_scale(amplitude: float) -> None:
-    """Values too small for any grid become zero, and nothing becomes NaN."""
+@pytest.mark.parametrize(("amplitude", "scale"), [(1e-42, 1.0), (1e-45, 1.0), (1.2e-38, SMALLEST)])
+def test_ranges_too_small_for_a_grid_become_zero(amplitude: float, scale: float) -> None:
+    """A subnormal range is one of zeros, any other has a normal scale, and nothing becomes NaN."""
     params = of_range(-amplitude, amplitude, DType.int(8))
-    assert params.scale.item() == torch.finfo(torch.float32).smallest_normal
+    assert params.scale.item() == scale
     assert bool(fake_quantize(torch.tensor([0.0, amplitude]), params).isfinite().all())
 
 
@@ -280,3 +302,59 @@ def test_grids_work_in_functional_transforms() -> None:
     x = torch.linspace(-3, 8, 12).view(3, 4)
     mapped: Tensor = torch.func.vmap(lambda row: fake_quantize(row, params))(x)
     assert torch.equal(mapped, fake_quantize(x, params))
+
+
+@pytest.fixture(params=[False, True], ids=["gradual underflow", "flush to zero"])
+def flushing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Set the processor's treatment of subnormal numbers, and set it back."""
+    if not torch.set_flush_denormal(request.param):
+        pytest.skip("this processor has no such mode")
+    yield
+    torch.set_flush_denormal(False)
+
+
+# Powers of two, so that the expected scales are exact: subnormal, at the limit, and 2**8 steps above it.
+TINY = [
+    ((-(2.0**-140), 2.0**-130), (1.0, 0)),
+    ((0.0, 2.0**-127), (1.0, 0)),
+    ((-(2.0**-126), 0.0), (SMALLEST, 1)),
+    ((0.0, 2.0**-120), (SMALLEST, 0)),
+    ((-(2.0**-130), 255 * 2.0**-126), (SMALLEST, 0)),
+    ((-(2.0**-118), 254 * 2.0**-118), (2.0**-118, 1)),
+]
+
+
+@pytest.mark.usefixtures("flushing")
+@pytest.mark.parametrize(("ends", "expected"), TINY, ids=str)
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64], ids=str)
+def test_tiny_ranges_have_the_same_grid_in_every_mode(
+    ends: tuple[float, float], expected: tuple[float, int], kind: torch.dtype
+) -> None:
+    """Whether the processor flushes subnormal numbers to zero changes no grid, alone or among others."""
+    one = of_range(*ends, DType.uint(8), kind)
+    low, high = (torch.tensor([end, end], dtype=kind) for end in ends)
+    two = params_from_range(low, high, DType.uint(8), symmetric=False, granularity=PerChannel(0))
+    token = params_per_token(torch.stack([low, high], -1), DType.uint(8), symmetric=False)
+    assert (one.scale.item(), one.zero_point.item()) == expected
+    for params in (two, token):
+        assert (params.scale.tolist(), params.zero_point.tolist()) == tuple([each] * 2 for each in expected)
+
+
+@pytest.mark.parametrize(
+    "kind", [MinMaxObserver, EMAObserver, HistogramObserver, PercentileObserver, MSEObserver, EntropyObserver]
+)
+@pytest.mark.parametrize("power", [-140, -130, -126, -120, -118])
+def test_tiny_data_have_the_same_grid_in_every_mode(kind: type[Observer[Statistic]], power: int) -> None:
+    """Every observer, and the grids of single tokens as modules compute them."""
+    data = torch.tensor([-1.0, 3.0, 100.0]) * 2.0**power
+    found = []
+    for flushing in (False, True):
+        torch.set_flush_denormal(flushing)
+        try:
+            observer = kind("act_in", DType.uint(8))
+            observer.collect(data)
+            token = compute_token_grids(data.view(1, 3), DType.uint(8), symmetric=False)
+            found.append((*observer.compute_qparams(), *token))
+        finally:
+            torch.set_flush_denormal(False)
+    assert all(same_bits(one, other) for one, other in zip(*found, strict=True))

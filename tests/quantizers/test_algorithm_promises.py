@@ -12,25 +12,19 @@ from tico_modules import LayerReport, PackedWeight
 from tico_quantizers import Registry, quantizer_entry
 from tico_quantizers.conversion import WeightQuantizer
 from tico_quantizers.layers import QuantizedWeight, Target, matrix, shape
-from tico_quantizers.testing import UNMET_BY_BLOCKS, AlgorithmPromises
-
-_PADDING = "padding counts like other tokens, where no block is given a mask of four axes"
+from tico_quantizers.testing import AlgorithmPromises
 
 
 class TestGPTQ(AlgorithmPromises):
     """GPTQ keeps the promises of an algorithm."""
 
     config = GPTQConfig(show_progress=False)
-    unmet: ClassVar[Mapping[str, str]] = UNMET_BY_BLOCKS
 
 
 class TestAWQ(AlgorithmPromises):
     """AWQ keeps the promises of an algorithm."""
 
     config = AWQConfig(group_size=None, show_progress=False)
-    unmet: ClassVar[Mapping[str, str]] = {
-        "test_padding_changes_no_bit": _PADDING,
-    }
 
 
 class TestSmoothQuant(AlgorithmPromises):
@@ -38,7 +32,6 @@ class TestSmoothQuant(AlgorithmPromises):
 
     config = SmoothQuantConfig()
     unmet: ClassVar[Mapping[str, str]] = {
-        "test_padding_changes_no_bit": _PADDING,
         "test_override_on_a_relu_says_that_it_is_one": "it says that the path is in no pair, not why",
     }
 

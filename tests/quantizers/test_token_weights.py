@@ -83,7 +83,7 @@ def weights_in(block: nn.Module, *args: Tensor) -> Mapping[str, Tensor | None]:
         layer.register_forward_pre_hook(lambda layer, args, path=path: grams.note(path, layer, args[0]))
         for path, layer in layers.items()
     ]
-    handles += watch_sensitivity(block, grams)
+    handles += watch_sensitivity(block, grams) + grams.tokens.watch(block)
     with torch.no_grad(), Autocast.now().again():
         block(*args)
     for handle in handles:

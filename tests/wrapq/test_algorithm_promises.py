@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from tico_config import PTQConfig
@@ -18,9 +15,6 @@ class TestPTQ(AlgorithmPromises):
 
     config = PTQConfig()
     registry = Registry([quantizer_entry(PTQConfig, PTQQuantizer)])
-    unmet: ClassVar[Mapping[str, str]] = {
-        "test_padding_changes_no_bit": "padding counts like other tokens",
-    }
 
 
 class TestPTQOnConvolutions(TestPTQ):

@@ -9,6 +9,7 @@ class TestPublicAPI(PublicAPI):
     package = "tico_observers"
     hidden = ("tico_quantizers", "tico_wrapq", "tico_api", "tico")
     names = (
+        "LARGEST_PLAUSIBLE",
         "AbsMaxStatistic",
         "AffineParams",
         "AnyObserver",
@@ -56,6 +57,7 @@ class TestPublicAPI(PublicAPI):
         "require_finite",
         "require_fit",
         "require_float_tensor",
+        "require_plausible",
         "round_to_grid",
         "save_statistics",
         "seal",

@@ -150,6 +150,7 @@ class TestCalibration(PublicNames):
         "Hook",
         "InputGrams",
         "ReachedLayers",
+        "RealTokens",
         "Recorder",
         "Replay",
         "Snapshots",

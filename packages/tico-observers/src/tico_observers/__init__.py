@@ -33,7 +33,7 @@ from tico_observers._mx import fake_quantize_mx
 from tico_observers._observer import Observer
 from tico_observers._observer_factory import AnyObserver, observer_for
 from tico_observers._packing import pack, packed_width, unpack
-from tico_observers._range import Extremes, RangeStatistic
+from tico_observers._range import LARGEST_PLAUSIBLE, Extremes, RangeStatistic, require_plausible
 from tico_observers._range_observers import EMAObserver, MinMaxObserver
 from tico_observers._range_search import least_divergence_range, least_error_range, percentile_range
 from tico_observers._replaced_file import locked_folder, replaced_file
@@ -44,6 +44,7 @@ from tico_observers._statistics_file import load_statistics, save_statistics
 from tico_observers._tensor_checks import OnNonfinite, require_finite, require_float_tensor
 
 __all__ = [
+    "LARGEST_PLAUSIBLE",
     "AbsMaxStatistic",
     "AffineParams",
     "AnyObserver",
@@ -91,6 +92,7 @@ __all__ = [
     "require_finite",
     "require_fit",
     "require_float_tensor",
+    "require_plausible",
     "round_to_grid",
     "save_statistics",
     "seal",

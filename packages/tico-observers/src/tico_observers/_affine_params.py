@@ -19,22 +19,45 @@ from tico_config import (
     PerTensor,
     PerToken,
     Problem,
+    UnsupportedError,
 )
+from tico_config.validation import check_instance, refuse
 
 SMALLEST_SCALE = torch.finfo(torch.float32).smallest_normal
 
 
-def _tensor_field(dtype: torch.dtype) -> Tensor:
-    def converted(value: Tensor) -> Tensor:
-        # A copy, so that nobody who holds the tensor given can change the grid.
-        return torch.as_tensor(value).detach().to(dtype, copy=True)
+def _real_tensor(field: str, value: object) -> Tensor:
+    """Return `value` as a tensor of real numbers that are there to be read.
 
-    field: Tensor = attrs.field(converter=converted, eq=attrs.cmp_using(eq=torch.equal))
-    return field
+    Raises:
+        UnsupportedError: it is none.
+    """
+    try:
+        given = torch.as_tensor(value).detach()
+    except (TypeError, ValueError, RuntimeError):
+        given = None
+    if given is not None and not (given.is_complex() or given.is_meta or given.dtype is torch.bool):
+        return given
+    kind = f"a {type(value).__name__}"
+    found = Found(kind if given is None else f"a tensor of {given.dtype} on {given.device}")
+    raise UnsupportedError(
+        Problem(
+            field=field,
+            value=found,
+            expected="a tensor of real numbers",
+            sentence=f"the {field} is {found}, which holds no real numbers",
+            remedy="give the numbers of a grid, for example torch.tensor(0.5)",
+        )
+    )
 
 
-def _exact_zero_point(value: Tensor) -> Tensor:
-    given = torch.as_tensor(value).detach()
+def _float_scale(value: object) -> Tensor:
+    # A copy, so that nobody who holds the tensor given can change the grid.
+    return _real_tensor("scale", value).to(torch.float32, copy=True)
+
+
+def _exact_zero_point(value: object) -> Tensor:
+    given = _real_tensor("zero_point", value)
     rounded = given.to(torch.int64)
     if given.is_floating_point() and not torch.equal(rounded.to(torch.float64), given.to(torch.float64)):
         found = Found(str(given.flatten()[:4].tolist()))
@@ -51,7 +74,10 @@ class AffineParams:
     axis per token.
 
     Raises:
-        NumericsError: a scale is not a positive normal float, or a zero point is not a code.
+        ConfigError: `dtype` is no `DType`, or `granularity` no granularity.
+        UnsupportedError: `scale` or `zero_point` holds no real numbers.
+        NumericsError: a scale is not a positive normal float, a zero point is not a code, or the two are of
+            different shapes.
 
     >>> print(AffineParams(scale=torch.tensor(0.5), zero_point=torch.tensor(3), dtype=DType.uint(4)))
     uint4, scale 0.5, zero point 3
@@ -59,16 +85,20 @@ class AffineParams:
 
     __hash__ = None  # type: ignore[assignment]
 
-    scale: Tensor = _tensor_field(torch.float32)
+    scale: Tensor = attrs.field(converter=_float_scale, eq=attrs.cmp_using(eq=torch.equal))
     zero_point: Tensor = attrs.field(converter=_exact_zero_point, eq=attrs.cmp_using(eq=torch.equal))
     dtype: DType
     granularity: Granularity = PerTensor()
 
     def __attrs_post_init__(self) -> None:
         """Validate both tensors, then keep the zero point as int32."""
-        problems = [problem for problem in (self._shape_problem(), self._range_problem()) if problem]
-        if problems:
-            raise NumericsError(*problems)
+        refuse(
+            check_instance("dtype", self.dtype, DType, "a DType such as DType.uint(8)"),
+            check_instance("granularity", self.granularity, Granularity, "a Granularity such as PerTensor()"),
+        )
+        problem = self._shape_problem() or self._range_problem()
+        if problem is not None:
+            raise NumericsError(problem)
         object.__setattr__(self, "zero_point", self.zero_point.to(torch.int32))
 
     def _shape_problem(self) -> Problem | None:
@@ -118,7 +148,8 @@ def params_from_range(
     """Return the smallest grid that holds 0 and every value from `minimum` to `maximum`.
 
     Computed in float64. Asymmetric: ``scale = (max - min) / (qmax - qmin)``. Symmetric:
-    ``scale = max(max / qmax, min / qmin)``, zero point 0. A range of zero width at 0 gets scale 1.
+    ``scale = max(max / qmax, min / qmin)``, zero point 0. A range of zero width at 0 gets scale 1. Ends too
+    small for a normal float32 are 0, as they are where the processor flushes them to zero.
 
     Raises:
         NumericsError: the range needs a scale that float32 cannot hold.
@@ -132,13 +163,12 @@ def params_from_range(
     if minimum.ndim == 0 and minimum.is_cpu and math.isfinite(maximum.item() - minimum.item()):
         ends = (minimum.item(), maximum.item())
         return _of_one_range(*ends, dtype, symmetric=symmetric, granularity=granularity)
-    low = minimum.detach().to(torch.float64).clamp(max=0.0)
-    high = maximum.detach().to(torch.float64).clamp(min=0.0)
+    low, high = _normal(minimum).clamp(max=0.0), _normal(maximum).clamp(min=0.0)
     if symmetric:
         width = torch.maximum(high / dtype.qmax, low / dtype.qmin)
     else:
         width = (high - low) / (dtype.qmax - dtype.qmin)
-    scale = torch.where(width == 0, 1.0, width).to(torch.float32).clamp(min=SMALLEST_SCALE)
+    scale = torch.where(width == 0, 1.0, width).clamp(min=SMALLEST_SCALE).to(torch.float32)
     if symmetric:
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
     else:
@@ -147,11 +177,18 @@ def params_from_range(
     return AffineParams(scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity)
 
 
+def _normal(end: Tensor) -> Tensor:
+    """Return one end of ranges as float64, 0 where it is too small for a normal float32."""
+    wide = end.detach().to(torch.float64)
+    return torch.where(wide.abs() < SMALLEST_SCALE, 0.0, wide)
+
+
 def _of_one_range(
     minimum: float, maximum: float, dtype: DType, *, symmetric: bool, granularity: Granularity
 ) -> AffineParams:
     """Return what `params_from_range` does, with the same bits: Python's floats are float64."""
-    low, high = min(minimum, 0.0), max(maximum, 0.0)
+    low, high = (0.0 if abs(end) < SMALLEST_SCALE else end for end in (minimum, maximum))
+    low, high = min(low, 0.0), max(high, 0.0)
     if symmetric:
         width = max(high / dtype.qmax, low / dtype.qmin)
     else:
@@ -187,6 +224,8 @@ def broadcast(values: Tensor, granularity: Granularity, shape: torch.Size) -> Te
     # Not `match`: forward passes come by here, and torch.compile of torch 2.6 does not trace that.
     if isinstance(granularity, PerTensor):
         return values
+    if statistic_shape(granularity, shape) != values.shape:
+        raise NumericsError(_misfit(values.shape, granularity, shape, "x"))
     if isinstance(granularity, PerChannel):
         return values.view([-1 if i == granularity.axis % len(shape) else 1 for i in range(len(shape))])
     if isinstance(granularity, PerGroup):
@@ -207,11 +246,20 @@ def require_fit(params: AffineParams, shape: torch.Size, name: str = "x") -> Non
     ...                       granularity=PerChannel(axis=0))
     >>> require_fit(params, torch.Size((3, 5)))
     """
-    expected = statistic_shape(params.granularity, shape)
-    if expected != params.scale.shape:
-        found = Found(f"{tuple(shape)}, which needs scales of shape {expected and tuple(expected)}")
-        what = f"one that fits scales of shape {tuple(params.scale.shape)} ({params.granularity})"
-        raise NumericsError(Problem(field=name, value=found, expected=what))
+    if statistic_shape(params.granularity, shape) != params.scale.shape:
+        raise NumericsError(_misfit(params.scale.shape, params.granularity, shape, name))
+
+
+def _misfit(scales: torch.Size, granularity: Granularity, shape: torch.Size, name: str) -> Problem:
+    needed = statistic_shape(granularity, shape)
+    needs = "has no such axis" if needed is None else f"needs scales of shape {tuple(needed)}"
+    return Problem(
+        field=name,
+        value=Found(f"a tensor of shape {tuple(shape)}"),
+        expected=f"one that fits scales of shape {tuple(scales)} ({granularity})",
+        sentence=f"the grid has scales of shape {tuple(scales)}, {granularity}; "
+        f"{name} of shape {tuple(shape)} {needs}",
+    )
 
 
 def statistic_shape(granularity: Granularity, shape: torch.Size) -> torch.Size | None:

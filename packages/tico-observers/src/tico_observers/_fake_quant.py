@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tico_config import DType, Found, NumericsError, Problem
 from tico_observers._affine_params import AffineParams, broadcast, require_fit
 from tico_observers._round_to_grid import narrowed, round_to_grid, wide_dtype
 from tico_observers._tensor_checks import (
     arithmetic_dtype,
     require_finite,
     require_float_format,
+    require_float_kind,
     require_float_tensor,
+    require_integers,
 )
 
 
@@ -56,20 +59,33 @@ def dequantize(codes: Tensor, params: AffineParams, dtype: torch.dtype = torch.f
     A value beyond the finite numbers of `dtype` becomes the largest of them.
 
     Raises:
-        NumericsError: the shape of `codes` does not fit the grid.
+        UnsupportedError: `codes` are no integers, or `dtype` is no floating-point format.
+        NumericsError: a code is none of the grid's format, or the shape does not fit the grid.
 
     >>> from tico_config import DType
     >>> params = AffineParams(scale=torch.tensor(0.5), zero_point=torch.tensor(2), dtype=DType.uint(4))
     >>> dequantize(torch.tensor([0, 2, 4, 15]), params).tolist()
     [-1.0, 0.0, 1.0, 6.5]
     """
+    _require_codes(codes, params.dtype)
     require_fit(params, codes.shape, "codes")
+    require_float_kind(dtype, "dequantize")
     wide = wide_dtype(dtype, params.dtype)
     scale = broadcast(params.scale, params.granularity, codes.shape).to(wide)
     zero_point = broadcast(params.zero_point, params.granularity, codes.shape)
     steps = (codes.to(torch.int64 if params.dtype.bits > 16 else torch.int32) - zero_point).to(wide)
     largest = torch.finfo(dtype).max
     return narrowed((steps * scale).clamp_(-largest, largest), dtype)
+
+
+def _require_codes(codes: Tensor, dtype: DType) -> None:
+    """Refuse what is no code of `dtype`."""
+    require_integers(codes, "codes", "dequantize")
+    low, high = (int(end) for end in torch.aminmax(codes)) if codes.numel() else (dtype.qmin, dtype.qmin)
+    if low < dtype.qmin or high > dtype.qmax:
+        found, span = Found(f"{low} to {high}"), f"from {dtype.qmin} to {dtype.qmax}"
+        sentence = f"the codes go from {low} to {high}, and those of {dtype} {span}"
+        raise NumericsError(Problem(field="codes", value=found, expected=span, sentence=sentence))
 
 
 def fake_quantize(x: Tensor, params: AffineParams) -> Tensor:

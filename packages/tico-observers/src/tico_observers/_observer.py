@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import attrs
 import torch
@@ -24,19 +27,24 @@ from tico_config import (
     QuantSpec,
     TicoError,
 )
+from tico_config.validation import check_instance, check_optional_integer, refuse
 from tico_observers._affine_params import AffineParams, params_from_range
 from tico_observers._fake_quant import fake_quantize
-from tico_observers._range import Extremes, seen_extremes
+from tico_observers._range import Extremes, require_plausible, seen_extremes
 from tico_observers._statistic import Statistic
 from tico_observers._tensor_checks import OnNonfinite, require_choice
 
 S = TypeVar("S", bound=Statistic)
 
+# One for all observers, so that copying and pickling them stays simple: it is held for an assignment only.
+_ASSIGNMENT: Final = threading.Lock()
+
 
 class Observer(ABC, Generic[S]):
     """A collector: it watches tensors, then gives the grid that what it saw determines.
 
-    `collect` any number of times, `compute_qparams` once, then `fake_quant`; `reset` starts over.
+    `collect` any number of times, from any number of threads, `compute_qparams` once, then `fake_quant`;
+    `reset` starts over.
 
     Args:
         name: how errors call it.
@@ -47,12 +55,24 @@ class Observer(ABC, Generic[S]):
         on_nonfinite: ``"ignore"`` leaves NaN and infinity out and counts them in the statistic's `dropped`.
 
     Raises:
-        ConfigError: `dtype`, `qscheme` and `granularity` contradict each other.
+        ConfigError: `dtype`, `qscheme` and `granularity` contradict each other, an argument is of another
+            kind, or there is no such argument.
 
     >>> from tico_observers import MinMaxObserver
     >>> isinstance(MinMaxObserver(), Observer)
     True
     """
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        """Refuse keywords that the class does not have.
+
+        Raises:
+            ConfigError: with the nearest keyword that it has.
+        """
+        if kwargs:
+            known = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+            refuse(*(_unknown_keyword(cls, name, known) for name in kwargs if name not in known))
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -65,6 +85,10 @@ class Observer(ABC, Generic[S]):
         on_nonfinite: OnNonfinite = "error",
     ) -> None:
         require_choice(on_nonfinite)
+        refuse(
+            check_instance("name", name, str, "a text"),
+            check_optional_integer("channel_axis", channel_axis, -8, 7),
+        )
         channels = PerChannel(axis=channel_axis or 0)
         spec = QuantSpec(
             dtype=DType.uint(8) if dtype is None else dtype, qscheme=qscheme, granularity=granularity
@@ -90,7 +114,7 @@ class Observer(ABC, Generic[S]):
 
     def _spanning(self, extremes: Extremes | None) -> AffineParams:
         """Return the grid that spans `extremes`."""
-        span = seen_extremes(extremes)
+        span = require_plausible(seen_extremes(extremes))
         return params_from_range(
             span.minimum, span.maximum, self.dtype, symmetric=self.symmetric, granularity=self.granularity
         )
@@ -109,25 +133,50 @@ class Observer(ABC, Generic[S]):
             NumericsError: `x` holds NaN or infinity.
             CalibrationError: the shape of `x` does not fit what was seen before.
         """
+        while True:
+            seen = self._seen
+            self._require_open()
+            try:
+                more = seen.observe(x)
+            except TicoError as error:
+                raise located(error, self.name, f"this was batch {self._batches}, counted from 0") from None
+            if self._count(seen, more):
+                return
+
+    def _require_open(self) -> None:
         if self._params is not None:
             found = Found("a call after the grid was fixed")
             remedy = "call reset() to start over"
             expected = "collect() before compute_qparams()"
-            raise LifecycleError(Problem(module=self.name, value=found, expected=expected, remedy=remedy))
-        try:
-            self._seen = self._seen.observe(x)
-        except TicoError as error:
-            raise located(error, self.name, f"this was batch {self._batches}, counted from 0") from None
-        self._batches += 1
+            raise LifecycleError(
+                Problem(
+                    module=self.name,
+                    value=found,
+                    expected=expected,
+                    sentence="its grid is fixed, so that it collects no more",
+                    remedy=remedy,
+                )
+            )
+
+    def _count(self, seen: S, more: S) -> bool:
+        """Put `more` in the place of `seen`, unless another thread has put something there since."""
+        with _ASSIGNMENT:
+            self._require_open()
+            if self._seen is not seen:
+                return False
+            self._seen = more
+            self._batches += 1
+            return True
 
     def compute_qparams(self) -> tuple[Tensor, Tensor]:
-        """Fix the grid that the data seen determine and return its scale and zero point.
+        """Fix the grid that the data seen determine and return copies of its scale and zero point.
 
         Raises:
             CalibrationError: no data were seen.
+            NumericsError: the data are none that a trained network computes.
         """
         params = self.params
-        return params.scale, params.zero_point
+        return params.scale.clone(), params.zero_point.clone()
 
     @property
     def params(self) -> AffineParams:
@@ -135,16 +184,21 @@ class Observer(ABC, Generic[S]):
 
         Raises:
             CalibrationError: no data were seen.
-            NumericsError: the data need a scale that float32 cannot hold.
+            NumericsError: the data are none that a trained network computes, or need a scale that float32
+                cannot hold.
         """
-        if self._params is None:
+        while (fixed := self._params) is None:
+            seen = self._seen
             self._require_data()
             try:
                 with torch.inference_mode(mode=False):
-                    self._params = self._grid()
+                    params = self._grid()
             except TicoError as error:
                 raise located(error, self.name) from None
-        return self._params
+            with _ASSIGNMENT:
+                if self._seen is seen and self._params is None:
+                    self._params = params
+        return fixed
 
     def _require_data(self) -> None:
         if self._seen.is_empty:
@@ -183,9 +237,8 @@ class Observer(ABC, Generic[S]):
 
     def reset(self) -> None:
         """Forget everything seen and the grid."""
-        self._seen = self._empty()
-        self._params = None
-        self._batches = 0
+        with _ASSIGNMENT:
+            self._seen, self._params, self._batches = self._empty(), None, 0
 
     def merge(self, other: Self) -> Self:
         """Return a new observer, its grid not fixed, that has seen what both have seen.
@@ -235,6 +288,18 @@ class Observer(ABC, Generic[S]):
         """Return kind, name and settings."""
         scheme = "symmetric" if self.symmetric else "asymmetric"
         return f"{type(self).__name__}({self.name!r}, {self.dtype} {scheme}, {self.granularity})"
+
+
+def _unknown_keyword(cls: type[object], name: str, known: list[str]) -> Problem:
+    near = difflib.get_close_matches(name, known, n=1)
+    return Problem(
+        module=cls.__name__,
+        field=name,
+        value=name,
+        expected=f"one of {', '.join(known)}",
+        sentence=f"there is no argument {name!r}",
+        remedy=f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}",
+    )
 
 
 def located(error: TicoError, name: str, remedy: str | None = None) -> TicoError:

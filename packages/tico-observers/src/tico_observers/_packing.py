@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tico_config import ConfigError, Found, NumericsError, Problem
+from tico_observers._tensor_checks import require_integers
 
 
 def packed_width(columns: int, bits: int) -> int:
@@ -29,18 +30,22 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
     Raises:
         ConfigError: `bits` is not 2 to 16.
+        UnsupportedError: `codes` are no integers.
         NumericsError: a code is negative or needs more than `bits` bits.
 
     >>> pack(torch.tensor([1, 2, 3]), 4).tolist()
     [33, 3]
     """
     _require_bits(bits)
+    require_integers(codes, "codes", "pack")
     if codes.dtype == torch.uint8 and bits == 8:
         return codes.contiguous()
     low, high = (int(end) for end in torch.aminmax(codes)) if codes.numel() else (0, 0)
     if low < 0 or high >= 2**bits:
         found = Found(f"{low} to {high}")
-        raise NumericsError(Problem(field="codes", value=found, expected=f"from 0 to {2**bits - 1}"))
+        span = f"from 0 to {2**bits - 1}"
+        sentence = f"the codes go from {found}, and those of {bits} bits {span}"
+        raise NumericsError(Problem(field="codes", value=found, expected=span, sentence=sentence))
     if bits in (2, 4):
         return _gathered(codes, bits)
     *rows, columns = codes.shape

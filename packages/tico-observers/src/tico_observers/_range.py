@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from tico_config import CalibrationError, Found, Granularity, PerChannel, PerGroup, PerTensor, Problem
+from tico_config import (
+    CalibrationError,
+    Found,
+    Granularity,
+    NumericsError,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    Problem,
+)
 from tico_observers._affine_params import statistic_shape
 from tico_observers._statistic import Statistic, require_same
 from tico_observers._tensor_checks import (
@@ -126,6 +135,35 @@ def seen_extremes(extremes: Extremes | None) -> Extremes:
         found = Found(f"none for {unseen} of {extremes.minimum.numel()}")
         raise CalibrationError(Problem(value=found, expected="finite data for every channel or group"))
     return extremes
+
+
+LARGEST_PLAUSIBLE = 1e30
+"""What a trained network computes stays far below; a mask's stand-in for minus infinity does not."""
+
+
+def require_plausible(extremes: Extremes) -> Extremes:
+    """Return `extremes`, the ends of ranges that grids are to span, if a trained network can mean them.
+
+    Raises:
+        NumericsError: an end is `LARGEST_PLAUSIBLE` or beyond.
+
+    >>> require_plausible(Extremes(minimum=torch.tensor(-1.0), maximum=torch.tensor(2.0))).maximum.item()
+    2.0
+    """
+    low, high = extremes.minimum.amin().item(), extremes.maximum.amax().item()
+    if max(high, -low) < LARGEST_PLAUSIBLE:
+        return extremes
+    found = Found(f"{low:.4g} to {high:.4g}")
+    raise NumericsError(
+        Problem(
+            field="range",
+            value=found,
+            expected=f"within {LARGEST_PLAUSIBLE:g} of 0",
+            sentence=f"its range is {found}, which no trained network computes; such numbers are a mask's "
+            "stand-in for minus infinity, and next to them everything else would be 0",
+            remedy="keep the mask out of it, or leave it in float by an override with no_quant()",
+        )
+    )
 
 
 def extremes_of(

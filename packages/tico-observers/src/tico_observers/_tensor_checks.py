@@ -53,6 +53,37 @@ def require_float_format(x: object, name: str) -> Tensor:
     return x
 
 
+def require_float_kind(dtype: object, name: str) -> None:
+    """Refuse anything but a floating-point format of torch.
+
+    Raises:
+        UnsupportedError: the error names `name`.
+    """
+    if dtype not in _FLOATS:
+        expected = "float16, bfloat16, float32 or float64"
+        sentence = f"values are of {expected}, not of {dtype!r}"
+        raise UnsupportedError(
+            Problem(module=name, field="dtype", value=dtype, expected=expected, sentence=sentence)
+        )
+
+
+def require_integers(codes: object, field: str, name: str) -> None:
+    """Refuse anything but a dense tensor of integers with data.
+
+    Raises:
+        UnsupportedError: the error names `name` and `field`.
+    """
+    if isinstance(codes, Tensor):
+        whole = not (codes.is_floating_point() or codes.is_complex() or codes.dtype is torch.bool)
+        if whole and codes.layout is torch.strided and not codes.is_quantized and not codes.is_meta:
+            return
+    found = Found(f"{codes.dtype} on {codes.device}" if isinstance(codes, Tensor) else type(codes).__name__)
+    sentence = f"{field} are integers in a dense tensor, not {found}"
+    raise UnsupportedError(
+        Problem(module=name, field=field, value=found, expected="a tensor of integers", sentence=sentence)
+    )
+
+
 def require_finite(x: Tensor, name: str, what: str = "x") -> None:
     """Refuse NaN and infinity.
 

@@ -39,6 +39,7 @@ from tico_pt2e._folding import (
 )
 from tico_pt2e._graph import QuantGraph, WeightSite, become, draft_of, quant_graph
 from tico_pt2e._integers import moved_to_grid
+from tico_pt2e._mask_flow import masked_scores
 from tico_pt2e._nodes import argument, describe_as
 from tico_pt2e._operations import find_operations
 from tico_pt2e._watching import Follower, GraphCalibration, Watch, require_data
@@ -54,6 +55,7 @@ from tico_quantizers.calibration import require_evaluation_mode
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 
 _WATCHES = "watches"
+_MASKED = "float, as it holds a mask"
 
 
 @final
@@ -147,11 +149,12 @@ def _insert_watches(graph: QuantGraph, places: list[Placement]) -> list[Watch]:
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     names: dict[Grid, str] = {}
     found: list[Watch] = []
+    masked = masked_scores(graph.graph)
     graph.add_module(_WATCHES, nn.Module())
     for number, place in enumerate(places):
         name = f"{_WATCHES}.value_{number}"
         if place.leads:
-            watch = Watch(place.grid.path, place.grid.spec)
+            watch = Watch(place.grid.path, place.grid.spec, scores=place.source in masked)
             found.append(watch)
             names[place.grid] = name
         module = watch if place.leads else Follower(names[place.grid])
@@ -165,18 +168,21 @@ def _insert_watches(graph: QuantGraph, places: list[Placement]) -> list[Watch]:
 
 
 def _quantize_values(draft: QuantGraph) -> dict[str, str]:
-    """Replace watches by grids; return the label of each point's grid."""
+    """Replace watches by grids, but where they saw a mask; return the label of each point's grid."""
     graph = draft.graph
-    grids = {name: module.params for name, module in named_modules(draft) if isinstance(module, Watch)}
+    watches = {name: module for name, module in named_modules(draft) if isinstance(module, Watch)}
+    grids = {name: watch.params for name, watch in watches.items() if not watch.is_masked}
     labels: dict[str, str] = {}
     for node in list(graph.nodes):
         module = draft.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, Watch | Follower):
             leader = module.leader if isinstance(module, Follower) else str(node.target)
             if isinstance(module, Watch):
-                labels[module.path] = str(module.spec)
-            with graph.inserting_before(node):
-                moved = moved_to_grid(graph, node.all_input_nodes[0], grids[leader])
+                labels[module.path] = str(module.spec) if leader in grids else _MASKED
+            moved = node.all_input_nodes[0]
+            if leader in grids:
+                with graph.inserting_before(node):
+                    moved = moved_to_grid(graph, moved, grids[leader])
             node.replace_all_uses_with(moved)
             graph.erase_node(node)
     return labels

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from tico_config import CalibrationError, Found, PerTensor, Problem, QuantSpec
 from tico_modules import LayerReport
-from tico_observers import AffineParams, Observer, observer_for
+from tico_observers import LARGEST_PLAUSIBLE, AffineParams, Observer, observer_for
 from tico_pt2e._graph import WeightSite
-from tico_quantizers.calibration import Calibration, Recorder
+from tico_quantizers.calibration import Calibration, RealTokens, Recorder
+
+_OUT_OF_REACH = 1000.0
+"""Of two scores so far apart a softmax gives the lower one 0 in any format: e⁻¹⁰⁰⁰ is none of a float64."""
 
 
 class Watch(nn.Module):
-    """Sees a value on its way; what unfinished passes have shown can be taken back."""
+    """Sees a value on its way; what unfinished passes have shown can be taken back.
+
+    A value that is found to hold a mask, a stand-in for minus infinity, is to have no grid: see `is_masked`.
+
+    Args:
+        path: that of the point.
+        spec: what grid is asked for.
+        scores: the value is on the way to a softmax, behind a place where a mask may be applied.
+    """
 
     # What fx calls a node that must stay although nothing reads its result.
     _is_impure = True
 
-    def __init__(self, path: str, spec: QuantSpec) -> None:
+    def __init__(self, path: str, spec: QuantSpec, *, scores: bool = False) -> None:
         super().__init__()
         self.path = path
         self.spec = spec
+        self.scores = scores
+        self._masked = self._accepted_masked = False
         self._observer = observer_for(spec, path, PerTensor())
         self._accepted = copy.copy(self._observer)
         self._calibration: Calibration | None = None
@@ -31,8 +46,22 @@ class Watch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, seen while calibration goes on."""
         if self._calibration is not None and self._calibration.watching:
-            self._observer.collect(x)
+            self._see(self._calibration.tokens.strip(x))
         return x
+
+    def _see(self, x: Tensor) -> None:
+        self._masked = self._masked or self._holds_mask(x)
+        if not self._masked:
+            self._observer.collect(x)
+
+    def _holds_mask(self, x: Tensor) -> bool:
+        """Return whether `x` has values that only a mask has. NaN and infinity are left to the observer."""
+        if not x.numel():
+            return False
+        low, high = (end.item() for end in torch.aminmax(x))
+        if not math.isfinite(high) or math.isnan(low):
+            return False
+        return low <= -LARGEST_PLAUSIBLE or (self.scores and high - low > _OUT_OF_REACH)
 
     def follow(self, calibration: Calibration) -> None:
         """Leave it to `calibration` when a forward pass counts."""
@@ -41,15 +70,22 @@ class Watch(nn.Module):
     def drop_unfinished(self) -> None:
         """Forget what a pass that did not end has shown."""
         self._observer = copy.copy(self._accepted)
+        self._masked = self._accepted_masked
 
     def accept(self) -> None:
         """Count what the pass that has ended has shown."""
         self._accepted = copy.copy(self._observer)
+        self._accepted_masked = self._masked
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the values seen hold a mask. A grid over them would leave nothing of what is not masked."""
+        return self._accepted_masked
 
     @property
     def lacks_data(self) -> bool:
         """Whether no data were seen."""
-        return self._accepted.statistics.is_empty
+        return self._accepted.statistics.is_empty and not self.is_masked
 
     @property
     def params(self) -> AffineParams:
@@ -103,6 +139,7 @@ class GraphCalibration(Calibration):
         self.weights = weights
         self.lines = lines
         super().__init__(_Watches(self.watches))
+        self.tokens = RealTokens(by_shape_alone=True)
         for watch in self.watches:
             watch.follow(self)
 

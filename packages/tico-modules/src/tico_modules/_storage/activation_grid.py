@@ -148,17 +148,18 @@ def compute_token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Te
 
     They are those of `tico_observers.params_per_token`, whose checks a program for export cannot hold.
     """
+    smallest = torch.finfo(torch.float32).tiny
     if x.shape[-1] == 0:
         low = high = x.new_zeros(x.shape[:-1], dtype=torch.float64)
     else:
         low = x.detach().amin(-1).to(torch.float64).clamp(max=0.0)
         high = x.detach().amax(-1).to(torch.float64).clamp(min=0.0)
+        low, high = low * (low <= -smallest), high * (high >= smallest)
     if symmetric:
         width = torch.maximum(high / dtype.qmax, low / dtype.qmin)
     else:
         width = (high - low) / (dtype.qmax - dtype.qmin)
-    smallest = torch.finfo(torch.float32).tiny
-    scale = torch.where(width == 0, 1.0, width).to(torch.float32).clamp(min=smallest)
+    scale = torch.where(width == 0, 1.0, width).clamp(min=smallest).to(torch.float32)
     if symmetric:
         return scale, torch.zeros_like(scale, dtype=torch.int32)
     offset = torch.round(low / scale.to(torch.float64)).clamp(min=dtype.qmin - dtype.qmax)

@@ -20,6 +20,7 @@ from tico_quantizers.calibration._input_grams import InputGrams, located
 from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._quiet_runs import has_foreign_hooks, quiet_runs
 from tico_quantizers.calibration._reached_layers import ReachedLayers
+from tico_quantizers.calibration._real_tokens import RealTokens
 from tico_quantizers.calibration._snapshots import Snapshots, revision
 from tico_quantizers.calibration._unreached import UNREACHED
 
@@ -35,6 +36,7 @@ __all__ = [
     "Hook",
     "InputGrams",
     "ReachedLayers",
+    "RealTokens",
     "Recorder",
     "Replay",
     "Snapshots",

@@ -27,6 +27,8 @@ from tico_quantizers.calibration._calls import (
 )
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
 from tico_quantizers.calibration._hooks import after_call, before_call
+from tico_quantizers.calibration._masks import Statement
+from tico_quantizers.calibration._real_tokens import RealTokens
 from tico_quantizers.calibration._snapshots import Snapshots, revision
 
 
@@ -64,6 +66,7 @@ class BlockCalls(Recorder):
     def __init__(self, blocks: tuple[nn.Module, ...], store: ActivationStore | None = None) -> None:
         self.blocks = blocks
         self.store = store or ActivationStore()
+        self.tokens = RealTokens()
         self._accepted: list[list[Call]] = [[] for _ in blocks]
         self._unfinished: list[list[Call]] = [[] for _ in blocks]
         self._outputs: dict[int, _Output] = {}
@@ -97,7 +100,7 @@ class BlockCalls(Recorder):
     ) -> None:
         if not calibration.in_forward:
             self.drop_calls()
-        self.note_call(number, args, kwargs)
+        self.note_call(number, args, kwargs, calibration.tokens.now())
 
     def _end(
         self, calibration: Calibration, number: int, args: object, kwargs: object, output: object
@@ -162,11 +165,17 @@ class BlockCalls(Recorder):
         made = template.calls(self._unfinished[0][0], numbers)
         self._unfinished = [self._unfinished[0], *([call] for call in made)]
 
-    def note_call(self, number: int, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
-        """Keep the arguments of a call of block `number`."""
+    def note_call(
+        self,
+        number: int,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        said: tuple[Statement, ...] = (),
+    ) -> None:
+        """Keep the arguments of a call of block `number`, and what masks have `said` of its tokens."""
         self.flow.note(number)
         call = self._snapshots.take(args, kwargs, lambda tensor: self._from_earlier(number, tensor))
-        self._unfinished[number].append(call)
+        self._unfinished[number].append(attrs.evolve(call, said=said))
         self._running += 1
 
     def note_output(self, number: int, output: object) -> None:
@@ -202,14 +211,16 @@ class BlockCalls(Recorder):
     ) -> Iterator[dict[FromBlock, Tensor]]:
         """Call block `number` as it was called, on `outputs` of earlier blocks.
 
-        `forward_dtype` is what to compute in as far as that can be cast automatically. Yields after each
-        call, which `NothingMore` may end; with `keep`, what is yielded are the output tensors.
+        `forward_dtype` is what to compute in as far as that can be cast automatically; `tokens` know what is
+        padding. Yields after each call, which `NothingMore` may end; with `keep`, what is yielded are the
+        output tensors.
         """
         replay = Replay(self._accepted[number], outputs)
         for index, (args, kwargs, autocast) in enumerate(replay):
             casts, ended = (autocast.again(), computing_in(forward_dtype)), suppress(NothingMore)
             output: object = None
-            with torch.no_grad(), casts[0], casts[1], ended:
+            known = self.tokens.again(self._accepted[number][index].said)
+            with torch.no_grad(), casts[0], casts[1], known, ended:
                 output = self.blocks[number](*args, **kwargs)
             leaves = enumerate(tensor_leaves(output)) if keep else ()
             yield {FromBlock(number, index, leaf): tensor for leaf, tensor in leaves}
@@ -231,8 +242,10 @@ class BlockCalls(Recorder):
             for place in places([call])
         }
 
-    def again(self, passes: Iterator[None], numbers: Sequence[int], *, ended: bool = False) -> BlockCalls:
-        """Return the calls that blocks `numbers` get when the `passes` are made again.
+    def again(
+        self, root: nn.Module, passes: Iterator[None], numbers: Sequence[int], *, ended: bool = False
+    ) -> BlockCalls:
+        """Return the calls that blocks `numbers` get when the `passes` of `root` are made again.
 
         They may be `ended` with the first call of one of them.
         """
@@ -240,6 +253,7 @@ class BlockCalls(Recorder):
         calibration = Calibration(fresh)
         calibration.in_forward = True
         handles = fresh.watch(calibration, numbers)
+        handles += calibration.tokens.watch(root)
         handles += [after_call(self.blocks[number], _end) for number in numbers if ended]
         try:
             for _ in passes:

@@ -136,7 +136,7 @@ class _BlockWalk:
             with self._quiet(whole=True):
                 if self._renewal.is_due(calls, number):
                     passes = self._passes.run(self._options.forward_dtype)
-                    calls = calls.again(passes, self.ways.order[self._position :])
+                    calls = calls.again(self._passes.root, passes, self.ways.order[self._position :])
                     self._stream = self._begin(calls, self._position)
                     self._renewal.forget()
         self._renewal.pass_on(calls, number)
@@ -236,7 +236,9 @@ class _BlockWalk:
     def _grams(self, paths: tuple[str, ...], *, asymmetric: bool = False) -> InputGrams:
         layers = {path: self._inputs.layers[path] for path in paths}
         weights = self._inputs.token_weights(layers)
-        return InputGrams(layers, weights, disposable=True, asymmetric=asymmetric)
+        return InputGrams(
+            layers, weights, tokens=self._stream.calls.tokens, disposable=True, asymmetric=asymmetric
+        )
 
 
 class _Watched:
@@ -251,7 +253,8 @@ class _Watched:
         block = calls.blocks[number]
         learning, weighing = grams.watch(self.collector), watch_sensitivity(block, grams)
         ending = LastLayer(grams.layers).watch(block) if may_end and not weighing else []
-        self._handles = learning + weighing + ending
+        # Last, so that what is padding is known still when the weights are computed.
+        self._handles = learning + weighing + ending + calls.tokens.watch(block)
 
     def __enter__(self) -> Self:
         """Start."""

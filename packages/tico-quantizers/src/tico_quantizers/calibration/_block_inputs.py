@@ -121,8 +121,9 @@ class BlockInputs:
         self._block_of = {path: homes.get(id(layer)) for path, layer in layers.items()}
         inside = {path: layer for path, layer in layers.items() if self._block_of[path] is not None}
         outside = {path: layer for path, layer in layers.items() if path not in inside}
-        self.outside = InputGrams(outside, self.token_weights(outside))
-        self.strays = InputGrams(inside, self.token_weights(inside), asymmetric=self.options.paired)
+        tokens, paired = calibration.tokens, self.options.paired
+        self.outside = InputGrams(outside, self.token_weights(outside), tokens=tokens)
+        self.strays = InputGrams(inside, self.token_weights(inside), tokens=tokens, asymmetric=paired)
         calibration.recorders = (*calibration.recorders, self.outside, self.strays)
         if self._reached is None:
             self._reached = ReachedLayers(layers)

@@ -63,7 +63,9 @@ class CallTemplate:
                     return leaf
 
         return [
-            attrs.evolve(with_leaves(call, list(map(made, leaves_of(call)))), autocast=first.autocast)
+            attrs.evolve(
+                with_leaves(call, list(map(made, leaves_of(call)))), autocast=first.autocast, said=first.said
+            )
             for call in self.others
         ]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tico_quantizers.calibration._activation_store import StoredTensor
+from tico_quantizers.calibration._masks import Statement
 
 _DEVICES = ("cpu", "cuda")
 
@@ -59,11 +60,12 @@ class Autocast:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Call:
-    """The arguments of one call; tensors are copies that nothing writes to."""
+    """The arguments of one call, and what masks had `said`; tensors are copies that nothing writes to."""
 
     args: tuple[object, ...]
     kwargs: Mapping[str, object]
     autocast: Autocast = attrs.field(factory=Autocast.now)
+    said: tuple[Statement, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Return itself: nothing in it can change."""

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from tico_config import CalibrationError, Found, Problem
 from tico_modules import DataFingerprint, Edit, named_modules
 from tico_quantizers.calibration._hooks import after_call, before_call
+from tico_quantizers.calibration._real_tokens import RealTokens
 
 
 class Recorder(ABC):
@@ -38,12 +39,13 @@ class Recorder(ABC):
 class Calibration(Recorder):
     """What an algorithm learns from the data, by its `recorders`; `handles` are the hooks it has set.
 
-    `data` is the fingerprint of the calls that were counted.
+    `data` is the fingerprint of the calls that were counted, `tokens` tell which rows are padding.
     """
 
     def __init__(self, *recorders: Recorder) -> None:
         self.recorders = recorders
         self.data = DataFingerprint()
+        self.tokens = RealTokens()
         self.handles: list[RemovableHandle] = []
         self.watching = True
         self.in_forward = False
@@ -53,6 +55,7 @@ class Calibration(Recorder):
         for recorder in self.recorders:
             recorder.drop_unfinished()
         self.data.drop_unfinished()
+        self.tokens.clear()
 
     def accept(self) -> None:
         """Count what the forward pass that has just ended has shown: with every recorder or with none."""
@@ -99,7 +102,8 @@ class Calibration(Recorder):
 def watch_forward(root: nn.Module, calibration: Calibration) -> tuple[RemovableHandle, ...]:
     """Tell `calibration` where each forward pass of `root` begins and ends; return the hooks."""
     begin = partial(calibration.begin, _modal(root))
-    return before_call(root, begin, calibration), after_call(root, calibration.end, calibration)
+    ends = before_call(root, begin, calibration), after_call(root, calibration.end, calibration)
+    return *ends, *calibration.tokens.watch(root, calibration)
 
 
 def require_evaluation_mode(root: nn.Module) -> None:

@@ -77,12 +77,14 @@ def after_call(
     watcher: Watcher | None = None,
     *,
     first: bool = False,
+    always: bool = False,
 ) -> RemovableHandle:
     """Call ``action(args, kwargs, output)`` after each call of `module`; its result replaces the output.
 
-    `first` of all hooks, if that is said.
+    `first` of all hooks, if that is said; with `always`, after calls that end with an exception too.
     """
-    return module.register_forward_hook(Hook(action, watcher).after, prepend=first, with_kwargs=True)
+    hook = Hook(action, watcher)
+    return module.register_forward_hook(hook.after, prepend=first, with_kwargs=True, always_call=always)
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._hooks import before_call
+from tico_quantizers.calibration._real_tokens import RealTokens
 from tico_quantizers.calibration._snapshots import same_bits, version
 from tico_quantizers.layers import (
     IntegerLayer,
@@ -32,8 +33,9 @@ from tico_quantizers.layers import (
 class LayerInput:
     """An input of the pass that goes on, its `added` as `input_rows` takes it, and who has read it.
 
-    `weights` say how much each of its rows counts; None counts all alike. `twin` is what the float model has
-    in its place, None where that is the same.
+    `weights` say how much each of its rows counts; None counts all alike. `real` says which are no padding:
+    of shape (…) for an input (…, columns) of rows, (samples, tokens) for one of a convolution; None if all
+    are. `twin` is what the float model has in its place, None where that is the same.
     """
 
     original: Tensor
@@ -42,6 +44,7 @@ class LayerInput:
     readers: list[str]
     added: tuple[int, ...] | None
     weights: Tensor | None = None
+    real: Tensor | None = None
     twin: Tensor | None = None
     version: int | None = None
 
@@ -51,15 +54,29 @@ class LayerInput:
             return False
         return same_bits(self.kept, x) if self.version is None else self.version == version(x)
 
-    def rows(self) -> Iterator[Tensor]:
-        """Yield the rows (groups, rows, columns) that it has for the layer."""
-        return input_rows(self.layer, self.kept, self.added)
+    def rows(self, *, drifted: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the rows (groups, rows, columns) that it has for the layer, without padding, and weights.
 
-    def drifted_rows(self) -> Iterator[Tensor]:
-        """Yield the rows (groups, rows, 2 * columns): the twin's less its own, then its own."""
-        twin = self.kept if self.twin is None else self.twin
-        for rows, others in zip(self.rows(), input_rows(self.layer, twin, self.added), strict=True):
-            yield torch.cat([others - rows, rows], -1)
+        If `drifted`, they are twice as long: the twin's less its own, then its own.
+        """
+        parts = input_rows(self.layer, self.kept, self.added)
+        if drifted:
+            twin = self.kept if self.twin is None else self.twin
+            pairs = zip(parts, input_rows(self.layer, twin, self.added), strict=True)
+            parts = (torch.cat([others - rows, rows], -1) for rows, others in pairs)
+        weights = None if self.weights is None else self.weights.reshape(-1)
+        for index, rows in enumerate(parts):
+            real = self._real_of(index, rows.shape[1])
+            if real is None:
+                yield rows, weights
+            else:
+                yield rows[:, real], None if weights is None else weights[real]
+
+    def _real_of(self, index: int, rows: int) -> Tensor | None:
+        """Return which of the `rows` of a part are real; a convolution's parts are samples."""
+        if self.real is None or reads_rows(self.layer):
+            return None if self.real is None else self.real.reshape(-1)
+        return self.real[index] if self.real.shape[1] == rows else None
 
 
 class InputGrams(Recorder):
@@ -67,7 +84,8 @@ class InputGrams(Recorder):
 
     They are kept by the set of layers that read an input. Layers that always read the same tensor (query,
     key and value projections) thus share one matrix, whatever the model looks like, if they have the same
-    `token_weights`. If `asymmetric`, they are those of rows twice as long: of `LayerInput.drifted_rows`.
+    `token_weights`. What `tokens` tell to be padding is left out. If `asymmetric`, they are those of rows
+    twice as long: the drifted ones of `LayerInput.rows`.
     """
 
     def __init__(
@@ -75,11 +93,13 @@ class InputGrams(Recorder):
         layers: Mapping[str, Layer],
         token_weights: Mapping[str, TokenWeights] | None = None,
         *,
+        tokens: RealTokens | None = None,
         disposable: bool = False,
         asymmetric: bool = False,
     ) -> None:
         self.layers = layers
         self.token_weights = token_weights or {}
+        self.tokens = tokens or RealTokens()
         self.latest: dict[str, LayerInput] = {}
         self._disposable = disposable
         self._asymmetric = asymmetric
@@ -122,9 +142,11 @@ class InputGrams(Recorder):
                 self.latest[path] = known
                 return
         # A copy: the model may write to the tensor before the pass ends.
-        self.latest[path] = LayerInput(x, layer, x.detach().clone(), [path], added, version=version(x))
-        self.latest[path].weights = self._given_weights(path, layer, x)
-        self._inputs.append(self.latest[path])
+        new = LayerInput(x, layer, x.detach().clone(), [path], added, version=version(x))
+        new.real = self.tokens.rows(x) if reads_rows(layer) else self.tokens.places(x)
+        new.weights = self._given_weights(path, new)
+        self.latest[path] = new
+        self._inputs.append(new)
 
     def _same_rows(self, known: LayerInput, path: str, layer: Layer) -> bool:
         """Whether both make the same rows of the same input: linear layers without a grid of their own do."""
@@ -134,15 +156,15 @@ class InputGrams(Recorder):
         )
         return plain and self.token_weights.get(known.readers[0]) == self.token_weights.get(path)
 
-    def _given_weights(self, path: str, layer: Layer, x: Tensor) -> Tensor | None:
-        """Return what the config says of the first tokens of the sequences in `x` (..., tokens, columns)."""
-        given = self.token_weights.get(path)
-        if not isinstance(given, tuple) or not reads_rows(layer) or x.ndim < 3:
+    def _given_weights(self, path: str, reading: LayerInput) -> Tensor | None:
+        """Return what the config says of the first real tokens of the sequences (..., tokens, columns)."""
+        given, x = self.token_weights.get(path), reading.original
+        if not isinstance(given, tuple) or not reads_rows(reading.layer) or x.ndim < 3:
             return None
-        weights = torch.ones(x.shape[:-1], device=x.device)
-        first = torch.tensor(given[: x.shape[-2]], device=x.device)
-        weights[..., : len(first)] = first
-        return weights
+        counted = torch.ones(x.shape[:-1], dtype=torch.int64, device=x.device)
+        counted = counted if reading.real is None else reading.real.to(torch.int64)
+        place = (counted.cumsum(-1) - 1).clamp(0, len(given))
+        return torch.tensor((*given, 1.0), dtype=torch.float32, device=x.device)[place]
 
     def pair_with(self, others: InputGrams) -> None:
         """Take the inputs of the pass that goes on in `others` for what the float model has in their place.
@@ -174,8 +196,7 @@ class InputGrams(Recorder):
             width = columns(item.layer) * (2 if self._asymmetric else 1)
             gram = digested.get(readers, GroupedGram.empty(groups=groups(item.layer), columns=width))
             try:
-                for rows in item.drifted_rows() if self._asymmetric else item.rows():
-                    weights = None if item.weights is None else item.weights.reshape(-1)
+                for rows, weights in item.rows(drifted=self._asymmetric):
                     gram = gram.observe(rows, weights, in_place=self._disposable)
                 digested[readers] = gram
             except TicoError as error:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from tico_config import Found, NumericsError, Problem
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
 from tico_quantizers.calibration._hooks import before_call
-from tico_quantizers.layers import Layer, input_tensor
+from tico_quantizers.layers import Layer, feature_axis, input_tensor
 
 
 class ReachedLayers(Recorder):
@@ -40,11 +40,12 @@ class ReachedLayers(Recorder):
     def _read(
         self, calibration: Calibration, path: str, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
-        self.note(path, input_tensor(path, args, kwargs))
+        x = input_tensor(path, args, kwargs)
+        self.note(path, calibration.tokens.strip(x, feature_axis(self._layers[path])))
         calibration.accept_unless_in_forward()
 
     def note(self, path: str, x: Tensor) -> None:
-        """Note that the layer at `path` is called with `x`.
+        """Note that the layer at `path` is called with `x`, of which padding is no part.
 
         Raises:
             NumericsError: `x` holds NaN or infinity; the pass, which does not end, is not counted.

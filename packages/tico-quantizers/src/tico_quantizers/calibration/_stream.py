@@ -99,13 +99,15 @@ class Stream:
         """Run the whole model for each of the user's passes, up to its last call of the block."""
         counts = [of_pass[number] for of_pass in self.calls.flow.counts]
         run = _PassRun(number, counts)
-        handle = after_call(self.calls.blocks[number], run.end)
-        with keep_dequantized(self._passes.root):
+        root = self._passes.root
+        handles = [after_call(self.calls.blocks[number], run.end), *self.calls.tokens.watch(root)]
+        with keep_dequantized(root):
             try:
                 for _ in self._passes.run(self._forward_dtype):
                     yield run.taken()
             finally:
-                handle.remove()
+                for handle in handles:
+                    handle.remove()
 
 
 class _PassRun:

@@ -12,7 +12,6 @@ GuidedQuant, arXiv 2505.07004); this needs neither an attention that is known by
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 
 import attrs
@@ -55,16 +54,14 @@ class _Run:
     grams: InputGrams
     ends: list[Tensor] = attrs.field(factory=list)
     tapped: list[Node] = attrs.field(factory=list)
-    masks: list[Tensor] = attrs.field(factory=list)
     squares: dict[int, tuple[LayerInput, Tensor]] = attrs.field(factory=dict)
 
     def begin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         self._forget()
-        self.masks = [leaf for leaf in (*tensor_leaves(args), *tensor_leaves(kwargs)) if leaf.ndim == 4]
         torch.set_grad_enabled(True)
 
     def _forget(self) -> None:
-        self.ends, self.tapped, self.masks, self.squares = [], [], [], {}
+        self.ends, self.tapped, self.squares = [], [], {}
 
     def read(self, path: str, args: object, kwargs: object, output: object) -> object:
         if isinstance(output, Tensor) and output.is_floating_point() and torch.is_grad_enabled():
@@ -91,7 +88,7 @@ class _Run:
         torch.set_grad_enabled(False)
         result = next((leaf for leaf in tensor_leaves(output) if leaf.requires_grad), None)
         if result is not None and self.ends:
-            direction = signs(result) * _counted(self.masks, result)
+            direction = signs(result, self.grams.tokens.rows(result))
             with Autocast((False, False), Autocast.now().dtypes).again():
                 slopes = direction.to(result.dtype).expand_as(result)
                 torch.autograd.grad(result, self.ends, slopes, allow_unused=True)
@@ -133,18 +130,23 @@ def power_of_four(squares: Tensor) -> Tensor | None:
     return torch.where(squares > 0, powers, 0.0)
 
 
-def signs(like: Tensor) -> Tensor:
+def signs(like: Tensor, real: Tensor | None = None) -> Tensor:
     """Return one of 1 and -1 for each element of `like` (samples, ...), the same for every sample.
 
     They come from the place of an element in its sample alone: not from how many samples there are or in
-    which order, not from a generator.
+    which order, not from a generator. Where `real` (samples, tokens) tells that a token of `like` is padding
+    they are 0, and the places of the others are counted without it.
     """
     shape = like.shape[1:] or like.shape
     bits = torch.zeros((), dtype=torch.int64, device=like.device)
     for size in shape:
         place = torch.arange(size, dtype=torch.int64, device=like.device)
         bits = _mixed(bits.unsqueeze(-1) + place)
-    return 1 - 2 * (bits & 1).to(torch.float32)
+    found = 1 - 2 * (bits & 1).to(torch.float32)
+    if real is None or like.ndim != 3:
+        return found
+    place = (real.to(torch.int64).cumsum(-1) - 1).clamp(min=0)
+    return found[place] * real.unsqueeze(-1)
 
 
 def _mixed(bits: Tensor) -> Tensor:
@@ -152,25 +154,3 @@ def _mixed(bits: Tensor) -> Tensor:
     for factor in (0x45D9F3B, 0x119DE1F3):
         bits = ((bits ^ (bits >> 16)) * factor) & 0x7FFFFFFF
     return bits ^ (bits >> 16)
-
-
-def _counted(masks: Iterable[Tensor], result: Tensor) -> Tensor:
-    """Return 0 for each token of `result` (samples, tokens, channels) that is padding by a mask, else 1.
-
-    A mask (samples, heads, queries, keys) makes a token padding if it lets no query see it.
-    """
-    counted = result.new_ones(result.shape[:2] if result.ndim == 3 else (), dtype=torch.float32)
-    for mask in masks:
-        seen = _seen(mask)
-        if seen is not None and result.ndim == 3 and seen.shape in (counted.shape, (1, counted.shape[1])):
-            counted = counted * seen
-    return counted.unsqueeze(-1)
-
-
-def _seen(mask: Tensor) -> Tensor | None:
-    """Return which keys (samples, keys) some query may see; None if `mask` is none."""
-    if mask.dtype == torch.bool:
-        return mask.any(2).any(1)
-    if mask.is_floating_point():
-        return (mask > torch.finfo(mask.dtype).min / 2).any(2).any(1)
-    return None

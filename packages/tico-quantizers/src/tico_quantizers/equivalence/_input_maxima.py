@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tico_config import TicoError
 from tico_observers import AbsMaxStatistic
-from tico_quantizers.calibration import Calibration, Recorder, before_call, located, revision
+from tico_quantizers.calibration import Calibration, RealTokens, Recorder, before_call, located, revision
 from tico_quantizers.equivalence._smoothing_pairs import Consumer, Pair
 from tico_quantizers.layers import feature_axis, input_tensor
 
@@ -65,11 +65,13 @@ class InputMaxima(Recorder):
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> None:
-        self.note(consumer, name, input_tensor(consumer.path, args, kwargs))
+        self.note(consumer, name, input_tensor(consumer.path, args, kwargs), calibration.tokens)
         calibration.accept_unless_in_forward()
 
-    def note(self, consumer: Consumer, name: str, x: Tensor) -> None:
-        """Observe the input `x` of `consumer` under `name`, unless it was the last one observed there.
+    def note(self, consumer: Consumer, name: str, x: Tensor, tokens: RealTokens) -> None:
+        """Observe what is no padding in the input `x` of `consumer` under `name`.
+
+        What was the last one observed there is not observed again.
 
         Raises:
             NumericsError: `x` holds NaN or infinity; the pass, which does not end, is not counted.
@@ -78,7 +80,8 @@ class InputMaxima(Recorder):
             return
         seen = self._unfinished.get(name) or self.statistics.get(name) or AbsMaxStatistic()
         try:
-            self._unfinished[name] = seen.observe(x.movedim(feature_axis(consumer.layer), -1))
+            axis = feature_axis(consumer.layer)
+            self._unfinished[name] = seen.observe(tokens.strip(x, axis).movedim(axis, -1))
         except TicoError as error:
             raise located(error, consumer.path) from None
         self._last[name] = _Last(weakref.ref(x), revision(x))

@@ -42,10 +42,11 @@ class Passage(Recorder):
         self._digest = _Digest()
 
     def see(self, point: PointStatistics, x: Tensor) -> None:
-        """Show `x` to `point`; outside of a pass of the model it counts at once."""
+        """Show what is no padding in `x` to `point`; outside of a pass of the model it counts at once."""
         if point.is_untouched:
             self._reached.append(point)
-        point.see(x, self._reader)
+        real = x if self.calibration is None else self.calibration.tokens.strip(x, point.axis, point.owner)
+        point.see(real, self._reader)
         if not (self.under_way or (self.calibration is not None and self.calibration.in_forward)):
             self.finish()
 

@@ -63,10 +63,11 @@ class PointStatistics:
 
     def __init__(self, observer: AnyObserver, axis: int) -> None:
         self._observer = observer
-        self._axis = axis
+        self.axis = axis
         spans = isinstance(observer, MinMaxObserver) and observer.granularity == PerTensor()
         self.spans_range = spans and observer.on_nonfinite == "error"
         self.path = observer.name
+        self.owner = observer.name.rpartition(".")[0]
         self.batches = 0
         self.place: Place | None = None
         self.latest: Extremes | None = None
@@ -76,7 +77,7 @@ class PointStatistics:
     def channels(self) -> ChannelRangeStatistic:
         """The range of each channel, of everything that counts."""
         channels = None if self.place is None else self.place.channels
-        return ChannelRangeStatistic(axis=self._axis, channels=channels)
+        return ChannelRangeStatistic(axis=self.axis, channels=channels)
 
     def see(self, x: Tensor, reader: ChannelRangeReader) -> None:
         """Note what `x` shows, until the forward pass ends; what `reader` knows of it is not read again."""
@@ -86,7 +87,7 @@ class PointStatistics:
             self._collecting.collect(x)
             if self._observer.on_nonfinite == "ignore":
                 return  # the values left out would count
-        seen = reader.read(x, self._axis, self.path)
+        seen = reader.read(x, self.axis, self.path)
         if seen is not None:
             self.latest = seen if self.latest is None else merge_channels(self.latest, seen)
 

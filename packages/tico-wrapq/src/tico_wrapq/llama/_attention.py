@@ -13,7 +13,7 @@ from tico_wrapq.base import PointDeclaration, QuantModuleBase, Role, try_registe
 from tico_wrapq.llama._family import classes_of
 
 _EXACT = ("eager", "sdpa", None)
-_HEADS = 1  # the axis whose channels are told apart, in tensors of shape (batch, heads, tokens, …)
+_HEADS = -3  # the axis whose channels are told apart, in tensors of shape (batch, heads, tokens, …)
 
 
 class KeyValueCache(Protocol):

@@ -1,0 +1,115 @@
+"""Padding counts nowhere: what stands in masked places changes no bit of any algorithm's result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from tico.quantization import (
+    AWQConfig,
+    GPTQConfig,
+    PT2EConfig,
+    PTQConfig,
+    SmoothQuantConfig,
+    convert,
+    prepare,
+)
+from tico_config import BaseConfig
+from tico_quantizers.testing import same_tensors, seeded, tensors_of
+
+TOKENS: Final = torch.arange(36).view(3, 12) * 7 % 37 + 3
+COMMON: Final = {"vocab_size": 40, "pad_token_id": 0, "attn_implementation": "eager"}
+DECODER: Final = {
+    **COMMON,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+ENCODER: Final = {
+    **COMMON,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+BOTH: Final = {
+    **COMMON,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+}
+
+
+def tiny(family: str, task: str, settings: Mapping[str, object]) -> nn.Module:
+    """Return a random model of transformers."""
+    config = getattr(transformers, f"{family}Config")(**settings)
+    model: nn.Module = getattr(transformers, f"{family}{task}")(config)
+    return model
+
+
+MODELS: Final[Mapping[str, Callable[[], nn.Module]]] = {
+    "llama": lambda: tiny("Llama", "ForCausalLM", DECODER),
+    "bert": lambda: tiny("Bert", "ForMaskedLM", ENCODER),
+    "bart": lambda: tiny("Bart", "ForConditionalGeneration", BOTH),
+}
+CONFIGS: Final[Mapping[str, BaseConfig]] = {
+    "gptq": GPTQConfig(show_progress=False),
+    "gptq, first token": GPTQConfig(show_progress=False, token_weights=(200.0,)),
+    "gptq, asymmetric": GPTQConfig(show_progress=False, asymmetric=1.0),
+    "awq": AWQConfig(group_size=None, show_progress=False),
+    "smoothquant": SmoothQuantConfig(alpha="auto"),
+    "ptq": PTQConfig(strict_wrap=False),
+    "pt2e": PT2EConfig(),
+}
+
+
+def call(name: str, filler: int, side: str) -> dict[str, object]:
+    """Return a batch whose first rows have padding, filled with one token, on one side."""
+    mask = torch.ones_like(TOKENS)
+    for row, count in enumerate((5, 2)):
+        mask[row, slice(None, count) if side == "left" else slice(-count, None)] = 0
+    tokens = torch.where(mask.bool(), TOKENS, filler)
+    found: dict[str, object] = {"input_ids": tokens, "attention_mask": mask}
+    if name == "bart":  # as long as its other text, so that shapes tell nothing
+        found["decoder_input_ids"] = TOKENS.flip(1)
+    return found if name == "bert" else {**found, "use_cache": False}
+
+
+def result(name: str, config: BaseConfig, filler: int, side: str) -> dict[str, Tensor]:
+    """Return the tensors of a model calibrated with padding of one token."""
+    model, given = seeded(MODELS[name]), call(name, filler, side)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    prepared = prepare(model, config, kwargs=given, inplace=not isinstance(config, PT2EConfig))
+    with torch.no_grad():
+        prepared(**given)
+    return tensors_of(convert(prepared))
+
+
+# Each export takes seconds; one graph is enough, as its values are told by their shape alone.
+CASES: Final = [
+    (config, name, side)
+    for config in CONFIGS
+    for name in MODELS
+    for side in ("left", "right")
+    if config != "pt2e" or (name, side) == ("llama", "left")
+]
+
+
+@pytest.mark.parametrize(("config", "name", "side"), CASES)
+def test_what_stands_in_padding_changes_no_bit(config: str, name: str, side: str) -> None:
+    """With padding of any token, on any side, the result is the same; the float model gives the same too."""
+    found = [result(name, CONFIGS[config], filler, side) for filler in (0, 7)]
+    assert same_tensors(*found)
