@@ -14,7 +14,7 @@ from model_families import FAMILIES, seeded
 from tico.quantization import AWQConfig, GPTQConfig, convert, prepare
 from tico_config import BaseConfig, CalibrationError
 from tico_quantizers import find_blocks
-from tico_quantizers.testing import refused, values
+from tico_quantizers.testing import refused, same_tensors, tensors_of, values
 
 BLOCKS = {
     "t5": ["encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"],
@@ -56,6 +56,23 @@ def test_awq_of_blocks_that_share_keys_and_values(family: str) -> None:
     config = AWQConfig(group_size=None, show_progress=False, overrides={})
     found = quantized(model, batches, config).get_submodule("model.layers.3.self_attn.q_proj")
     assert type(found).__name__ == "QuantizedLinear"
+
+
+@pytest.mark.parametrize("family", ["bart", "gemma4"])
+def test_padding_counts_nowhere(family: str) -> None:
+    """Neither where a later chain is recorded again nor where whole passes show what blocks read."""
+    model, data = FAMILIES[family]()
+    tokens, mask = data[0]["input_ids"], torch.ones(2, 12, dtype=torch.int64)
+    assert isinstance(tokens, Tensor)
+    mask[0, :5] = 0
+    both = []
+    for padding in (5, 9):
+        padded = torch.where(mask == 0, padding, tokens)
+        batch = {"input_ids": padded, "attention_mask": mask}
+        if family == "bart":
+            batch["decoder_input_ids"] = tokens[:, :7]
+        both.append(tensors_of(quantized(model, [batch])))
+    assert same_tensors(*both)
 
 
 class State:

@@ -86,8 +86,6 @@ def _damped(gram: Tensor, config: GPTQConfig) -> Tensor:
 
 def _grid(columns: Tensor, diagonal: Tensor, config: GPTQConfig) -> tuple[Tensor, Tensor]:
     """Return scale and zero point of each row, from every column that counts."""
-    if bool((diagonal > 0).any()):
-        columns, diagonal = columns[:, diagonal > 0], diagonal[diagonal > 0]
     units = columns.reshape(1, -1) if config.per_tensor else columns
     weights = diagonal.repeat(len(columns)) if config.per_tensor else diagonal
     found = [_row_grid(row, weights, config) for row in units]

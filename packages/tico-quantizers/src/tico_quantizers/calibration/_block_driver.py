@@ -236,9 +236,8 @@ class _BlockWalk:
     def _grams(self, paths: tuple[str, ...], *, asymmetric: bool = False) -> InputGrams:
         layers = {path: self._inputs.layers[path] for path in paths}
         weights = self._inputs.token_weights(layers)
-        return InputGrams(
-            layers, weights, tokens=self._stream.calls.tokens, disposable=True, asymmetric=asymmetric
-        )
+        tokens = self._stream.calls.tokens
+        return InputGrams(layers, weights, tokens=tokens, disposable=True, asymmetric=asymmetric)
 
 
 class _Watched:

@@ -44,9 +44,8 @@ class Renewal:
     def _differs(self, calls: BlockCalls, number: int) -> bool:
         """Return whether the first pass that calls block `number` gives it other tensors now."""
         until = 1 + next(index for index, counts in enumerate(calls.flow.counts) if counts[number])
-        fresh = calls.again(
-            self._passes.root, itertools.islice(self._passes.run(), until), [number], ended=True
-        )
+        passes = itertools.islice(self._passes.run(), until)
+        fresh = calls.again(self._passes.root, passes, [number], ended=True)
         now, then = fresh.accepted[number], calls.accepted[number]
         return not now or not self._agree(now[0], then[0])
 
