@@ -60,7 +60,7 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
         if group not in grids:
             members = slice(group * size, (group + 1) * size)
             held = weight.to(torch.float64) if config.static_groups else work
-            diagonal = gram.diagonal() if config.static_groups else gram.diagonal()[order]
+            diagonal = _importance(gram) if config.static_groups else _importance(gram)[order]
             grids[group] = _grid(held[:, members], diagonal[members], config)
         scale, zero_point = grids[group]
         target = work[:, column].clone()
@@ -73,6 +73,12 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
             drift = cross_gram[original, order[column + 1 :]] @ later
             work[:, column + 1 :] += target[:, None] * drift
     return Reference(codes=codes.to(torch.int32), values=values)
+
+
+def _importance(gram: Tensor) -> Tensor:
+    """Return how much an error in each column counts: where its input was always zero, as in the mean."""
+    alive = [value for value in gram.diagonal().tolist() if value > 0]
+    return torch.where(gram.diagonal() == 0, sum(alive) / max(len(alive), 1), gram.diagonal())
 
 
 def _damped(gram: Tensor, config: GPTQConfig) -> Tensor:
