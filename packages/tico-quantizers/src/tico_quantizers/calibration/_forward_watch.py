@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from functools import partial
 
@@ -49,6 +50,20 @@ class Calibration(Recorder):
         self.handles: list[RemovableHandle] = []
         self.watching = True
         self.in_forward = False
+        self._thread: int | None = None
+
+    def admits(self, *, at_start: bool) -> bool:
+        """Return whether a call counts that starts or ends now.
+
+        Raises:
+            CalibrationError: it starts while a pass of another thread goes on.
+        """
+        if not self.watching or self._thread in (None, threading.get_ident()):
+            return self.watching
+        others = any(thread.ident == self._thread for thread in threading.enumerate())
+        if others and at_start:
+            raise CalibrationError(_other_thread())
+        return not others
 
     def drop_unfinished(self) -> None:
         """Forget what a forward pass that did not end has left."""
@@ -81,12 +96,17 @@ class Calibration(Recorder):
         self.drop_unfinished()
         self.data.note(args, kwargs)
         self.in_forward = True
+        self._thread = threading.get_ident()
 
     def end(self, args: object, kwargs: object, output: object) -> None:
         """Count the forward pass of the model, which has ended well."""
         if self.in_forward:
             self.in_forward = False
             self.accept()
+
+    def leave(self, args: object, kwargs: object, output: object) -> None:
+        """Let other threads call the model, whether the forward pass ended well or not."""
+        self._thread = None
 
     def accept_unless_in_forward(self) -> None:
         """Count at once what a part of the model that was called by itself has shown."""
@@ -103,7 +123,18 @@ def watch_forward(root: nn.Module, calibration: Calibration) -> tuple[RemovableH
     """Tell `calibration` where each forward pass of `root` begins and ends; return the hooks."""
     begin = partial(calibration.begin, _modal(root))
     ends = before_call(root, begin, calibration), after_call(root, calibration.end, calibration)
-    return *ends, *calibration.tokens.watch(root, calibration)
+    left = after_call(root, calibration.leave, calibration, always=True)
+    return *ends, *calibration.tokens.watch(root, calibration), left
+
+
+def _other_thread() -> Problem:
+    return Problem(
+        field="thread",
+        value=Found("two that call the model at once"),
+        expected="one at a time while the model is calibrated",
+        sentence="another thread is in the middle of a pass of the model, which this call would spoil",
+        remedy="calibrate in one thread, or copies of the prepared model in one each",
+    )
 
 
 def require_evaluation_mode(root: nn.Module) -> None:

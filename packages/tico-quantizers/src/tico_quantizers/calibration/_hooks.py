@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Generic, Protocol, final
@@ -15,20 +16,20 @@ from tico_modules import named_modules
 
 P = ParamSpec("P")
 _RUNNING: ContextVar[bool] = ContextVar("_RUNNING", default=False)
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class Watcher(Protocol):
     """Says whether calls count; a `Calibration` is one."""
 
-    @property
-    def watching(self) -> bool:
-        """Whether calls count now."""
+    def admits(self, *, at_start: bool) -> bool:
+        """Return whether a call counts that starts or ends now, in this thread."""
 
 
 @final
 @attrs.frozen(eq=False)
 class Hook(Generic[P]):
-    """Hands the calls of a module on to `action`, while `watcher` watches; always without a watcher.
+    """Hands the calls of a module on to `action`, while `watcher` admits them; always without a watcher.
 
     `action` is a bound method, or a `functools.partial` of one: a deep copy of the model then has hooks that
     call the copied object. A plain function would be the same one in both.
@@ -39,17 +40,18 @@ class Hook(Generic[P]):
 
     def before(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> None:
         """Take what torch gives a hook before the call."""
-        if self.watcher is None or self.watcher.watching:
+        if self.watcher is None or self.watcher.admits(at_start=True):
             self._act(*call, **_)
 
     def after(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> object:
         """Take what torch gives a hook after the call; what `action` returns replaces the output."""
-        return self._act(*call, **_) if self.watcher is None or self.watcher.watching else None
+        return self._act(*call, **_) if self.watcher is None or self.watcher.admits(at_start=False) else None
 
     def _act(self, *call: P.args, **_: P.kwargs) -> object:
         token = _RUNNING.set(True)
         try:
-            return self.action(*call, **_)
+            with _ONE_AT_A_TIME:
+                return self.action(*call, **_)
         finally:
             _RUNNING.reset(token)
 
