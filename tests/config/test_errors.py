@@ -131,7 +131,7 @@ def test_values_without_a_text_do_not_spoil_the_error() -> None:
     """Python refuses to print an integer of five thousand digits."""
     assert (
         str(Problem(expected="less", value=10**5000))
-        == "expected less, got a value of type int that is too long to show"
+        == "expected less, got a value of type int that cannot be shown"
     )
 
 

@@ -23,6 +23,7 @@ from tico_modules import (
     QuantizedConv2d,
     QuantizedEmbedding,
     QuantizedLinear,
+    RestorableModule,
     load_quantized,
     save_quantized,
 )
@@ -98,7 +99,10 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     ptq_model(tmp_path)
     error = run_without(HIDDEN, LOAD, str(tmp_path)).stderr
     assert "ArtifactError" in error
-    assert "of the package tico_wrapq, which cannot be imported (tico_wrapq is hidden)" in error
+    assert (
+        "of the package tico_wrapq, which cannot be imported (ModuleNotFoundError: tico_wrapq is hidden)"
+        in error
+    )
     assert "pip install --upgrade tico-wrapq" in error
 
 
@@ -138,7 +142,7 @@ def test_a_file_without_packages_is_loaded(tmp_path: Path, monkeypatch: pytest.M
     assert "install its package" in str(caught.value)
 
 
-class Imposter:
+class Imposter(RestorableModule):
     """Has the kind of another class."""
 
     kind: ClassVar[str] = "linear"

@@ -12,6 +12,7 @@ from torch import Tensor
 from references import same_bits
 from tico_config import DType, affine
 from tico_observers import ChannelRangeStatistic, MinMaxObserver, RangeStatistic
+from tico_quantizers import Calibration
 from tico_wrapq import ACT_IN, QuantPoint
 from tico_wrapq.base import Passage, PointStatistics
 
@@ -31,12 +32,18 @@ def passes(draw: st.DrawFn) -> list[Pass]:
     return made
 
 
+def _begun(passage: Passage) -> Calibration:
+    """Return the calibration in which a forward pass has begun."""
+    calibration = passage.calibration = passage.calibration or Calibration(passage)
+    calibration.begin([], (), {})
+    return calibration
+
+
 def _shown(passage: Passage, points: list[PointStatistics], seen: Pass) -> None:
-    passage.under_way = True
+    calibration = _begun(passage)
     for at, x in seen.items():
         passage.see(points[at], x)
-    passage.under_way = False
-    passage.finish()
+    calibration.end((), {}, None)
 
 
 def _same(found: ChannelRangeStatistic, expected: ChannelRangeStatistic) -> bool:
@@ -56,7 +63,7 @@ def test_joined_ranges_are_those_of_each_point(made: list[Pass]) -> None:
         _shown(passage, points, seen)
         for at, x in seen.items():
             expected[at] = expected[at].observe(x)
-        passage.under_way = True
+        _begun(passage)
         for at, x in seen.items():
             passage.see(points[at], x * 1000)
         passage.drop_unfinished()
@@ -73,10 +80,10 @@ def test_tensor_written_to_between_two_points_is_read_again(numbers: list[int], 
     passage = Passage()
     for point in points:
         point.watch(passage)
-    passage.under_way = True
+    calibration = _begun(passage)
     for point in points:
         point(x)
         x.add_(addend)
-    passage.finish()
+    calibration.end((), {}, None)
     found = [None if point.statistics is None else point.statistics.statistics for point in points]
     assert found == expected

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from smoothing_models import model_with_data, output_of
 from tico_quantizers import Edit, smoothing_scale
+from tico_quantizers.equivalence import Candidates, find_pairs
 from tico_quantizers.equivalence._folding import fold
-from tico_quantizers.equivalence._smoothing_pairs import Candidates, find_pairs
 from tico_quantizers.solvers._output_error import output_error
 
 MODEL_NAMES = ("llama", "qwen3", "convolutions", "encoder")

@@ -102,6 +102,9 @@ PASSED: dict[str, Between] = {
     "adaptive_avg_pool2d": lambda x, _: F.adaptive_avg_pool2d(image(x), 1).flatten(1),
     "mean": lambda x, _: x.mean(1),
     "mean that keeps axes": lambda x, _: torch.mean(x, dim=(0, 1), keepdim=True),
+    "cat of parts": lambda x, _: torch.cat([x[:, :2], x[:, 1:], x.flip(1)], dim=1),
+    "cat of features": lambda x, _: torch.cat(tensors=[x, x.flip(-1)], dim=-1),
+    "cat of rows": lambda x, _: torch.concat([x, x]),
     "cat to nothing": lambda x, _: torch.cat([torch.empty(2, 0, 8), x], dim=1),
 }
 
@@ -130,7 +133,12 @@ BROKEN: dict[str, tuple[Between, str]] = {
     "flip by keyword": (lambda x, _: torch.flip(input=x, dims=(0,)), "flip"),
     "transpose as a property": (lambda x, _: x.mT, "get"),
     "square": (lambda x, _: x * x, "mul"),
-    "doubled": (lambda x, _: torch.cat([x, x]), "cat"),
+    "joined to what was computed before": (lambda x, _: torch.cat([x, x, ALL], 1), "cat"),
+    "moved into another tensor": (
+        lambda x, _: torch.index_select(x, 1, torch.tensor([2, 0]), out=torch.empty(0)),
+        "index_select",
+    ),
+    "joined in another tensor": (lambda x, _: torch.cat([x, x], out=torch.empty(0)), "cat"),
     "joined to others": (lambda x, _: torch.cat([x, ALL]), "cat"),
     "joined after others": (lambda x, _: torch.cat([ALL, x]), "cat"),
     "only its emptiness": (lambda x, _: torch.cat([x[:0], ALL]), "cat"),

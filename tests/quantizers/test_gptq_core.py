@@ -67,7 +67,9 @@ def same_solution(one: Solution, other: Solution) -> bool:
 def test_it_is_the_algorithm_of_the_paper(bits: int, group_size: int | None, symmetric: bool) -> None:
     """Codes are those of the definition in float64, but for values that float32 rounds across a tie."""
     weight, gram = values(1, 48, 96), reference.correlated_gram(96, 400)
-    found = quantize_weight(weight, gram, bits=bits, group_size=group_size, symmetric=symmetric)
+    found = quantize_weight(
+        weight, gram, bits=bits, group_size=group_size, ragged_groups=True, symmetric=symmetric
+    )
     config = GPTQConfig(bits=bits, group_size=group_size, symmetric=symmetric)
     expected = reference.gptq(weight, gram, config)
     # A target is a float32 sum of some 100 terms: wrong by about 1e-6 of a step at 8 bits and less at
@@ -84,7 +86,9 @@ def test_it_is_the_algorithm_of_the_paper(bits: int, group_size: int | None, sym
 def test_a_diagonal_hessian_rounds_to_nearest(bits: int, group_size: int | None, symmetric: bool) -> None:
     """Where inputs do not depend on each other, no error can be made up for."""
     weight, gram = values(2, 9, 40), torch.diag(torch.arange(1.0, 41.0))
-    found = quantize_weight(weight, gram, bits=bits, group_size=group_size, symmetric=symmetric)
+    found = quantize_weight(
+        weight, gram, bits=bits, group_size=group_size, ragged_groups=True, symmetric=symmetric
+    )
     nearest = PackedWeight.round_to_nearest(
         weight, DType(bits, signed=symmetric), symmetric=symmetric, group_size=group_size
     )
@@ -317,7 +321,9 @@ def test_one_and_two_threads_give_the_same_bits(size: int, group_size: int | Non
     found = []
     for count in (1, 2):
         with threads(count):
-            found.append(quantize_weight(weight, gram, bits=4, damping=1e-4, group_size=group_size))
+            found.append(
+                quantize_weight(weight, gram, bits=4, damping=1e-4, group_size=group_size, ragged_groups=True)
+            )
     assert same_solution(*found)
 
 
@@ -368,7 +374,10 @@ def test_tensors_that_cannot_be_meant_are_refused(
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("bits", 1), ("bits", 9), ("group_size", 0), ("group_size", -2), ("damping", 0.0), ("damping", 1.5)],
+    [
+        *(("bits", 1), ("bits", 9), ("group_size", 0), ("group_size", -2), ("group_size", 3)),
+        *(("group_size", 8), ("damping", 0.0), ("damping", 1.5)),
+    ],
 )
 def test_arguments_are_those_of_the_config(field: str, value: float) -> None:
     """What `GPTQConfig` refuses is refused here, by the same name."""

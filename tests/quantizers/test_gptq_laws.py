@@ -29,7 +29,15 @@ def problems(draw: st.DrawFn) -> Problem:
 def solved(problem: Problem, *, act_order: bool = False) -> Solution:
     """Return the solution of a problem."""
     weight, gram, bits, size, symmetric = problem
-    return quantize_weight(weight, gram, bits=bits, group_size=size, symmetric=symmetric, act_order=act_order)
+    return quantize_weight(
+        weight,
+        gram,
+        bits=bits,
+        group_size=size,
+        ragged_groups=True,
+        symmetric=symmetric,
+        act_order=act_order,
+    )
 
 
 @given(problems(), st.booleans())
@@ -66,7 +74,9 @@ def test_a_diagonal_hessian_rounds_to_nearest(problem: Problem) -> None:
     nearest = PackedWeight.round_to_nearest(
         weight, DType(bits, symmetric), symmetric=symmetric, group_size=size
     )
-    found = quantize_weight(weight, diagonal, bits=bits, group_size=size, symmetric=symmetric)
+    found = quantize_weight(
+        weight, diagonal, bits=bits, group_size=size, ragged_groups=True, symmetric=symmetric
+    )
     assert torch.equal(found.codes, nearest.integer_codes())
 
 

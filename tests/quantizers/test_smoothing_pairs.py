@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from smoothing_models import Encoder, converted, model_with_data, output_of, relative_difference
-from tico.quantization import GPTQConfig, SmoothQuantConfig, convert, prepare
-from tico_config import CalibrationError, ConfigError, NumericsError
+from tico.quantization import AWQConfig, GPTQConfig, SmoothQuantConfig, convert, prepare, report
+from tico_config import CalibrationError, ConfigError, NumericsError, SmoothingConfig
+from tico_quantizers.equivalence import Candidates, FoundPairs, find_pairs
 from tico_quantizers.equivalence._channel_scale import as_channel_scale
-from tico_quantizers.equivalence._smoothing_pairs import Candidates, FoundPairs, find_pairs
-from tico_quantizers.testing import refused, unchanged
+from tico_quantizers.testing import refused, same_tensors, seeded, tensors_of, unchanged
 from tiny_models import TOKENS, net, tiny_llama, values
 
 
@@ -54,7 +55,7 @@ def test_what_is_in_no_pair_has_a_reason() -> None:
     left = pairs_of(tiny_llama(), TOKENS).left
     assert left["model.layers.0.mlp.gate_proj"] == "its output is read by silu"
     assert left["model.layers.0.mlp.down_proj"] == "its output is read by add"
-    assert left["model.layers.0.self_attn.q_proj"] == "its output is read by cat"
+    assert left["model.layers.0.self_attn.q_proj"] == "its output is read by add"
     assert left["lm_head"] == "its output is an output of the model"
 
 
@@ -122,6 +123,35 @@ class Gated(nn.Module):
         return output
 
 
+class Kept(nn.Module):
+    """A norm that a linear layer reads, and is added to what that gives."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.norm, self.one = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return something of the shape of `x`."""
+        hidden: Tensor = self.norm(x)
+        output: Tensor = self.one(hidden)
+        return output + hidden
+
+
+class Shuffled(nn.Module):
+    """A norm whose channels a linear layer reads in another order."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.norm, self.one = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return something of the shape of `x`."""
+        output: Tensor = self.one(self.norm(x).flip(-1))
+        return output
+
+
 REASONS = {
     "gate": "its output is read by linear",
     "residual": "its output is read by add",
@@ -165,29 +195,179 @@ def test_a_routed_mixture_is_rescaled_with_its_gate() -> None:
             return output
 
     model, x = Mixture().eval(), values(1, 4, 8)
-    assert names(pairs_of(model, x)) == {"norm": ["expert", "gate"]}
+    assert names(pairs_of(model, x)) == {"norm": ["gate", "expert"]}
     smooth = converted(model, SmoothQuantConfig(alpha=0.9), x)
     assert relative_difference(output_of(model, x), output_of(smooth, x)) < 1e-5
 
 
-def test_layers_that_only_later_data_reach_are_an_error() -> None:
-    """What an unseen branch reads is not known, so nothing is changed."""
+class Branches(nn.Module):
+    """A norm that one layer reads, or another, or a residual too: what the sum of the input decides."""
 
-    class Branches(nn.Module):
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.norm, self.one, self.two = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return something of the shape of `x`."""
+        hidden: Tensor = self.norm(x)
+        output: Tensor = self.one(hidden) if float(x.sum()) > 0 else self.two(hidden)
+        return output + hidden if float(x.sum()) > 100 else output
+
+
+PASSES = {"one": values(1, 2, 8).abs(), "two": -values(1, 2, 8).abs(), "residual": values(1, 2, 8).abs() + 99}
+SMOOTHING: dict[str, SmoothingConfig] = {
+    "smoothquant": SmoothQuantConfig(alpha=0.9),
+    "awq": AWQConfig(group_size=None, round_weights=False, show_progress=False),
+}
+
+
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")], ids=lambda order: order[0])
+@pytest.mark.parametrize("config", SMOOTHING.values(), ids=SMOOTHING)
+def test_pairs_grow_with_the_passes_that_show_them(config: SmoothingConfig, order: tuple[str, ...]) -> None:
+    """A layer that only a later pass reaches undoes the scales, too, whatever the order."""
+    model = seeded(Branches)
+    smooth = converted(model, config, *(PASSES[name] for name in order))
+    lines = {line.path: line.reason for line in report(smooth).layers}
+    assert lines["norm"] == "channels divided for one, two"
+    for name in order:
+        x = PASSES[name]
+        assert relative_difference(output_of(model, x), output_of(smooth, x)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "order", [("one", "two", "residual"), ("residual", "two", "one")], ids=lambda order: order[0]
+)
+@pytest.mark.parametrize("config", SMOOTHING.values(), ids=SMOOTHING)
+def test_a_reader_of_any_pass_breaks_the_pair(config: SmoothingConfig, order: tuple[str, ...]) -> None:
+    """A residual that is taken for some inputs only is seen in the pass that takes it, be it the last."""
+    with pytest.raises(ConfigError) as caught:
+        converted(seeded(Branches), config, *(PASSES[name] for name in order))
+    assert "norm: its output is read by add" in str(caught.value)
+
+
+def test_a_pass_that_fails_breaks_no_pair() -> None:
+    """What it has shown is forgotten with it."""
+    model = seeded(Branches)
+    prepared = prepare(model, SmoothQuantConfig(), inplace=False)
+    for name in ("one", "two"):
+        prepared(PASSES[name])
+    with pytest.raises(NumericsError):
+        prepared(torch.full((2, 8), torch.inf))
+    wanted = converted(model, SmoothQuantConfig(), PASSES["one"], PASSES["two"])
+    assert same_tensors(tensors_of(convert(prepared)), tensors_of(wanted))
+
+
+def test_a_pair_that_a_layer_without_data_may_belong_to_is_left_alone() -> None:
+    """What an unseen branch reads is not known, so nothing is changed."""
+    prepared = prepare(seeded(Branches), SmoothQuantConfig())
+    prepared(PASSES["one"])
+    with refused(prepared, ConfigError, field="model") as caught:
+        convert(prepared)
+    assert "norm: two, which no data reached, may read it as well" in str(caught.value)
+
+
+def test_experts_without_data_are_scaled_like_their_peers() -> None:
+    """A token that is routed to an expert which no calibration data reached meets the same function."""
+
+    class Mixture(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.norm, self.one, self.two = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.norm = nn.LayerNorm(8)
+            self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
 
-        def forward(self, x: Tensor) -> Tensor:
-            hidden = self.norm(x)
-            output: Tensor = self.one(hidden) if float(x.sum()) > 0 else self.two(hidden)
+        def forward(self, x: Tensor, number: int) -> Tensor:
+            output: Tensor = self.experts[number](self.norm(x))
             return output
 
-    model = prepare(Branches().eval(), SmoothQuantConfig())
-    model(torch.ones(2, 8))
-    model(-torch.ones(2, 8))
-    with refused(model, CalibrationError, module="two"):
-        convert(model)
+    model, x = seeded(Mixture), values(1, 4, 8) * 10
+    nn.init.normal_(model.norm.weight)
+    prepared = prepare(model, SmoothQuantConfig(alpha=0.9), inplace=False)
+    prepared(x, 0)
+    prepared(x, 2)
+    smooth = convert(prepared)
+    for number in range(3):
+        assert torch.allclose(smooth(x, number), model(x, number), atol=1e-5)
+    assert not smooth.get_parameter("norm.weight").equal(model.get_parameter("norm.weight"))
+    lines = {line.path: line.reason for line in report(smooth).layers}
+    assert lines["experts.1"] == "columns multiplied for norm; no data reached it, only its peers"
+
+
+def test_generating_shows_the_same_pairs_as_a_pass() -> None:
+    """Values that a cache holds from pass to pass are followed: their pairs stay."""
+    model = tiny_llama()
+    prepared = prepare(model, SmoothQuantConfig(), inplace=False)
+    assert isinstance(prepared, LlamaForCausalLM)
+    prepared.generate(TOKENS, max_new_tokens=4, do_sample=False, attention_mask=torch.ones_like(TOKENS))
+    once = converted(model, SmoothQuantConfig(), TOKENS)
+    lines = [{line.path: line.reason for line in report(each).layers} for each in (convert(prepared), once)]
+    assert lines[0] == lines[1]
+
+
+def test_a_part_that_was_called_by_itself_only_is_an_error() -> None:
+    """Its calls do not show what else reads its input."""
+    prepared = prepare(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)).eval(), SmoothQuantConfig())
+    prepared.get_submodule("1")(values(1, 2, 8))
+    with refused(prepared, CalibrationError, field="data", module="1"):
+        convert(prepared)
+
+
+WRONG = {
+    "a norm that something else reads": (Kept, {"norm": ["one"]}, "by add"),
+    "a norm that another layer reads": (Encoder, {"norm1": ["query", "key"]}, "query, key, value"),
+    "a GELU in between": (
+        lambda: nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)),
+        {"0": ["2"]},
+        "by gelu",
+    ),
+    "another order of channels": (Shuffled, {"norm": ["one"]}, "one to one"),
+}
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["example", "data"])
+@pytest.mark.parametrize("config", SMOOTHING.values(), ids=SMOOTHING)
+@pytest.mark.parametrize("case", WRONG)
+def test_mappings_are_tried_on_the_data(case: str, config: SmoothingConfig, given: bool) -> None:
+    """A pair that changes what the model gives is refused with what reads it, by the example or the data."""
+    make, mappings, reader = WRONG[case]
+    model, x = seeded(make), values(1, 3, 8, 8) * torch.logspace(-2, 2, 8)
+    config = attrs.evolve(config, mappings=mappings)
+    with pytest.raises(ConfigError) as caught:
+        prepare(model, config, args=(x,)) if given else converted(model, config, x)
+    assert (caught.value.field, caught.value.module) == ("mappings", next(iter(mappings)))
+    assert reader in str(caught.value)
+
+
+def test_a_mapping_that_only_numbers_can_tell_is_taken() -> None:
+    """A function that no rule follows may still pass scales on, which the data show."""
+
+    class Sorted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.one = nn.LayerNorm(8), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = torch.einsum("...c->...c", self.norm(x))
+            output: Tensor = self.one(hidden)
+            return output
+
+    model, x = seeded(Sorted), values(1, 3, 8)
+    assert pairs_of(model, x).left["norm"] == "its output is read by einsum"
+    smooth = converted(model, SmoothQuantConfig(mappings={"norm": ["one"]}, alpha=0.9), x)
+    assert not smooth.get_parameter("one.weight").equal(model.get_parameter("one.weight"))
+    assert relative_difference(output_of(model, x), output_of(smooth, x)) < 1e-5
+
+
+def test_a_mapping_is_tried_on_the_pass_that_speaks_against_it() -> None:
+    """A residual that only the last of three passes takes is noticed."""
+    prepared = prepare(seeded(Branches), SmoothQuantConfig(mappings={"norm": ["one", "two"]}, alpha=0.9))
+    with torch.no_grad():
+        for name in ("one", "two", "residual"):
+            prepared(PASSES[name])
+    with refused(prepared, ConfigError, field="mappings", module="norm") as caught:
+        convert(prepared)
+    assert "its output is read by add" in str(caught.value)
 
 
 def test_integer_layers_are_left_alone() -> None:
@@ -271,7 +451,7 @@ def test_mappings_that_are_none_are_refused(mappings: dict[str, list[str]]) -> N
 
 
 def test_a_model_without_pairs_is_refused() -> None:
-    """At once where an example shows it, else in the first pass."""
+    """At once where an example shows it, else in the first pass, which reaches every layer."""
     model, x = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)).eval(), values(1, 2, 8)
     with refused(model, ConfigError, field="model") as error:
         prepare(model, SmoothQuantConfig(), args=(x,))

@@ -305,7 +305,7 @@ def test_statistics_can_be_saved_and_merged(tmp_path: Path) -> None:
 def test_without_data_nothing_is_converted() -> None:
     """Neither where the pairs are known, nor where they are not."""
     model, x = model_with_data("encoder")
-    for args, module in ((None, None), ((x,), "out")):
+    for args, module in ((None, "query"), ((x,), "out")):
         prepared = prepare(model, SmoothQuantConfig(), args=args, inplace=False)
         with refused(prepared, CalibrationError, module=module):
             convert(prepared)

@@ -132,7 +132,8 @@ def test_other_kind_of_statistic_is_refused(
 def test_other_units_are_refused(tmp_path: Path) -> None:
     """A range of the whole tensor is none of each channel."""
     save_calibration(_calibrated(_config(8, HistogramSpec()), 0), tmp_path / "seen")
-    model = prepare(net(), PTQConfig(activation=affine(DType.uint(8), granularity=PerChannel(0))))
+    channels = affine(DType.uint(8), granularity=PerChannel(1))
+    model = prepare(net(), PTQConfig(overrides={"conv.act_in": channels}))
     with refused(model, CalibrationError, field="granularity", module="conv.act_in"):
         load_calibration(model, tmp_path / "seen")
 

@@ -20,7 +20,7 @@ from tico.quantization.config import (
 )
 from tico_config import PerToken
 from tico_observers import AffineParams, params_per_token
-from tico_quantizers import ActivationGrid, Edit
+from tico_quantizers import ActivationGrid, Calibration, Edit
 from tico_quantizers.testing import refused
 from tico_wrapq import ACT_IN, Frozen, Mode, Passing, QuantLinear, QuantPoint, Watching
 from tico_wrapq.base import Passage
@@ -94,10 +94,11 @@ def test_unfinished_batches_do_not_count() -> None:
     point, passage = _point(), Passage()
     point.watch(passage)
     point(torch.tensor([0.0, 255.0]))
-    passage.under_way = True
+    calibration = passage.calibration = Calibration(passage)
+    calibration.begin([], (), {})
     point(torch.tensor([1e6]))
-    passage.drop_unfinished()
-    passage.finish()
+    calibration.drop_unfinished()
+    calibration.end((), {}, None)
     grid = point.determine_grid()
     assert grid is not None
     assert grid.scale.item() == 1.0

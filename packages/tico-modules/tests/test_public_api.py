@@ -9,6 +9,7 @@ class TestPublicAPI(PublicAPI):
     package = "tico_modules"
     hidden = ("tico_quantizers", "tico_pt2e", "tico_wrapq", "tico_api", "tico")
     names = (
+        "BrokenPlugIn",
         "INTEGER_MODULES",
         "ActivationGrid",
         "ConvSettings",
@@ -44,6 +45,8 @@ class TestPublicAPI(PublicAPI):
         "model_fingerprint",
         "named_modules",
         "find_entry_points",
+        "own_tensor",
+        "load_plug_in",
         "parameter",
         "record_outputs",
         "remember",
@@ -51,6 +54,8 @@ class TestPublicAPI(PublicAPI):
         "runs_of",
         "save_quantized",
         "set_backend",
+        "answer_for",
+        "tensor_place",
         "carry_over",
         "require_tensor",
         "find_tied_paths",

@@ -12,7 +12,6 @@ from tico_quantizers import (
     AWQQuantizer,
     Registry,
     SmoothQuantQuantizer,
-    installed_entries,
     lifecycle,
     quantizer_entry,
 )
@@ -65,9 +64,5 @@ def prepare(
     >>> type(convert(model)[0]).__name__
     'QuantizedLinear'
     """
-    found = _registry() if registry is None else registry
+    found = BUILT_IN.with_installed() if registry is None else registry
     return lifecycle.prepare(model, quant_config, args, kwargs, inplace, registry=found)
-
-
-def _registry() -> Registry:
-    return BUILT_IN.with_entries(installed_entries())

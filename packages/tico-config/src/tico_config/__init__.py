@@ -17,8 +17,9 @@ from tico_config._frozen_mapping import FrozenMapping
 from tico_config._gptq_config import GPTQConfig, TokenWeights
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._json import fingerprint, from_json, to_json
-from tico_config._module_config import ModuleConfig, OnUncalibrated
+from tico_config._module_config import ModuleConfig, OnUncalibrated, is_left_out
 from tico_config._observer_specs import (
+    CustomObserverSpec,
     EMASpec,
     EntropySpec,
     HessianMSESpec,
@@ -36,7 +37,7 @@ from tico_config._problem import Found, Problem
 from tico_config._pt2e_config import PT2EConfig
 from tico_config._ptq_config import PTQConfig
 from tico_config._quant_spec import QuantSpec, affine, mx, no_quant
-from tico_config._registry import register_config
+from tico_config._registry import register_config, register_observer_spec
 from tico_config._smoothing_config import SmoothingConfig
 from tico_config._smoothquant_config import SmoothQuantConfig
 from tico_config._spec_config import SpecConfig
@@ -54,6 +55,7 @@ __all__ = [
     "BaseConfig",
     "CalibrationError",
     "ConfigError",
+    "CustomObserverSpec",
     "DType",
     "EMASpec",
     "EntropySpec",
@@ -96,11 +98,13 @@ __all__ = [
     "apply_partial",
     "fingerprint",
     "from_json",
+    "is_left_out",
     "mx",
     "no_quant",
     "partial_problems",
     "pattern_problems",
     "register_config",
+    "register_observer_spec",
     "to_json",
     "unmatched_problems",
     "winning_rule",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeVar
 
 import attrs
 
-from tico_config._declared_types import type_problems
+from tico_config._declared_types import field_problems
 from tico_config._errors import ConfigError
 from tico_config._frozen_mapping import FrozenMapping, freeze, is_hashable
+from tico_config._named_fields import NamedFields
 from tico_config._overrides import Resolution, pattern_problems, winning_rule
 from tico_config._partial import apply_partial, partial_problems
 from tico_config._problem import Problem
@@ -32,7 +32,7 @@ def _unhashable(key: str, value: object) -> Problem:
 
 
 @attrs.frozen(kw_only=True)
-class BaseConfig:
+class BaseConfig(NamedFields):
     """Base of every config: frozen, keyword-only, validated at construction.
 
     A config of your own sets `name` and its fields, and needs no more. Their declared types are checked; what
@@ -63,7 +63,7 @@ class BaseConfig:
 
     def __attrs_post_init__(self) -> None:
         """Validate the fields, then the overrides against them."""
-        refuse(*_all_field_problems(self), *pattern_problems(self.overrides))
+        refuse(*field_problems(self, self.field_problems), *pattern_problems(self.overrides))
         refuse(*(problem for key in self.overrides for problem in self.override_problems(key)))
 
     def field_problems(self) -> Sequence[Problem | None]:
@@ -101,20 +101,3 @@ def resolve_fields(config: C, path: str) -> Resolution[C]:
         return Resolution(defaults, "defaults")
     origin = f"overrides[{rule.pattern!r}]"
     return Resolution(apply_partial(defaults, origin, config.overrides[rule.pattern]), origin)
-
-
-def _all_field_problems(config: BaseConfig) -> list[Problem | None]:
-    wrong_types = type_problems(config)
-    if not wrong_types:
-        return [*config.field_problems()]
-    try:
-        found = [*config.field_problems()]
-    except Exception:  # noqa: BLE001  # a check may fail in any way on a value of a type that it does not expect
-        return [*wrong_types]
-    # The check of a field says more than its type does.
-    said = {_root(problem) for problem in found if problem is not None}
-    return [*(problem for problem in wrong_types if problem.field not in said), *found]
-
-
-def _root(problem: Problem) -> str:
-    return re.split(r"[.\[]", problem.field or "")[0]

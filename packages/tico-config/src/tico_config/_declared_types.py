@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Final, Literal, Union, get_args, get_origin, get_type_hints
@@ -38,6 +39,26 @@ def type_problems(value: attrs.AttrsInstance) -> list[Problem]:
         for name, given in fields
         if not _declared(type(value))[name].holds(given)
     ]
+
+
+def field_problems(
+    value: attrs.AttrsInstance, check: Callable[[], Sequence[Problem | None]]
+) -> list[Problem | None]:
+    """Return what the types of the fields of `value` say is wrong, and what its own `check` says."""
+    wrong_types = type_problems(value)
+    if not wrong_types:
+        return [*check()]
+    try:
+        found = [*check()]
+    except Exception:  # noqa: BLE001  # a check may fail in any way on a value of a type that it does not expect
+        return [*wrong_types]
+    # The check of a field says more than its type does.
+    said = {_root(problem) for problem in found if problem is not None}
+    return [*(problem for problem in wrong_types if problem.field not in said), *found]
+
+
+def _root(problem: Problem) -> str:
+    return re.split(r"[.\[]", problem.field or "")[0]
 
 
 @cache

@@ -7,11 +7,12 @@ import enum
 
 import attrs
 
+from tico_config._named_fields import NamedFields
 from tico_config.validation import check_boolean, check_integer, refuse
 
 
 @attrs.frozen
-class DType:
+class DType(NamedFields):
     """An integer format; `bits` is 2 to 16, or 32 for signed biases.
 
     Raises:

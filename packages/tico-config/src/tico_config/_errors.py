@@ -54,6 +54,14 @@ class ConfigError(TicoError, ValueError):
     """
 
 
+class CallError(ConfigError, TypeError):
+    """A config or spec that is called with fields that it does not have.
+
+    >>> isinstance(CallError(Problem(expected="a field")), TypeError)
+    True
+    """
+
+
 class LifecycleError(TicoError, RuntimeError):
     """A call that comes too early, too late or twice.
 

@@ -50,18 +50,29 @@ def _name(pair: tuple[str, object]) -> str:
     return pair[0]
 
 
+_DEEPEST = 32
+"""As deep as JSON is written and read."""
+
+
 def freeze(value: object) -> object:
     """Return `value` with every mapping in it frozen and every list a tuple; other values unchanged.
 
-    As the converter of a field it keeps a config hashable whose caller passes a dict or a list.
+    As the converter of a field it keeps a config hashable whose caller passes a dict or a list. What is
+    nested more than 32 deep, or in itself, stays as it is below that, and so is not hashable.
 
     >>> freeze({"a": [1, 2]})
     {'a': (1, 2)}
     """
+    return _freeze(value, 0)
+
+
+def _freeze(value: object, depth: int) -> object:
+    if depth > _DEEPEST:
+        return value
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return FrozenMapping.of({key: freeze(item) for key, item in value.items()})
+        return FrozenMapping.of({key: _freeze(item, depth + 1) for key, item in value.items()})
     if isinstance(value, list | tuple):
-        return tuple(freeze(item) for item in value)
+        return tuple(_freeze(item, depth + 1) for item in value)
     return value
 
 
@@ -69,6 +80,6 @@ def is_hashable(value: object) -> bool:
     """Return whether `value`, with everything in it, can be hashed."""
     try:
         hash(value)
-    except TypeError:
+    except Exception:  # noqa: BLE001  # a foreign __hash__ may fail in any way
         return False
     return isinstance(value, Hashable)

@@ -42,7 +42,7 @@ class GPTQConfig(ModuleConfig):
             ends; see `static_groups` for which values the weights have then.
         static_groups: find the grids of all groups first, from the original weights, instead of a group's
             from what its weights have become when its turn comes. With `act_order`, groups stay runs of
-            neighbouring columns.
+            neighbouring columns. Without a `group_size` it has no effect, which the report says.
         act_order: handle the columns with the largest activations first.
         damping: share of the Hessian's diagonal that is added to it, above 0 and up to 1.
         damping_reference: ``"mean"`` or ``"median"``, what the share is of; a few inputs that are much

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import attrs
 
+from tico_config._named_fields import NamedFields
 from tico_config.validation import check_integer, refuse
 
 
@@ -37,7 +38,7 @@ _AXIS_LIMIT = 7
 
 
 @attrs.frozen
-class PerTensor:
+class PerTensor(NamedFields):
     """One scale for the whole tensor.
 
     >>> PerTensor()
@@ -46,7 +47,7 @@ class PerTensor:
 
 
 @attrs.frozen
-class PerChannel:
+class PerChannel(NamedFields):
     """One scale for each index along `axis` (negative counts from the end).
 
     >>> PerChannel(axis=1)
@@ -61,7 +62,7 @@ class PerChannel:
 
 
 @attrs.frozen
-class PerGroup:
+class PerGroup(NamedFields):
     """One scale for each run of `size` elements along `axis`, separately for every other index.
 
     >>> PerGroup(size=32)
@@ -80,7 +81,7 @@ class PerGroup:
 
 
 @attrs.frozen
-class PerToken:
+class PerToken(NamedFields):
     """One scale for each vector along the last axis, computed when the tensor is seen (dynamic).
 
     >>> PerToken()

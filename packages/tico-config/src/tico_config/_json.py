@@ -14,6 +14,7 @@ import attrs
 from tico_config._base_config import BaseConfig
 from tico_config._errors import ConfigError
 from tico_config._frozen_mapping import FrozenMapping
+from tico_config._observer_specs import CustomObserverSpec
 from tico_config._problem import Found, Problem, move
 from tico_config._registry import ENUMS, KIND, MAPPING, value_kinds
 
@@ -150,14 +151,15 @@ def _known(value: object, where: str) -> attrs.AttrsInstance:
     kind = value_kinds().get(type(value).__name__)
     if kind is not None and type(value) is kind:
         return value
-    if isinstance(value, BaseConfig):
+    if isinstance(value, BaseConfig | CustomObserverSpec):
+        decorator = "register_config" if isinstance(value, BaseConfig) else "register_observer_spec"
         name = f"{type(value).__module__}.{type(value).__qualname__}"
         raise ConfigError(
             Problem(
                 field=where,
                 value=value,
                 expected="of a registered class",
-                remedy="decorate the class with @register_config",
+                remedy=f"decorate the class with @{decorator}",
                 sentence=f"{where} is a {name}, which is not registered, so from_json could not read it",
             )
         )

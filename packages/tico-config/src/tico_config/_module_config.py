@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import attrs
 from typing_extensions import Self
 
 from tico_config._base_config import BaseConfig, resolve_fields
-from tico_config._overrides import Resolution
+from tico_config._overrides import Resolution, winning_rule
+from tico_config._problem import Problem
+from tico_config._quant_spec import QuantSpec
 
 OnUncalibrated: TypeAlias = Literal["error", "skip"]
 """What becomes of layers that no calibration data reach."""
@@ -18,17 +21,64 @@ OnUncalibrated: TypeAlias = Literal["error", "skip"]
 class ModuleConfig(BaseConfig):
     """A config that holds for a whole module; an override changes some of its fields.
 
-    Subclasses list in `fixed_fields` what an override may not change.
+    Subclasses list in `fixed_fields` what an override may not change. The override `no_quant()` leaves a
+    module out, and everything below it that no other override matches.
 
-    >>> from tico_config import GPTQConfig
-    >>> GPTQConfig(overrides={"*.down_proj": {"bits": 8}}).resolve("mlp.down_proj").origin
+    >>> from tico_config import GPTQConfig, no_quant
+    >>> config = GPTQConfig(overrides={"*.down_proj": {"bits": 8}, "tower": no_quant()})
+    >>> config.resolve("mlp.down_proj").origin
     "overrides['*.down_proj']"
+    >>> config.reason_to_leave("tower.fc")
+    "left out by the override 'tower'"
     """
+
+    def override_problems(self, key: str) -> Sequence[Problem | None]:
+        """Return what is wrong with the value of the override `key`; None is no problem.
+
+        It is `no_quant()`, or a mapping with new values for some fields, none of them in `fixed_fields`.
+        """
+        change = self.overrides[key]
+        if not isinstance(change, QuantSpec):
+            return super().override_problems(key)
+        if is_left_out(change):
+            return ()
+        expected = f"no_quant(), or a mapping with some fields of {type(self).__name__}"
+        return [Problem(field=f"overrides[{key!r}]", value=change, expected=expected)]
 
     def resolve(self, path: str) -> Resolution[Self]:
         """Return the config that holds for the module at `path`, with the rule that decided.
 
+        For a module that is left out, see `reason_to_leave`, these are the fields without a change.
+
         Raises:
             ConfigError: two equally specific overrides contradict each other.
         """
-        return resolve_fields(self, path)
+        rule = winning_rule(self.overrides, (path,))
+        if rule is None or not is_left_out(self.overrides[rule.pattern]):
+            return resolve_fields(self, path)
+        return Resolution(attrs.evolve(self, overrides={}), f"overrides[{rule.pattern!r}]")
+
+    def reason_to_leave(self, path: str) -> str | None:
+        """Return why the module at `path` is left out, or None where it is not.
+
+        Its own most specific override decides, without one that of the nearest module around it with one.
+
+        Raises:
+            ConfigError: two equally specific overrides contradict each other.
+        """
+        rule = winning_rule(self.overrides, (path,))
+        while rule is None and "." in path:
+            path = path.rpartition(".")[0]
+            rule = winning_rule(self.overrides, (path,))
+        left = rule is not None and is_left_out(self.overrides[rule.pattern])
+        return f"left out by the override {rule.pattern!r}" if rule is not None and left else None
+
+
+def is_left_out(change: object) -> bool:
+    """Return whether the value `change` of an override is `no_quant()`.
+
+    >>> from tico_config import no_quant
+    >>> is_left_out(no_quant()), is_left_out({"bits": 8})
+    (True, False)
+    """
+    return isinstance(change, QuantSpec) and not change.is_quantized

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import attrs
 
+from tico_config._declared_types import field_problems
 from tico_config._dtype import MXFormat
+from tico_config._named_fields import NamedFields
 from tico_config._problem import Problem
 from tico_config.validation import as_float, check_instance, check_integer, check_number, refuse
 
 
 @attrs.frozen
-class MinMaxSpec:
+class MinMaxSpec(NamedFields):
     """The smallest and the largest value seen.
 
     >>> MinMaxSpec() == MinMaxSpec()
@@ -21,7 +24,7 @@ class MinMaxSpec:
 
 
 @attrs.frozen
-class EMASpec:
+class EMASpec(NamedFields):
     """Exponential moving average of each batch's range: new = momentum * old + (1 - momentum) * batch.
 
     >>> EMASpec(momentum=0).momentum
@@ -36,7 +39,7 @@ class EMASpec:
 
 
 @attrs.frozen
-class HistogramSpec:
+class HistogramSpec(NamedFields):
     """Counts over bins that never depend on the data; the grid spans the range seen.
 
     >>> HistogramSpec()
@@ -45,7 +48,7 @@ class HistogramSpec:
 
 
 @attrs.frozen
-class PercentileSpec:
+class PercentileSpec(NamedFields):
     """The values at two percentiles of all values seen, in percent.
 
     >>> PercentileSpec(upper=99).upper
@@ -67,7 +70,7 @@ class PercentileSpec:
 
 
 @attrs.frozen
-class MSESpec:
+class MSESpec(NamedFields):
     """The range whose grid has the smallest squared error, among `steps` shrunken ranges.
 
     >>> MSESpec().steps
@@ -82,7 +85,7 @@ class MSESpec:
 
 
 @attrs.frozen
-class HessianMSESpec:
+class HessianMSESpec(NamedFields):
     """As `MSESpec`, with the error of each input column weighted by the mean square of that input.
 
     That is the diagonal of the Hessian of the layer's output error: the clip search of a weight whose
@@ -100,7 +103,7 @@ class HessianMSESpec:
 
 
 @attrs.frozen
-class EntropySpec:
+class EntropySpec(NamedFields):
     """The range whose grid has the smallest Kullback-Leibler divergence, among `steps` shrunken ranges.
 
     >>> EntropySpec(steps=10)
@@ -115,7 +118,7 @@ class EntropySpec:
 
 
 @attrs.frozen
-class MXSpec:
+class MXSpec(NamedFields):
     """Microscaling: blocks of 32 along `axis` share a power-of-two scale taken from the block itself.
 
     >>> MXSpec(MXFormat.MXINT8).axis
@@ -134,7 +137,7 @@ class MXSpec:
 
 
 @attrs.frozen
-class NoQuant:
+class NoQuant(NamedFields):
     """The tensor stays in floating point.
 
     >>> NoQuant()
@@ -142,6 +145,39 @@ class NoQuant:
     """
 
 
+@attrs.frozen
+class CustomObserverSpec(NamedFields):
+    """Base of the specs that name observers of other packages.
+
+    A spec of your own has fields, whose declared types are checked, and nothing else; `field_problems` says
+    what a type does not. `register_observer_spec` lets JSON name it, and `tico_observers.register_observer`
+    says which observer it stands for.
+
+    >>> @attrs.frozen
+    ... class TrimmedSpec(CustomObserverSpec):
+    ...     share: float = 0.99
+    >>> from tico_config import UINT8, affine
+    >>> affine(UINT8, observer=TrimmedSpec(share=0.9)).observer
+    TrimmedSpec(share=0.9)
+    """
+
+    def __attrs_post_init__(self) -> None:
+        """Validate the fields."""
+        refuse(*field_problems(self, self.field_problems))
+
+    def field_problems(self) -> Sequence[Problem | None]:
+        """Return what is wrong with the fields beyond their types; None is no problem."""
+        return ()
+
+
 ObserverSpec: TypeAlias = (
-    MinMaxSpec | EMASpec | HistogramSpec | PercentileSpec | MSESpec | EntropySpec | MXSpec | NoQuant
+    MinMaxSpec
+    | EMASpec
+    | HistogramSpec
+    | PercentileSpec
+    | MSESpec
+    | EntropySpec
+    | MXSpec
+    | NoQuant
+    | CustomObserverSpec
 )

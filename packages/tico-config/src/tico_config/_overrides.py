@@ -5,7 +5,8 @@ A key of `overrides` is one of
 1. an exact observer path, ``model.layers.0.mlp.down_proj.act_in``,
 2. an exact module path, ``model.layers.0.mlp.down_proj``,
 3. a glob, ``*.down_proj`` or ``*.down_proj.act_in`` (``*`` crosses dots, case matters),
-4. ``re:`` and a regular expression that must match the whole path.
+4. ``re:`` and a regular expression that must match the whole path, in a time that its length bounds: there
+   are no backreferences and no atomic groups, and repeats are nested at most three deep.
 
 It is compared with the observer path and with the path of the module that owns the observer. The most
 specific rule wins alone: the kinds in the order above, and among globs the one with more literal
@@ -23,6 +24,7 @@ from typing import Generic, TypeVar
 import attrs
 
 from tico_config._errors import ConfigError
+from tico_config._path_pattern import UnsupportedPatternError, matches_whole, parse
 from tico_config._problem import Found, Problem, describe
 
 T_co = TypeVar("T_co", covariant=True)
@@ -68,7 +70,7 @@ class Rule:
         if path == self.pattern:
             return True
         if self.is_regex:
-            return re.fullmatch(self.pattern.removeprefix(_REGEX), path) is not None
+            return matches_whole(self.pattern.removeprefix(_REGEX), path)
         return fnmatch.fnmatchcase(path, self.pattern)
 
     def specificity(self, paths: tuple[str, ...]) -> tuple[int, int] | None:
@@ -94,6 +96,9 @@ def winning_rule(overrides: Mapping[str, object], paths: tuple[str, ...]) -> Rul
     >>> winning_rule({"*.up": 1, "a.up": 2}, ("a.up",))
     Rule(pattern='a.up')
     """
+    for path in paths:
+        if not isinstance(path, str):
+            raise ConfigError(Problem(field="path", value=path, expected="a path, as text"))
     ranked: dict[tuple[int, int], list[Rule]] = {}
     for rule in map(Rule, overrides):
         specificity = rule.specificity(paths)
@@ -121,22 +126,32 @@ def _tie(path: str, one: Rule, other: Rule) -> Problem:
 
 
 def pattern_problems(patterns: Iterable[str], field: str = "overrides") -> list[Problem]:
-    """Return what is wrong with patterns themselves: empty, or regular expressions that do not compile.
+    """Return what is wrong with patterns themselves: empty, or regular expressions that cannot be matched.
 
     >>> [problem.value for problem in pattern_problems(["*.up", "re:("])]
     ['re:(']
     """
     problems = []
     for pattern in patterns:
-        try:
-            re.compile(pattern.removeprefix(_REGEX) if Rule(pattern).is_regex else "")
-        except (re.error, RecursionError, OverflowError, Warning) as error:
-            expected = f"a regular expression after 're:' ({error})"
-            sentence = f"{field} has {describe(pattern)}, which is no regular expression: {error}"
-            problems.append(Problem(field=field, value=pattern, expected=expected, sentence=sentence))
         if not pattern:
             problems.append(Problem(field=field, value=pattern, expected="a path, a glob or 're:' pattern"))
+        elif Rule(pattern).is_regex:
+            reason = _refusal(pattern.removeprefix(_REGEX))
+            if reason is not None:
+                expected = f"a regular expression after 're:' ({reason})"
+                sentence = f"{field} has {describe(pattern)}, which cannot be matched: {reason}"
+                problems.append(Problem(field=field, value=pattern, expected=expected, sentence=sentence))
     return problems
+
+
+def _refusal(expression: str) -> str | None:
+    try:
+        parse(expression)
+    except (re.error, UnsupportedPatternError, OverflowError, Warning) as error:
+        return str(error)
+    except RecursionError:
+        return "its groups are nested too deeply"
+    return None
 
 
 def unmatched_problems(

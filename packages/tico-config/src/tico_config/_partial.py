@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import TypeVar
 
 import attrs
 
 from tico_config._errors import ConfigError
-from tico_config._problem import Found, Problem, describe, move
+from tico_config._named_fields import unknown_field
+from tico_config._problem import Problem, describe, move
 from tico_config.validation import refuse
 
 A = TypeVar("A", bound=attrs.AttrsInstance)
@@ -56,13 +56,5 @@ def partial_problems(
 
 
 def _unknown_field(field: str, name: str, names: list[str]) -> Problem:
-    near = difflib.get_close_matches(name, names, n=1)
-    found = Found(f"{name!r}")
-    remedy = f"the nearest is {near[0]!r}" if near else f"the fields are {', '.join(names)}"
-    return Problem(
-        field=field,
-        value=found,
-        expected=f"one of {', '.join(names)}",
-        remedy=remedy,
-        sentence=f"{field} names {describe(name)}, which is no field that can be set there",
-    )
+    sentence = f"{field} names {describe(name)}, which is no field that can be set there"
+    return attrs.evolve(unknown_field(field, name, names), field=field, sentence=sentence)

@@ -11,6 +11,14 @@ _SHORT.maxstring = _SHORT.maxother = 120
 _LONGEST = 10_000
 
 
+def describe(value: object) -> str:
+    """Return a short text for `value`; strings that describe a finding are kept as they are."""
+    try:
+        return str(value) if isinstance(value, Found) else _SHORT.repr(value)
+    except Exception:  # noqa: BLE001  # an integer of too many digits, a list that holds itself, a foreign __repr__
+        return f"a value of type {type(value).__name__} that cannot be shown"
+
+
 @attrs.frozen(kw_only=True)
 class Problem:
     """One thing that is wrong: where, what was expected, what was got, and what to do.
@@ -32,7 +40,7 @@ class Problem:
     """
 
     expected: str
-    value: object = None
+    value: object = attrs.field(default=None, repr=describe)
     module: str | None = None
     field: str | None = None
     remedy: str | None = None
@@ -53,14 +61,6 @@ def move(problem: Problem, field: str) -> Problem:
     """Return `problem` with `field` before its own: a field of a value that is itself in a field."""
     sentence = None if problem.sentence is None else f"{field}: {problem.sentence}"
     return attrs.evolve(problem, field=f"{field}.{problem.field}", sentence=sentence)
-
-
-def describe(value: object) -> str:
-    """Return a short text for `value`; strings that describe a finding are kept as they are."""
-    try:
-        return str(value) if isinstance(value, Found) else _SHORT.repr(value)
-    except ValueError:  # of an integer of more digits than Python converts
-        return f"a value of type {type(value).__name__} that is too long to show"
 
 
 def _cut(text: str) -> str:

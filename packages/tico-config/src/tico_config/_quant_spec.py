@@ -8,13 +8,14 @@ import attrs
 
 from tico_config._dtype import UINT8, DType, MXFormat
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
+from tico_config._named_fields import NamedFields
 from tico_config._observer_specs import MinMaxSpec, MXSpec, NoQuant, ObserverSpec
 from tico_config._problem import Problem
 from tico_config.validation import check_choice, check_instance, refuse
 
 
 @attrs.frozen(kw_only=True)
-class QuantSpec:
+class QuantSpec(NamedFields):
     """Format, scheme, granularity and observer of one quantization point.
 
     `qscheme=None` stands for: symmetric if `dtype` is signed, asymmetric if it is not.

@@ -13,6 +13,7 @@ from tico_config._dtype import DType, MXFormat
 from tico_config._errors import ConfigError
 from tico_config._grid import PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._observer_specs import (
+    CustomObserverSpec,
     EMASpec,
     EntropySpec,
     HessianMSESpec,
@@ -27,6 +28,7 @@ from tico_config._problem import Found, Problem
 from tico_config._quant_spec import QuantSpec
 
 C = TypeVar("C", bound=BaseConfig)
+S = TypeVar("S", bound=CustomObserverSpec)
 
 KIND: Final = "kind"
 """The key of a JSON object that names the class of its value."""
@@ -75,11 +77,36 @@ def register_config(config: type[C]) -> type[C]:
     >>> from_json(to_json(HalvingConfig(times=3))).times
     3
     """
-    problem = _class_problem(config) or _name_problem(config)
+    _register(config, _config_problem(config))
+    return config
+
+
+def register_observer_spec(spec: type[S]) -> type[S]:
+    """Let `to_json` and `from_json` handle a class of observer specs: a decorator, above that of attrs.
+
+    As for `register_config`, the name of the class stands in the text.
+
+    Raises:
+        ConfigError: it is not derived from `CustomObserverSpec`, or another class has its name.
+
+    >>> from tico_config import UINT8, CustomObserverSpec, PTQConfig, affine, from_json, to_json
+    >>> @register_observer_spec
+    ... @attrs.frozen
+    ... class CuttingSpec(CustomObserverSpec):
+    ...     share: float = 0.99
+    >>> config = PTQConfig(activation=affine(UINT8, observer=CuttingSpec(share=0.9)))
+    >>> from_json(to_json(config)) == config
+    True
+    """
+    _register(spec, _class_problem(spec, CustomObserverSpec, "register_observer_spec"))
+    return spec
+
+
+def _register(kind: type[attrs.AttrsInstance], problem: Problem | None) -> None:
+    problem = problem or _name_problem(kind)
     if problem is not None:
         raise ConfigError(problem)
-    _KINDS[config.__name__] = config
-    return config
+    _KINDS[kind.__name__] = kind
 
 
 def value_kinds() -> Mapping[str, type[attrs.AttrsInstance]]:
@@ -87,29 +114,38 @@ def value_kinds() -> Mapping[str, type[attrs.AttrsInstance]]:
     return _KINDS
 
 
-def _class_problem(config: object) -> Problem | None:
-    if not isinstance(config, type) or not issubclass(config, BaseConfig):
-        return Problem(field="config", value=config, expected="a class derived from BaseConfig")
-    if "__attrs_attrs__" not in vars(config):
-        return Problem(
-            module=_path(config),
-            field="config",
-            value=config,
-            expected="a class made by attrs",
-            remedy="write @register_config above @attrs.frozen(kw_only=True)",
-            sentence="attrs has not made the class yet",
-        )
+def _config_problem(config: object) -> Problem | None:
+    problem = _class_problem(config, BaseConfig, "register_config")
+    if problem is not None or not isinstance(config, type):
+        return problem
     name: object = getattr(config, "name", None)
     if not isinstance(name, str) or not name:
         expected = "the short name of the algorithm"
-        return Problem(module=_path(config), field="name", value=name, expected=expected)
-    if KIND in (attribute.name for attribute in attrs.fields(config)):
-        expected = "left to JSON, which names the class with it"
-        return Problem(module=_path(config), field=KIND, value=Found("a field"), expected=expected)
+        remedy = 'write for example name: ClassVar[str] = "rounding" into the class'
+        return Problem(module=_path(config), field="name", value=name, expected=expected, remedy=remedy)
     return None
 
 
-def _name_problem(config: type[BaseConfig]) -> Problem | None:
+def _class_problem(kind: object, base: type[attrs.AttrsInstance], decorator: str) -> Problem | None:
+    field = "config" if base is BaseConfig else "spec"
+    if not isinstance(kind, type) or not issubclass(kind, base):
+        return Problem(field=field, value=kind, expected=f"a class derived from {base.__name__}")
+    if "__attrs_attrs__" not in vars(kind):
+        return Problem(
+            module=_path(kind),
+            field=field,
+            value=kind,
+            expected="a class made by attrs",
+            remedy=f"write @{decorator} above @attrs.frozen(kw_only=True)",
+            sentence="attrs has not made the class yet",
+        )
+    if KIND in (attribute.name for attribute in attrs.fields(kind)):
+        expected = "left to JSON, which names the class with it"
+        return Problem(module=_path(kind), field=KIND, value=Found("a field"), expected=expected)
+    return None
+
+
+def _name_problem(config: type) -> Problem | None:
     name = config.__name__
     taken: type | None = _KINDS.get(name) or ENUMS.get(name)
     is_again = taken is not None and _path(taken) == _path(config)

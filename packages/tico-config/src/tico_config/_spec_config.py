@@ -14,6 +14,7 @@ from tico_config._overrides import Resolution, winning_rule
 from tico_config._partial import apply_partial, partial_problems
 from tico_config._problem import Problem
 from tico_config._quant_spec import QuantSpec, affine
+from tico_config.validation import check_instance, refuse
 
 _CHANGE = "a QuantSpec, or a mapping with some of its fields"
 
@@ -92,6 +93,7 @@ class SpecConfig(BaseConfig):
         >>> str(config.resolve("layers.0.down_proj.weight").spec)
         'uint8 asymmetric'
         """
+        refuse(check_instance("path", path, str, "a path, as text"))
         module, _, point = path.rpartition(".")
         role = "weight" if point == "weight" else "activation"
         rule = winning_rule(self.overrides, (path, module))

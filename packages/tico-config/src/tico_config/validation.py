@@ -30,6 +30,9 @@ __all__ = [
 ]
 
 
+_LARGEST = 2**63 - 1
+
+
 def refuse(*found: Problem | None) -> None:
     """Raise every problem in `found` as one error; None stands for a check that passed.
 
@@ -44,14 +47,16 @@ def refuse(*found: Problem | None) -> None:
 
 
 def check_integer(field: str, value: object, low: int, high: int | None = None) -> Problem | None:
-    """Require an int (not a bool) from `low` to `high`, both included.
+    """Require an int (not a bool) from `low` to `high`, both included; without a `high`, one of 64 bits.
 
     >>> check_integer("steps", 0, 1).expected
     'an integer of at least 1'
     """
-    if type(value) is int and low <= value and (high is None or value <= high):
+    if type(value) is int and low <= value <= (_LARGEST if high is None else high):
         return None
     span = f"from {low} to {high}" if high is not None else f"of at least {low}"
+    if type(value) is int and value > _LARGEST:
+        span = f"from {low} to {_LARGEST if high is None else high}"
     return Problem(field=field, value=value, expected=f"an integer {span}")
 
 
@@ -140,4 +145,4 @@ def as_float(value: object) -> object:
     """
     if type(value) is int and abs(value) < 2**53:
         return float(value)
-    return value + 0.0 if type(value) is float else value
+    return float(value) + 0.0 if isinstance(value, float) else value

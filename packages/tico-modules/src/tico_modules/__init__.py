@@ -32,9 +32,18 @@ from tico_modules._storage.exact_module import ExactModule
 from tico_modules._storage.kept_weights import keep_dequantized
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.entry_points import find_entry_points
-from tico_modules._tree.module_tree import child_path, children, named_modules, parameter
+from tico_modules._tree.module_tree import (
+    child_path,
+    children,
+    named_modules,
+    own_tensor,
+    parameter,
+    tensor_place,
+)
+from tico_modules._tree.plug_ins import BrokenPlugIn, load_plug_in
 from tico_modules._tree.recorded_outputs import record_outputs
 from tico_modules._tree.ties import find_tied_paths
 
@@ -53,6 +62,7 @@ INTEGER_MODULES = (
 __all__ = [
     "INTEGER_MODULES",
     "ActivationGrid",
+    "BrokenPlugIn",
     "ConvSettings",
     "ConvTransposeSettings",
     "DataFingerprint",
@@ -76,6 +86,7 @@ __all__ = [
     "Run",
     "ScaledInput",
     "TransposedLinear",
+    "answer_for",
     "carry_over",
     "child_path",
     "children",
@@ -84,9 +95,11 @@ __all__ = [
     "find_tied_paths",
     "keep_dequantized",
     "library_versions",
+    "load_plug_in",
     "load_quantized",
     "model_fingerprint",
     "named_modules",
+    "own_tensor",
     "parameter",
     "record_outputs",
     "remember",
@@ -96,4 +109,5 @@ __all__ = [
     "save_quantized",
     "select_below",
     "set_backend",
+    "tensor_place",
 ]

@@ -16,6 +16,7 @@ from tico_observers._channel_range import (
     channel_extremes,
     merge_channels,
 )
+from tico_observers._custom_observers import AnyObserver, register_observer
 from tico_observers._ema import EMAStatistic
 from tico_observers._exact_gram import ExactGramStatistic
 from tico_observers._fake_quant import dequantize, fake_quantize, quantize
@@ -31,7 +32,7 @@ from tico_observers._histogram_observers import (
 from tico_observers._identity import IdentityStatistic
 from tico_observers._mx import fake_quantize_mx
 from tico_observers._observer import Observer
-from tico_observers._observer_factory import AnyObserver, observer_for
+from tico_observers._observer_factory import observer_for
 from tico_observers._packing import pack, packed_width, unpack
 from tico_observers._range import LARGEST_PLAUSIBLE, Extremes, RangeStatistic, require_plausible
 from tico_observers._range_observers import EMAObserver, MinMaxObserver
@@ -40,6 +41,7 @@ from tico_observers._replaced_file import locked_folder, replaced_file
 from tico_observers._round_to_grid import round_to_grid
 from tico_observers._sealed_file import SealedFile, read_sealed, seal, tensor_digest, write_sealed
 from tico_observers._statistic import Statistic
+from tico_observers._statistic_records import Record, register_statistic
 from tico_observers._statistics_file import load_statistics, save_statistics
 from tico_observers._tensor_checks import OnNonfinite, require_finite, require_float_tensor
 
@@ -68,6 +70,7 @@ __all__ = [
     "OnNonfinite",
     "PercentileObserver",
     "RangeStatistic",
+    "Record",
     "SealedFile",
     "Statistic",
     "broadcast",
@@ -88,6 +91,8 @@ __all__ = [
     "percentile_range",
     "quantize",
     "read_sealed",
+    "register_observer",
+    "register_statistic",
     "replaced_file",
     "require_finite",
     "require_fit",

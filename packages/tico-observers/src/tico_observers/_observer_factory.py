@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from typing import TypeAlias
 
 from typing_extensions import assert_never
 
 from tico_config import (
+    CustomObserverSpec,
     EMASpec,
     EntropySpec,
     Granularity,
@@ -20,7 +20,7 @@ from tico_config import (
     PercentileSpec,
     QuantSpec,
 )
-from tico_observers._ema import EMAStatistic
+from tico_observers._custom_observers import AnyObserver, custom_observer
 from tico_observers._gridless_observers import IdentityObserver, MXObserver
 from tico_observers._histogram import HistogramStatistic
 from tico_observers._histogram_observers import (
@@ -29,21 +29,15 @@ from tico_observers._histogram_observers import (
     MSEObserver,
     PercentileObserver,
 )
-from tico_observers._identity import IdentityStatistic
 from tico_observers._observer import Observer
-from tico_observers._range import RangeStatistic
 from tico_observers._range_observers import EMAObserver, MinMaxObserver
-
-AnyObserver: TypeAlias = (
-    Observer[RangeStatistic]
-    | Observer[EMAStatistic]
-    | Observer[HistogramStatistic]
-    | Observer[IdentityStatistic]
-)
 
 
 def observer_for(spec: QuantSpec, name: str, default: Granularity) -> AnyObserver:
     """Return the observer that `spec` asks for; `default` is the granularity of the point it watches.
+
+    Raises:
+        UnsupportedError: it asks for an observer of another package, which none has registered.
 
     >>> from tico_config import DType, PerTensor, affine
     >>> observer_for(affine(DType.int(8)), "act_in", PerTensor())
@@ -69,6 +63,8 @@ def _unnamed(spec: QuantSpec, default: Granularity) -> AnyObserver:
             return MXObserver(name, format=element, axis=axis)
         case NoQuant():
             return IdentityObserver(name)
+        case CustomObserverSpec() as own:
+            return custom_observer(own, spec, units)
         case other:
             return _histogram_observer(other, spec, name, units)
 

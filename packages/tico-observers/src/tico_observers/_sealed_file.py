@@ -174,7 +174,7 @@ def _storable(name: str, tensor: Tensor) -> Tensor:
         problem = Problem(module=name, field="tensor", value=found, expected="a dense tensor with data")
     if problem:
         raise UnsupportedError(problem)
-    return tensor.detach().cpu().contiguous()
+    return tensor.detach().cpu().contiguous().resolve_conj().resolve_neg()
 
 
 def _is_name(name: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import attrs
 import torch
@@ -30,14 +32,20 @@ from tico_observers._range import Extremes, RangeStatistic
 from tico_observers._statistic import Statistic
 from tico_observers._tensor_checks import OnNonfinite
 
+S = TypeVar("S", bound=Statistic)
+
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """A statistic taken apart: the name of its kind, what JSON can hold of it, and its tensors."""
+    """A statistic taken apart: the name of its kind, what JSON can hold of it, and its tensors.
 
-    kind: str
-    settings: Mapping[str, object]
-    tensors: Mapping[str, Tensor]
+    >>> Record(settings={"rows": 3}).whole("rows")
+    3
+    """
+
+    kind: str = ""
+    settings: Mapping[str, object] = attrs.field(factory=dict)
+    tensors: Mapping[str, Tensor] = attrs.field(factory=dict)
 
     def setting(self, field: str) -> object:
         """Return one of the settings."""
@@ -48,6 +56,13 @@ class Record:
         value = self.setting(field)
         if type(value) is not int or value < low:
             raise wrong(field, value, f"an integer of at least {low}")
+        return value
+
+    def number(self, field: str) -> float:
+        """Return a setting that is a finite number."""
+        value = self.setting(field)
+        if type(value) is not float or not math.isfinite(value):
+            raise wrong(field, value, "a finite number")
         return value
 
     def tensor(self, field: str, *dtypes: torch.dtype, ndim: int) -> Tensor:
@@ -84,6 +99,8 @@ def record_of(statistic: Statistic, name: str) -> Record:
             record = _gram_record(statistic)
         case IdentityStatistic(elements=elements):
             record = Record(kind="", settings={"elements": elements}, tensors={})
+        case _ if type(statistic) in _RECORDERS:
+            record = _RECORDERS[type(statistic)](statistic)
         case _:
             kinds = ", ".join(sorted(_BUILDERS))
             problem = Problem(module=name, field="statistics", value=statistic, expected=f"one of {kinds}")
@@ -128,7 +145,8 @@ def statistic_from(record: Record) -> Statistic:
         ArtifactError: the record does not make a statistic; the field says which part is wrong.
     """
     if record.kind not in _BUILDERS:
-        raise wrong("kind", record.kind, f"one of {', '.join(sorted(_BUILDERS))}")
+        expected, remedy = f"one of {', '.join(sorted(_BUILDERS))}", "import the module that registers it"
+        raise ArtifactError(Problem(field="kind", value=record.kind, expected=expected, remedy=remedy))
     statistic = _BUILDERS[record.kind](record)
     again = record_of(statistic, "")
     for field in sorted({*record.settings, *record.tensors} - {*again.settings, *again.tensors}):
@@ -269,7 +287,7 @@ def _identity(record: Record) -> IdentityStatistic:
     return IdentityStatistic(elements=record.whole("elements"))
 
 
-_BUILDERS: Mapping[str, Callable[[Record], Statistic]] = {
+_BUILDERS: dict[str, Callable[[Record], Statistic]] = {
     "AbsMaxStatistic": _absmax,
     "EMAStatistic": _ema,
     "ExactGramStatistic": _exact_gram,
@@ -278,3 +296,36 @@ _BUILDERS: Mapping[str, Callable[[Record], Statistic]] = {
     "IdentityStatistic": _identity,
     "RangeStatistic": _range,
 }
+_RECORDERS: dict[type[Statistic], Callable[[Statistic], Record]] = {}
+
+
+def register_statistic(
+    kind: type[S], take_apart: Callable[[S], Record], build: Callable[[Record], S]
+) -> None:
+    """Let files hold a statistic of your own: `build` gives back what `take_apart` has taken apart.
+
+    The name of the class stands in the file, so no other statistic may have it. `build` raises
+    `ArtifactError` where a record does not make a statistic; the methods of `Record` do.
+
+    Raises:
+        ConfigError: another class has the name.
+    """
+    known = next((each for each in _RECORDERS if each.__name__ == kind.__name__), None)
+    again = known is not None and (known.__module__, known.__qualname__) == (
+        kind.__module__,
+        kind.__qualname__,
+    )
+    if kind.__name__ in _BUILDERS and not again:
+        found, expected = Found(f"a second {kind.__name__}"), "one class of each name"
+        raise ConfigError(
+            Problem(field="kind", value=found, expected=expected, remedy="rename one of the two")
+        )
+
+    def recorded(statistic: Statistic) -> Record:
+        if not isinstance(statistic, kind):
+            expected = f"a {kind.__name__}"
+            raise UnsupportedError(Problem(field="statistics", value=statistic, expected=expected))
+        return take_apart(statistic)
+
+    _RECORDERS[kind] = recorded
+    _BUILDERS[kind.__name__] = build

@@ -7,10 +7,10 @@ is run on, as on any model. Their integers then become the graph's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import final
+from typing import ClassVar, final
 
 import attrs
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tico_config import DType, GPTQConfig, PerChannel, PerTensor, unmatched_problems
 from tico_modules import Edit, LayerReport, PackedWeight, QuantizedModule, Report, children, named_modules
@@ -31,6 +31,8 @@ _LAYERS = "gptq_layers"
 @final
 class GPTQEverywhere(BaseQuantizer[GPTQConfig, Calibration]):
     """GPTQ on modules, and on the graphs that PT2E leaves."""
+
+    graphs: ClassVar[tuple[type[fx.GraphModule], ...]] = (QuantGraph,)
 
     def prepare(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, Calibration]:
         """Start to watch what the layers of a model, or the operators of a graph, read."""

@@ -55,7 +55,6 @@ from tico_quantizers.calibration import require_evaluation_mode
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 
 _WATCHES = "watches"
-_MASKED = "float, as it holds a mask"
 
 
 @final
@@ -63,6 +62,7 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
     """Rounds the values and weights of an exported graph to nearest, on grids that calibration finds."""
 
     works_in_place: ClassVar[bool] = False
+    graphs: ClassVar[tuple[type[fx.GraphModule], ...]] = (fx.GraphModule,)
 
     def prepare(
         self, model: nn.Module, example: Example | None, edit: Edit
@@ -171,14 +171,14 @@ def _quantize_values(draft: QuantGraph) -> dict[str, str]:
     """Replace watches by grids, but where they saw a mask; return the label of each point's grid."""
     graph = draft.graph
     watches = {name: module for name, module in named_modules(draft) if isinstance(module, Watch)}
-    grids = {name: watch.params for name, watch in watches.items() if not watch.is_masked}
+    grids = {name: watch.params for name, watch in watches.items() if watch.why_float is None}
     labels: dict[str, str] = {}
     for node in list(graph.nodes):
         module = draft.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, Watch | Follower):
             leader = module.leader if isinstance(module, Follower) else str(node.target)
             if isinstance(module, Watch):
-                labels[module.path] = str(module.spec) if leader in grids else _MASKED
+                labels[module.path] = module.why_float or str(module.spec)
             moved = node.all_input_nodes[0]
             if leader in grids:
                 with graph.inserting_before(node):

@@ -9,6 +9,7 @@ import attrs
 from torch import Tensor, fx
 
 from tico_modules import child_path
+from tico_pt2e._data_flow import data_nodes
 from tico_pt2e._nodes import argument, is_float, module_of, node_argument, operator_of, value_of
 from tico_pt2e._patterns import (
     ACTIVATION_FUNCTIONS,
@@ -66,6 +67,7 @@ def find_operations(graph: fx.Graph) -> FoundOperations:
     found: list[Operation] = []
     inner: set[fx.Node] = set()
     left: Counter[str] = Counter()
+    data = data_nodes(graph)
     for node in graph.nodes:
         if node in inner or node.op != "call_function":
             continue
@@ -75,6 +77,10 @@ def find_operations(graph: fx.Graph) -> FoundOperations:
         pattern = _pattern(node)
         if pattern is None:
             left[_described(node)] += 1
+            continue
+        if node not in data:
+            if pattern.result is not Result.SHARED:
+                left[f"{operator_of(node)} of constants or positions"] += 1
             continue
         last = _last(node, pattern)
         inner.add(last)

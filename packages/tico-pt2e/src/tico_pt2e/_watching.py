@@ -22,7 +22,8 @@ _OUT_OF_REACH = 1000.0
 class Watch(nn.Module):
     """Sees a value on its way; what unfinished passes have shown can be taken back.
 
-    A value that is found to hold a mask, a stand-in for minus infinity, is to have no grid: see `is_masked`.
+    A value that is found to hold a mask, a stand-in for minus infinity, is to have no grid, nor one that was
+    always empty: see `why_float`.
 
     Args:
         path: that of the point.
@@ -39,6 +40,7 @@ class Watch(nn.Module):
         self.spec = spec
         self.scores = scores
         self._masked = self._accepted_masked = False
+        self._was_empty = False
         self._observer = observer_for(spec, path, PerTensor())
         self._accepted = copy.copy(self._observer)
         self._calibration: Calibration | None = None
@@ -50,6 +52,7 @@ class Watch(nn.Module):
         return x
 
     def _see(self, x: Tensor) -> None:
+        self._was_empty = self._was_empty or not x.numel()
         self._masked = self._masked or self._holds_mask(x)
         if not self._masked:
             self._observer.collect(x)
@@ -78,14 +81,17 @@ class Watch(nn.Module):
         self._accepted_masked = self._masked
 
     @property
-    def is_masked(self) -> bool:
-        """Whether the values seen hold a mask. A grid over them would leave nothing of what is not masked."""
-        return self._accepted_masked
+    def why_float(self) -> str | None:
+        """Why the value is to have no grid, if so. One that spans a mask would leave nothing of the rest."""
+        if self._accepted_masked:
+            return "float, as it holds a mask"
+        empty = self._was_empty and self._accepted.statistics.is_empty
+        return "float, as it is empty" if empty else None
 
     @property
     def lacks_data(self) -> bool:
         """Whether no data were seen."""
-        return self._accepted.statistics.is_empty and not self.is_masked
+        return self._accepted.statistics.is_empty and self.why_float is None
 
     @property
     def params(self) -> AffineParams:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Generic, Protocol, TypeVar, final
 
 import attrs
-from torch import nn
+from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import BaseConfig, to_json
@@ -49,9 +49,11 @@ class BaseQuantizer(ABC, Generic[C, K]):
     """An algorithm. It holds hyper-parameters only; what it learns from data is the calibration.
 
     One that cannot work on the very object that it is given, only on a copy, says so in `works_in_place`.
+    Models are made of modules; which classes of exported graphs it works on too is said by `graphs`.
     """
 
     works_in_place: ClassVar[bool] = True
+    graphs: ClassVar[tuple[type[fx.GraphModule], ...]] = ()
 
     def __init__(self, config: C) -> None:
         self.config = config
@@ -147,6 +149,10 @@ class AnyQuantizer(Protocol):
     @property
     def works_in_place(self) -> bool:
         """Whether the object that was passed in can be the one that works afterwards."""
+
+    @property
+    def graphs(self) -> tuple[type[fx.GraphModule], ...]:
+        """The classes of exported graphs that it works on."""
 
     def start(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, AnyPrepared]:
         """Prepare the model."""

@@ -36,6 +36,7 @@ class Manifest:
         runs: the conversions, oldest first.
         transformers: class, config and so on of a transformers model; None for any other.
         shards: the files that hold the tensors.
+        structure: class and settings of the modules of torch.nn, by path; None where the file has none.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -45,6 +46,7 @@ class Manifest:
     runs: tuple[Run, ...]
     transformers: Mapping[str, object] | None
     shards: tuple[Shard, ...]
+    structure: Mapping[str, Mapping[str, str]] | None = None
 
     def write(self, folder: Path) -> Path:
         """Replace the manifest in `folder` in one step; return its path.
@@ -66,6 +68,7 @@ class Manifest:
             "runs": [run.to_values() for run in self.runs],
             "transformers": self.transformers,
             "shards": [attrs.asdict(shard) for shard in self.shards],
+            "structure": None if self.structure is None else {**self.structure},
         }
 
 
@@ -79,12 +82,15 @@ def read_manifest(folder: Path) -> tuple[Manifest, Layout]:
     where = folder / MANIFEST_NAME
     if where.is_symlink():
         raise _make_error(where, "a link", "a regular file")
+    if where.exists() and not where.is_file():  # a pipe would be waited for
+        raise _make_error(where, "a folder, pipe or device", "a regular file")
     with where.open("rb") as file:
         content = file.read(_MAX_BYTES + 1)
     if len(content) > _MAX_BYTES:
         raise _make_error(where, "a longer one", f"of at most {_MAX_BYTES} bytes")
     layout = Layout(str(where), _parse(where, content))
-    layout.require_keys(("aliases", "format", "modules", "runs", "shards", "transformers", "version"))
+    names = ("aliases", "format", "modules", "runs", "shards", "transformers", "version")
+    layout.require_keys((*names, "structure") if "structure" in layout.values else names)
     aliases, modules = layout.child("aliases"), layout.child("modules")
     transformers = layout.optional_child("transformers")
     manifest = Manifest(

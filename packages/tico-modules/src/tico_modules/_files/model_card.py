@@ -17,28 +17,33 @@ _MARK: Final = (
 )
 
 
-def write_model_card(folder: Path, kind: str, manifest: Manifest, report: Report) -> None:
+def write_model_card(folder: Path, kind: str, manifest: Manifest, report: Report, call: str) -> None:
     """Write the card of a model of the class `kind` to `folder`, unless somebody else's file has its name.
+
+    `call` is the call that loads it.
 
     Raises:
         OSError: it cannot be written.
     """
     target = folder / CARD_NAME
+    if target.exists() and not target.is_file():
+        return
     if target.exists() and _MARK not in target.read_text(encoding="utf-8", errors="replace"):
         return
     with replaced_file(target) as file:
-        file.write("\n".join(_lines(kind, manifest, report)).encode())
+        file.write("\n".join(_lines(kind, manifest, report, call)).encode())
 
 
-def _lines(kind: str, manifest: Manifest, report: Report) -> Iterator[str]:
+def _lines(kind: str, manifest: Manifest, report: Report, call: str) -> Iterator[str]:
     size = sum(shard.bytes for shard in manifest.shards)
     yield f"# A quantized {kind}\n"
     yield f"{_MARK}\n"
     yield f"{len(manifest.modules)} integer modules, {size:,} bytes in {len(manifest.shards)} file(s)."
     yield "Any tool for safetensors reads the tensors; `quantized.json` says how the codes are packed.\n"
-    model = "" if manifest.transformers else ", model"
     yield "```python\nfrom tico_modules import load_quantized\n"
-    yield f"model = load_quantized(folder{model})\n```\n"
+    if ", model" in call:
+        yield f"model = ...  # a float {kind}, made as the one that was converted; its weights are not used"
+    yield f"model = {call}\n```\n"
     for number, run in enumerate(manifest.runs, start=1):
         yield from _run_lines(number, run)
     yield "## What was done to every module\n"

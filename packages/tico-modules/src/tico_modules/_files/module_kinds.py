@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeGuard
 
 import attrs
 
@@ -11,6 +11,7 @@ from tico_config import ArtifactError, Found, Problem, UnsupportedError
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._storage.layout import Layout
 from tico_modules._tree.entry_points import find_entry_points
+from tico_modules._tree.plug_ins import BrokenPlugIn, load_plug_in
 
 ENTRY_POINT_GROUP: Final = "tico.modules"
 
@@ -51,7 +52,8 @@ class ModuleKinds:
 def load_kinds() -> ModuleKinds:
     """Return the kinds of modules that installed packages have.
 
-    A package that cannot be imported does not keep models from being loaded that need none of its modules.
+    A package that cannot be imported, or offers something else, does not keep models from being loaded that
+    need none of its modules.
 
     Raises:
         UnsupportedError: two classes have the same kind.
@@ -59,10 +61,10 @@ def load_kinds() -> ModuleKinds:
     classes: dict[str, type[RestorableModule]] = {}
     broken: dict[str, str] = {}
     for point in find_entry_points(ENTRY_POINT_GROUP):
-        try:
-            offered: tuple[type[RestorableModule], ...] = point.load()
-        except ImportError as error:
-            broken[point.module.partition(".")[0]] = str(error)
+        offered = load_plug_in(point)
+        if isinstance(offered, BrokenPlugIn) or not _are_kinds(offered):
+            reason = offered.reason if isinstance(offered, BrokenPlugIn) else f"it offers {offered!r}"
+            broken[point.module.partition(".")[0]] = reason
             continue
         for new in offered:
             old = classes.setdefault(new.kind, new)
@@ -71,3 +73,10 @@ def load_kinds() -> ModuleKinds:
                 expected, field = "the only one to offer its kinds", f"entry point {point.name}"
                 raise UnsupportedError(Problem(field=field, value=found, expected=expected))
     return ModuleKinds(classes, broken)
+
+
+def _are_kinds(offered: object) -> TypeGuard[tuple[type[RestorableModule], ...]]:
+    kinds = offered if isinstance(offered, tuple) else ()
+    return bool(kinds) and all(
+        isinstance(kind, type) and issubclass(kind, RestorableModule) for kind in kinds
+    )

@@ -16,6 +16,7 @@ from tico_modules._record.history import remember
 from tico_modules._record.run import Run
 from tico_modules._storage.layout import Layout, select_below
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.module_tree import child_path, children, named_modules
 from tico_modules._tree.recorded_outputs import record_outputs
@@ -54,6 +55,7 @@ class Restoring:
                 continue  # a shared module that another of its paths has already restored
             own = select_below(self.tensors, path) if path else self.tensors
             new = kinds.find(entry).restore(original, entry.child("layout"), own)
+            answer_for(original, new)
             for number in entry.integers("runs"):
                 if number >= len(runs):
                     raise entry.make_error("runs", f"integers below {len(runs)}")
@@ -107,7 +109,7 @@ class Restoring:
         """Give `module` its tensors; `made` has a parameter for each tensor, so that tied ones stay tied."""
         parameters: dict[str, nn.Parameter | None] = module._parameters
         for name, old in parameters.items():
-            if old is not None:
+            if old is not None and child_path(path, name) in self.tensors:
                 value = self.tensors[child_path(path, name)]
                 if id(value) not in made:
                     made[id(value)] = nn.Parameter(value, requires_grad=old.requires_grad)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from shutil import copyfile, rmtree
 from tempfile import TemporaryDirectory
@@ -17,6 +18,14 @@ from tico_modules._storage.layout import Layout
 
 CONFIG_NAME: Final = "config.json"
 GENERATION_NAME: Final = "generation_config.json"
+_VERSION: Final = "transformers_version"
+_LONGEST: Final = 200
+# Fields of a config that make no difference to what a converted model computes.
+_INDIFFERENT: Final = (
+    *("_name_or_path", "architectures", "dtype", "torch_dtype", "finetuning_task", "id2label", "label2id"),
+    *("output_attentions", "output_hidden_states", "problem_type", "return_dict", "task_specific_params"),
+    *("transformers_version", "use_cache", "initializer_range", "tie_word_embeddings"),
+)
 _TEMPORARY: Final = ".quantized-beside-"
 _TOKENIZER_FILES: Final = (
     "added_tokens.json",
@@ -50,6 +59,7 @@ def describe_model(model: nn.Module) -> Mapping[str, object] | None:
     attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return {
         "architecture": type(model).__name__,
+        "package": type(model).__module__.partition(".")[0],
         "attention": attention if isinstance(attention, str) else None,
         "config": config,
         "generation": generation,
@@ -93,11 +103,60 @@ def _read_json(path: Path) -> object:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
+def makes_by_itself(model: nn.Module) -> bool:
+    """Tell whether the class of `model` is one that `make_skeleton` finds: one of transformers."""
+    transformers = sys.modules.get("transformers")
+    return getattr(transformers, type(model).__name__, None) is type(model)
+
+
+def require_config(about: Layout, model: nn.Module) -> None:
+    """Refuse a transformers model whose config says something else than that of the model in the file.
+
+    Fields that make no difference to a converted model are not compared, nor are configs of two versions
+    of transformers, which name things in other ways.
+
+    Raises:
+        ArtifactError: with every field that differs.
+    """
+    known, current = about.optional_child("transformers"), describe_model(model)
+    if known is None or current is None:
+        return
+    saved, found = known.child("config").values, current["config"]
+    if isinstance(found, dict) and saved.get(_VERSION) == found.get(_VERSION):
+        remedy = "pass a float model made from the saved config"
+        problems = [
+            Problem(
+                module=about.where,
+                field=f"config.{name}",
+                value=value,
+                expected=f"{expected!r}, as in the saved model",
+                remedy=remedy,
+            )
+            for name, value, expected in _find_differences(saved, found)
+        ]
+        if problems:
+            raise ArtifactError(*problems)
+
+
+def _find_differences(
+    saved: Mapping[str, object], found: Mapping[str, object]
+) -> Iterator[tuple[str, object, object]]:
+    """Yield name, value and expected value of the fields that both have and that differ."""
+    for name in sorted(saved.keys() & found.keys()):
+        one, other = saved[name], found[name]
+        if isinstance(one, dict) and isinstance(other, dict) and name not in _INDIFFERENT:
+            yield from (
+                (f"{name}.{part}", value, want) for part, value, want in _find_differences(one, other)
+            )
+        elif one != other and name not in _INDIFFERENT and "drop" not in name:
+            yield name, other, one
+
+
 def make_skeleton(about: Layout) -> nn.Module:
     """Return the transformers model that the manifest `about` describes, without weights.
 
     Raises:
-        ArtifactError: the manifest describes none, or transformers makes another class from its config.
+        ArtifactError: the manifest describes none, or its class is none of transformers.
         MissingExtraError: transformers is not installed.
     """
     known = about.optional_child("transformers")
@@ -107,44 +166,62 @@ def make_skeleton(about: Layout) -> nn.Module:
         problem = Problem(module=about.where, field="model", expected=expected, remedy=remedy)
         raise ArtifactError(problem)
     architecture = known.text("architecture")
-    model = _make_model(known)
+    model = _make_model(known, _find_class(about, known, architecture))
     if type(model).__name__ != architecture:
-        found = Found(f"None, from which transformers makes a {type(model).__name__}")
-        remedy = f"pass a float {architecture} as model"
-        expected = f"a float {architecture}"
-        problem = Problem(module=about.where, field="model", value=found, expected=expected, remedy=remedy)
-        raise ArtifactError(problem)
+        raise _class_error(
+            about, architecture, f"None, from which transformers makes a {type(model).__name__}"
+        )
     return model
 
 
-def _make_model(known: Layout) -> nn.Module:
+def _find_class(about: Layout, known: Layout, architecture: str) -> type[nn.Module]:
+    """Return the class of transformers with the name `architecture`."""
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+        import transformers
     except ImportError:
         remedy = "pip install 'tico-modules[transformers]', or pass model="
         expected, found = "the package transformers to be installed", Found("no such package")
         problem = Problem(expected=expected, value=found, remedy=remedy)
         raise MissingExtraError(problem) from None
-    attention = known.values.get("attention")
+    package = known.text("package") if "package" in known.values else transformers.__name__
+    kind: object = getattr(transformers, architecture, None) if package == transformers.__name__ else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise _class_error(about, architecture, f"None, and a class of the package {package}")
+    return kind
+
+
+def _class_error(about: Layout, architecture: str, found: str) -> ArtifactError:
+    remedy = f"pass a float {architecture} as model"
+    expected = f"a float {architecture}, which transformers does not make"
+    return ArtifactError(
+        Problem(module=about.where, field="model", value=Found(found), expected=expected, remedy=remedy)
+    )
+
+
+class _FromConfig(Protocol):
+    def __call__(self, config: object, *, attn_implementation: object) -> nn.Module:
+        """Return a model without weights."""
+
+
+def _make_model(known: Layout, kind: type[nn.Module]) -> nn.Module:
+    from transformers import GenerationConfig
+
+    make_config: Callable[[Mapping[str, object]], object] = getattr(kind, "config_class").from_dict  # noqa: B009
+    make: _FromConfig = getattr(kind, "_from_config")  # noqa: B009  # what the Auto classes call
     try:
-        with TemporaryDirectory() as folder:
-            text = json.dumps(known.child("config").values)
-            (Path(folder) / CONFIG_NAME).write_text(text, encoding="utf-8")
-            config: object = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
+        config = make_config(dict(known.child("config").values))
         with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, attn_implementation=attention, trust_remote_code=False
-            )
+            model = make(config, attn_implementation=known.values.get("attention"))
         generation = known.optional_child("generation")
         if generation is not None:
             made: object = GenerationConfig(**generation.values)  # type: ignore[no-untyped-call]
             vars(model)["generation_config"] = made
         return model
-    except (OSError, ValueError, KeyError) as error:
-        found = Found(f"one that it refuses ({error})")
-        problem = Problem(
-            module=known.where, field="config", value=found, expected="a config that transformers accepts"
+    except Exception as error:  # each class checks its config in its own way
+        reason = " ".join(str(error).split())
+        found = Found(
+            f"one that it refuses ({reason if len(reason) < _LONGEST else f'{reason[:_LONGEST]} …'})"
         )
+        expected, remedy = "a config that transformers accepts", f"pass a float {kind.__name__} as model"
+        problem = Problem(module=known.where, field="config", value=found, expected=expected, remedy=remedy)
         raise ArtifactError(problem) from error

@@ -11,6 +11,7 @@ from tico_modules._kernels.native_linear import Backend, NativeLinear
 from tico_modules._layers.quantized_linear import QuantizedLinear
 from tico_modules._layers.quantized_module import QuantizedModule
 from tico_modules._tree.module_tree import named_modules
+from tico_modules._tree.requirements import require_module
 
 
 def set_backend(model: nn.Module, backend: Backend) -> dict[str, str]:
@@ -35,13 +36,14 @@ def set_backend(model: nn.Module, backend: Backend) -> dict[str, str]:
 
     Raises:
         ConfigError: `backend` is none of the three.
-        UnsupportedError: `model` holds no integer module.
+        UnsupportedError: `model` is no module, or holds no integer one.
 
     >>> from tico_config import DType
     >>> layer = QuantizedLinear.from_float(nn.Linear(64, 32), DType.int(4), group_size=32)
     >>> set_backend(nn.Sequential(layer), "native")
     {'0': 'int4 codes up to 40 tokens, bfloat16 product'}
     """
+    require_module(model)
     if backend not in get_args(Backend):
         expected = f"one of {', '.join(get_args(Backend))}"
         raise ConfigError(Problem(field="backend", value=backend, expected=expected))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import attrs
 from typing_extensions import Self
@@ -19,6 +19,22 @@ class KernelSettings:
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int
+
+    def to_values(self) -> dict[str, object]:
+        """Return the settings as JSON values."""
+        values = attrs.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def require_fit(self, shape: tuple[int, ...], axes: int, settings: Layout) -> None:
+        """Refuse settings that a packed weight of this `shape` cannot have in a convolution over `axes` axes.
+
+        Raises:
+            ArtifactError: naming the setting.
+        """
+        if not len(self.stride) == len(shape) - 2 == axes:
+            raise settings.make_error("stride", f"{axes} integers, and the weight of {axes + 2} axes")
+        if shape[0] % self.groups:
+            raise settings.make_error("groups", f"a divisor of the {shape[0]} output channels")
 
     def require_valid(self, settings: Layout) -> None:
         """Refuse values that no kernel can have; `settings` is the place in the file that they come from.
@@ -41,6 +57,8 @@ S = TypeVar("S", bound=KernelSettings)
 class ConvolutionModule(QuantizedModule, Generic[S]):
     """A layer whose integer weight is a kernel of shape (out_channels, in_channels / groups, *kernel)."""
 
+    axes: ClassVar[int]
+
     def __init__(self, parts: Parts, conv: S) -> None:
         super().__init__(parts)
         self.conv = conv
@@ -51,5 +69,4 @@ class ConvolutionModule(QuantizedModule, Generic[S]):
 
     def settings(self) -> Mapping[str, object]:
         """Return the settings of the kernel, for JSON."""
-        values = attrs.asdict(self.conv)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return self.conv.to_values()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, TypeAlias, final
 
 import attrs
@@ -14,10 +15,13 @@ from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
 from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.answers import answer_for
+from tico_modules._tree.requirements import float_weight
 
 FloatConv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_FLOATS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _PAD_MODES = ("constant", "reflect", "replicate", "circular")
 
 
@@ -88,9 +92,11 @@ class _QuantizedConv(ConvolutionModule[ConvSettings]):
 
         Raises:
             NumericsError: the weight holds NaN or infinity.
+            UnsupportedError: it is no such layer, or its weight has no values.
         """
-        packed = PackedWeight.round_to_nearest(conv.weight, dtype, symmetric=symmetric, group_size=group_size)
-        return cls(Parts(packed=packed, bias=copy_bias(conv)), ConvSettings.of(conv))
+        weight = float_weight(conv, _FLOATS[cls.axes])
+        packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=symmetric, group_size=group_size)
+        return answer_for(conv, cls(Parts(packed=packed, bias=copy_bias(conv)), ConvSettings.of(conv)))
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
@@ -99,7 +105,16 @@ class _QuantizedConv(ConvolutionModule[ConvSettings]):
         Raises:
             ArtifactError: a setting is missing or wrong.
         """
-        return cls(parts, ConvSettings.read(settings))
+        conv = ConvSettings.read(settings)
+        conv.require_fit(parts.packed.shape, cls.axes, settings)
+        return cls(parts, conv)
+
+    @classmethod
+    def settings_of(cls, original: nn.Module) -> Mapping[str, object]:
+        """Return the settings of the kernel of a float convolution."""
+        if isinstance(original, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return ConvSettings.of(original).to_values()
+        return {}
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         conv, bias = self.conv, self._cast_bias(x)
@@ -112,6 +127,7 @@ class QuantizedConv1d(_QuantizedConv):
     """A one-dimensional convolution with an integer weight."""
 
     kind: ClassVar[str] = "conv1d"
+    axes: ClassVar[int] = 1
 
 
 @final
@@ -125,6 +141,7 @@ class QuantizedConv2d(_QuantizedConv):
     """
 
     kind: ClassVar[str] = "conv2d"
+    axes: ClassVar[int] = 2
 
 
 @final
@@ -132,3 +149,4 @@ class QuantizedConv3d(_QuantizedConv):
     """A three-dimensional convolution with an integer weight."""
 
     kind: ClassVar[str] = "conv3d"
+    axes: ClassVar[int] = 3

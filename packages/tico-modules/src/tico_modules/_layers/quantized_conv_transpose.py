@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, TypeAlias, final
 
 import attrs
@@ -15,9 +15,12 @@ from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
 from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._tree.answers import answer_for
+from tico_modules._tree.requirements import float_weight
 
 FloatConvTranspose: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
+_FLOATS = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -109,11 +112,13 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
 
         Raises:
             NumericsError: the weight holds NaN or infinity.
+            UnsupportedError: it is no such layer, or its weight has no values.
         """
+        weight = float_weight(conv, _FLOATS[cls.axes])
         settings = ConvTransposeSettings.of(conv)
-        weight = settings.swap_channels(conv.weight)
+        weight = settings.swap_channels(weight)
         packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=symmetric, group_size=group_size)
-        return cls(Parts(packed=packed, bias=copy_bias(conv)), settings)
+        return answer_for(conv, cls(Parts(packed=packed, bias=copy_bias(conv)), settings))
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
@@ -122,7 +127,16 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
         Raises:
             ArtifactError: a setting is missing or wrong.
         """
-        return cls(parts, ConvTransposeSettings.read(settings))
+        conv = ConvTransposeSettings.read(settings)
+        conv.require_fit(parts.packed.shape, cls.axes, settings)
+        return cls(parts, conv)
+
+    @classmethod
+    def settings_of(cls, original: nn.Module) -> Mapping[str, object]:
+        """Return the settings of the kernel of a float convolution."""
+        if isinstance(original, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            return ConvTransposeSettings.of(original).to_values()
+        return {}
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -156,6 +170,7 @@ class QuantizedConvTranspose1d(_QuantizedConvTranspose):
     """A one-dimensional transposed convolution with an integer weight."""
 
     kind: ClassVar[str] = "conv_transpose1d"
+    axes: ClassVar[int] = 1
 
 
 @final
@@ -169,6 +184,7 @@ class QuantizedConvTranspose2d(_QuantizedConvTranspose):
     """
 
     kind: ClassVar[str] = "conv_transpose2d"
+    axes: ClassVar[int] = 2
 
 
 @final
@@ -176,3 +192,4 @@ class QuantizedConvTranspose3d(_QuantizedConvTranspose):
     """A three-dimensional transposed convolution with an integer weight."""
 
     kind: ClassVar[str] = "conv_transpose3d"
+    axes: ClassVar[int] = 3

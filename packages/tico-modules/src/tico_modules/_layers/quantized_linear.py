@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import ClassVar, Final, final
+import math
+from collections.abc import Mapping
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +14,11 @@ from typing_extensions import Self
 from tico_config import DType
 from tico_modules._kernels.native_linear import Backend, NativeLinear
 from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
+from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
 from tico_modules._storage.layout import Layout
 from tico_modules._storage.packed_weight import PackedWeight
-
-_ROW_DTYPES: Final = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}
+from tico_modules._tree.answers import answer_for
+from tico_modules._tree.requirements import float_weight
 
 
 @final
@@ -55,11 +52,11 @@ class QuantizedLinear(QuantizedModule):
 
         Raises:
             NumericsError: the weight holds NaN or infinity.
+            UnsupportedError: it is no linear layer, or its weight has no values.
         """
-        packed = PackedWeight.round_to_nearest(
-            linear.weight, dtype, symmetric=symmetric, group_size=group_size
-        )
-        return cls(Parts(packed=packed, bias=copy_bias(linear)))
+        weight = float_weight(linear, nn.Linear)
+        packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=symmetric, group_size=group_size)
+        return answer_for(linear, cls(Parts(packed=packed, bias=copy_bias(linear))))
 
     def use(self, backend: Backend, native: NativeLinear | None = None) -> None:
         """Compute by `backend` from now on, as `set_backend` describes; `native` holds the kernel."""
@@ -108,8 +105,8 @@ class QuantizedLinear(QuantizedModule):
 class QuantizedEmbedding(QuantizedModule):
     """Rows of an integer table of shape (num_embeddings, embedding_dim), looked up by index.
 
-    Indices of shape (...) give rows of shape (..., embedding_dim) in `dtype`, which changes when the model is
-    cast. Each row is multiplied by `factor`, as the embeddings of Gemma are.
+    Indices of shape (...) give rows of shape (..., embedding_dim) in `dtype`, by default that of the float
+    weight, which changes when the model is cast. Each row is multiplied by `factor`, as those of Gemma are.
 
     >>> table = PackedWeight.round_to_nearest(torch.eye(3), DType.uint(4), symmetric=False, group_size=None)
     >>> QuantizedEmbedding(Parts(packed=table))(torch.tensor([2])).tolist()
@@ -118,21 +115,22 @@ class QuantizedEmbedding(QuantizedModule):
 
     kind: ClassVar[str] = "embedding"
 
-    def __init__(self, parts: Parts, dtype: torch.dtype = torch.float32, factor: float = 1.0) -> None:
+    def __init__(self, parts: Parts, dtype: torch.dtype | None = None, factor: float = 1.0) -> None:
         super().__init__(parts)
-        self.dtype = dtype
+        if dtype is not None and dtype != self.packed.float_dtype:
+            self.packed.stand_for(dtype)
         self.factor = factor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
+        return self.packed.float_dtype
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the rows at the integers `input`, fake-quantized on `act_out` where there is such a grid."""
         output = self.packed.rows(input).to(self.dtype)
         output = output if self.factor == 1 else output * output.new_full((), self.factor)
         return self._round_to_grid(self.act_out, output)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return self
 
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.embedding(x, weight)
@@ -143,7 +141,7 @@ class QuantizedEmbedding(QuantizedModule):
 
     def settings(self) -> Mapping[str, object]:
         """Return the dtype of the rows and their factor."""
-        return {"dtype": str(self.dtype).removeprefix("torch."), "factor": self.factor}
+        return {"dtype": name_of(self.dtype), "factor": self.factor}
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
@@ -152,10 +150,7 @@ class QuantizedEmbedding(QuantizedModule):
         Raises:
             ArtifactError: the dtype is no dtype of floats, or the factor is no number.
         """
-        dtype = _ROW_DTYPES.get(settings.text("dtype"))
-        if dtype is None:
-            raise settings.make_error("dtype", f"one of {', '.join(_ROW_DTYPES)}")
         factor = settings.values.get("factor")
-        if not isinstance(factor, float):
-            raise settings.make_error("factor", "a number")
-        return cls(parts, dtype, factor)
+        if not (isinstance(factor, float) and math.isfinite(factor)):
+            raise settings.make_error("factor", "a finite number")
+        return cls(parts, parse_float_dtype(settings, "dtype"), factor)

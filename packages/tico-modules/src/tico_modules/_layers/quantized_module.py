@@ -9,13 +9,14 @@ import attrs
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tico_config import ArtifactError, Found, Problem
+from tico_config import ArtifactError, Found, LifecycleError, Problem, UnsupportedError
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.transposed_linear import TransposedLinear
 from tico_modules._storage.activation_grid import ActivationGrid
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
-from tico_modules._tree.module_tree import parameter
+from tico_modules._storage.read_only_weight import read_only
+from tico_modules._tree.module_tree import own_tensor
 
 
 @attrs.frozen(kw_only=True)
@@ -24,6 +25,9 @@ class Parts:
 
     `bias` has shape (rows of the weight,). `act_in` is the grid of the input and `act_out` the grid of the
     output; None leaves them in float.
+
+    Raises:
+        UnsupportedError: a part is of another kind.
     """
 
     __hash__ = None  # type: ignore[assignment]
@@ -32,6 +36,17 @@ class Parts:
     bias: Tensor | None = attrs.field(default=None, eq=False)
     act_in: ActivationGrid | None = None
     act_out: ActivationGrid | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse parts of other kinds."""
+        kinds = {"packed": PackedWeight, "bias": Tensor, "act_in": ActivationGrid, "act_out": ActivationGrid}
+        problems = [
+            Problem(field=name, value=value, expected=f"a {kind.__name__}")
+            for name, kind in kinds.items()
+            if not isinstance(value := getattr(self, name), kind) and (name == "packed" or value is not None)
+        ]
+        if problems:
+            raise UnsupportedError(*problems)
 
 
 class QuantizedModule(RestorableModule):
@@ -88,8 +103,30 @@ class QuantizedModule(RestorableModule):
 
     @property
     def weight(self) -> Tensor:
-        """The weight as float32 in its own shape, dequantized at each access; it is no parameter."""
-        return self.dequantize()
+        """The weight in the dtype of the float module: dequantized where it is used, and read-only.
+
+        Its dtype, device and shape are known without that. It is no parameter, and what would write to it
+        raises `LifecycleError`. In a traced or compiled function it is an ordinary tensor.
+        """
+        packed = self.packed
+        return read_only(self._read_weight, self.weight_shape, packed.float_dtype, packed.codes.device)
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        raise _replacement_error()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Take in a parameter; refuse one in the place of the weight.
+
+        Raises:
+            LifecycleError: it is to be the weight.
+        """
+        if name == "weight":
+            raise _replacement_error()
+        super().register_parameter(name, param)
+
+    def _read_weight(self) -> Tensor:
+        return self.dequantize().to(self.packed.float_dtype).contiguous()
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
@@ -146,7 +183,13 @@ class QuantizedModule(RestorableModule):
         )
         module = cls.from_settings(parts, layout.child("settings"))
         _require_fit(original, module, layout)
+        _require_settings(cls.settings_of(original), module.settings(), layout)
         return module
+
+    @classmethod
+    def settings_of(cls, original: nn.Module) -> Mapping[str, object]:
+        """Return those of the `settings` of an integer module that the float `original` determines."""
+        return {}
 
     @classmethod
     @abstractmethod
@@ -164,6 +207,14 @@ class QuantizedModule(RestorableModule):
         return ", ".join([*settings, weight, f"bias={self.bias is not None}"])
 
 
+def _replacement_error() -> LifecycleError:
+    remedy = "replace the whole layer, or change the weight before the model is converted"
+    expected = "the codes that the integer layer has"
+    return LifecycleError(
+        Problem(field="weight", value=Found("another one"), expected=expected, remedy=remedy)
+    )
+
+
 def _restore_grid(layout: Layout, name: str, tensors: Mapping[str, Tensor]) -> ActivationGrid | None:
     grid = layout.optional_child(name)
     return None if grid is None else ActivationGrid.restore(grid, select_below(tensors, name))
@@ -175,15 +226,38 @@ def _require_fit(original: nn.Module, module: QuantizedModule, layout: Layout) -
     Raises:
         ArtifactError: naming the tensor.
     """
-    weight, bias = parameter(original, "weight"), module.bias
+    weight, bias = own_tensor(original, "weight"), module.bias
     if weight is not None and isinstance(original, TransposedLinear):
         weight = weight.T
+    if bias is not None and not bias.is_floating_point():
+        raise layout.make_error("bias", f"a tensor of floats, not of {bias.dtype}")
     problems = [
         *_find_misfit("weight", module.weight_shape, None if weight is None else tuple(weight.shape)),
         *([] if bias is None else _find_misfit("bias", tuple(bias.shape), module.bias_shape)),
     ]
     if problems:
         raise ArtifactError(*(attrs.evolve(problem, module=layout.where) for problem in problems))
+
+
+def _require_settings(wanted: Mapping[str, object], saved: Mapping[str, object], layout: Layout) -> None:
+    """Refuse a module with other settings than the one that it replaces.
+
+    Raises:
+        ArtifactError: with every setting that differs.
+    """
+    problems = [
+        Problem(
+            module=layout.where,
+            field=name,
+            value=saved[name],
+            expected=f"{value!r}, to fit the float module",
+            remedy="pass a float model made as the one that was saved",
+        )
+        for name, value in wanted.items()
+        if saved[name] != value
+    ]
+    if problems:
+        raise ArtifactError(*problems)
 
 
 def _find_misfit(name: str, saved: tuple[int, ...], wanted: tuple[int, ...] | None) -> Iterator[Problem]:
@@ -194,6 +268,9 @@ def _find_misfit(name: str, saved: tuple[int, ...], wanted: tuple[int, ...] | No
 
 
 def copy_bias(module: nn.Module) -> Tensor | None:
-    """Return a copy of the bias that `module` stores, detached from the graph; None where it has none."""
-    bias = parameter(module, "bias")
+    """Return a copy of the bias of `module`, detached from the graph; None where it has none.
+
+    It may be a parameter, a buffer, as in frozen layers, or an ordinary attribute.
+    """
+    bias = own_tensor(module, "bias")
     return None if bias is None else bias.detach().clone()

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_modules._storage.layout import Layout
+from tico_modules._tree.answers import StandIn
 
 
-class RestorableModule(nn.Module, ABC):
+class RestorableModule(StandIn, ABC):
     """A module of a converted model that can be saved and restored.
 
     `kind` names the class in files; no other class has it. A package offers its classes in the entry-point

@@ -5,11 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, final
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from tico_modules._layers.quantized_conv_transpose import (
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedConvTranspose3d,
+)
 from tico_modules._layers.restorable import RestorableModule
+from tico_modules._layers.transposed_linear import TransposedLinear
+from tico_modules._storage.exact_module import has_values
 from tico_modules._storage.layout import Layout, require_tensor
+from tico_modules._storage.read_only_weight import read_only
+from tico_modules._tree.answers import answer_for
+
+_INPUTS_FIRST = (
+    TransposedLinear,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    QuantizedConvTranspose1d,
+    QuantizedConvTranspose2d,
+    QuantizedConvTranspose3d,
+)
 
 
 @final
@@ -32,6 +52,38 @@ class ScaledInput(RestorableModule):
         self.layer = layer
         self.axis = axis
         self.register_buffer("factor", factor)
+        answer_for(layer, self)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that does to an input what this module does: the layer's, its inputs multiplied.
+
+        It is computed where it is used, and read-only, as that of an integer layer is.
+        """
+        weight = self._stored("weight")
+        if weight is None:
+            raise AttributeError("weight")
+        return read_only(self._read_weight, weight.shape, weight.dtype, weight.device)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the layer."""
+        return self._stored("bias")
+
+    def _stored(self, name: str) -> Tensor | None:
+        found: Tensor | None = getattr(self.layer, name, None)
+        return found
+
+    def _read_weight(self) -> Tensor:
+        """Return the layer's weight (out, in / groups, …), or (in, out / groups, …), times the factors."""
+        weight, factor, layer = getattr(self.layer, "weight"), self.factor, self.layer  # noqa: B009  # torch's type
+        wide: Tensor = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        if isinstance(layer, _INPUTS_FIRST):
+            scaled = wide * factor.to(wide.dtype).view(-1, *(1 for _ in wide.shape[1:]))
+        else:
+            by_group = factor.to(wide.dtype).view(-1, 1, wide.shape[1], *(1 for _ in wide.shape[2:]))
+            scaled = (wide.view(len(by_group), -1, *wide.shape[1:]) * by_group).view(wide.shape)
+        return scaled.detach().to(weight.dtype).contiguous()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the layer's output for the multiplied input."""
@@ -48,9 +100,15 @@ class ScaledInput(RestorableModule):
         """Return the multiplication in front of `original`.
 
         Raises:
-            ArtifactError: the factor or the axis is missing.
+            ArtifactError: the factor or the axis is missing, or none that there can be.
         """
-        return cls(original, require_tensor(tensors, layout, "factor"), axis=-layout.integer("axis"))
+        factor, axis = require_tensor(tensors, layout, "factor"), layout.integer("axis")
+        if not 1 <= axis <= 4:
+            raise layout.make_error("axis", "1 to 4")
+        finite = factor.is_floating_point() and has_values(factor) and bool(factor.isfinite().all())
+        if factor.ndim != 1 or not finite:
+            raise layout.make_error("factor", "a vector of finite floats")
+        return cls(original, factor, axis=-axis)
 
     def extra_repr(self) -> str:
         """Return the axis."""

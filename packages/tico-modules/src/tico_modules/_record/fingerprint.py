@@ -9,28 +9,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.module_tree import child_path, named_modules
+from tico_modules._tree.requirements import require_module
 from tico_observers import tensor_digest
 
 
 def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield every parameter and buffer, also the buffers that a state dict leaves out."""
+    """Yield every parameter and buffer, also the buffers that a state dict leaves out.
+
+    The empty parameters that only tell the dtype of a packed weight are none of them.
+    """
     for path, module in named_modules(model, every_path=True):
         parameters: dict[str, nn.Parameter | None] = module._parameters
         buffers: dict[str, Tensor | None] = module._buffers
         for name, tensor in (*parameters.items(), *buffers.items()):
-            if tensor is not None:
+            if tensor is not None and not (name == "like" and isinstance(module, PackedWeight)):
                 yield child_path(path, name), tensor
 
 
 def model_fingerprint(model: nn.Module) -> str:
     """Return the SHA-256 of the names, formats, shapes and bytes of all parameters and buffers.
 
+    Raises:
+        UnsupportedError: `model` is no module, or a module in it holds itself.
+
     >>> one, other = nn.Linear(2, 2), nn.Linear(2, 2)
     >>> keys = other.load_state_dict(one.state_dict())
     >>> model_fingerprint(one) == model_fingerprint(other)
     True
     """
+    require_module(model)
     known: dict[int, str] = {}
     digest = hashlib.sha256()
     for name, tensor in sorted(all_tensors(model), key=lambda item: item[0]):

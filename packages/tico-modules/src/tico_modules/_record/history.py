@@ -9,10 +9,10 @@ from torch import nn
 
 from tico_modules._record.report import LayerReport, Report
 from tico_modules._record.run import Run
+from tico_modules._tree.answers import HISTORY
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.module_tree import child_path, children, named_modules
-
-_HISTORY = "runs"
+from tico_modules._tree.requirements import require_module
 
 
 def remember(modules: Iterable[nn.Module], run: Run, edit: Edit | None = None) -> None:
@@ -22,12 +22,12 @@ def remember(modules: Iterable[nn.Module], run: Run, edit: Edit | None = None) -
     """
     change = edit or Edit()
     for module in modules:
-        change.set_attribute(module, _HISTORY, (*runs_of(module), run))
+        change.set_attribute(module, HISTORY, (*runs_of(module), run))
 
 
 def runs_of(module: nn.Module) -> tuple[Run, ...]:
     """Return the runs kept with `module`, oldest first."""
-    kept: tuple[Run, ...] = vars(module).get(_HISTORY, ())
+    kept: tuple[Run, ...] = vars(module).get(HISTORY, ())
     return kept
 
 
@@ -38,9 +38,13 @@ def report(model: nn.Module) -> Report:
     the reason. `model` may be a part of the model that was converted, or hold it as a part: the paths in the
     report are those in `model`.
 
+    Raises:
+        UnsupportedError: `model` is no module.
+
     >>> report(nn.Sequential(nn.Linear(2, 2))).layers[0].reason
     'no algorithm was run on it'
     """
+    require_module(model)
     known: dict[str, LayerReport] = {}
     operators = dict.fromkeys(_find_operator_paths(model))
     places = {path for path, _ in named_modules(model)} | operators.keys()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from tico_config import (
     PerTensor,
     PerToken,
     Problem,
+    TicoError,
 )
-from tico_modules._storage.exact_module import ExactModule
+from tico_modules._storage.exact_module import ExactModule, has_values
 from tico_modules._storage.layout import Layout, require_tensor
 from tico_observers import AffineParams, round_to_grid
 
@@ -101,6 +102,22 @@ class ActivationGrid(ExactModule):
             "axis": axis,
             "size": size,
         }
+
+    def meaning(self) -> Mapping[str, object]:
+        """Return the format of the grid, as JSON values."""
+        fixed = not isinstance(self.granularity, PerToken)
+        # Whether the zero points of a fixed grid happen to be 0 is a matter of its numbers.
+        return {name: value for name, value in self.layout().items() if not (fixed and name == "symmetric")}
+
+    def tensor_problems(self, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+        """Yield what is wrong with `tensors`, by name, as buffers of a grid of this format."""
+        yield from super().tensor_problems(tensors)
+        fixed = not isinstance(self.granularity, PerToken)
+        if fixed and len(tensors) == 2 and has_values(*tensors.values()):
+            try:
+                AffineParams(**tensors, dtype=self.dtype, granularity=self.granularity)
+            except TicoError as error:
+                yield from error.problems
 
     @classmethod
     def restore(cls, layout: Layout, tensors: Mapping[str, Tensor]) -> ActivationGrid:

@@ -1,21 +1,52 @@
-"""Modules whose buffers keep their dtype when a model is cast to another one."""
+"""Modules whose buffers keep their dtype when a model is cast, and say in the state dict what they mean."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
+
+from tico_config import Found, Problem
+
+_EXTRA = "_extra_state"
+_REMEDY = "load it into a model that was converted with the same config"
 
 
 class ExactModule(nn.Module):
     """A module whose own buffers move to another device with the model, but keep their dtype when it is cast.
 
-    So scales stay float32 in a bfloat16 model. State dicts carry the version of the buffers' layout;
-    `load_state_dict` refuses another version.
+    So scales stay float32 in a bfloat16 model. State dicts carry the version of the buffers' layout and,
+    as bytes of text, the number format; `load_state_dict` refuses another version, another format,
+    tensors of another dtype, and values that no such module has.
     """
 
     _version: int = 1
+    _unsaved: ClassVar[tuple[str, ...]] = ()
+    """Names of tensors that state dicts of earlier releases do not hold."""
+
+    def meaning(self) -> Mapping[str, object]:
+        """Return, as JSON values, what must be the same in two modules for their numbers to mean the same."""
+        return {}
+
+    def tensor_problems(self, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+        """Yield what is wrong with `tensors`, by name, as buffers of this module; their shapes aside."""
+        own: dict[str, Tensor | None] = self._buffers
+        for name, given in tensors.items():
+            buffer = own[name]
+            if buffer is not None and given.dtype != buffer.dtype:
+                yield Problem(field=name, value=Found(str(given.dtype)), expected=str(buffer.dtype))
+
+    def get_extra_state(self) -> Tensor:
+        """Return the number format for a state dict, as the bytes of a text, uint8."""
+        text = json.dumps(dict(self.meaning()), sort_keys=True)
+        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: object) -> None:
+        """Do nothing: the format was compared before, and never changes."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         own: dict[str, Tensor | None] = self._buffers
@@ -45,5 +76,57 @@ class ExactModule(nn.Module):
                 f"tico-modules reads version {self._version}"
             )
             return
+        problems = list(self._find_misfits(state_dict, prefix))
+        if problems:
+            error_msgs.extend(map(str, problems))
+            return
         load = super()._load_from_state_dict
         load(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        for name in (_EXTRA, *self._unsaved):
+            if prefix + name in missing_keys:
+                missing_keys.remove(prefix + name)
+
+    def _find_misfits(self, state_dict: Mapping[str, Tensor], prefix: str) -> Iterator[Problem]:
+        """Yield what keeps the tensors of a state dict from being those of this module."""
+        where = prefix.removesuffix(".")
+        found = list(_format_problems(state_dict.get(prefix + _EXTRA), self.meaning()))
+        if not found:
+            own: dict[str, Tensor | None] = self._buffers
+            given = {name: state_dict.get(prefix + name) for name in own}
+            # Tensors of another shape are left to torch, which has words for them.
+            fitting = {
+                name: tensor
+                for name, tensor in given.items()
+                if tensor is not None and tensor.shape == getattr(own[name], "shape", None)
+            }
+            found = list(self.tensor_problems(fitting))
+        for problem in found:
+            yield Problem(
+                module=where,
+                field=problem.field,
+                value=problem.value,
+                expected=problem.expected,
+                remedy=problem.remedy or _REMEDY,
+            )
+
+
+def _format_problems(saved: Tensor | None, own: Mapping[str, object]) -> Iterator[Problem]:
+    """Yield each field of the number format that is another one in a state dict, if it has any."""
+    if saved is None:
+        return
+    try:
+        values: object = json.loads(bytes(saved.tolist()))
+    except (ValueError, TypeError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        yield Problem(field="format", value=Found("other bytes"), expected="as state_dict() gives it")
+        return
+    for name in sorted(own.keys() | values.keys()):
+        if values.get(name) != own.get(name):
+            expected = f"{own.get(name)!r}, as in the format of this module"
+            yield Problem(field=name, value=values.get(name), expected=expected)
+
+
+def has_values(*tensors: Tensor) -> bool:
+    """Tell whether the values of all `tensors` can be read here and now."""
+    return all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta for tensor in tensors)

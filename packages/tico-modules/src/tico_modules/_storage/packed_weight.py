@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tico_config import DType
+from tico_config import DType, NumericsError, Problem, TicoError
 from tico_modules._storage.dequantization import dequantize_rows, spread_groups
-from tico_modules._storage.exact_module import ExactModule
+from tico_modules._storage.exact_module import ExactModule, has_values
+from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
+from tico_modules._storage.foreign_saves import refuse_save_pretrained
 from tico_modules._storage.layout import Layout, require_tensor
 from tico_modules._storage.weight_checks import require_buffers, require_codes
 from tico_modules._storage.weight_format import WeightFormat
@@ -32,16 +35,21 @@ class PackedWeight(ExactModule):
     `shape` is the shape of the float weight; `group_size` None means one group a row. The constructor takes
     the buffers as they are; `from_codes` checks and packs.
 
+    The parameter ``like`` is empty. It has the dtype of the float weight, which changes when the model is
+    cast, and the device: so a model of integer layers has a parameter to ask for its dtype and device.
+
     Raises:
         NumericsError: `shape` has no axis, `group_size` is below 1, or `dtype` has more than 16 bits.
     """
 
     _version: int = 2
+    _unsaved: ClassVar[tuple[str, ...]] = ("like",)
 
     codes: Tensor
     scale: Tensor
     zero_point: Tensor
     group_index: Tensor | None
+    like: nn.Parameter
     _kept: list[Tensor] | None = None  # the dequantized weight while `expanded` lasts
 
     def __init__(
@@ -54,6 +62,7 @@ class PackedWeight(ExactModule):
         shape: tuple[int, ...],
         group_size: int | None = None,
         group_index: Tensor | None = None,
+        float_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.format = WeightFormat(dtype=dtype, shape=tuple(shape), group_size=group_size)
@@ -61,6 +70,7 @@ class PackedWeight(ExactModule):
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("group_index", group_index)
+        self.stand_for(float_dtype)
 
     @classmethod
     def from_codes(
@@ -73,10 +83,12 @@ class PackedWeight(ExactModule):
         shape: tuple[int, ...],
         group_size: int | None = None,
         group_index: Tensor | None = None,
+        float_dtype: torch.dtype = torch.float32,
     ) -> PackedWeight:
         """Return the weight of integer `codes` (rows, columns) in the range of `dtype`.
 
-        `scale` and `zero_point` have shape (rows, groups), `group_index` has shape (columns,).
+        `scale` and `zero_point` have shape (rows, groups), `group_index` has shape (columns,); `float_dtype`
+        is the dtype of the float weight.
 
         Raises:
             NumericsError: a code is out of range or no integer, or the shapes do not fit each other.
@@ -98,6 +110,7 @@ class PackedWeight(ExactModule):
             shape=shape,
             group_size=group_size,
             group_index=None if group_index is None else group_index.to(torch.int32),
+            float_dtype=float_dtype,
         )
         require_buffers(form, dict(weight.named_buffers()))
         return weight
@@ -111,6 +124,7 @@ class PackedWeight(ExactModule):
         Raises:
             NumericsError: the weight holds NaN or infinity.
         """
+        _require_arguments(weight, symmetric)
         form = WeightFormat(dtype=dtype, shape=tuple(weight.shape), group_size=group_size)
         return cls.on_grid(weight, choose_params(weight, form, symmetric=symmetric), group_size=group_size)
 
@@ -123,7 +137,13 @@ class PackedWeight(ExactModule):
         """
         codes, scale, zero_point = round_to_params(weight, params)
         return cls.from_codes(
-            codes, scale, zero_point, dtype=params.dtype, shape=tuple(weight.shape), group_size=group_size
+            codes,
+            scale,
+            zero_point,
+            dtype=params.dtype,
+            shape=tuple(weight.shape),
+            group_size=group_size,
+            float_dtype=weight.dtype,
         )
 
     @classmethod
@@ -141,15 +161,45 @@ class PackedWeight(ExactModule):
                 for name in ("codes", "scale", "zero_point", *indexed)
             }
             require_buffers(form, buffers)
-            weight = cls(**buffers, dtype=form.dtype, shape=form.shape, group_size=form.group_size)
-            if form.dtype.bits > 8:  # up to 8 bits, every byte holds codes in range
-                require_codes(weight.integer_codes(), form)
-            AffineParams(scale=weight.scale, zero_point=weight.zero_point, dtype=form.dtype)
-        return weight
+            _require_values(form, buffers)
+        return cls(
+            **buffers,
+            dtype=form.dtype,
+            shape=form.shape,
+            group_size=form.group_size,
+            float_dtype=parse_float_dtype(layout, "float_dtype"),
+        )
 
     def layout(self) -> dict[str, object]:
         """Return the values that `restore` needs besides the buffers, for JSON."""
+        return {**self.meaning(), "float_dtype": name_of(self.float_dtype)}
+
+    def meaning(self) -> Mapping[str, object]:
+        """Return the format of the codes, as JSON values."""
         return self.format.to_layout() | {"group_index": self.group_index is not None}
+
+    def tensor_problems(self, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
+        """Yield what is wrong with `tensors`, by name, as buffers of a weight of this format."""
+        try:
+            require_buffers(self.format, dict(tensors))
+            if len(tensors) > 2:
+                _require_values(self.format, tensors)
+        except TicoError as error:
+            yield from error.problems
+
+    def _save_to_state_dict(self, destination: dict[str, object], prefix: str, keep_vars: bool) -> None:
+        refuse_save_pretrained(prefix)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    @property
+    def float_dtype(self) -> torch.dtype:
+        """The dtype of the float weight that the codes stand for; it changes when the model is cast."""
+        return self.like.dtype
+
+    def stand_for(self, float_dtype: torch.dtype) -> None:
+        """Say from now on that the float weight has `float_dtype`; the codes stay as they are."""
+        empty = torch.empty(0, dtype=float_dtype, device=self.codes.device)
+        self.like = nn.Parameter(empty, requires_grad=False)
 
     @property
     def dtype(self) -> DType:
@@ -230,3 +280,28 @@ class PackedWeight(ExactModule):
     def extra_repr(self) -> str:
         """Return format, granularity and bytes."""
         return f"{self.dtype}, {self.unit}, shape {self.shape}, {self.bytes} bytes"
+
+
+def _require_arguments(weight: object, symmetric: object) -> None:
+    """Refuse what is no tensor of floats, and what is neither true nor false.
+
+    Raises:
+        NumericsError: naming the argument.
+    """
+    if not (isinstance(weight, Tensor) and weight.is_floating_point()):
+        raise NumericsError(Problem(field="weight", value=weight, expected="a tensor of floats"))
+    if not isinstance(symmetric, bool):
+        raise NumericsError(Problem(field="symmetric", value=symmetric, expected="true or false"))
+
+
+def _require_values(form: WeightFormat, buffers: Mapping[str, Tensor]) -> None:
+    """Refuse codes, scales and zero points that no weight of the format `form` has.
+
+    Raises:
+        NumericsError: with what is out of range.
+    """
+    scale, zero_point = buffers["scale"], buffers["zero_point"]
+    if has_values(*buffers.values()):
+        if form.dtype.bits > 8:  # up to 8 bits, every byte holds codes in range
+            require_codes(form.unpack(buffers["codes"]).to(torch.int32) + form.origin, form)
+        AffineParams(scale=scale, zero_point=zero_point, dtype=form.dtype)

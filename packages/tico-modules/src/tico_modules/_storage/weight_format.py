@@ -15,6 +15,11 @@ from tico_observers import pack, packed_width, unpack
 _INT8 = DType.int(8)
 
 
+def _as_object(value: object) -> object:
+    """Return `value` without its declared type, which a caller may not have kept to."""
+    return value
+
+
 @attrs.frozen(kw_only=True)
 class WeightFormat:
     """How the codes of a weight are packed, and which of them share a scale.
@@ -36,10 +41,12 @@ class WeightFormat:
 
     def __attrs_post_init__(self) -> None:
         """Refuse shapes, groups and formats that cannot be packed."""
-        size = self.group_size
+        size, dtype = self.group_size, _as_object(self.dtype)
+        if not isinstance(dtype, DType):
+            raise NumericsError(Problem(field="dtype", value=dtype, expected="a DType of 2 to 16 bits"))
         if not self.shape:
             raise NumericsError(Problem(field="shape", value=self.shape, expected="one or more axes"))
-        if size is not None and size < 1:
+        if size is not None and (type(size) is not int or size < 1):
             expected = "None or an integer of at least 1"
             raise NumericsError(Problem(field="group_size", value=size, expected=expected))
         if self.dtype.bits > 16:

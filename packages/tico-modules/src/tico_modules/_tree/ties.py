@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from tico_modules._tree.module_tree import named_modules, parameter
+from tico_modules._tree.module_tree import named_modules, own_tensor
 
 
 def find_tied_paths(model: nn.Module) -> dict[str, str]:
@@ -15,7 +15,7 @@ def find_tied_paths(model: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     tied: dict[str, str] = {}
     for path, module in named_modules(model):
-        weight = parameter(module, "weight")
+        weight = own_tensor(module, "weight")
         if weight is None:
             continue
         if id(weight) in first:

@@ -5,7 +5,7 @@ from tico_quantizers.calibration._attempts import attempted_twice
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_driver import Step, run_blocks
 from tico_quantizers.calibration._block_inputs import BlockInputs, BlockOptions, TokenRule
-from tico_quantizers.calibration._calls import Replay, map_leaves, tensor_leaves
+from tico_quantizers.calibration._calls import Call, Replay, map_leaves, tensor_leaves
 from tico_quantizers.calibration._checkpoint import Checkpoint
 from tico_quantizers.calibration._forward_watch import (
     Calibration,
@@ -15,7 +15,14 @@ from tico_quantizers.calibration._forward_watch import (
     watch_forward,
 )
 from tico_quantizers.calibration._grouped_gram import GroupedGram
-from tico_quantizers.calibration._hooks import Hook, after_call, before_call, is_watched, remember_hooks
+from tico_quantizers.calibration._hooks import (
+    Hook,
+    after_call,
+    before_call,
+    is_observing,
+    is_watched,
+    remember_hooks,
+)
 from tico_quantizers.calibration._input_grams import InputGrams, located
 from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._quiet_runs import has_foreign_hooks, quiet_runs
@@ -31,6 +38,7 @@ __all__ = [
     "BlockInputs",
     "BlockOptions",
     "Calibration",
+    "Call",
     "Checkpoint",
     "GroupedGram",
     "Hook",
@@ -46,6 +54,7 @@ __all__ = [
     "attempted_twice",
     "before_call",
     "has_foreign_hooks",
+    "is_observing",
     "is_watched",
     "located",
     "map_leaves",

@@ -98,6 +98,7 @@ class BlockCalls(Recorder):
     def _begin(
         self, calibration: Calibration, number: int, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
+        calibration.require_own_pass()
         if not calibration.in_forward:
             self.drop_calls()
         self.note_call(number, args, kwargs, calibration.tokens.now())
@@ -105,6 +106,7 @@ class BlockCalls(Recorder):
     def _end(
         self, calibration: Calibration, number: int, args: object, kwargs: object, output: object
     ) -> None:
+        calibration.require_own_pass()
         self.note_output(number, output)
         calibration.accept_unless_in_forward()
 

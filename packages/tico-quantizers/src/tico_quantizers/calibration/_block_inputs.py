@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import copy
+from collections.abc import Collection, Iterable, Mapping
 from typing import final
 
 import attrs
@@ -21,7 +22,7 @@ from tico_quantizers.calibration._input_grams import InputGrams
 from tico_quantizers.calibration._passes import Passes
 from tico_quantizers.calibration._reached_layers import ReachedLayers
 from tico_quantizers.calibration._unreached import UNCALLED, UNREACHED, read_without_a_call
-from tico_quantizers.layers import Layer, find_blocks, homes_in, less_read, peers_of
+from tico_quantizers.layers import Layer, find_blocks, homes_in, less_read, peers_of, reads_rows, shape
 
 
 @attrs.frozen(kw_only=True)
@@ -134,6 +135,12 @@ class BlockInputs:
         if not self.options.fixed:
             self._watch_ends(inside, outside, calibration)
 
+    def only(self, paths: Collection[str]) -> BlockInputs:
+        """Return what the layers at `paths` have read, without the others."""
+        narrowed = copy.copy(self)
+        narrowed.layers = {path: layer for path, layer in self.layers.items() if path in paths}
+        return narrowed
+
     def _watch_ends(
         self, inside: Mapping[str, Layer], outside: Mapping[str, Layer], calibration: Calibration
     ) -> None:
@@ -200,19 +207,24 @@ class BlockInputs:
         return {} if self._reached is None else self._reached.rows
 
     def experts(self) -> frozenset[str]:
-        """Return the layers that read less than one of their peers in a list."""
-        lists = self.calls.lists(self.block_paths)
-        chained = {
+        """Return the layers that read less than one of their peers in a list.
+
+        Peers are of one shape, and convolutions only if nothing reached them: they may read fewer positions
+        where an image is smaller. The blocks of a chain, of which each reads the one before, are no peers.
+        """
+        rows, lists = self._rows(), self.calls.lists(self.block_paths)
+        chained = tuple(
             f"{self._peers[path]}."
             for path in self.block_paths
             if path in self._peers and path.rpartition(".")[0] in lists
-        }
+        )
         peers = {
-            path: self._peers[path]
-            for path in self.layers
-            if path in self._peers and not self._peers[path].startswith(tuple(chained))
+            path: f"{self._peers[path]} {shape(layer)}"
+            for path, layer in self.layers.items()
+            if path in self._peers and not self._peers[path].startswith(chained)
         }
-        return less_read(self._rows(), peers)
+        less = less_read(rows, peers)
+        return frozenset(path for path in less if reads_rows(self.layers[path]) or not rows.get(path))
 
     def statistics(self, paths: tuple[str, ...], *sources: InputGrams) -> dict[str, GroupedGram | int]:
         """Return what each of the layers at `paths` has read, as the `sources` tell.

@@ -18,7 +18,7 @@ from tico_quantizers.calibration._call_template import CallTemplate
 from tico_quantizers.calibration._calls import map_leaves
 from tico_quantizers.calibration._control_flow import ValuesRead
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
-from tico_quantizers.calibration._hooks import after_call, before_call, in_hook
+from tico_quantizers.calibration._hooks import after_call, before_call, is_observing
 from tico_quantizers.calibration._passes import Passes
 
 
@@ -56,7 +56,7 @@ class EarlyEnd(Recorder):
 
     def _is_inside(self) -> bool:
         """Whether code in a block, or of an algorithm's hook, is running."""
-        return self._calls.is_running or in_hook()
+        return self._calls.is_running or is_observing()
 
     def drop_unfinished(self) -> None:
         """Start to count anew."""

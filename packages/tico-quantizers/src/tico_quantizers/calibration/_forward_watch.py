@@ -5,16 +5,20 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from functools import partial
+from typing import Final
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.hooks import RemovableHandle
 
-from tico_config import CalibrationError, Found, Problem
+from tico_config import CalibrationError, Found, LifecycleError, Problem
 from tico_modules import DataFingerprint, Edit, named_modules
 from tico_quantizers.calibration._hooks import after_call, before_call
 from tico_quantizers.calibration._real_tokens import RealTokens
+
+# One for all calibrations, so that copying and pickling them stays simple: held while a pass begins or ends.
+_TURN: Final = threading.RLock()
 
 
 class Recorder(ABC):
@@ -50,20 +54,8 @@ class Calibration(Recorder):
         self.handles: list[RemovableHandle] = []
         self.watching = True
         self.in_forward = False
-        self._thread: int | None = None
-
-    def admits(self, *, at_start: bool) -> bool:
-        """Return whether a call counts that starts or ends now.
-
-        Raises:
-            CalibrationError: it starts while a pass of another thread goes on.
-        """
-        if not self.watching or self._thread in (None, threading.get_ident()):
-            return self.watching
-        others = any(thread.ident == self._thread for thread in threading.enumerate())
-        if others and at_start:
-            raise CalibrationError(_other_thread())
-        return not others
+        self._thread = threading.get_ident()
+        self._begun: set[int] = set()
 
     def drop_unfinished(self) -> None:
         """Forget what a forward pass that did not end has left."""
@@ -93,23 +85,46 @@ class Calibration(Recorder):
             CalibrationError: one of the `modal` modules is in training mode.
         """
         _require_evaluation_mode(modal)
-        self.drop_unfinished()
-        self.data.note(args, kwargs)
-        self.in_forward = True
-        self._thread = threading.get_ident()
+        with _TURN:
+            self.drop_unfinished()
+            self.data.note(args, kwargs)
+            self._thread = threading.get_ident()
+            self._begun.add(self._thread)
+            self.in_forward = True
 
     def end(self, args: object, kwargs: object, output: object) -> None:
-        """Count the forward pass of the model, which has ended well."""
-        if self.in_forward:
-            self.in_forward = False
-            self.accept()
+        """Count the forward pass of the model, which has ended well.
 
-    def leave(self, args: object, kwargs: object, output: object) -> None:
-        """Let other threads call the model, whether the forward pass ended well or not."""
-        self._thread = None
+        Raises:
+            LifecycleError: another thread has begun a pass since; this one is not counted.
+        """
+        with _TURN:
+            begun = threading.get_ident() in self._begun
+            self._begun.discard(threading.get_ident())
+            if begun and self._thread != threading.get_ident():
+                raise LifecycleError(_TWO_THREADS)
+            if self.in_forward:
+                self.in_forward = False
+                self.accept()
+
+    def require_own_pass(self) -> None:
+        """Refuse to learn from a call while another thread is in a forward pass of the model, or was.
+
+        Raises:
+            LifecycleError: it is, or it was since this thread has begun the pass that the call is part of.
+        """
+        thread = threading.get_ident()
+        if self._thread != thread and (self.in_forward or thread in self._begun):
+            self._begun.discard(thread)
+            raise LifecycleError(_TWO_THREADS)
 
     def accept_unless_in_forward(self) -> None:
-        """Count at once what a part of the model that was called by itself has shown."""
+        """Count at once what a part of the model that was called by itself has shown.
+
+        Raises:
+            LifecycleError: another thread is in a forward pass of the model.
+        """
+        self.require_own_pass()
         if not (self.in_forward or any(recorder.is_running for recorder in self.recorders)):
             self.accept()
 
@@ -119,22 +134,20 @@ class Calibration(Recorder):
         edit.set_attribute(self, "watching", False)
 
 
+_TWO_THREADS: Final = Problem(
+    field="model",
+    value=Found("two at once"),
+    expected="run by one thread at a time while it is calibrated",
+    sentence="two threads run the prepared model at once, and this pass is not counted",
+    remedy="run the calibration data one batch after the other, by one thread",
+)
+
+
 def watch_forward(root: nn.Module, calibration: Calibration) -> tuple[RemovableHandle, ...]:
     """Tell `calibration` where each forward pass of `root` begins and ends; return the hooks."""
     begin = partial(calibration.begin, _modal(root))
     ends = before_call(root, begin, calibration), after_call(root, calibration.end, calibration)
-    left = after_call(root, calibration.leave, calibration, always=True)
-    return *ends, *calibration.tokens.watch(root, calibration), left
-
-
-def _other_thread() -> Problem:
-    return Problem(
-        field="thread",
-        value=Found("two that call the model at once"),
-        expected="one at a time while the model is calibrated",
-        sentence="another thread is in the middle of a pass of the model, which this call would spoil",
-        remedy="calibrate in one thread, or copies of the prepared model in one each",
-    )
+    return *ends, *calibration.tokens.watch(root, calibration)
 
 
 def require_evaluation_mode(root: nn.Module) -> None:

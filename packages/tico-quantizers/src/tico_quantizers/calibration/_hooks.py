@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Generic, Protocol, final
 
@@ -15,21 +15,35 @@ from typing_extensions import ParamSpec
 from tico_modules import named_modules
 
 P = ParamSpec("P")
-_RUNNING: ContextVar[bool] = ContextVar("_RUNNING", default=False)
-_ONE_AT_A_TIME = threading.RLock()
+_OBSERVING = ContextVar("observing", default=False)
+
+
+def is_observing() -> bool:
+    """Return whether the action of a `Hook` runs, so that what happens is no part of the model."""
+    return _OBSERVING.get()
+
+
+@contextmanager
+def _observation() -> Iterator[None]:
+    token = _OBSERVING.set(True)
+    try:
+        yield
+    finally:
+        _OBSERVING.reset(token)
 
 
 class Watcher(Protocol):
     """Says whether calls count; a `Calibration` is one."""
 
-    def admits(self, *, at_start: bool) -> bool:
-        """Return whether a call counts that starts or ends now, in this thread."""
+    @property
+    def watching(self) -> bool:
+        """Whether calls count now."""
 
 
 @final
 @attrs.frozen(eq=False)
 class Hook(Generic[P]):
-    """Hands the calls of a module on to `action`, while `watcher` admits them; always without a watcher.
+    """Hands the calls of a module on to `action`, while `watcher` watches; always without a watcher.
 
     `action` is a bound method, or a `functools.partial` of one: a deep copy of the model then has hooks that
     call the copied object. A plain function would be the same one in both.
@@ -40,25 +54,16 @@ class Hook(Generic[P]):
 
     def before(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> None:
         """Take what torch gives a hook before the call."""
-        if self.watcher is None or self.watcher.admits(at_start=True):
-            self._act(*call, **_)
+        if self.watcher is None or self.watcher.watching:
+            with _observation():
+                self.action(*call, **_)
 
     def after(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> object:
         """Take what torch gives a hook after the call; what `action` returns replaces the output."""
-        return self._act(*call, **_) if self.watcher is None or self.watcher.admits(at_start=False) else None
-
-    def _act(self, *call: P.args, **_: P.kwargs) -> object:
-        token = _RUNNING.set(True)
-        try:
-            with _ONE_AT_A_TIME:
-                return self.action(*call, **_)
-        finally:
-            _RUNNING.reset(token)
-
-
-def in_hook() -> bool:
-    """Whether the code that calls it belongs to a hook of an algorithm."""
-    return _RUNNING.get()
+        if self.watcher is not None and not self.watcher.watching:
+            return None
+        with _observation():
+            return self.action(*call, **_)
 
 
 def before_call(

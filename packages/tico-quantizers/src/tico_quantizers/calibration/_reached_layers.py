@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
 
 import torch
@@ -13,12 +13,19 @@ from torch.utils.hooks import RemovableHandle
 
 from tico_config import Found, NumericsError, Problem
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
-from tico_quantizers.calibration._hooks import before_call
-from tico_quantizers.layers import Layer, feature_axis, input_tensor
+from tico_quantizers.calibration._hooks import after_call, before_call
+from tico_quantizers.layers import (
+    IntegerLayer,
+    Layer,
+    computes_itself,
+    feature_axis,
+    input_tensor,
+    require_as_its_class,
+)
 
 
 class ReachedLayers(Recorder):
-    """How many rows, last axes of an input, each layer was called with in passes that ended well."""
+    """How many rows, vectors of all input features, each layer was called with in passes that ended well."""
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
         self._layers = layers
@@ -30,16 +37,22 @@ class ReachedLayers(Recorder):
         """The layers that were called."""
         return set(self.rows)
 
-    def watch(self, calibration: Calibration) -> list[RemovableHandle]:
-        """Set a hook on every layer that notes its calls while `calibration` watches."""
-        return [
-            before_call(layer, partial(self._read, calibration, path), calibration)
-            for path, layer in self._layers.items()
-        ]
+    def watch(self, calibration: Calibration, *, free: Container[str] = ()) -> list[RemovableHandle]:
+        """Set a hook on every layer that notes its calls while `calibration` watches.
+
+        A layer with a forward of its own has to give what its class gives, unless it is `free`.
+        """
+        handles: list[RemovableHandle] = []
+        for path, layer in self._layers.items():
+            handles.append(before_call(layer, partial(self._read, calibration, path), calibration))
+            if path not in free and not isinstance(layer, IntegerLayer) and computes_itself(layer):
+                handles.append(after_call(layer, partial(require_as_its_class, path, layer), calibration))
+        return handles
 
     def _read(
         self, calibration: Calibration, path: str, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
+        calibration.require_own_pass()
         x = input_tensor(path, args, kwargs)
         self.note(path, calibration.tokens.strip(x, feature_axis(self._layers[path])))
         calibration.accept_unless_in_forward()
@@ -60,7 +73,8 @@ class ReachedLayers(Recorder):
                 module=path, field="input", value=found, expected=expected, remedy=remedy, sentence=sentence
             )
             raise NumericsError(problem)
-        self._unfinished[path] += x.numel() // max(x.shape[-1], 1) if x.ndim else 0
+        features = x.shape[feature_axis(self._layers[path])] if x.ndim else 0
+        self._unfinished[path] += x.numel() // max(features, 1)
 
     def drop_unfinished(self) -> None:
         """Forget the layers of a pass that did not end."""

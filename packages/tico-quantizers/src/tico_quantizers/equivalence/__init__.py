@@ -4,13 +4,14 @@ from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_
 from tico_quantizers.equivalence._folding import exact_for, fold, put_matrix
 from tico_quantizers.equivalence._input_maxima import InputMaxima
 from tico_quantizers.equivalence._pair_calibration import PairCalibration
-from tico_quantizers.equivalence._pair_search import candidates_of, known_pairs
+from tico_quantizers.equivalence._pair_search import candidates_of
+from tico_quantizers.equivalence._passages import find_pairs
 from tico_quantizers.equivalence._smoothing_pairs import (
     Candidates,
     Consumer,
     FoundPairs,
     Pair,
-    find_pairs,
+    alone,
     reason_against_scaling,
 )
 
@@ -22,12 +23,12 @@ __all__ = [
     "InputMaxima",
     "Pair",
     "PairCalibration",
+    "alone",
     "as_channel_scale",
     "candidates_of",
     "exact_for",
     "find_pairs",
     "fold",
-    "known_pairs",
     "put_matrix",
     "reason_against_scaling",
 ]

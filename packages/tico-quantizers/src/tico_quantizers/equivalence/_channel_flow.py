@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tico_quantizers.calibration import tensor_leaves
+from tico_quantizers.calibration import is_observing, tensor_leaves
 
 
 class TorchFunction(Protocol):
@@ -157,17 +157,21 @@ def _mean(call: _Call) -> Followed:
 
 
 def _joined(call: _Call) -> Followed:
-    """A tensor joined to empty ones, as the first one in a cache is."""
+    """Tensors of one source joined to each other, as in a cache, and to empty ones, as at its beginning."""
     parts = call.argument(0, "tensors")
-    full = (
-        [part for part in parts if isinstance(part, Tensor) and part.numel()]
-        if isinstance(parts, Sequence)
-        else []
-    )
-    channels = call.channels(full[0]) if len(full) == 1 else None
-    return () if channels is None else (Channels(channels.source, channels.numbers.reshape(call.shape)),)
+    given = [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, Sequence) else []
+    followed = [call.channels(part) for part in given if part.numel()]
+    known = [channels for channels in followed if channels is not None]
+    if not known or len(known) < len(followed) or len({channels.source for channels in known}) > 1:
+        return ()
+    if len(known) == 1:
+        return (Channels(known[0].source, known[0].numbers.reshape(call.shape)),)
+    others = {name: value for name, value in call.kwargs.items() if name != "tensors"}
+    joined: object = call.function([each.numbers for each in known], *call.args[1:], **others)
+    return (Channels(known[0].source, joined),) if isinstance(joined, Tensor) else ()
 
 
+_JOINING: Final = ("cat", "concat", "concatenate")
 _RULES: Final[Mapping[str, Callable[[_Call], Followed]]] = {
     **dict.fromkeys(
         (
@@ -218,7 +222,7 @@ _RULES: Final[Mapping[str, Callable[[_Call], Followed]]] = {
         _pooled,
     ),
     "mean": _mean,
-    **dict.fromkeys(("cat", "concat", "concatenate"), _joined),
+    **dict.fromkeys(_JOINING, _joined),
 }
 _METADATA: Final = frozenset(
     (
@@ -229,40 +233,17 @@ _METADATA: Final = frozenset(
 )
 
 
-class ChannelFlow(TorchFunctionMode):
-    """While it is entered, follows every tensor that `begin` was told of.
+class FollowedTensors:
+    """Tensors that are followed as long as they live, each with its channels; in a cache, beyond a pass."""
 
-    `broken` has the sources whose channels something reads that does not pass the scale on, each with the
-    reason; `also_read` has the `guarded` tensors, by their names, that a function was given.
-    """
-
-    def __init__(self, guarded: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.broken: dict[str, str] = {}
-        self.also_read: dict[str, str] = {}
-        self.paused = 0
-        self._guarded = {id(tensor): name for name, tensor in guarded.items()}
+    def __init__(self) -> None:
         self._known: dict[int, tuple[weakref.ref[Tensor], Channels]] = {}
 
-    def __torch_function__(
-        self,
-        func: TorchFunction,
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        """Call the function and note what it has done to the channels of its arguments."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if not self.paused:
-            name = getattr(func, "__name__", type(func).__name__)
-            call = _Call(
-                name=name, function=func, args=args, kwargs=kwargs, result=result, channels=self.channels_of
-            )
-            self._note(call)
-        return result
+    def __deepcopy__(self, memo: dict[int, object]) -> FollowedTensors:
+        """Return one of no tensors: what a copied model computes are others."""
+        return FollowedTensors()
 
-    def begin(self, tensor: Tensor, channels: Channels) -> None:
+    def add(self, tensor: Tensor, channels: Channels) -> None:
         """Follow `tensor`."""
         key = id(tensor)
         known = self._known
@@ -277,6 +258,48 @@ class ChannelFlow(TorchFunctionMode):
         """Return the channels of a tensor that is followed, else None."""
         known = self._known.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
+
+
+class ChannelFlow(TorchFunctionMode):
+    """While it is entered, follows every tensor that `begin` was told of.
+
+    `broken` has the sources whose channels something reads that does not pass the scale on, each with the
+    reason; `also_read` has the `guarded` tensors, by their names, that a function was given.
+    """
+
+    def __init__(self, guarded: Mapping[str, Tensor], tensors: FollowedTensors | None = None) -> None:
+        super().__init__()
+        self.broken: dict[str, str] = {}
+        self.also_read: dict[str, str] = {}
+        self.paused = 0
+        self._guarded = {id(tensor): name for name, tensor in guarded.items()}
+        self._tensors = tensors or FollowedTensors()
+
+    def __torch_function__(
+        self,
+        func: TorchFunction,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Call the function and note what it has done to the channels of its arguments."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not (self.paused or is_observing()):
+            name = getattr(func, "__name__", type(func).__name__)
+            call = _Call(
+                name=name, function=func, args=args, kwargs=kwargs, result=result, channels=self.channels_of
+            )
+            self._note(call)
+        return result
+
+    def begin(self, tensor: Tensor, channels: Channels) -> None:
+        """Follow `tensor`."""
+        self._tensors.add(tensor, channels)
+
+    def channels_of(self, tensor: object) -> Channels | None:
+        """Return the channels of a tensor that is followed, else None."""
+        return self._tensors.channels_of(tensor)
 
     def end(self, tree: object, reason: str) -> None:
         """Give up the sources of all tensors in `tree`."""
@@ -305,13 +328,15 @@ class ChannelFlow(TorchFunctionMode):
             kept = {channels.source for channels in passed}
             times = Counter(channels.source for channels in followed)
             for channels in followed:
-                if channels.source not in kept or times[channels.source] > 1:
+                repeated = times[channels.source] > 1 and call.name not in _JOINING
+                if channels.source not in kept or repeated:
                     self.broken.setdefault(channels.source, f"its output is read by {plain}")
 
 
 def _passed_on(call: _Call, results: list[Tensor]) -> list[Channels]:
     """Return the channels of each result, or nothing if they do not pass on what was followed."""
-    rule = _RULES.get(call.name)
+    # A rule calls the function again, which would write into what it is given as `out`.
+    rule = None if "out" in call.kwargs else _RULES.get(call.name)
     found = [channels for channels in (rule(call) if rule else ()) if channels is not None]
     fits = len(found) == len(results) and all(
         channels.numbers.shape == tensor.shape and tensor.is_floating_point()

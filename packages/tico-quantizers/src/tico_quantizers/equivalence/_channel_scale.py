@@ -10,7 +10,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from tico_modules import children, parameter
+from tico_modules import children, own_tensor, tensor_place
+from tico_quantizers.layers import has_own_forward
 
 _FACTORS: Final = (2.0, 0.5, 8.0, 0.25, 4.0)
 
@@ -55,7 +56,7 @@ def as_channel_scale(module: nn.Module) -> ChannelScale | None:
 
 
 def _weight_of(module: nn.Module) -> Tensor:
-    weight = parameter(module, "weight")
+    weight = own_tensor(module, "weight")
     if weight is None:
         raise TypeError("a channel scale has a weight")
     return weight
@@ -63,9 +64,9 @@ def _weight_of(module: nn.Module) -> Tensor:
 
 def _may_scale(module: nn.Module) -> bool:
     """Whether `module` stores nothing but a vector as its weight, and perhaps another as its bias."""
-    weight, bias = parameter(module, "weight"), parameter(module, "bias")
+    weight, bias = own_tensor(module, "weight"), own_tensor(module, "bias")
     stored: dict[str, nn.Parameter | None] = module._parameters
-    if weight is None or children(module) or "forward" in vars(module) or stored.keys() - {"weight", "bias"}:
+    if weight is None or children(module) or has_own_forward(module) or stored.keys() - {"weight", "bias"}:
         return False
     vectors = [weight] if bias is None else [weight, bias]
     return all(
@@ -110,10 +111,11 @@ def _scales(probe: nn.Module, shape: tuple[int, ...], axis: int, offset: float) 
 
 def _output(probe: nn.Module, x: Tensor, effective: Tensor, offset: float) -> Tensor | None:
     """Return what `probe` makes of `x` with an effective weight, and a bias that is a half of that."""
-    stored: dict[str, nn.Parameter | None] = probe._parameters
-    stored["weight"] = nn.Parameter(effective - offset, requires_grad=False)
-    if stored.get("bias") is not None:
-        stored["bias"] = nn.Parameter(effective / 2, requires_grad=False)
+    for name, value in (("weight", effective - offset), ("bias", effective / 2)):
+        place = tensor_place(probe, name)
+        if place is not None:
+            is_parameter = isinstance(place[name], nn.Parameter)
+            place[name] = nn.Parameter(value, requires_grad=False) if is_parameter else value
     try:
         output: object = probe(x)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError, AssertionError):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import Found, NumericsError, Problem
-from tico_modules import Edit, ScaledInput, parameter
+from tico_modules import Edit, ScaledInput, own_tensor, tensor_place
 from tico_quantizers.equivalence._channel_scale import ChannelScale
 from tico_quantizers.equivalence._smoothing_pairs import Consumer, Pair
 from tico_quantizers.layers import FloatLayer, feature_axis, shape, weight_axes
@@ -50,10 +50,10 @@ def exact_for(pair: Pair, scale: Tensor) -> Tensor:
 
     Multiplying a short float by anything else would round it once more.
     """
-    weights = [parameter(consumer.layer, "weight") for consumer in pair.consumers]
+    weights = [own_tensor(consumer.layer, "weight") for consumer in pair.consumers]
     short = any(
         weight is not None and weight.dtype in _HALF
-        for weight in (*weights, parameter(pair.module, "weight"))
+        for weight in (*weights, own_tensor(pair.module, "weight"))
     )
     return torch.ldexp(torch.ones_like(scale), scale.log2().round()) if short else scale
 
@@ -90,7 +90,7 @@ def _divide_rows(path: str, layer: FloatLayer, scale: Tensor, edit: Edit) -> Non
 
 
 def _divide_bias(path: str, module: nn.Module, scale: Tensor, edit: Edit) -> None:
-    bias = parameter(module, "bias")
+    bias = own_tensor(module, "bias")
     if bias is not None:
         _put(path, module, "bias", (bias.to(torch.float64) / scale).to(bias.dtype), edit)
 
@@ -106,7 +106,7 @@ def _along(axis: int, values: Tensor, weight: Tensor) -> Tensor:
 
 
 def _stored(module: nn.Module, name: str) -> Tensor:
-    value = parameter(module, name)
+    value = own_tensor(module, name)
     if value is None:
         raise TypeError(f"a {type(module).__name__} without {name}")
     return value.detach()
@@ -120,6 +120,9 @@ def _put(path: str, module: nn.Module, name: str, value: Tensor, edit: Edit) -> 
         raise NumericsError(
             Problem(module=path, field=name, value=found, expected=expected, sentence=sentence)
         )
-    stored: dict[str, nn.Parameter | None] = module._parameters
-    old = stored[name]
-    edit.put(stored, name, nn.Parameter(value, requires_grad=old is not None and old.requires_grad))
+    place = tensor_place(module, name)
+    if place is None:
+        raise TypeError(f"a {type(module).__name__} without {name}")
+    old = place[name]
+    new = nn.Parameter(value, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else value
+    edit.put(place, name, new)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
 
+import attrs
 import torch
 from torch import nn
 
@@ -17,27 +17,21 @@ from tico_config import (
     SmoothingConfig,
     SmoothQuantConfig,
     TicoError,
+    is_left_out,
     unmatched_problems,
 )
 from tico_modules import named_modules
-from tico_quantizers.calibration import (
-    Replay,
-    Snapshots,
-    attempted_twice,
-    has_foreign_hooks,
-    quiet_runs,
-    require_evaluation_mode,
-    unchanged_process,
-)
+from tico_quantizers.calibration import Call, Snapshots, require_evaluation_mode
+from tico_quantizers.equivalence._function_check import run_again
+from tico_quantizers.equivalence._passages import Passages, Trace
 from tico_quantizers.equivalence._smoothing_pairs import (
     Candidates,
     Consumer,
     FoundPairs,
     Pair,
-    find_pairs,
     with_multiplications,
 )
-from tico_quantizers.layers import shape
+from tico_quantizers.layers import computes_itself, shape
 from tico_quantizers.protocol import Example
 
 
@@ -48,9 +42,8 @@ def candidates_of(model: nn.Module, config: SmoothingConfig) -> Candidates:
         ConfigError: there can be no pair, or a rule of `config` matches no module.
         NumericsError: a weight holds NaN or infinity.
     """
-    candidates = Candidates.of(model)
-    paths = [path for path, _ in named_modules(model)]
-    problems = unmatched_problems(config.overrides, paths)
+    candidates = _without_free_forwards(Candidates.of(model), config)
+    problems = _strange_overrides(model, candidates, config)
     consumers = [path for path in candidates.layers if candidates.consumer(path) is not None]
     sources = [path for path, _ in candidates.atoms() if candidates.producer(path) is not None]
     if not consumers or (len({*sources, *consumers}) < 2 and not _inserts(config)):
@@ -61,97 +54,133 @@ def candidates_of(model: nn.Module, config: SmoothingConfig) -> Candidates:
     return candidates
 
 
-def known_pairs(
-    model: nn.Module, candidates: Candidates, config: SmoothingConfig, example: Example | None
-) -> FoundPairs | None:
-    """Return the pairs that mappings or an example tell, None if the first pass has to.
+def _without_free_forwards(candidates: Candidates, config: SmoothingConfig) -> Candidates:
+    """Return `candidates` without layers that an override leaves out, and that may compute anything."""
+    found = {
+        path: why
+        for path, layer in candidates.layers.items()
+        if computes_itself(layer) and (why := config.reason_to_leave(path)) is not None
+    }
+    return attrs.evolve(candidates, reasons={**candidates.reasons, **found})
+
+
+def _strange_overrides(model: nn.Module, candidates: Candidates, config: SmoothingConfig) -> list[Problem]:
+    """Return a problem for each override that matches no module, or none that could ever be in a pair."""
+    kinds = {path: type(module).__name__ for path, module in named_modules(model)}
+    atoms = [path for path, _ in candidates.atoms()]
+    problems = unmatched_problems(config.overrides, list(kinds))
+    for pattern, change in config.overrides.items():
+        matched = [path for path in kinds if Rule(pattern).matches(path)]
+        fits = (
+            any(_is_below(atom, path) for path in matched for atom in atoms)
+            if is_left_out(change)
+            else any(path in atoms for path in matched)
+        )
+        if matched and not fits:
+            found = "; ".join(f"{path!r} is a {kinds[path]}" for path in matched[:3])
+            sentence = f"the override {pattern!r} matches no module that can be in a pair: {found}"
+            expected = "a rule that matches a norm, a linear layer or a convolution"
+            problems.append(Problem(field="overrides", value=pattern, expected=expected, sentence=sentence))
+    return problems
+
+
+def _is_below(path: str, parent: str) -> bool:
+    return path == parent or not parent or path.startswith(f"{parent}.")
+
+
+def traced(model: nn.Module, candidates: Candidates, example: Example) -> tuple[Passages, Call]:
+    """Return what shows when `model` is run on copies of `example`, and the call.
 
     Raises:
-        ConfigError: there are none, or mappings or example do not fit the model.
+        ConfigError: the model raises an error for them.
         CalibrationError: the model is in training mode.
     """
-    if config.mappings:
-        pairs = mapped_pairs(candidates, config.mappings)
-        return with_multiplications(pairs, candidates) if _inserts(config) else pairs
-    if example is None:
-        return None
+    require_evaluation_mode(model)
+    call, trace = Snapshots().take(example.args, example.kwargs, lambda _: None), Trace(candidates)
     try:
-        return traced_pairs(model, candidates, config, example)
+        trace.follow(lambda: run_again(model, call))
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
         if isinstance(error, TicoError):
             raise
         found = Found(f"inputs for which it raises {type(error).__name__}: {error}")
-        raise ConfigError(
-            Problem(
-                field="args",
-                value=found,
-                expected="inputs that the model takes",
-                sentence=f"the model raises {type(error).__name__} for args: {error}",
-            )
-        ) from error
-
-
-def traced_pairs(
-    model: nn.Module, candidates: Candidates, config: SmoothingConfig, example: Example
-) -> FoundPairs:
-    """Return the pairs that show when `model` is run on copies of `example`.
-
-    Raises:
-        ConfigError: there are none, or an override matches none of them.
-        CalibrationError: the model is in training mode.
-    """
-    require_evaluation_mode(model)
-    call = Snapshots().take(example.args, example.kwargs, lambda _: None)
-
-    def run() -> object:
-        (args, kwargs, autocast), *_ = Replay([call], {})
-        with autocast.again():
-            output: object = model.forward(*args, **kwargs)
-        return output
-
-    def find(*, with_hooks: bool) -> FoundPairs:
-        with unchanged_process(), quiet_runs(model, with_hooks=with_hooks):
-            return find_pairs(model, candidates, run)
-
-    # Some hooks are a part of what the model computes.
-    found = attempted_twice(partial(find, with_hooks=False)) if has_foreign_hooks(model) else None
-    found = find(with_hooks=True) if found is None else found
-    if _inserts(config):
-        found = with_multiplications(found, candidates)
-    if not found.pairs:
-        raise ConfigError(_no_pair(found.left))
-    require_overrides_used(config, found)
-    return found
+        sentence = f"the model raises {type(error).__name__} for args: {error}"
+        expected = "inputs that the model takes"
+        raise ConfigError(Problem(field="args", value=found, expected=expected, sentence=sentence)) from error
+    return trace.passages(), call
 
 
 def _inserts(config: SmoothingConfig) -> bool:
     return isinstance(config, SmoothQuantConfig) and config.insert_mul
 
 
-def require_overrides_used(config: SmoothingConfig, found: FoundPairs) -> None:
-    """Refuse overrides for modules that are in no pair.
+def pairs_of(
+    passages: Passages, candidates: Candidates, config: SmoothingConfig, mapped: FoundPairs | None
+) -> FoundPairs:
+    """Return the pairs that `passages` show or mappings say, without those that `config` leaves out."""
+    if mapped is None:
+        found = passages.pairs(candidates)
+    else:
+        found = attrs.evolve(mapped, called=frozenset(passages.readings))
+    if _inserts(config):
+        found = with_multiplications(found, candidates)
+    return _without_left_out(found, candidates, config)
+
+
+def _without_left_out(found: FoundPairs, candidates: Candidates, config: SmoothingConfig) -> FoundPairs:
+    """Return `found` without the pairs whose producer, or all of whose consumers, an override leaves out.
+
+    SmoothQuant has nothing else to leave out, so that there a consumer counts as the whole pair.
+    """
+    enough = any if isinstance(config, SmoothQuantConfig) else all
+    left = {path: why for path, _ in candidates.atoms() if (why := config.reason_to_leave(path)) is not None}
+    dropped: dict[str, str] = {}
+    for pair in found.pairs:
+        consumers = [consumer.path for consumer in pair.consumers]
+        if pair.path in left or enough(path in left for path in consumers):
+            dropped[pair.path] = next(left[path] for path in (pair.path, *consumers) if path in left)
+    pairs = tuple(pair for pair in found.pairs if pair.path not in dropped)
+    return attrs.evolve(found, pairs=pairs, left={**found.left, **left, **dropped})
+
+
+def require_pairs(
+    found: FoundPairs, candidates: Candidates, config: SmoothingConfig, *, last: bool = False
+) -> None:
+    """Refuse a model without pairs, and overrides for modules that are in none.
+
+    Modules that were not called may still be in one, unless this is the `last` word.
 
     Raises:
-        ConfigError: with the reason where there is one.
+        ConfigError: with the reasons.
     """
-    paired = [
-        path for pair in found.pairs for path in (pair.path, *(consumer.path for consumer in pair.consumers))
-    ]
-    problems = []
-    for pattern in config.overrides:
-        if not any(map(Rule(pattern).matches, paired)):
-            why = [f"{path}: {reason}" for path, reason in found.left.items() if Rule(pattern).matches(path)]
-            problems.append(
-                Problem(
-                    field="overrides",
-                    value=pattern,
-                    expected="a rule that matches a module of a pair",
-                    remedy="; ".join(why[:3]) or None,
-                    sentence=f"the override {pattern!r} matches no module of a pair",
-                )
-            )
+    waiting = frozenset() if last else _uncalled(found, candidates)
+    problems = [] if found.pairs or waiting else [_no_pair(found.left)]
+    if isinstance(config, SmoothQuantConfig):
+        problems += _idle_overrides(config, found, waiting)
     if problems:
         raise ConfigError(*problems)
+
+
+def _uncalled(found: FoundPairs, candidates: Candidates) -> frozenset[str]:
+    paths = (path for path, _ in candidates.atoms() if path and path not in candidates.reasons)
+    return frozenset(path for path in paths if path not in found.called)
+
+
+def _idle_overrides(
+    config: SmoothQuantConfig, found: FoundPairs, waiting: frozenset[str]
+) -> Iterator[Problem]:
+    paired = [path for pair in found.pairs for path in (pair.path, *(each.path for each in pair.consumers))]
+    for pattern, change in config.overrides.items():
+        matches = Rule(pattern).matches
+        if is_left_out(change) or any(map(matches, paired)) or any(map(matches, waiting)):
+            continue
+        why = [f"{path}: {reason}" for path, reason in found.left.items() if matches(path)]
+        yield Problem(
+            field="overrides",
+            value=pattern,
+            expected="a rule that matches a module of a pair",
+            remedy="; ".join(why[:3]) or None,
+            sentence=f"the override {pattern!r} matches no module of a pair",
+        )
 
 
 def _no_pair(reasons: Mapping[str, str]) -> Problem:
@@ -216,7 +245,7 @@ def mapped_pairs(candidates: Candidates, mappings: Mapping[str, tuple[str, ...]]
         by_source.setdefault(next(iter(claim)), []).append(path)
     pairs = tuple(_mapped(candidates, path, consumers) for path, consumers in by_source.items())
     left = {path: "no mapping names it" for path in sources if path not in by_source}
-    return FoundPairs(pairs=pairs, left=left, called=None)
+    return FoundPairs(pairs=pairs, left=left, called=frozenset())
 
 
 def _nearest(path: str, sources: list[str]) -> list[str]:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from tico_modules import find_tied_paths, named_modules, parameter
-from tico_quantizers.calibration import after_call, before_call
-from tico_quantizers.equivalence._channel_flow import ChannelFlow, Channels
+from tico_modules import find_tied_paths, named_modules
 from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_scale
 from tico_quantizers.layers import (
     FloatLayer,
     IntegerLayer,
     Layer,
     columns,
-    feature_axis,
     groups,
-    input_tensor,
     layers_in,
+    peers_of,
     reasons_against,
     shape,
 )
@@ -75,11 +68,15 @@ class Pair:
 
 @attrs.frozen(eq=False, kw_only=True)
 class Candidates:
-    """The modules of a model that may be in a pair, and for those that cannot be the reason."""
+    """The modules of a model that may be in a pair, and for those that cannot be the reason.
+
+    `peers` is what `peers_of` says of the model.
+    """
 
     layers: Mapping[str, Layer]
     scales: Mapping[str, ChannelScale]
     reasons: Mapping[str, str]
+    peers: Mapping[str, str] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> Candidates:
@@ -94,7 +91,7 @@ class Candidates:
         }
         tied = find_tied_paths(model)
         reasons |= {path: f"its weight is tied to {tied[path]}" for path in scales if path in tied}
-        return cls(layers=layers, scales=scales, reasons=reasons)
+        return cls(layers=layers, scales=scales, reasons=reasons, peers=peers_of(model))
 
     def producer(self, path: str) -> Producer | None:
         """Return the module at `path` if it can take scales."""
@@ -125,15 +122,25 @@ def reason_against_scaling(layer: Layer) -> str | None:
 
 @attrs.frozen(eq=False, kw_only=True)
 class FoundPairs:
-    """The pairs of a model, the producers in no pair with the reason, and what was called to find them."""
+    """The pairs of a model, and the producers in no pair with the reason.
+
+    `called` are the layers and channel scales that were called when the pairs were found. `adopted` are
+    layers of pairs that were not: experts that read what their peers have read.
+    """
 
     pairs: tuple[Pair, ...]
     left: Mapping[str, str]
-    called: frozenset[str] | None
+    called: frozenset[str]
+    adopted: frozenset[str] = frozenset()
+
+    @property
+    def consumers(self) -> tuple[Consumer, ...]:
+        """The layers of all pairs that undo scales."""
+        return tuple(consumer for pair in self.pairs for consumer in pair.consumers)
 
     def modules(self) -> dict[str, nn.Module]:
         """Return the modules of all pairs, by path."""
-        consumers = {consumer.path: consumer.layer for pair in self.pairs for consumer in pair.consumers}
+        consumers = {consumer.path: consumer.layer for consumer in self.consumers}
         return {pair.path: pair.module for pair in self.pairs} | consumers
 
     def without(self, reasons: Mapping[str, str]) -> FoundPairs:
@@ -148,145 +155,20 @@ class FoundPairs:
         return attrs.evolve(self, pairs=pairs, left={**self.left, **gone})
 
 
+def alone(path: str, layer: FloatLayer) -> Pair:
+    """Return the pair of a layer with a multiplication in front of it."""
+    channels = torch.arange(shape(layer)[1], device=layer.weight.device)
+    return Pair(path=path, producer=None, consumers=(Consumer(path=path, layer=layer, channels=channels),))
+
+
 def with_multiplications(found: FoundPairs, candidates: Candidates) -> FoundPairs:
     """Return `found` with a pair without producer for each layer that is no consumer of another one."""
-    read = {consumer.path for pair in found.pairs for consumer in pair.consumers}
-    more = []
-    for path in candidates.layers:
-        layer = candidates.consumer(path)
-        called = found.called is None or path in found.called or not path  # the root always is
-        if layer is not None and path not in read and called:
-            channels = torch.arange(shape(layer)[1], device=layer.weight.device)
-            consumer = Consumer(path=path, layer=layer, channels=channels)
-            more.append(Pair(path=path, producer=None, consumers=(consumer,)))
+    read = {consumer.path for consumer in found.consumers}
+    more = [
+        alone(path, layer)
+        for path in candidates.layers
+        # The root is called whenever the model is.
+        if path not in read and (path in found.called or not path)
+        if (layer := candidates.consumer(path)) is not None
+    ]
     return attrs.evolve(found, pairs=(*found.pairs, *more))
-
-
-def find_pairs(model: nn.Module, candidates: Candidates, run: Callable[[], object]) -> FoundPairs:
-    """Return the pairs that show in `run`, a forward pass of `model`."""
-    trace = _Trace(candidates)
-    with trace.hooks(), trace.flow:
-        output = run()
-    trace.flow.end(_plain(output), "its output is an output of the model")
-    return trace.found()
-
-
-def _plain(output: object) -> object:
-    """Return the output of a model as tuples, also that of a data class."""
-    is_object = dataclasses.is_dataclass(output) and not isinstance(output, Mapping)
-    return tuple(vars(output).values()) if is_object else output
-
-
-@attrs.define(eq=False)
-class _Observed:
-    """What a layer has read in all of its calls: the channels of one source, or something else as well."""
-
-    source: str | None
-    channels: Tensor | None
-
-
-class _Trace:
-    """One pass, with what every layer reads in it."""
-
-    def __init__(self, candidates: Candidates) -> None:
-        guarded = {
-            path: weight
-            for path, module in candidates.atoms()
-            if (weight := parameter(module, "weight")) is not None
-        }
-        self.flow = ChannelFlow(guarded)
-        self._candidates = candidates
-        self._readings: dict[str, list[_Observed]] = {}
-
-    @contextmanager
-    def hooks(self) -> Iterator[None]:
-        """Watch the calls of every layer and channel scale inside the block."""
-        handles: list[RemovableHandle] = []
-        try:
-            for path, module in self._candidates.atoms():
-                # Behind the user's own hooks: what counts is what the layer reads and gives in the end.
-                handles.append(before_call(module, partial(self.enter, path)))
-                handles.append(after_call(module, partial(self.leave, path)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def enter(self, path: str, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        """Note what the module at `path` is called with, and do not look inside."""
-        self.flow.paused += 1
-        x = input_tensor(path, args, kwargs)
-        channels = self.flow.channels_of(x) if self.flow.paused == 1 else None
-        observed = _Observed(None, None)
-        layer = self._candidates.consumer(path)
-        if channels is not None and layer is not None:
-            numbers = _columns(layer, channels.numbers)
-            observed = _Observed(channels.source, numbers)
-        if observed.channels is None:
-            self.flow.end(x, f"its output is read by {path}")
-        self._readings.setdefault(path, []).append(observed)
-
-    def leave(self, path: str, args: object, kwargs: object, output: object) -> None:
-        """Follow the output of the module at `path`, if it can take scales."""
-        producer = self._candidates.producer(path)
-        if producer is not None and self.flow.paused == 1 and isinstance(output, Tensor):
-            axis = producer.axis if isinstance(producer, ChannelScale) else feature_axis(producer)
-            numbers = torch.arange(output.shape[axis], dtype=torch.int32, device=output.device)
-            along = [1] * output.ndim
-            along[axis] = -1
-            self.flow.begin(output, Channels(path, numbers.view(along).expand(output.shape)))
-        self.flow.paused -= 1
-
-    def found(self) -> FoundPairs:
-        """Return the pairs."""
-        pairs: list[Pair] = []
-        left: dict[str, str] = dict(self._candidates.reasons)
-        for path, _ in self._candidates.atoms():
-            if path in left:
-                continue
-            consumers, reason = self._consumers_of(path)
-            producer = self._candidates.producer(path)
-            if reason is None and producer is not None:
-                pairs.append(Pair(path=path, producer=producer, consumers=consumers))
-            else:
-                left[path] = reason or "it cannot take scales"
-        return FoundPairs(pairs=tuple(pairs), left=left, called=frozenset(self._readings))
-
-    def _consumers_of(self, path: str) -> tuple[tuple[Consumer, ...], str | None]:
-        """Return the layers that read the module at `path`, or the reason why they cannot undo its scales."""
-        if path not in self._readings:
-            return (), "the example does not reach it"
-        if path in self.flow.also_read:
-            return (), f"its weight is read by {self.flow.also_read[path]} as well"
-        if path in self.flow.broken:
-            return (), self.flow.broken[path]
-        consumers: list[Consumer] = []
-        for consumer_path, readings in self._readings.items():
-            if any(reading.source == path for reading in readings):
-                layer, channels = self._candidates.consumer(consumer_path), readings[0].channels
-                if layer is None or channels is None or not _agree(readings):
-                    return (), f"its consumer {consumer_path} reads something else as well"
-                if consumer_path in self.flow.also_read:
-                    return (), f"the weight of its consumer {consumer_path} is used elsewhere as well"
-                consumers.append(Consumer(path=consumer_path, layer=layer, channels=channels))
-        return tuple(consumers), None if consumers else "no layer reads its output"
-
-
-def _agree(readings: list[_Observed]) -> bool:
-    first = readings[0]
-    return all(
-        other.source == first.source
-        and other.channels is not None
-        and first.channels is not None
-        and torch.equal(other.channels, first.channels)
-        for other in readings
-    )
-
-
-def _columns(layer: FloatLayer, numbers: Tensor) -> Tensor | None:
-    """Return the channel of each input feature of `layer`, or None where it is not the same in every row."""
-    rows = numbers.movedim(feature_axis(layer), -1)
-    rows = rows.reshape(-1, rows.shape[-1])
-    if not len(rows):
-        return None
-    return rows[0].to(torch.int64) if bool((rows == rows[0]).all()) else None

@@ -2,6 +2,7 @@
 
 from tico_quantizers.layers._blocks import find_blocks, homes_in
 from tico_quantizers.layers._experts import less_read, peers_of
+from tico_quantizers.layers._float_lines import float_lines
 from tico_quantizers.layers._inputs import input_rows, input_tensor, output_added
 from tico_quantizers.layers._matrix import (
     FloatLayer,
@@ -16,6 +17,7 @@ from tico_quantizers.layers._matrix import (
     shape,
     weight_axes,
 )
+from tico_quantizers.layers._own_forward import computes_itself, has_own_forward, require_as_its_class
 from tico_quantizers.layers._plan import (
     LayerPlan,
     Target,
@@ -24,7 +26,7 @@ from tico_quantizers.layers._plan import (
     require_in_place,
 )
 from tico_quantizers.layers._replacement import QuantizedWeight, with_weight
-from tico_quantizers.layers._selection import layers_in, output_embedding, reasons_against
+from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
 
 __all__ = [
     "FloatLayer",
@@ -35,10 +37,13 @@ __all__ = [
     "Target",
     "as_layer",
     "columns",
+    "computes_itself",
     "feature_axis",
     "find_blocks",
+    "float_lines",
     "group_size_problem",
     "groups",
+    "has_own_forward",
     "homes_in",
     "input_rows",
     "input_tensor",
@@ -46,11 +51,12 @@ __all__ = [
     "less_read",
     "matrix",
     "output_added",
-    "output_embedding",
+    "output_embeddings",
     "peers_of",
     "plan_layers",
     "reads_rows",
     "reasons_against",
+    "require_as_its_class",
     "require_in_place",
     "shape",
     "weight_axes",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Generic, TypeVar
 
 import attrs
@@ -17,16 +17,13 @@ from tico_config import (
     NumericsError,
     Problem,
     Rule,
+    is_left_out,
     unmatched_problems,
 )
 from tico_modules import LayerReport, named_modules
+from tico_quantizers.layers._float_lines import float_lines
 from tico_quantizers.layers._matrix import Layer, columns, matrix
-from tico_quantizers.layers._selection import (
-    layers_in,
-    output_embedding,
-    reasons_against,
-    stacked_parameters,
-)
+from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
 
 C = TypeVar("C", bound=ModuleConfig)
 
@@ -62,18 +59,7 @@ class LayerPlan(Generic[C]):
 
         These are the modules in `left`, and all others that own a parameter of floats, such as norms.
         """
-        return {
-            path: LayerReport(path=path, module=type(module).__name__, algorithm=algorithm, reason=reason)
-            for path, module in named_modules(model)
-            if path not in self.targets and (reason := self._reason(path, module, algorithm))
-        }
-
-    def _reason(self, path: str, module: nn.Module, algorithm: str) -> str | None:
-        if path in self.left:
-            return self.left[path]
-        own: dict[str, nn.Parameter | None] = module._parameters
-        floats = any(tensor is not None and tensor.is_floating_point() for tensor in own.values())
-        return f"{algorithm} quantizes linear layers and convolutions" if floats else None
+        return float_lines(model, algorithm, self.left, self.targets)
 
 
 def plan_layers(
@@ -86,8 +72,8 @@ def plan_layers(
     """Return what `config` asks for of each linear layer and convolution of `model`.
 
     Left alone, with the reason, are layers that `reasons_against` names, those that `refuse` gives a reason
-    for, the head of a language model unless an override has its exact path, and weights of several layers
-    in one parameter. `check` yields what is wrong with a layer and the config that holds for it.
+    for, those that an override leaves out, and the heads of language models unless an override has their
+    exact path. `check` yields what is wrong with a layer and the config that holds for it.
 
     Raises:
         ConfigError: nothing is left to quantize, an override changes nothing, or a check failed; with all
@@ -112,7 +98,7 @@ def plan_layers(
     if problems:
         raise ConfigError(*problems)
     _require_finite_weights(wanted)
-    return LayerPlan(targets=targets, left=reasons | dict(stacked_parameters(model, layers)))
+    return LayerPlan(targets=targets, left=reasons)
 
 
 def require_in_place(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
@@ -144,11 +130,15 @@ def group_size_problem(path: str, layer: Layer, size: int | None, *, ragged: boo
     `ragged` allows the last group of a row to be smaller.
     """
     width = columns(layer)
-    if size is None or (size <= width and width % size == 0) or ragged:
+    if size is None or width % size == 0 or ragged:
         return None
-    expected = f"None or a divisor of its {width} input columns"
-    remedy = "choose another, for all or by an override for this module, or set ragged_groups"
+    largest = next(divisor for divisor in range(min(size, width), 0, -1) if width % divisor == 0)
+    remedy = (
+        f"choose {largest} or another divisor, for all or by an override for this module, let the last group"
+        " be shorter by ragged_groups=True, or leave it out by no_quant()"
+    )
     sentence = f"group_size={size} does not divide its {width} input columns"
+    expected = f"None or a divisor of its {width} input columns"
     return Problem(
         module=path, field="group_size", value=size, expected=expected, remedy=remedy, sentence=sentence
     )
@@ -162,12 +152,12 @@ def _reasons(
 ) -> dict[str, str]:
     """Return the layers that are left alone, each with the reason."""
     found = reasons_against(model, layers)
-    head = output_embedding(model)
+    heads = {id(head) for head in output_embeddings(model)}
     for path, layer in layers.items():
-        own = None if refuse is None else refuse(layer)
+        own = config.reason_to_leave(path) or (None if refuse is None else refuse(layer))
         if own is not None:
             found[path] = own
-        elif layer is head and path not in config.overrides:
+        elif id(layer) in heads and path not in config.overrides:
             found.setdefault(path, "the output embedding is quantized only if an override has its exact path")
     return found
 
@@ -188,9 +178,11 @@ def _override_problems(
     """Return a problem for each override that changes nothing, with the reason where there is one."""
     problems: list[Problem] = []
     others = {path: type(module).__name__ for path, module in named_modules(model) if path not in wanted}
-    for pattern in config.overrides:
+    for pattern, change in config.overrides.items():
         matches = Rule(pattern).matches
-        if not any(map(matches, wanted)):
+        if is_left_out(change):
+            problems += _idle_exclusion(pattern, config.name, model, {*wanted, *reasons})
+        elif not any(map(matches, wanted)):
             found = [
                 f"{path} stays float: {reasons[path]}" if path in reasons else f"{path!r} is a {kind}"
                 for path, kind in others.items()
@@ -201,6 +193,21 @@ def _override_problems(
             else:
                 problems += unmatched_problems([pattern], [*wanted, *reasons])
     return problems
+
+
+def _idle_exclusion(pattern: str, algorithm: str, model: nn.Module, layers: Collection[str]) -> list[Problem]:
+    """Return a problem if no layer is at or below a module that `pattern` matches."""
+    matched = {path: module for path, module in named_modules(model) if Rule(pattern).matches(path)}
+    if not matched:
+        return unmatched_problems([pattern], [path for path, _ in named_modules(model) if path])
+    if any(_is_below(layer, path) for layer in layers for path in matched):
+        return []
+    found = [f"{path!r} is a {type(module).__name__}" for path, module in matched.items()]
+    return [_idle(pattern, algorithm, found)]
+
+
+def _is_below(path: str, parent: str) -> bool:
+    return path == parent or path.startswith(f"{parent}.")
 
 
 def _idle(pattern: str, algorithm: str, found: list[str]) -> Problem:

@@ -9,14 +9,19 @@ from torch import nn
 from tico_config import BaseConfig, ConfigError, Found, Problem
 from tico_modules import Edit
 from tico_quantizers.calibration import unchanged_process
-from tico_quantizers.lifecycle._copies import detached_copy
-from tico_quantizers.lifecycle._preconditions import (
-    STATE,
+from tico_quantizers.lifecycle._arguments import (
     require_arguments,
     require_config,
-    require_model,
     require_possible_place,
+)
+from tico_quantizers.lifecycle._copies import detached_copy
+from tico_quantizers.lifecycle._model_kinds import require_model, require_modules, require_plain
+from tico_quantizers.lifecycle._stages import (
+    STATE,
+    Replaced,
+    note_replaced,
     require_unprepared,
+    result_of,
     state_of,
 )
 from tico_quantizers.protocol import Example
@@ -44,14 +49,20 @@ def prepare(
     require_model(model)
     require_config(quant_config)
     require_arguments(args=args, kwargs=kwargs, inplace=inplace, registry=registry)
+    again = result_of("prepare", model)
+    if again is not None and again.config == quant_config and inplace:
+        return again.root
+    require_plain(model, inplace=inplace)
     require_unprepared(model)
     quantizer = registry.quantizer(quant_config)
     require_possible_place(quantizer, quant_config, inplace=inplace)
+    require_modules(model, quantizer, quant_config)
     example = None if args is None and kwargs is None else Example(args=args or (), kwargs=kwargs or {})
     work = model if inplace else detached_copy(model)
     with unchanged_process(), Edit() as edit:
         root, prepared = quantizer.start(work, example, edit)
         edit.set_attribute(root, STATE, prepared)
+        note_replaced(work, Replaced("prepare", quant_config, root), edit)
     return root
 
 
@@ -61,8 +72,8 @@ def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: b
     Args:
         model: what `prepare` returned, after calibration data were run through it.
         quant_config: may be left out; if given, it must equal the one given to `prepare`.
-        inplace: change and return `model` itself (or its replacement, where `prepare` returned one). With
-            False, `model` stays prepared and a converted copy is returned.
+        inplace: change and return `model` itself (or what replaces it, where it is a single layer: put that
+            in its place). With False, `model` stays prepared and a converted copy is returned.
 
     Raises:
         LifecycleError: the model is not prepared, or has been converted already.
@@ -70,25 +81,39 @@ def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: b
         CalibrationError: no data were run through the model, or through a part of it.
         NumericsError: weights or data hold values that no grid can represent.
 
-    After an error the model is as it was before, calibration included.
+    After an error the model is as it was before, calibration included. A layer that was replaced as a whole
+    gives the same result when it is converted again.
     """
     require_model(model)
     require_arguments(inplace=inplace)
-    prepared = state_of(model)
-    if quant_config is not None and quant_config != prepared.config:
-        expected = f"the config given to prepare, {prepared.config!r}"
-        remedy = "leave it out, or prepare the model with it"
-        raise ConfigError(
-            Problem(
-                field="quant_config",
-                value=Found(repr(quant_config)),
-                expected=expected,
-                remedy=remedy,
-                sentence=f"convert was given {quant_config!r}, and prepare {prepared.config!r}",
-            )
-        )
+    require_plain(model, inplace=False)
+    again = result_of("convert", model)
+    if again is not None:
+        _require_same(quant_config, again.config)
+        return again.root if inplace else detached_copy(again.root)
+    config = state_of(model).config
+    _require_same(quant_config, config)
     work = model if inplace else detached_copy(model)
     with unchanged_process(), Edit() as edit:
         root = state_of(work).convert(work, edit)
+        note_replaced(work, Replaced("convert", config, root), edit)
         edit.on_commit(lambda: vars(work).pop(STATE))
     return root
+
+
+def _require_same(given: BaseConfig | None, prepared: BaseConfig) -> None:
+    """Refuse a config that is not the one given to prepare.
+
+    Raises:
+        ConfigError: showing both.
+    """
+    if given is not None and given != prepared:
+        raise ConfigError(
+            Problem(
+                field="quant_config",
+                value=Found(repr(given)),
+                expected=f"the config given to prepare, {prepared!r}",
+                remedy="leave it out, or prepare the model with it",
+                sentence=f"convert was given {given!r}, and prepare {prepared!r}",
+            )
+        )

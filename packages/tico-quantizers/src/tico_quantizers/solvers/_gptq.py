@@ -66,12 +66,13 @@ class Solution:
         return values.repeat_interleave(self.group_size, 1)[:, : self.codes.shape[1]]
 
 
-def quantize_weight(
+def quantize_weight(  # noqa: PLR0913  # the fields of a config, by their names
     weight: Tensor,
     gram: Tensor,
     *,
     bits: int,
     group_size: int | None = None,
+    ragged_groups: bool = False,
     symmetric: bool = False,
     act_order: bool = False,
     damping: float = 0.01,
@@ -84,15 +85,23 @@ def quantize_weight(
     Raises:
         UnsupportedError: weight or Gram matrix are no dense floating-point tensors.
         NumericsError: they hold NaN or infinity, or the Gram matrix has a negative diagonal.
-        ConfigError: the shapes do not fit each other, or an argument is none that `GPTQConfig` takes.
+        ConfigError: the shapes do not fit each other, an argument is none that `GPTQConfig` takes, or the
+            groups do not divide the columns.
 
     >>> solution = quantize_weight(torch.eye(4), torch.eye(4), bits=4)
     >>> torch.equal(solution.dequantize(), torch.eye(4))
     True
     """
     config = GPTQConfig(
-        bits=bits, group_size=group_size, symmetric=symmetric, act_order=act_order, damping=damping
+        bits=bits,
+        group_size=group_size,
+        ragged_groups=ragged_groups,
+        symmetric=symmetric,
+        act_order=act_order,
+        damping=damping,
     )
+    _require_fit(weight, gram, cross_gram)
+    _require_whole_groups(weight, config)
     return solve(weight, gram, config, cross_gram=cross_gram)
 
 
@@ -102,8 +111,8 @@ def solve(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tenso
     Columns whose inputs were always zero are rounded to nearest; the grids span them as they do the others,
     since data to come may differ.
     Where H is not positive definite, ten times the damping is tried, up to 10⁵ times; where none suffices, or
-    the feedback is beyond the finite numbers, all columns are rounded to nearest. `overrides` are not looked
-    at.
+    the feedback is beyond the finite numbers, all columns are rounded to nearest. `overrides` and
+    `ragged_groups` are not looked at: the last group is a shorter one if need be.
 
     `cross_gram` (columns, columns) = (X̃ - X)ᵀ X makes the calibration asymmetric: X are the inputs, row by
     row a token, that the layer has in the quantized model, which `gram` is of, and X̃ those in the float
@@ -275,6 +284,22 @@ def _require_symmetric(gram: Tensor) -> None:
         one, other = gram[row, column].item(), gram[column, row].item()
         found = Found(f"{one:g} at {row, column} and {other:g} opposite")
         raise NumericsError(Problem(field="gram", value=found, expected="a symmetric matrix, as XᵀX is"))
+
+
+def _require_whole_groups(weight: Tensor, config: GPTQConfig) -> None:
+    """Refuse groups that do not divide the columns, unless the last one may be shorter."""
+    size, width = config.group_size, weight.shape[1]
+    if size is None or config.ragged_groups or width % size == 0:
+        return
+    raise ConfigError(
+        Problem(
+            field="group_size",
+            value=size,
+            expected=f"None or a divisor of the {width} columns",
+            remedy="choose one, or let the last group be shorter by ragged_groups=True",
+            sentence=f"group_size={size} does not divide the {width} columns",
+        )
+    )
 
 
 def _require_finite(matrix: Tensor, name: str) -> None:

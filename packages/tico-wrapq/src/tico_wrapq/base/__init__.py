@@ -1,20 +1,17 @@
 """What every wrapper stands on: quantization points, their life, the registry, and calibration files."""
 
 from tico_wrapq.base._calibration_file import load_calibration, save_calibration
+from tico_wrapq.base._declaration import ACT_IN, ACT_OUT, PointDeclaration, Role, spec_problem
 from tico_wrapq.base._mode import Mode
 from tico_wrapq.base._passage import Passage
 from tico_wrapq.base._point import (
-    ACT_IN,
-    ACT_OUT,
     Frozen,
     Passing,
-    PointDeclaration,
     QuantPoint,
-    Role,
     State,
     Watching,
     require_data,
-    spec_problem,
+    require_grids,
 )
 from tico_wrapq.base._point_statistics import PointStatistics
 from tico_wrapq.base._quant_module_base import QuantModuleBase, Resolve, WeightCodes
@@ -59,6 +56,7 @@ __all__ = [
     "register",
     "register_pass_through",
     "require_data",
+    "require_grids",
     "save_calibration",
     "spec_problem",
     "try_register",

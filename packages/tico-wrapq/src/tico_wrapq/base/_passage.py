@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 import attrs
 import torch
@@ -13,6 +14,9 @@ from tico_config import Found, NumericsError, Problem
 from tico_observers import ChannelRangeReader, Extremes, JoinedRanges
 from tico_quantizers import Calibration, Recorder
 from tico_wrapq.base._point_statistics import Place, PointStatistics, RangeTable
+
+# One for all passages, so that copying and pickling them stays simple.
+_TURN: Final = threading.RLock()
 
 _Group: TypeAlias = tuple[list[PointStatistics], JoinedRanges]
 
@@ -35,20 +39,27 @@ class Passage(Recorder):
 
     def __init__(self) -> None:
         self.calibration: Calibration | None = None
-        self.under_way = False
         self._reached: list[PointStatistics] = []
         self._shown: list[PointStatistics] = []
         self._reader = ChannelRangeReader()
         self._digest = _Digest()
 
     def see(self, point: PointStatistics, x: Tensor) -> None:
-        """Show what is no padding in `x` to `point`; outside of a pass of the model it counts at once."""
-        if point.is_untouched:
-            self._reached.append(point)
-        real = x if self.calibration is None else self.calibration.tokens.strip(x, point.axis, point.owner)
-        point.see(real, self._reader)
-        if not (self.under_way or (self.calibration is not None and self.calibration.in_forward)):
-            self.finish()
+        """Show what is no padding in `x` to `point`; outside of a pass of the model it counts at once.
+
+        Raises:
+            LifecycleError: another thread is in a forward pass of the model.
+        """
+        calibration = self.calibration
+        with _TURN:
+            if calibration is not None:
+                calibration.require_own_pass()
+                x = calibration.tokens.strip(x, point.padding_axis, point.owner)
+            if point.is_untouched:
+                self._reached.append(point)
+            point.see(x, self._reader)
+            if calibration is None or not calibration.in_forward:
+                self.finish()
 
     def finish(self) -> None:
         """Count what the pass has shown, or forget it where it is refused.

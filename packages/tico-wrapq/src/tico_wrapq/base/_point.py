@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from typing import TypeAlias, final
 
@@ -15,61 +14,18 @@ from tico_config import (
     Found,
     Granularity,
     LifecycleError,
-    MXSpec,
+    NumericsError,
     PerChannel,
-    PerGroup,
-    PerTensor,
     PerToken,
     Problem,
     QuantSpec,
     UnsupportedError,
 )
 from tico_modules import ActivationGrid, Edit
-from tico_observers import observer_for
+from tico_observers import LARGEST_PLAUSIBLE, AnyObserver, observer_for
+from tico_wrapq.base._declaration import PointDeclaration, Role, spec_problem
 from tico_wrapq.base._passage import Passage
 from tico_wrapq.base._point_statistics import PointStatistics
-
-
-class Role(enum.Enum):
-    """What passes through a point."""
-
-    WEIGHT = "weight"
-    ACTIVATION_IN = "activation in"
-    ACTIVATION_OUT = "activation out"
-    OTHER = "other"
-
-
-@attrs.frozen
-class PointDeclaration:
-    """One point of a wrapper class: name, role, and the granularity it has unless the config says more.
-
-    `channels` is the axis whose channels are told apart, to find one that takes the range for itself.
-    """
-
-    name: str
-    role: Role
-    granularity: Granularity = PerTensor()
-    channels: int = -1
-
-
-ACT_IN = PointDeclaration("act_in", Role.ACTIVATION_IN)
-ACT_OUT = PointDeclaration("act_out", Role.ACTIVATION_OUT)
-
-
-def spec_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> Problem | None:
-    """Return why the point at `path` cannot have the grid that `spec` asks for, or None."""
-    if not spec.is_quantized:
-        return None
-    if declaration.role is not Role.WEIGHT:
-        expected, fits = "an integer grid or no_quant()", not isinstance(spec.observer, MXSpec)
-    else:
-        expected = "an integer grid of at most 16 bits per tensor, per channel 0, or per group of axis 1"
-        granularity = spec.granularity_or(declaration.granularity)
-        along_groups = isinstance(granularity, PerGroup) and granularity.axis in (1, -1)
-        along_rows = isinstance(granularity, PerTensor) or granularity == PerChannel(0)
-        integer = not isinstance(spec.observer, MXSpec) and spec.dtype.bits <= 16
-        fits = integer and (along_rows or along_groups)
-    return None if fits else Problem(module=path, field="spec", value=Found(str(spec)), expected=expected)
 
 
 @final
@@ -141,8 +97,9 @@ class QuantPoint(nn.Module):
 
     @property
     def granularity(self) -> Granularity:
-        """The units that have a grid each."""
-        return self.spec.granularity_or(self.declaration.granularity)
+        """The units that have a grid each; those of a grid per channel go along the channels."""
+        asked, axis = self.spec.granularity_or(self.declaration.granularity), self.declaration.channels
+        return PerChannel(axis) if isinstance(asked, PerChannel) and axis is not None else asked
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x`, seen or moved to the grid as the state says."""
@@ -173,11 +130,16 @@ class QuantPoint(nn.Module):
                 raise LifecycleError(Problem(module=self.path, value=found, expected=expected))
             case Passing() | Watching():
                 if self.spec.is_quantized and not self.is_dynamic:
-                    observer = observer_for(self.spec, self.path, self.declaration.granularity)
-                    statistics = PointStatistics(observer, self.declaration.channels)
+                    channels, heads = self.declaration.channels, self.declaration.role is Role.OTHER
+                    statistics = PointStatistics(self._new_observer(), channels, of_heads=heads)
                     vars(self)["state"] = Watching(statistics, passage or Passage())
             case unreachable:
                 assert_never(unreachable)
+
+    def _new_observer(self) -> AnyObserver:
+        units = self.granularity
+        spec = attrs.evolve(self.spec, granularity=units) if isinstance(units, PerChannel) else self.spec
+        return observer_for(spec, self.path, units)
 
     def resume(self, statistics: PointStatistics) -> None:
         """Watch on, where the point watches, having seen what `statistics` have."""
@@ -187,6 +149,8 @@ class QuantPoint(nn.Module):
     def fix(self, grid: ActivationGrid | None, edit: Edit) -> None:
         """Move tensors to `grid` from now on; None lets them pass."""
         children: dict[str, nn.Module | None] = self._modules
+        if grid is not None:
+            edit.set_attribute(grid, "training", self.training)
         edit.put(children, "fixed", grid)
         edit.set_attribute(self, "state", _PASSING if grid is None else Frozen(grid))
 
@@ -199,6 +163,11 @@ class QuantPoint(nn.Module):
     def taken_by_one(self) -> float | None:
         """The share of the range seen that one channel has to itself; None where that is not known."""
         return None if self.statistics is None else self.statistics.channels.dominance
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude seen; 0 where that is not known."""
+        return 0.0 if self.statistics is None else self.statistics.largest
 
     @property
     def lacks_data(self) -> bool:
@@ -221,7 +190,8 @@ class QuantPoint(nn.Module):
 
         Raises:
             CalibrationError: the point watches and has seen no data.
-            NumericsError: the range seen needs a scale that float32 cannot hold.
+            NumericsError: the range seen is none that a trained network computes, or needs a scale that
+                float32 cannot hold.
         """
         match self.state:
             case Frozen(grid=grid):
@@ -258,3 +228,24 @@ def require_data(points: Iterable[QuantPoint]) -> None:
     ]
     if missing:
         raise CalibrationError(*missing)
+
+
+def require_grids(points: Iterable[QuantPoint]) -> None:
+    """Refuse to fix grids while points have seen no data, or data that determine none.
+
+    Raises:
+        CalibrationError: with every point without data.
+        NumericsError: with every point whose range no trained network means.
+    """
+    every = list(points)
+    require_data(every)
+    problems: list[Problem] = []
+    for point in every:
+        if point.largest < LARGEST_PLAUSIBLE:
+            continue
+        try:
+            point.determine_grid()
+        except NumericsError as error:
+            problems += error.problems
+    if problems:
+        raise NumericsError(*problems)

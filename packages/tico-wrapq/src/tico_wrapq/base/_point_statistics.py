@@ -16,6 +16,7 @@ from tico_observers import (
     AnyObserver,
     ChannelRangeReader,
     ChannelRangeStatistic,
+    EMAStatistic,
     Extremes,
     HistogramStatistic,
     JoinedRanges,
@@ -24,6 +25,7 @@ from tico_observers import (
     Statistic,
     merge_channels,
     params_from_range,
+    require_plausible,
 )
 
 
@@ -58,12 +60,15 @@ class PointStatistics:
 
     Args:
         observer: without data; it determines the grid in the end, and has the path of the point as its name.
-        axis: of the channels.
+        axis: of the channels, the last one where it is None.
+        of_heads: whether these are the heads of an attention, and not channels of images or signals.
     """
 
-    def __init__(self, observer: AnyObserver, axis: int) -> None:
+    def __init__(self, observer: AnyObserver, axis: int | None, *, of_heads: bool = False) -> None:
         self._observer = observer
-        self.axis = axis
+        self.axis = -1 if axis is None else axis
+        # Where padding is looked for, channels before others are on axis 1, and heads on axis -3.
+        self.padding_axis = 1 if self.axis < -1 and not of_heads else self.axis
         spans = isinstance(observer, MinMaxObserver) and observer.granularity == PerTensor()
         self.spans_range = spans and observer.on_nonfinite == "error"
         self.path = observer.name
@@ -123,6 +128,14 @@ class PointStatistics:
         with torch.inference_mode(mode=False):
             return RangeStatistic(extremes=self.channels.extremes)
 
+    @property
+    def largest(self) -> float:
+        """The largest magnitude seen, 0 where nothing was, or where no range is kept."""
+        seen = self.statistics
+        if not isinstance(seen, RangeStatistic | EMAStatistic | HistogramStatistic) or seen.extremes is None:
+            return 0.0
+        return max(seen.extremes.maximum.amax().item(), -seen.extremes.minimum.amin().item())
+
     def observer(self) -> AnyObserver:
         """Return an observer of its own that has seen all of it; its grid is not fixed."""
         if not self.spans_range:
@@ -134,7 +147,8 @@ class PointStatistics:
 
         Raises:
             CalibrationError: nothing has been seen.
-            NumericsError: the range needs a scale that float32 cannot hold.
+            NumericsError: the range is none that a trained network computes, or needs a scale that float32
+                cannot hold.
         """
         return self._params_of_range() or self.observer().params
 
@@ -143,13 +157,12 @@ class PointStatistics:
         plain = self._observer if isinstance(self._observer, MinMaxObserver) else None
         if plain is None or not self.spans_range or self.place is None:
             return None
-        seen = self.place.channels
+        seen, symmetric = self.place.channels, plain.symmetric
         with torch.inference_mode(mode=False):
-            low, high = seen.minimum.amin(), seen.maximum.amax()
+            ends = Extremes(minimum=seen.minimum.amin(), maximum=seen.maximum.amax())
             try:
-                return params_from_range(
-                    low, high, plain.dtype, symmetric=plain.symmetric, granularity=PerTensor()
-                )
+                low, high = (span := require_plausible(ends)).minimum, span.maximum
+                return params_from_range(low, high, plain.dtype, symmetric=symmetric, granularity=PerTensor())
             except NumericsError:
                 return None  # the observer names itself in the error
 

@@ -22,9 +22,10 @@ from tico_modules import (
     named_modules,
     select_below,
 )
+from tico_wrapq.base._declaration import PointDeclaration, Role
 from tico_wrapq.base._mode import Mode
 from tico_wrapq.base._passage import Passage
-from tico_wrapq.base._point import PointDeclaration, QuantPoint, Role
+from tico_wrapq.base._point import QuantPoint
 
 Resolve: TypeAlias = Callable[[str], QuantSpec]
 
@@ -92,6 +93,22 @@ class QuantModuleBase(RestorableModule):
     def is_calibrating(self) -> bool:
         """Whether its points watch."""
         return self.mode is Mode.CALIB
+
+    @property
+    def original(self) -> nn.Module:
+        """The float module, where it stays whole; else this one."""
+        return self if self.kept is None else children(self)[self.kept]
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        """Return a parameter, buffer or module; where there is none, what the float module answers."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            kept: nn.Module | None = vars(self)["_modules"].get(vars(self).get("kept"))
+            if kept is None:
+                raise
+            answer: Tensor | nn.Module = getattr(kept, name)
+            return answer
 
     @abstractmethod
     def adopt(self, module: nn.Module) -> None:

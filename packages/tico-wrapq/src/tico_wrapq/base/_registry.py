@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint
 from typing import TypeAlias, TypeVar, final
 
 import attrs
@@ -10,7 +11,7 @@ from torch import nn
 from typing_extensions import assert_never
 
 from tico_config import ConfigError, Found, Problem, UnsupportedError
-from tico_modules import find_entry_points
+from tico_modules import BrokenPlugIn, find_entry_points, load_plug_in
 from tico_wrapq.base._quant_module_base import QuantModuleBase
 
 W = TypeVar("W", bound=type[QuantModuleBase])
@@ -165,23 +166,33 @@ class WrapperRegistry:
     def with_installed(self) -> WrapperRegistry:
         """Return a registry with the entries that installed packages offer in the group ``tico.wrappers``.
 
-        An entry point names a `WrapperEntry`, a `PassThroughEntry`, or a tuple of them.
-
-        Raises:
-            UnsupportedError: an entry point names something else.
-            ConfigError: two entries contradict each other.
+        An entry point names a `WrapperEntry`, a `PassThroughEntry`, or a tuple of them. One that cannot be
+        used, or contradicts an entry that is there, is left out with a warning.
         """
-        found: list[RegistryEntry] = []
+        registry = WrapperRegistry(self.entries)
         for point in find_entry_points(ENTRY_POINT_GROUP):
-            value: object = point.load()
-            for entry in value if isinstance(value, tuple) else (value,):
-                if not isinstance(entry, WrapperEntry | PassThroughEntry):
-                    expected = "a WrapperEntry, a PassThroughEntry or a tuple of them"
-                    raise UnsupportedError(
-                        Problem(field=f"entry point {point.name}", value=value, expected=expected)
-                    )
-                found.append(entry)
-        return WrapperRegistry((*self.entries, *found))
+            offered = _entries_of(point)
+            if not isinstance(offered, BrokenPlugIn):
+                try:
+                    registry = WrapperRegistry((*registry.entries, *offered))
+                except ConfigError as error:
+                    offered = BrokenPlugIn(point, str(error).removesuffix("."))
+            if isinstance(offered, BrokenPlugIn):
+                offered.warn()
+        return registry
+
+
+def _entries_of(point: EntryPoint) -> tuple[RegistryEntry, ...] | BrokenPlugIn:
+    value = load_plug_in(point)
+    if isinstance(value, BrokenPlugIn):
+        return value
+    offered: tuple[object, ...] = value if isinstance(value, tuple) else (value,)
+    entries = tuple(entry for entry in offered if isinstance(entry, WrapperEntry | PassThroughEntry))
+    if len(entries) == len(offered):
+        return entries
+    return BrokenPlugIn(
+        point, f"it is {value!r}, and not a WrapperEntry, a PassThroughEntry or a tuple of them"
+    )
 
 
 REGISTRY = WrapperRegistry()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+import enum
+import inspect
+from typing import ClassVar, NamedTuple, Protocol
 
-import attrs
 import torch
 from torch import Tensor, nn
 
-from tico_config import PerToken
+from tico_config import Found, PerToken, Problem, UnsupportedError
 from tico_wrapq.base import PointDeclaration, QuantModuleBase, Role, try_register
 from tico_wrapq.llama._family import classes_of
 
 _EXACT = ("eager", "sdpa", None)
 _HEADS = -3  # the axis whose channels are told apart, in tensors of shape (batch, heads, tokens, …)
+
+
+class _Missing(enum.Enum):
+    """Stands for an argument that was not given, where None means something."""
+
+    MISSING = enum.auto()
 
 
 class KeyValueCache(Protocol):
@@ -72,6 +79,7 @@ class QuantLlamaAttention(QuantModuleBase):
     scaling: float
     attention_dropout: float
     num_key_value_groups: int
+    requires_mask: bool
 
     @classmethod
     def refusal(cls, module: nn.Module) -> str | None:
@@ -101,6 +109,7 @@ class QuantLlamaAttention(QuantModuleBase):
             "num_key_value_groups",
         ):
             setattr(self, name, getattr(module, name))
+        self.requires_mask = _requires_mask(module)
         self.is_causal = bool(getattr(module, "is_causal", True))
         self.use_rope = bool(getattr(module, "use_rope", True))
 
@@ -108,11 +117,19 @@ class QuantLlamaAttention(QuantModuleBase):
         self,
         hidden_states: Tensor,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | _Missing | None = _Missing.MISSING,
         past_key_values: KeyValueCache | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the output (batch, tokens, width) and the weights (batch, heads, tokens, keys)."""
+        """Return the output (batch, tokens, width) and the weights (batch, heads, tokens, keys).
+
+        Raises:
+            UnsupportedError: an argument is missing that the float module needs.
+        """
+        if attention_mask is _Missing.MISSING:
+            attention_mask = self._unless_required(self.requires_mask, "attention_mask")
+        if self.use_rope and position_embeddings is None:
+            self._unless_required(True, "position_embeddings")
         query, key = self._heads("q", hidden_states), self._heads("k", hidden_states)
         value = self._heads("v", hidden_states)
         if self.use_rope and position_embeddings is not None:
@@ -129,6 +146,21 @@ class QuantLlamaAttention(QuantModuleBase):
         mixed = self.point("attn_out")(mixed).transpose(1, 2)
         output: Tensor = self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
         return output, weights
+
+    def _unless_required(self, required: bool, name: str) -> None:
+        if required:
+            found, remedy = Found("none"), f"give {name}, as the float module needs it"
+            sentence = f"{name} is missing"
+            raise UnsupportedError(
+                Problem(
+                    module=self.path,
+                    field=name,
+                    value=found,
+                    expected="given",
+                    sentence=sentence,
+                    remedy=remedy,
+                )
+            )
 
     def _heads(self, name: str, hidden_states: Tensor) -> Tensor:
         """Return the projection `name` of the hidden states as (batch, heads, tokens, head_dim)."""
@@ -189,8 +221,7 @@ class QuantLlamaAttention(QuantModuleBase):
         return logits if point.fixed is None else moved
 
 
-@attrs.frozen(eq=False)
-class Mask:
+class Mask(NamedTuple):
     """A mask in two forms: what is added to the logits, and which of them are left out.
 
     `of_sdpa`: a row of which nothing is left has weights of 0; otherwise they are equal, as softmax has it.
@@ -200,8 +231,9 @@ class Mask:
     left_out: Tensor
     of_sdpa: bool
 
-    # Products and minima are used in the place of `masked_fill`, which takes five times as long. A logit
-    # left out that is not finite would have spoilt the float model too.
+    # A tuple, since torch.compile cannot trace how frozen attrs classes are made. Products and minima are
+    # used in the place of `masked_fill`, which takes five times as long. A logit left out that is not finite
+    # would have spoilt the float model too.
 
     @property
     def kept(self) -> Tensor:
@@ -218,6 +250,14 @@ class Mask:
         """The smallest number where a logit is left out, infinity where it is kept."""
         lowest = torch.finfo(self.added.dtype).min
         return torch.full_like(self.added, torch.inf).masked_fill_(self.left_out, lowest)
+
+
+def _requires_mask(attention: nn.Module) -> bool:
+    """Tell whether the float module is never called without a mask, be it None."""
+    if isinstance(attention, QuantLlamaAttention):
+        return attention.requires_mask
+    asked = inspect.signature(type(attention).forward).parameters.get("attention_mask")
+    return asked is not None and asked.default is inspect.Parameter.empty
 
 
 def _implementation(config: object) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from typing import ClassVar, final
@@ -17,7 +17,7 @@ from tico_config import PTQConfig
 from tico_modules import Layout, RestorableModule, carry_over, child_path, children, named_modules, parameter
 from tico_quantizers import Calibration, Recorder
 from tico_quantizers.calibration import after_call
-from tico_wrapq.torch_nn import LayerWrapper, QuantConv, QuantLinear, QuantNorm
+from tico_wrapq.torch_nn import LayerWrapper, QuantConv, QuantLinear, QuantNorm, UsedStatistics
 
 _KINDS: Mapping[type[nn.Module], type[nn.Module]] = {
     nn.Linear: nn.BatchNorm1d,
@@ -29,10 +29,39 @@ _BATCHED: Mapping[type[nn.Module], int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d
 
 
 @final
-class FoldedNorm(RestorableModule):
+class FoldedNorm(UsedStatistics, RestorableModule):
     """What stands in the place of a batch norm that the layer before it has taken over: nothing is done."""
 
     kind: ClassVar[str] = "ptq.folded_norm"
+    num_features: int
+    affine: bool
+    like: (
+        Tensor  # of the dtype and on the device of the norm, for what it answers; no buffer: files need none
+    )
+
+    def __init__(self, like: Tensor | None = None) -> None:
+        super().__init__()
+        device = None if like is None or like.is_meta else like.device
+        self.like = torch.empty(0, dtype=None if like is None else like.dtype, device=device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.like = fn(self.like)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The weight of a norm that does nothing: ones."""
+        return self.constant(1.0) if self.affine else None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of a norm that does nothing: zeros."""
+        return self.constant(0.0) if self.affine else None
+
+    def constant(self, value: float) -> Tensor:
+        """Return a vector of `value`s, one for each channel."""
+        return self.like.new_full((self.num_features,), value)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return `input`."""
@@ -45,7 +74,7 @@ class FoldedNorm(RestorableModule):
     @classmethod
     def restore(cls, original: nn.Module, layout: Layout, tensors: Mapping[str, Tensor]) -> Self:
         """Return one."""
-        return cls()
+        return cls(_stored(original, "running_mean"))
 
 
 @attrs.frozen(eq=False)
@@ -75,7 +104,7 @@ class Fold:
         new = self.layer.integer_of(
             folded, moved.to(weight.dtype), self.norm.point("act_out").determine_grid()
         )
-        gone = FoldedNorm()
+        gone = FoldedNorm(_stored(norm, "running_mean"))
         carry_over(self.norm, gone)
         return {self.layer.path: new, self.norm.path: gone}
 
@@ -159,6 +188,7 @@ class Folds(Recorder):
 
     def _note(self, index: int, role: str, args: object, kwargs: object, output: object) -> None:
         """Note a call until the forward pass ends; outside of a pass of the model it counts at once."""
+        self._calibration.require_own_pass()
         self._latest[index, role] += 1
         batched = _BATCHED[type(self._folds[index].layer.layer)]
         if role == "layer" and not (isinstance(output, Tensor) and output.ndim == batched):

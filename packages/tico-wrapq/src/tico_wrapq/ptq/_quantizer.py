@@ -11,7 +11,7 @@ from torch import nn
 from tico_config import Found, LifecycleError, Problem, PTQConfig
 from tico_modules import Edit, LayerReport, QuantizedModule, Report, children, named_modules, parameter
 from tico_quantizers import BaseQuantizer, Calibration, Converted, Example
-from tico_wrapq.base import REGISTRY, Passage, QuantModuleBase, WeightCodes, require_data
+from tico_wrapq.base import REGISTRY, Passage, QuantModuleBase, WeightCodes, require_grids
 from tico_wrapq.ptq._folds import Fold, Folds, foldable
 from tico_wrapq.ptq._work import Work
 from tico_wrapq.ptq._wrapping import Wrapped, wrap
@@ -19,6 +19,9 @@ from tico_wrapq.torch_nn import multiplies
 
 CONSPICUOUS = 0.99
 """From this share of its range on, one channel spoils a point: the report names it."""
+
+SUSPICIOUS = 1e8
+"""From this magnitude on, which may be a mask's stand-in for minus infinity, the report names a point."""
 
 ONE_CHANNEL = "range taken by one channel"
 
@@ -60,8 +63,14 @@ class PTQCalibration(Calibration):
         macs = () if not done else (("macs", float(done)),)
         wrapper = self.wrapped.wrappers.get(path)
         points = () if wrapper is None else wrapper.named_points()
-        shares = ((f"{name} {ONE_CHANNEL}", point.taken_by_one or 0.0) for name, point in points)
-        return (*macs, *(each for each in shares if each[1] >= CONSPICUOUS))
+        named = list(points)
+        shares = ((f"{name} {ONE_CHANNEL}", point.taken_by_one or 0.0) for name, point in named)
+        largest = ((f"{name} largest magnitude", point.largest) for name, point in named)
+        return (
+            *macs,
+            *(each for each in shares if each[1] >= CONSPICUOUS),
+            *(each for each in largest if each[1] >= SUSPICIOUS),
+        )
 
 
 @final
@@ -80,7 +89,7 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         """Put integer layers in the place of wrappers, and fix the points of the others."""
         wrappers, weights = calibration.wrapped.wrappers, WeightCodes()
         _require_in_place(model, wrappers)
-        require_data(calibration.points)
+        require_grids(calibration.points)
         left = calibration.wrapped.left
         figures = {path: calibration.figures(path) for path in (*wrappers, *(line.path for line in left))}
         folded = {path: new for fold in calibration.folds.shown() for path, new in fold.finish().items()}

@@ -37,6 +37,7 @@ class Work(Recorder):
         output: object,
     ) -> None:
         """Note a call until the forward pass ends; outside of a pass of the model it counts at once."""
+        self._calibration.require_own_pass()
         if isinstance(module, QuantModuleBase):
             count = module.work(args, kwargs, output)
         else:

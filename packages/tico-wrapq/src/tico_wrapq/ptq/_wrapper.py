@@ -9,7 +9,8 @@ from torch import nn
 
 from tico_config import LifecycleError, Problem, PTQConfig
 from tico_modules import Edit
-from tico_wrapq.base import REGISTRY, Mode, Passage, QuantPoint, WeightCodes, require_data
+from tico_quantizers import Calibration
+from tico_wrapq.base import REGISTRY, Mode, Passage, QuantPoint, WeightCodes, require_grids
 from tico_wrapq.ptq._wrapping import wrap
 
 
@@ -34,22 +35,32 @@ class PTQWrapper(nn.Module):
 
     def __init__(self, module: nn.Module, config: PTQConfig | None = None) -> None:
         super().__init__()
+        self.training = module.training
         self.mode = Mode.NO_QUANT
         with Edit() as edit:
             found = wrap(module, config or PTQConfig(), REGISTRY.with_installed(), edit)
         self._wrappers = found.wrappers
         self.wrapped = found.root
         self._passage = Passage()
+        self._calibration = Calibration(self._passage)
+        self._passage.calibration = self._calibration
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """Return what the wrapped module returns; a pass that raises shows the points nothing."""
-        self._passage.drop_unfinished()
-        self._passage.under_way = True
-        try:
-            output: object = self.wrapped(*args, **kwargs)
-        finally:
-            self._passage.under_way = False
-        self._passage.finish()
+        """Return what the wrapped module returns; a pass that raises shows the points nothing.
+
+        Raises:
+            LifecycleError: another thread has called the module since, while it is watched.
+            NumericsError: a point that watches saw NaN or infinity.
+        """
+        if self.mode is not Mode.CALIB:
+            return self._output(*args, **kwargs)
+        self._calibration.begin([], args, kwargs)
+        output = self._output(*args, **kwargs)
+        self._calibration.end(args, kwargs, output)
+        return output
+
+    def _output(self, *args: object, **kwargs: object) -> object:
+        output: object = self.wrapped(*args, **kwargs)
         return output
 
     def _points(self) -> Iterator[QuantPoint]:
@@ -74,7 +85,7 @@ class PTQWrapper(nn.Module):
             CalibrationError: points saw no data; nothing was changed.
         """
         self._require(Mode.CALIB)
-        require_data(self._points())
+        require_grids(self._points())
         weights = WeightCodes()
         with Edit() as edit:
             for wrapper in self._wrappers.values():

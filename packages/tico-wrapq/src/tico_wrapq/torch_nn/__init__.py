@@ -16,7 +16,7 @@ from tico_wrapq.torch_nn._layers import (
     pack_weight,
     why_not_integer,
 )
-from tico_wrapq.torch_nn._norms import NORM_WEIGHT, NormSettings, QuantizedNorm, QuantNorm
+from tico_wrapq.torch_nn._norms import NORM_WEIGHT, NormSettings, QuantizedNorm, QuantNorm, UsedStatistics
 from tico_wrapq.torch_nn._unary import QuantUnary
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "QuantUnary",
     "QuantizedEmbeddingBag",
     "QuantizedNorm",
+    "UsedStatistics",
     "layer_work",
     "multiplies",
     "pack_weight",

@@ -15,7 +15,12 @@ from tico_modules import children, parameter
 from tico_wrapq.base import Mode, PointDeclaration, QuantModuleBase, Role, register
 
 _Attended: TypeAlias = tuple[Tensor, Tensor | None]
-_STEPS = ("scaled_query", "logits", "probabilities", "context")
+_STEPS = (
+    PointDeclaration("scaled_query", Role.OTHER),
+    PointDeclaration("logits", Role.OTHER, channels=None),
+    PointDeclaration("probabilities", Role.OTHER, channels=None),
+    PointDeclaration("context", Role.OTHER),
+)
 
 
 @register(nn.MultiheadAttention)
@@ -27,7 +32,7 @@ class QuantMultiheadAttention(QuantModuleBase):
     """
 
     kind: ClassVar[str] = "ptq.multihead_attention"
-    points: ClassVar[tuple[PointDeclaration, ...]] = tuple(PointDeclaration(s, Role.OTHER) for s in _STEPS)
+    points: ClassVar[tuple[PointDeclaration, ...]] = _STEPS
     makes_parts: ClassVar[bool] = True
     replaces_forward: ClassVar[bool] = True
     in_proj: nn.Module
@@ -59,6 +64,16 @@ class QuantMultiheadAttention(QuantModuleBase):
         self.in_proj = _stacked(module)
         self.out_proj = module.out_proj
         self.num_heads, self.batch_first = module.num_heads, module.batch_first
+
+    @property
+    def in_proj_weight(self) -> Tensor:
+        """The stacked weights of the projections, as torch has them."""
+        return _tensor(self.in_proj, "weight")
+
+    @property
+    def in_proj_bias(self) -> Tensor | None:
+        """The stacked biases of the projections."""
+        return _optional(self.in_proj, "bias")
 
     def forward(
         self,

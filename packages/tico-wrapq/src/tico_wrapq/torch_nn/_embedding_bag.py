@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, final
 
 import attrs
@@ -45,10 +45,16 @@ class QuantizedEmbeddingBag(QuantizedModule):
 
     kind: ClassVar[str] = "ptq.embedding_bag"
 
-    def __init__(self, parts: Parts, bag: BagSettings, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, parts: Parts, bag: BagSettings, dtype: torch.dtype | None = None) -> None:
         super().__init__(parts)
+        if dtype is not None and dtype != self.packed.float_dtype:
+            self.packed.stand_for(dtype)
         self.bag = bag
-        self.dtype = dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the rows."""
+        return self.packed.float_dtype
 
     def forward(
         self,
@@ -68,11 +74,6 @@ class QuantizedEmbeddingBag(QuantizedModule):
         )
         return self._round_to_grid(self.act_out, output)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
-        return self
-
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.embedding_bag(x, weight, mode=self.bag.mode)
 
@@ -83,6 +84,11 @@ class QuantizedEmbeddingBag(QuantizedModule):
     def settings(self) -> Mapping[str, object]:
         """Return how bags are made, and the dtype of the rows."""
         return {**attrs.asdict(self.bag), "dtype": str(self.dtype).removeprefix("torch.")}
+
+    @classmethod
+    def settings_of(cls, original: nn.Module) -> Mapping[str, object]:
+        """Return the settings of a float bag."""
+        return attrs.asdict(BagSettings.of(original)) if isinstance(original, nn.EmbeddingBag) else {}
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
@@ -101,6 +107,8 @@ class QuantizedEmbeddingBag(QuantizedModule):
             include_last_offset=settings.boolean("include_last_offset"),
             padding_idx=settings.optional_integer("padding_idx"),
         )
+        if bag.padding_idx is not None and bag.padding_idx >= parts.packed.shape[0]:
+            raise settings.make_error("padding_idx", f"None or below {parts.packed.shape[0]}")
         return cls(parts, bag, dtype)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, final
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from tico_wrapq.base import ACT_OUT, PointDeclaration, QuantModuleBase, Role, register
+
+_OUTPUT = attrs.evolve(ACT_OUT, channels=None)
 
 
 @final
@@ -92,9 +95,9 @@ class QuantJoint(QuantModuleBase):
 
     kind: ClassVar[str] = "ptq.joint"
     points: ClassVar[tuple[PointDeclaration, ...]] = (
-        PointDeclaration("left", Role.ACTIVATION_IN),
-        PointDeclaration("right", Role.ACTIVATION_IN),
-        ACT_OUT,
+        PointDeclaration("left", Role.ACTIVATION_IN, channels=None),
+        PointDeclaration("right", Role.ACTIVATION_IN, channels=None),
+        _OUTPUT,
     )
     module: nn.Module
 
@@ -122,7 +125,7 @@ class QuantOutput(QuantModuleBase):
     """A module whose output gets a grid; what it takes in has one already, or needs none."""
 
     kind: ClassVar[str] = "ptq.output"
-    points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_OUT,)
+    points: ClassVar[tuple[PointDeclaration, ...]] = (_OUTPUT,)
     module: nn.Module
 
     def adopt(self, module: nn.Module) -> None:

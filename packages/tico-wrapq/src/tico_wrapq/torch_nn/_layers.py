@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -29,6 +28,7 @@ from tico_modules import (
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedModule,
+    answer_for,
     carry_over,
     child_path,
     parameter,
@@ -44,6 +44,7 @@ from tico_wrapq.base import (
     register,
     spec_problem,
 )
+from tico_wrapq.torch_nn._channel_axis import along, channel_axis
 from tico_wrapq.torch_nn._layer_work import layer_work
 
 _PER_ROW = PerChannel(0)
@@ -109,6 +110,11 @@ class LayerWrapper(QuantModuleBase):
     def refusal(cls, module: nn.Module) -> str | None:
         """Return why an integer layer cannot take the place of `module`, or None."""
         return why_not_integer(module)
+
+    @classmethod
+    def points_of(cls, module: nn.Module) -> tuple[PointDeclaration, ...]:
+        """Return the points, with the axis of the layer's channels."""
+        return along(cls.points, channel_axis(module))
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the layer's output, input and output passed through their points."""
@@ -193,9 +199,6 @@ class QuantEmbedding(LayerWrapper):
 _CONVOLUTIONS = {1: QuantizedConv1d, 2: QuantizedConv2d, 3: QuantizedConv3d}
 
 
-_CHANNELS_FIRST = tuple(attrs.evolve(point, channels=1) for point in (ACT_IN, WEIGHT, ACT_OUT))
-
-
 @register(nn.Conv1d)
 @register(nn.Conv2d)
 @register(nn.Conv3d)
@@ -203,7 +206,6 @@ class QuantConv(LayerWrapper):
     """A convolution; becomes a `QuantizedConv1d`, `QuantizedConv2d` or `QuantizedConv3d`."""
 
     kind: ClassVar[str] = "ptq.conv"
-    points: ClassVar[tuple[PointDeclaration, ...]] = _CHANNELS_FIRST
 
     def _integer(self, parts: Parts) -> QuantizedModule:
         layer = self.layer
@@ -223,7 +225,6 @@ class QuantConvTranspose(LayerWrapper):
     """A transposed convolution; becomes a `QuantizedConvTranspose1d`, `…2d` or `…3d`."""
 
     kind: ClassVar[str] = "ptq.conv_transpose"
-    points: ClassVar[tuple[PointDeclaration, ...]] = _CHANNELS_FIRST
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # noqa: A002  # as torch
         """Return the layer's output, of `output_size` where several are possible, by way of the points."""
@@ -263,7 +264,18 @@ class QuantInteger(QuantModuleBase):
             found = Found(type(module).__name__)
             raise UnsupportedError(Problem(module=self.path, value=found, expected="an integer layer"))
         self.layer = module.with_parts(Parts(packed=module.packed, bias=module.bias))
+        answer_for(module, self.layer)
         self.layer.training = module.training
+
+    @property
+    def original(self) -> nn.Module:
+        """The integer layer."""
+        return self.layer
+
+    @classmethod
+    def points_of(cls, module: nn.Module) -> tuple[PointDeclaration, ...]:
+        """Return the points, with the axis of the layer's channels."""
+        return along(cls.points, channel_axis(module))
 
     def forward(self, input: Tensor, *args: object, **kwargs: object) -> Tensor:  # noqa: A002  # torch's name
         """Return the layer's output, input and output passed through their points."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeAlias, final
 
@@ -14,10 +16,12 @@ from typing_extensions import Self
 from tico_config import Found, PerTensor, Problem, UnsupportedError
 from tico_modules import Edit, Layout, PackedWeight, Parts, QuantizedModule, carry_over, parameter
 from tico_wrapq.base import ACT_IN, ACT_OUT, PointDeclaration, Resolve, Role, WeightCodes, register
+from tico_wrapq.torch_nn._channel_axis import channel_axis
 from tico_wrapq.torch_nn._layers import pack_weight, why_not_integer
 from tico_wrapq.torch_nn._unary import QuantUnary
 
 NORM_WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerTensor())
+_ONE_AXIS = ("group", "batch")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -58,7 +62,19 @@ class NormSettings:
             number = float.fromhex(eps) if eps else None
         except (ValueError, OverflowError):
             raise settings.make_error("eps", "a hexadecimal number or nothing") from None
-        return cls(norm=norm, shape=settings.integers("shape"), eps=number, groups=settings.integer("groups"))
+        if number is not None and not 0 <= number < math.inf:
+            raise settings.make_error("eps", "a finite number of at least 0")
+        shape, groups = settings.integers("shape"), settings.integer("groups")
+        if not shape or not all(shape) or (norm in _ONE_AXIS and len(shape) > 1):
+            raise settings.make_error("shape", "1 axis, or more where the norm has them, none of them empty")
+        if groups < 1 or shape[0] % groups or (norm != "group" and groups > 1):
+            raise settings.make_error("groups", f"1, or of a group norm a divisor of {shape[0]}")
+        return cls(norm=norm, shape=shape, eps=number, groups=groups)
+
+    def to_values(self) -> dict[str, object]:
+        """Return the settings as JSON values; `eps` as hexadecimal text, which is exact."""
+        eps = "" if self.eps is None else self.eps.hex()
+        return {"norm": self.norm, "shape": list(self.shape), "eps": eps, "groups": self.groups}
 
 
 _Compute: TypeAlias = Callable[[NormSettings, Tensor, Tensor, Tensor | None], Tensor]
@@ -86,8 +102,37 @@ def _batch(norm: NormSettings, x: Tensor, weight: Tensor, bias: Tensor | None) -
 _FUNCTIONS: Mapping[str, _Compute] = {"layer": _layer, "rms": _rms, "group": _group, "batch": _batch}
 
 
+class UsedStatistics:
+    """What stands in for a batch norm whose statistics are in its weight and bias, or in another layer's.
+
+    It answers those that leave nothing to do, so that ``(x - mean) / sqrt(var + eps) * weight + bias``
+    is what it computes. `eps` comes from the float norm.
+    """
+
+    eps: float
+
+    @abstractmethod
+    def constant(self, value: float) -> Tensor:
+        """Return a vector of `value`s, one for each channel, of the dtype of the norm."""
+
+    @property
+    def running_mean(self) -> Tensor:
+        """The means that are left to subtract: zeros."""
+        return self.constant(0.0)
+
+    @property
+    def running_var(self) -> Tensor:
+        """The variances that are left to divide by: 1 with `eps`."""
+        return self.constant(1.0 - self.eps)
+
+    @property
+    def num_batches_tracked(self) -> Tensor:
+        """The number of batches that these statistics are of: none."""
+        return torch.zeros_like(self.constant(0.0)[0], dtype=torch.int64)
+
+
 @final
-class QuantizedNorm(QuantizedModule):
+class QuantizedNorm(UsedStatistics, QuantizedModule):
     """A norm with an integer weight, packed as one row; the statistics are computed in floating point.
 
     Of a batch norm, the weight is ``weight / sqrt(running_var + eps)`` and the bias has the rest.
@@ -113,6 +158,17 @@ class QuantizedNorm(QuantizedModule):
         """Return the weight as float32, in its own shape."""
         return self.packed.dequantize().view(self.norm.shape)
 
+    def constant(self, value: float) -> Tensor:
+        """Return a vector of `value`s for a batch norm.
+
+        Raises:
+            AttributeError: it is another norm.
+        """
+        if self.norm.norm != "batch":
+            raise AttributeError("it is no batch norm")
+        packed = self.packed
+        return torch.full(self.norm.shape, value, dtype=packed.float_dtype, device=packed.codes.device)
+
     def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return _FUNCTIONS[self.norm.norm](self.norm, x, weight, bias)
@@ -123,18 +179,30 @@ class QuantizedNorm(QuantizedModule):
 
     def settings(self) -> Mapping[str, object]:
         """Return which norm it is; `eps` as hexadecimal text, which is exact."""
-        eps = "" if self.norm.eps is None else self.norm.eps.hex()
-        return {
-            "norm": self.norm.norm,
-            "shape": list(self.norm.shape),
-            "eps": eps,
-            "groups": self.norm.groups,
-        }
+        return self.norm.to_values()
+
+    @classmethod
+    def settings_of(cls, original: nn.Module) -> Mapping[str, object]:
+        """Return the settings of a norm of torch."""
+        norm = NormSettings.of(original)
+        return {} if norm is None else norm.to_values()
 
     @classmethod
     def from_settings(cls, parts: Parts, settings: Layout) -> Self:
-        """Return the norm made of `parts` with the given settings."""
-        return cls(parts, NormSettings.read(settings))
+        """Return the norm made of `parts` with the given settings.
+
+        Raises:
+            ArtifactError: a setting is none that a norm with this weight can have.
+        """
+        norm = NormSettings.read(settings)
+        if parts.packed.shape != (1, math.prod(norm.shape)):
+            raise settings.make_error("shape", f"one of the {parts.packed.columns} weights in a row")
+        return cls(parts, norm)
+
+
+@channel_axis.register
+def _(module: QuantizedNorm) -> int:
+    return 1 if module.norm.norm in ("group", "batch") else -1
 
 
 @register(nn.LayerNorm)

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from tico_wrapq.base import ACT_IN, ACT_OUT, PointDeclaration, QuantModuleBase, register
+from tico_wrapq.torch_nn._channel_axis import along, channel_axis
 
 _TORCH = (
     nn.AdaptiveAvgPool1d,
@@ -58,6 +59,11 @@ class QuantUnary(QuantModuleBase):
     def adopt(self, module: nn.Module) -> None:
         """Keep the module."""
         self.module = module
+
+    @classmethod
+    def points_of(cls, module: nn.Module) -> tuple[PointDeclaration, ...]:
+        """Return the points, with the axis of the module's channels."""
+        return along(cls.points, channel_axis(module))
 
     @classmethod
     def refusal(cls, module: nn.Module) -> str | None:

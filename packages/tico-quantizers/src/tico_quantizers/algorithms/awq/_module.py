@@ -28,7 +28,6 @@ from tico_quantizers.equivalence import (
     candidates_of,
     exact_for,
     fold,
-    known_pairs,
     put_matrix,
     reason_against_scaling,
 )
@@ -61,14 +60,11 @@ class AWQCalibration(PairCalibration):
             model, plan.layers, BlockOptions(fixed=True, skip_unreached=skips), self.reached
         )
 
-    def start(self, model: nn.Module, found: FoundPairs | None) -> None:
+    def start(self, model: nn.Module, example: Example | None, edit: Edit) -> None:
         """Start to watch."""
-        super().start(model, found)
+        super().start(model, example, edit)
         self.inputs.record(self)
         self.inputs.watch(self.plan.layers, self)
-
-    def watch(self, found: FoundPairs) -> None:
-        """Do nothing: the inputs of all layers are watched already."""
 
 
 @final
@@ -81,9 +77,8 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         """Find the pairs, if example or mappings tell them, and start to watch."""
         candidates = candidates_of(model, self.config)
         plan = plan_layers(model, self.config, refuse=reason_against_scaling, check=_problems)
-        found = known_pairs(model, candidates, self.config, example)
         calibration = AWQCalibration(model, candidates, self.config, plan)
-        calibration.start(model, found)
+        calibration.start(model, example, edit)
         return model, calibration
 
     def convert(self, model: nn.Module, calibration: AWQCalibration, edit: Edit) -> Converted:
@@ -98,8 +93,11 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         search = _Search(plan, pairs)
         with Progress("AWQ", total=len(plan.targets), show=self.config.show_progress) as bar:
             run_blocks(calibration.inputs, search, Checkpoint(None))
-            for pair in search.pairs:
-                fold(model, pair, search.scales[pair.path][1], edit)
+            scaled = [(pair, search.scales[pair.path][1]) for pair in search.pairs]
+            calibration.require_same_function(model, scaled)
+            calibration.finish(model, edit)
+            for pair, scale in scaled:
+                fold(model, pair, scale, edit)
             work = Conversion(model, plan.layers, edit, bar)
             return _converted(work, search, found, edit)
 
@@ -175,7 +173,7 @@ def _converted(work: Conversion, search: _Search, found: FoundPairs, edit: Edit)
     """Put the rounded layers into the model, and report what was done to each module."""
     kinds = {path: type(module).__name__ for path, module in named_modules(work.root)}
     left = search.plan.lines_left(work.root, "awq")
-    lines = _lines(search, found, kinds)
+    lines = _lines(search, found, kinds, left)
     for path, target in search.plan.targets.items():
         weight, shares, grid = matrix(target.layer), search.shares[path], _grid(target.config)
         if target.config.round_weights:
@@ -189,11 +187,13 @@ def _converted(work: Conversion, search: _Search, found: FoundPairs, edit: Edit)
     for pair in search.pairs:
         if pair.path not in search.plan.targets:
             work.keep(pair.module)
-    return work.converted({**left, **lines})
+    return work.converted(lines)
 
 
-def _lines(search: _Search, found: FoundPairs, kinds: Mapping[str, str]) -> dict[str, LayerReport]:
-    """Return what was done to each module, by path; `kinds` says what stands there."""
+def _lines(
+    search: _Search, found: FoundPairs, kinds: Mapping[str, str], left: Mapping[str, LayerReport]
+) -> dict[str, LayerReport]:
+    """Return what was done to each module, by path; `kinds` says what stands there, `left` what is float."""
     notes: dict[str, list[str]] = {}
     figures: dict[str, list[tuple[str, float]]] = {}
     for pair in search.pairs:
@@ -208,17 +208,18 @@ def _lines(search: _Search, found: FoundPairs, kinds: Mapping[str, str]) -> dict
         figures.setdefault(path, []).append(
             ("mean share of range", float(products.total(shares)) / shares.numel())
         )
+    told = {path: line.reason for path, line in left.items()}
     unread = {pair.path: "no layer that reads it is rounded" for pair in found.pairs}
-    left = {**unread, **found.left, **search.plan.left}
-    paths = [*notes, *figures, *(path for path in left if path not in search.plan.targets)]
+    told |= {**unread, **found.left, **search.plan.left}
+    paths = dict.fromkeys([*notes, *figures, *(path for path in told if path not in search.plan.targets)])
     return {
         path: LayerReport(
             path=path,
             module=kinds[path],
             algorithm="awq",
             weight=_format(search.plan.targets.get(path)),
-            reason="; ".join(notes.get(path) or ([left[path]] if path in left else [])),
-            figures=tuple(figures.get(path, ())),
+            reason="; ".join(notes.get(path) or ([told[path]] if path in told else [])),
+            figures=(*(left[path].figures if path in left else ()), *figures.get(path, ())),
         )
         for path in paths
         if path in kinds

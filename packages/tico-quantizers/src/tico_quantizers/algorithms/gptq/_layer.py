@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -68,8 +69,18 @@ def solve_layer(target: Target[GPTQConfig], read: ReadInput) -> QuantizedWeight:
         "effective tokens": read.gram.effective_rows,
     }
     hopeless = any(solution.rounded_only for solution in solutions)
-    reason = "no damping sufficed, so rounded to nearest" if hopeless else ""
-    return QuantizedWeight(packed, _line(target, figures, seconds, reason))
+    notes = _notes(target.config, read.gram.rows, size, hopeless=hopeless)
+    return QuantizedWeight(packed, _line(target, figures, seconds, "; ".join(notes)))
+
+
+def _notes(config: GPTQConfig, tokens: int, size: int, *, hopeless: bool) -> Iterator[str]:
+    """Yield what there is to say of a layer that was solved for."""
+    if hopeless:
+        yield "no damping sufficed, so rounded to nearest"
+    if tokens < size:
+        yield f"it read {tokens} tokens, fewer than its {size} columns: more data may help"
+    if config.static_groups and config.group_size is None:
+        yield "static_groups has no effect without a group_size"
 
 
 def round_layer(target: Target[GPTQConfig], tokens: int) -> QuantizedWeight:
@@ -78,7 +89,7 @@ def round_layer(target: Target[GPTQConfig], tokens: int) -> QuantizedWeight:
     weights = matrix(target.layer).chunk(groups(target.layer))
     packed = _packed(target.layer, [nearest(weight, target.config) for weight in weights])
     least = target.config.min_expert_tokens
-    reason = f"an expert that read {tokens} tokens, fewer than {least}, so rounded to nearest"
+    reason = f"it read {tokens} tokens, fewer than {least} and than its peers, so rounded to nearest"
     return QuantizedWeight(packed, _line(target, {"tokens": tokens}, time.perf_counter() - start, reason))
 
 

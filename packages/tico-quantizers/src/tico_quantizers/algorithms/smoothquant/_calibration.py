@@ -8,8 +8,10 @@ from typing import final
 from torch import nn
 
 from tico_config import SmoothQuantConfig
+from tico_modules import Edit
 from tico_quantizers.calibration import BlockInputs, BlockOptions
-from tico_quantizers.equivalence import Candidates, FoundPairs, InputMaxima, PairCalibration
+from tico_quantizers.equivalence import Candidates, InputMaxima, PairCalibration, alone
+from tico_quantizers.protocol import Example
 
 
 @final
@@ -22,18 +24,17 @@ class SmoothQuantCalibration(PairCalibration):
         options, layers = BlockOptions(fixed=True), candidates.layers
         self.inputs = BlockInputs(model, layers, options, self.reached) if _searches(config) else None
 
-    def start(self, model: nn.Module, found: FoundPairs | None) -> None:
-        """Start to watch."""
+    def start(self, model: nn.Module, example: Example | None, edit: Edit) -> None:
+        """Start to watch; every layer that could be a consumer is observed."""
+        super().start(model, example, edit)
+        found = ((path, self.candidates.consumer(path)) for path in self.candidates.layers)
+        consumers = {path: layer for path, layer in found if layer is not None}
+        self.handles += self.maxima.watch(
+            tuple(alone(path, layer) for path, layer in consumers.items()), self
+        )
         if self.inputs is not None:
             self.inputs.record(self)
-        super().start(model, found)
-
-    def watch(self, found: FoundPairs) -> None:
-        """Observe the inputs of the consumers."""
-        self.handles += self.maxima.watch(found.pairs, self)
-        if self.inputs is not None:
-            consumers = (consumer for pair in found.pairs for consumer in pair.consumers)
-            self.inputs.watch({consumer.path: consumer.layer for consumer in consumers}, self)
+            self.inputs.watch(consumers, self)
 
 
 def _searches(config: SmoothQuantConfig) -> bool:

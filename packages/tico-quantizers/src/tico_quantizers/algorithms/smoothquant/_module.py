@@ -19,11 +19,12 @@ from tico_quantizers.equivalence import (
     candidates_of,
     exact_for,
     fold,
-    known_pairs,
 )
-from tico_quantizers.layers import QuantizedWeight, matrix, require_in_place, shape
+from tico_quantizers.layers import QuantizedWeight, float_lines, matrix, require_in_place, shape
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 from tico_quantizers.solvers import ConsumerWeight, best_alpha, smoothing_scale
+
+_DOES = "scales norms, linear layers and convolutions"
 
 
 @final
@@ -35,11 +36,11 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
     ) -> tuple[nn.Module, SmoothQuantCalibration]:
         """Find the pairs, if example or mappings tell them, and start to watch."""
         candidates = candidates_of(model, self.config)
-        found = known_pairs(model, candidates, self.config, example)
-        for pair in () if found is None else found.pairs:
-            config_of(self.config, pair)
         calibration = SmoothQuantCalibration(model, candidates, self.config)
-        calibration.start(model, found)
+        calibration.start(model, example, edit)
+        if example is not None:
+            for pair in calibration.shown_pairs().pairs:
+                config_of(self.config, pair)
         return model, calibration
 
     def convert(self, model: nn.Module, calibration: SmoothQuantCalibration, edit: Edit) -> Converted:
@@ -47,15 +48,19 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         found = calibration.pairs()
         require_in_place(model, found.modules())
         reached = calibration.reached.paths
-        consumers = tuple(consumer.path for pair in found.pairs for consumer in pair.consumers)
+        expected = tuple(each.path for each in found.consumers if each.path not in found.adopted)
         if self.config.on_uncalibrated == "error":
-            require_watched(reached, consumers)
-        found = found.without({path: UNREACHED for path in consumers if path not in reached})
+            require_watched(reached, expected)
+        found = found.without({path: UNREACHED for path in expected if path not in reached})
         scales = self._scales(calibration, found)
+        scaled = [(pair, scales[pair.path][1]) for pair in found.pairs]
+        calibration.require_same_function(model, scaled)
+        calibration.finish(model, edit)
+        left = float_lines(model, "smoothquant", found.left, does=_DOES)
         root = model
-        for pair in found.pairs:
-            root = fold(root, pair, scales[pair.path][1], edit)
-        return _converted(root, found, scales)
+        for pair, scale in scaled:
+            root = fold(root, pair, scale, edit)
+        return _converted(root, found, scales, left)
 
     def _scales(
         self, calibration: SmoothQuantCalibration, found: FoundPairs
@@ -72,8 +77,9 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
                 activation = torch.maximum(high, -low)
                 scales[pair.path] = alpha, smoothing_scale(activation, weight_maximum(pair), alpha)
         if searched and calibration.inputs is not None:
-            search = _Search(calibration, searched)
-            run_blocks(calibration.inputs, search, Checkpoint(None))
+            search = _Search(calibration, searched, found.adopted)
+            known = {each.path for pair in searched for each in pair.consumers} - found.adopted
+            run_blocks(calibration.inputs.only(known), search, Checkpoint(None))
             scales |= search.scales
         return {
             pair.path: (scales[pair.path][0], exact_for(pair, scales[pair.path][1])) for pair in found.pairs
@@ -83,8 +89,11 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
 class _Search:
     """Alpha and scale of pairs, searched as soon as what their consumers have read is known."""
 
-    def __init__(self, calibration: SmoothQuantCalibration, pairs: list[Pair]) -> None:
+    def __init__(
+        self, calibration: SmoothQuantCalibration, pairs: list[Pair], adopted: frozenset[str]
+    ) -> None:
         self.scales: dict[str, tuple[float, Tensor]] = {}
+        self._adopted = adopted
         self._maxima = calibration.maxima
         self._waiting = pairs
         self._known: dict[str, Tensor] = {}
@@ -96,13 +105,17 @@ class _Search:
         self._known |= {
             path: gram.means()[0] for path, gram in statistics.items() if isinstance(gram, GroupedGram)
         }
-        ready = [pair for pair in self._waiting if all(each.path in self._known for each in pair.consumers)]
+        ready = [pair for pair in self._waiting if all(each.path in self._known for each in self._read(pair))]
         self._waiting = [pair for pair in self._waiting if pair not in ready]
         for pair in ready:
-            consumers = [_consumer(each, self._known.pop(each.path)) for each in pair.consumers]
+            consumers = [_consumer(each, self._known.pop(each.path)) for each in self._read(pair)]
             low, high = self._maxima.range_of(pair)
             self.scales[pair.path] = best_alpha(consumers, low, high, weight_maximum(pair))
         return []
+
+    def _read(self, pair: Pair) -> list[Consumer]:
+        """Return the consumers of which it is known what they have read."""
+        return [each for each in pair.consumers if each.path not in self._adopted]
 
     def put_all(self, paths: tuple[str, ...], weights: list[QuantizedWeight]) -> None:
         """Do nothing: nothing is kept of a search."""
@@ -151,7 +164,12 @@ def _note(pair: Pair) -> str:
     return f"channels divided for {', '.join(consumer.path for consumer in pair.consumers)}"
 
 
-def _converted(model: nn.Module, found: FoundPairs, scales: dict[str, tuple[float, Tensor]]) -> Converted:
+def _converted(
+    model: nn.Module,
+    found: FoundPairs,
+    scales: dict[str, tuple[float, Tensor]],
+    left: Mapping[str, LayerReport],
+) -> Converted:
     """Report what was done to each module."""
     notes: dict[str, list[str]] = {}
     figures: dict[str, tuple[tuple[str, float], ...]] = {}
@@ -162,16 +180,21 @@ def _converted(model: nn.Module, found: FoundPairs, scales: dict[str, tuple[floa
         figures[pair.path] = (("alpha", alpha), *spread)
         for consumer in pair.consumers if pair.producer is not None else ():
             notes.setdefault(consumer.path, []).insert(0, f"columns multiplied for {pair.path}")
+    for path in found.adopted & notes.keys():
+        notes[path].append("no data reached it, only its peers")
     lines = tuple(
-        LayerReport(
-            path=path,
-            module=type(module).__name__,
-            algorithm="smoothquant",
-            reason="; ".join(notes.get(path) or [found.left[path]]),
-            figures=figures.get(path, ()),
-        )
+        _line(path, module, notes[path], figures.get(path, ())) if path in notes else left[path]
         for path, module in named_modules(model)
-        if path in notes or path in found.left
+        if path in notes or path in left
     )
     changed = tuple(module for path, module in named_modules(model) if path in notes)
     return Converted(root=model, modules=changed, report=Report(layers=lines))
+
+
+def _line(
+    path: str, module: nn.Module, notes: list[str], figures: tuple[tuple[str, float], ...]
+) -> LayerReport:
+    kind = type(module).__name__
+    return LayerReport(
+        path=path, module=kind, algorithm="smoothquant", reason="; ".join(notes), figures=figures
+    )

@@ -1,0 +1,45 @@
+"""Which values of a graph hold data, and which follow from constants, shapes and positions alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+from torch import fx
+
+from tico_pt2e._nodes import is_float, operator_of, value_of
+
+_WEIGHTED: Final = frozenset(
+    {"linear", "addmm", *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))}
+)
+_PIXELS: Final = (torch.uint8, torch.int8)
+
+
+def data_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Return the nodes whose values hold data.
+
+    Data come in as floats, or as bytes, as pictures do; integers and booleans are tokens, positions and
+    masks. An embedding makes data of them, and so does a layer with weights of anything that depends on an
+    input, such as the sinusoids of a time step. What is computed from data is data; rotary angles, position
+    buckets and masks are none.
+    """
+    given = _closed(graph, lambda node: node.op == "placeholder")
+    return _closed(graph, lambda node: _is_source(node, given))
+
+
+def _closed(graph: fx.Graph, is_source: Callable[[fx.Node], bool]) -> frozenset[fx.Node]:
+    """Return the sources, and everything that is computed from one of them."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if is_source(node) or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return frozenset(found)
+
+
+def _is_source(node: fx.Node, given: frozenset[fx.Node]) -> bool:
+    if node.op == "placeholder":
+        value = value_of(node)
+        return is_float(node) or (value is not None and value.dtype in _PIXELS)
+    operator = operator_of(node)
+    return operator in ("embedding", "embedding_bag") or (operator in _WEIGHTED and node in given)

@@ -1,0 +1,140 @@
+"""That scales leave the function of a model what it was: tried on calls of the model before they stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import TracebackType
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tico_config import ConfigError, Found, Problem
+from tico_modules import Edit
+from tico_quantizers.calibration import (
+    Call,
+    Replay,
+    attempted_twice,
+    has_foreign_hooks,
+    quiet_runs,
+    tensor_leaves,
+    unchanged_process,
+)
+from tico_quantizers.equivalence._folding import fold
+from tico_quantizers.equivalence._passages import plain
+from tico_quantizers.equivalence._smoothing_pairs import Pair
+
+Scaled: TypeAlias = tuple[Pair, Tensor]
+
+
+def run_again(model: nn.Module, call: Call) -> object:
+    """Return what the `forward` of `model` gives for a copy of the arguments of `call`.
+
+    Random numbers are the same ones each time, and the user notices nothing: his hooks are not called, unless
+    the model does not run without them.
+    """
+
+    def run(*, with_hooks: bool) -> tuple[object]:
+        (args, kwargs, autocast), *_ = Replay([call], {})
+        with unchanged_process(), quiet_runs(model, with_hooks=with_hooks), autocast.again():
+            torch.manual_seed(0)
+            return (model.forward(*args, **kwargs),)
+
+    found = attempted_twice(partial(run, with_hooks=False)) if has_foreign_hooks(model) else None
+    (output,) = found or run(with_hooks=True)
+    return output
+
+
+def require_same_function(
+    model: nn.Module, scaled: Sequence[Scaled], calls: Sequence[Call], readers: Mapping[str, str]
+) -> None:
+    """Refuse scales with which `model` gives something else for one of `calls`; it stays as it is.
+
+    Rounding moves the outputs by far less than the root of their precision, as a share of their norm; a pair
+    is blamed if it moves them further by itself. `readers` says of a pair what else reads its producer.
+
+    Raises:
+        ConfigError: with every pair that changes the function.
+    """
+    for call in calls:
+        expected = _outputs(model, call)
+        if _distance(model, scaled, call, expected) <= _limit(expected):
+            continue
+        blamed = {
+            pair.path: (pair, moved)
+            for pair, scale in scaled
+            if (moved := _distance(model, [(pair, scale)], call, expected)) > _limit(expected)
+        }
+        if not blamed:
+            moved = _distance(model, scaled, call, expected)
+            blamed = {pair.path: (pair, moved) for pair, _ in scaled}
+        raise ConfigError(*(_changes(pair, moved, readers) for pair, moved in blamed.values()))
+
+
+def probing_scale(pair: Pair) -> Tensor:
+    """Return a scale (channels,) to try `pair` with: powers of two, which no product rounds."""
+    like = pair.consumers[0].layer.weight
+    return torch.exp2(torch.arange(pair.channels, device=like.device, dtype=torch.float64) % 3)
+
+
+class _Trial(Edit):
+    """An edit that is always undone."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind or _Undone, error, trace)
+
+
+class _Undone(Exception):  # noqa: N818  # it tells of no error
+    """Stands for the exception by which an edit is undone."""
+
+
+def _distance(model: nn.Module, scaled: Sequence[Scaled], call: Call, expected: list[Tensor]) -> float:
+    """Return how far outputs move with the scales, as a share of their norm; the scales are taken back."""
+    with _Trial() as trial:
+        root = model
+        for pair, scale in scaled:
+            root = fold(root, pair, scale, trial)
+        found = _outputs(root, call)
+    if [each.shape for each in found] != [each.shape for each in expected]:
+        return math.inf
+    return max(map(_moved, found, expected), default=0.0)
+
+
+def _moved(found: Tensor, expected: Tensor) -> float:
+    finite = expected.isfinite()
+    if not torch.equal(found.isfinite(), finite):
+        return math.inf
+    before, after = (torch.where(finite, each.to(torch.float64), 0.0) for each in (expected, found))
+    size, error = float(before.norm()), float((after - before).norm())
+    return error / size if size else error
+
+
+def _limit(expected: list[Tensor]) -> float:
+    return max((math.sqrt(torch.finfo(each.dtype).eps) for each in expected), default=0.0)
+
+
+def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
+    """Return the tensors of floats that `model` gives for `call`."""
+    leaves = tensor_leaves(plain(run_again(model, call)))
+    return [leaf.detach().clone() for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
+
+
+def _changes(pair: Pair, moved: float, readers: Mapping[str, str]) -> Problem:
+    consumers = ", ".join(consumer.path for consumer in pair.consumers)
+    share = f"by {moved:.2g} of its norm" if math.isfinite(moved) else "beyond recognition"
+    why = f": {readers[pair.path]}" if pair.path in readers else ""
+    sentence = (
+        f"scaling its channels and undoing it in {consumers} changes the output of the model {share}{why}"
+    )
+    return Problem(
+        module=pair.path,
+        field="mappings",
+        value=Found(f"a pair with {consumers}"),
+        expected="a module that only layers of its pair read, each channel in proportion",
+        remedy="leave it out of mappings, or name all that read it",
+        sentence=sentence,
+    )

@@ -1,0 +1,265 @@
+"""What passes of a model show of the ways that channels take, and the pairs that follow from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeAlias, TypeVar
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import Self
+
+from tico_modules import own_tensor
+from tico_quantizers.calibration import after_call, before_call
+from tico_quantizers.equivalence._channel_flow import ChannelFlow, Channels, FollowedTensors
+from tico_quantizers.equivalence._channel_scale import ChannelScale
+from tico_quantizers.equivalence._smoothing_pairs import Candidates, Consumer, FoundPairs, Pair
+from tico_quantizers.layers import FloatLayer, feature_axis, input_tensor, shape
+
+R = TypeVar("R")
+
+
+@attrs.frozen(eq=False)
+class _Reading:
+    """What a layer has read in a call: all channels of one source, or something else."""
+
+    source: str | None = None
+    channels: Tensor | None = None
+
+    def is_like(self, other: _Reading) -> bool:
+        """Return whether both are the same channels of the same source."""
+        if self.source != other.source or self.channels is None or other.channels is None:
+            return self.source == other.source and self.channels is other.channels
+        return torch.equal(self.channels, other.channels)
+
+
+Readings: TypeAlias = tuple[_Reading, ...]
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Passages:
+    """What any number of passes have shown; merging does not depend on their order.
+
+    `broken` has the modules whose output something reads that cannot undo scales, and `also_read` those whose
+    weight something else reads, each with who does. `readings` has the different ones of each module called.
+    """
+
+    broken: Mapping[str, str] = attrs.field(factory=dict)
+    also_read: Mapping[str, str] = attrs.field(factory=dict)
+    readings: Mapping[str, Readings] = attrs.field(factory=dict)
+
+    def merge(self, other: Passages) -> Self:
+        """Return what the passes of both have shown."""
+        paths = dict.fromkeys([*self.readings, *other.readings])
+        readings = {
+            path: _distinct((*self.readings.get(path, ()), *other.readings.get(path, ()))) for path in paths
+        }
+        broken, also_read = _first(self.broken, other.broken), _first(self.also_read, other.also_read)
+        return attrs.evolve(self, broken=broken, also_read=also_read, readings=readings)
+
+    def pairs(self, candidates: Candidates) -> FoundPairs:
+        """Return the pairs, in the order of the model."""
+        pairs: list[Pair] = []
+        left: dict[str, str] = dict(candidates.reasons)
+        for path, _ in candidates.atoms():
+            if path in left:
+                continue
+            consumers, reason = self._consumers_of(path, candidates)
+            producer = candidates.producer(path)
+            if reason is None and producer is not None:
+                pairs.append(Pair(path=path, producer=producer, consumers=consumers))
+            else:
+                left[path] = reason or "it cannot take scales"
+        found = FoundPairs(pairs=tuple(pairs), left=left, called=frozenset(self.readings))
+        return with_unread_layers(found, candidates, self)
+
+    def is_used(self, path: str) -> bool:
+        """Return whether the module at `path` was called, or its weight was read without a call."""
+        return path in self.readings or path in self.also_read
+
+    def reason_against(self, pair: Pair, candidates: Candidates) -> str | None:
+        """Return what does not fit `pair`, or None where the passes show nothing but what it says."""
+        consumers, reason = self._consumers_of(pair.path, candidates)
+        if reason is not None:
+            return reason
+        named = {consumer.path: consumer.channels for consumer in pair.consumers}
+        found = {consumer.path: consumer.channels for consumer in consumers}
+        if not found.keys() <= named.keys():
+            return f"its output is read by {', '.join(found)}"
+        moved = [path for path in found if not torch.equal(found[path], named[path])]
+        return f"{moved[0]} does not read its channels one to one" if moved else None
+
+    def _consumers_of(self, path: str, candidates: Candidates) -> tuple[tuple[Consumer, ...], str | None]:
+        """Return the layers that read the module at `path`, or the reason why they cannot undo its scales."""
+        if path not in self.readings:
+            return (), "no data reached it"
+        if path in self.also_read:
+            return (), f"its weight is read by {self.also_read[path]} as well"
+        if path in self.broken:
+            return (), self.broken[path]
+        consumers: list[Consumer] = []
+        for other, _ in candidates.atoms():
+            readings = self.readings.get(other, ())
+            if any(reading.source == path for reading in readings):
+                layer, channels = candidates.consumer(other), readings[0].channels
+                if layer is None or channels is None or len(readings) > 1:
+                    return (), f"its consumer {other} reads something else as well"
+                if other in self.also_read:
+                    return (), f"the weight of its consumer {other} is used elsewhere as well"
+                consumers.append(Consumer(path=other, layer=layer, channels=channels))
+        return tuple(consumers), None if consumers else "no layer reads its output"
+
+
+def with_unread_layers(found: FoundPairs, candidates: Candidates, passages: Passages) -> FoundPairs:
+    """Return `found` without pairs in which a module may take part that no pass has called.
+
+    Such a module, below the one that holds a whole pair, may read its producer, too: what it reads is not
+    known. An expert whose peers have read the producer reads it as they do, and becomes a consumer.
+    """
+    unread = [
+        path
+        for path, _ in candidates.atoms()
+        if path and path not in candidates.reasons and not passages.is_used(path)
+    ]
+    pairs, left, adopted = [], dict(found.left), set(found.adopted)
+    for pair in found.pairs:
+        inside = [path for path in unread if _is_below(path, _common_parent(pair))]
+        alike = _like_peers(inside, pair, candidates)
+        strangers = [path for path in inside if path not in alike]
+        if strangers:
+            left[pair.path] = f"{strangers[0]}, which no data reached, may read it as well"
+        else:
+            pairs.append(attrs.evolve(pair, consumers=(*pair.consumers, *alike.values())))
+            adopted |= alike.keys()
+    return attrs.evolve(found, pairs=tuple(pairs), left=left, adopted=frozenset(adopted))
+
+
+def _like_peers(paths: list[str], pair: Pair, candidates: Candidates) -> dict[str, Consumer]:
+    """Return those of `paths` that stand in a list beside consumers of `pair`, as consumers like them."""
+    peers = {
+        place: consumer
+        for consumer in pair.consumers
+        if (place := candidates.peers.get(consumer.path)) is not None
+    }
+    found: dict[str, Consumer] = {}
+    for path in paths:
+        peer, layer = peers.get(candidates.peers.get(path, "")), candidates.consumer(path)
+        if peer is not None and layer is not None and shape(layer)[1] == len(peer.channels):
+            found[path] = attrs.evolve(peer, path=path, layer=layer)
+    return found
+
+
+def _common_parent(pair: Pair) -> list[str]:
+    """Return the path, in parts, of the nearest module that holds all of `pair`."""
+    paths = [path.split(".")[:-1] for path in (pair.path, *(each.path for each in pair.consumers))]
+    shared = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+    return [names[0] for names in shared]
+
+
+def _is_below(path: str, parent: list[str]) -> bool:
+    return path.split(".")[: len(parent)] == parent
+
+
+def _distinct(readings: Readings) -> Readings:
+    kept: list[_Reading] = []
+    for reading in readings:
+        if not any(reading.is_like(other) for other in kept):
+            kept.append(reading)
+    return tuple(kept)
+
+
+def _first(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, str]:
+    """Return both, with the reason that comes first in the alphabet where they differ."""
+    return {path: min(filter(None, (one.get(path), other.get(path)))) for path in {**one, **other}}
+
+
+def find_pairs(model: nn.Module, candidates: Candidates, run: Callable[[], object]) -> FoundPairs:
+    """Return the pairs that show in `run`, a forward pass of `model`."""
+    trace = Trace(candidates)
+    trace.follow(run)
+    return trace.passages().pairs(candidates)
+
+
+def plain(output: object) -> object:
+    """Return the output of a model as tuples, also that of a data class."""
+    is_object = dataclasses.is_dataclass(output) and not isinstance(output, Mapping)
+    return tuple(vars(output).values()) if is_object else output
+
+
+class Trace:
+    """One pass, with what every layer reads in it; `tensors` are those that earlier passes have left."""
+
+    def __init__(self, candidates: Candidates, tensors: FollowedTensors | None = None) -> None:
+        guarded = {
+            path: weight
+            for path, module in candidates.atoms()
+            if (weight := own_tensor(module, "weight")) is not None
+        }
+        self.flow = ChannelFlow(guarded, tensors)
+        self._candidates = candidates
+        self._readings: dict[str, list[_Reading]] = {}
+
+    def follow(self, run: Callable[[], R]) -> R:
+        """Return what `run`, a forward pass, gives, and note the ways that channels take in it."""
+        with self._hooks(), self.flow:
+            output = run()
+        self.flow.end(plain(output), "its output is an output of the model")
+        return output
+
+    def passages(self) -> Passages:
+        """Return what has shown."""
+        readings = {path: _distinct(tuple(each)) for path, each in self._readings.items()}
+        return Passages(broken=self.flow.broken, also_read=self.flow.also_read, readings=readings)
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        """Watch the calls of every layer and channel scale inside the block."""
+        handles: list[RemovableHandle] = []
+        try:
+            for path, module in self._candidates.atoms():
+                # Behind the user's own hooks: what counts is what the layer reads and gives in the end.
+                handles.append(before_call(module, partial(self._enter, path)))
+                handles.append(after_call(module, partial(self._leave, path)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, path: str, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        """Note what the module at `path` is called with, and do not look inside."""
+        self.flow.paused += 1
+        x = input_tensor(path, args, kwargs)
+        channels = self.flow.channels_of(x) if self.flow.paused == 1 else None
+        reading = _Reading()
+        layer = self._candidates.consumer(path)
+        if channels is not None and layer is not None:
+            reading = _Reading(channels.source, _columns(layer, channels.numbers))
+        if reading.channels is None:
+            self.flow.end(x, f"its output is read by {path}")
+        self._readings.setdefault(path, []).append(reading)
+
+    def _leave(self, path: str, args: object, kwargs: object, output: object) -> None:
+        """Follow the output of the module at `path`, if it can take scales."""
+        producer = self._candidates.producer(path)
+        if producer is not None and self.flow.paused == 1 and isinstance(output, Tensor):
+            axis = producer.axis if isinstance(producer, ChannelScale) else feature_axis(producer)
+            numbers = torch.arange(output.shape[axis], dtype=torch.int32, device=output.device)
+            along = [1] * output.ndim
+            along[axis] = -1
+            self.flow.begin(output, Channels(path, numbers.view(along).expand(output.shape)))
+        self.flow.paused -= 1
+
+
+def _columns(layer: FloatLayer, numbers: Tensor) -> Tensor | None:
+    """Return the channel of each input feature of `layer`, or None where it is not the same in every row."""
+    rows = numbers.movedim(feature_axis(layer), -1)
+    rows = rows.reshape(-1, rows.shape[-1])
+    if not len(rows):
+        return None
+    return rows[0].to(torch.int64) if bool((rows == rows[0]).all()) else None
