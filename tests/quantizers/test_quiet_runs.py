@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tico.quantization import AWQConfig, GPTQConfig, SmoothQuantConfig, convert, prepare
-from tico_config import CalibrationError, ModuleConfig
+from tico_config import CalibrationError, ConfigError, ModuleConfig
 from tico_quantizers import protocol
 from tico_quantizers.calibration import quiet_runs
 from tico_quantizers.testing import (
@@ -141,16 +141,19 @@ def _write(module: nn.Module, args: object, output: Tensor) -> None:
 
 @pairs
 @pytest.mark.parametrize("hook", [_replace, _write])
+@pytest.mark.parametrize("with_example", [True, False])
 def test_pairs_do_not_reach_across_hooks_that_change_something(
-    config: ModuleConfig, hook: Callable[[nn.Module, object, Tensor], object]
+    config: ModuleConfig,
+    hook: Callable[[nn.Module, object, Tensor], object],
+    with_example: bool,
 ) -> None:
-    """They are found without the user's hooks, and so are not for a model of which these are a part."""
-    model = blocks()
+    """Such hooks are a part of the function that scales have to leave as it is."""
+    x, model = batches()[0], blocks()
     model.get_submodule("0.norm").register_forward_hook(hook)
-    prepared = prepare(model, config)
     with torch.no_grad():
-        prepared(batches()[0])
-    with refused(prepared, CalibrationError, field="hooks", module="0.norm"):
+        prepared = prepare(model, config, (x,) if with_example else None)
+        prepared(x)
+    with refused(prepared, ConfigError, field="mappings", module="0.norm"):
         convert(prepared)
 
 

@@ -29,11 +29,11 @@ from tico_quantizers.equivalence._smoothing_pairs import Pair
 Scaled: TypeAlias = tuple[Pair, Tensor]
 
 
-def run_again(model: nn.Module, call: Call) -> object:
+def run_again(model: nn.Module, call: Call, *, with_hooks: bool = False) -> object:
     """Return what the `forward` of `model` gives for a copy of the arguments of `call`.
 
-    Random numbers are the same ones each time, and the user notices nothing: his hooks are not called, unless
-    the model does not run without them.
+    Random numbers are the same ones each time, and the user notices nothing: his hooks are called only
+    `with_hooks`, or where the model does not run without them.
     """
 
     def run(*, with_hooks: bool) -> tuple[object]:
@@ -42,33 +42,40 @@ def run_again(model: nn.Module, call: Call) -> object:
             torch.manual_seed(0)
             return (model.forward(*args, **kwargs),)
 
-    found = attempted_twice(partial(run, with_hooks=False)) if has_foreign_hooks(model) else None
+    quietly = has_foreign_hooks(model) and not with_hooks
+    found = attempted_twice(partial(run, with_hooks=False)) if quietly else None
     (output,) = found or run(with_hooks=True)
     return output
 
 
 def require_same_function(
-    model: nn.Module, scaled: Sequence[Scaled], calls: Sequence[Call], readers: Mapping[str, str]
+    model: nn.Module,
+    scaled: Sequence[Scaled],
+    calls: Sequence[Call],
+    readers: Mapping[str, str],
+    *,
+    with_hooks: bool = False,
 ) -> None:
     """Refuse scales with which `model` gives something else for one of `calls`; it stays as it is.
 
     Rounding moves the outputs by far less than the root of their precision, as a share of their norm; a pair
-    is blamed if it moves them further by itself. `readers` says of a pair what else reads its producer.
+    is blamed if it moves them further by itself. `readers` says of a pair what else reads its producer. The
+    user's hooks are a part of the function `with_hooks`.
 
     Raises:
         ConfigError: with every pair that changes the function.
     """
     for call in calls:
-        expected = _outputs(model, call)
-        if _distance(model, scaled, call, expected) <= _limit(expected):
+        expected = _outputs(model, call, with_hooks)
+        if _distance(model, scaled, call, expected, with_hooks) <= _limit(expected):
             continue
         blamed = {
             pair.path: (pair, moved)
             for pair, scale in scaled
-            if (moved := _distance(model, [(pair, scale)], call, expected)) > _limit(expected)
+            if (moved := _distance(model, [(pair, scale)], call, expected, with_hooks)) > _limit(expected)
         }
         if not blamed:
-            moved = _distance(model, scaled, call, expected)
+            moved = _distance(model, scaled, call, expected, with_hooks)
             blamed = {pair.path: (pair, moved) for pair, _ in scaled}
         raise ConfigError(*(_changes(pair, moved, readers) for pair, moved in blamed.values()))
 
@@ -92,13 +99,15 @@ class _Undone(Exception):  # noqa: N818  # it tells of no error
     """Stands for the exception by which an edit is undone."""
 
 
-def _distance(model: nn.Module, scaled: Sequence[Scaled], call: Call, expected: list[Tensor]) -> float:
+def _distance(
+    model: nn.Module, scaled: Sequence[Scaled], call: Call, expected: list[Tensor], with_hooks: bool
+) -> float:
     """Return how far outputs move with the scales, as a share of their norm; the scales are taken back."""
     with _Trial() as trial:
         root = model
         for pair, scale in scaled:
             root = fold(root, pair, scale, trial)
-        found = _outputs(root, call)
+        found = _outputs(root, call, with_hooks)
     if [each.shape for each in found] != [each.shape for each in expected]:
         return math.inf
     return max(map(_moved, found, expected), default=0.0)
@@ -117,9 +126,9 @@ def _limit(expected: list[Tensor]) -> float:
     return max((math.sqrt(torch.finfo(each.dtype).eps) for each in expected), default=0.0)
 
 
-def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
+def _outputs(model: nn.Module, call: Call, with_hooks: bool) -> list[Tensor]:
     """Return the tensors of floats that `model` gives for `call`."""
-    leaves = tensor_leaves(plain(run_again(model, call)))
+    leaves = tensor_leaves(plain(run_again(model, call, with_hooks=with_hooks)))
     return [leaf.detach().clone() for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
 
 

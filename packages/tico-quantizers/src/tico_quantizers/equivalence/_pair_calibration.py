@@ -20,6 +20,7 @@ from tico_quantizers.calibration import (
 )
 from tico_quantizers.equivalence._channel_flow import FollowedTensors
 from tico_quantizers.equivalence._function_check import Scaled, probing_scale, require_same_function
+from tico_quantizers.equivalence._hook_effects import HookEffects
 from tico_quantizers.equivalence._pair_search import mapped_pairs, pairs_of, require_pairs, traced
 from tico_quantizers.equivalence._passages import Passages, Trace
 from tico_quantizers.equivalence._smoothing_pairs import Candidates, FoundPairs
@@ -120,6 +121,7 @@ class PairCalibration(Calibration):
     def __init__(self, candidates: Candidates, config: SmoothingConfig, *recorders: Recorder) -> None:
         self.candidates = candidates
         self.reached = ReachedLayers(candidates.layers)
+        self._effects = HookEffects()
         self._shown = _ShownPairs(candidates, config)
         super().__init__(self.reached, self._shown, *recorders)
 
@@ -133,6 +135,7 @@ class PairCalibration(Calibration):
             self._shown.learn(*traced(model, self.candidates, example))
             self._require_mapped(model)
         self.handles += self.reached.watch(self, free=self.candidates.reasons)
+        self.handles += self._effects.watch(model, self)
         edit.set_attribute(model, "forward", _FollowedForward(model.forward, self, self._shown))
 
     def finish(self, model: nn.Module, edit: Edit) -> None:
@@ -153,7 +156,8 @@ class PairCalibration(Calibration):
         Raises:
             ConfigError: with every pair that changes the function.
         """
-        require_same_function(model, scaled, self._shown.calls, self._shown.doubts)
+        shown, hooked = self._shown, self._effects.are_some
+        require_same_function(model, scaled, shown.calls, shown.doubts, with_hooks=hooked)
 
     def shown_pairs(self) -> FoundPairs:
         """Return the pairs that have shown so far; more data may show others."""
