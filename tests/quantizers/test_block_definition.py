@@ -109,6 +109,8 @@ def _leave(shared: object, value: Tensor) -> None:
             shared["value"] = value
         case list():
             shared.append(value)
+        case _:
+            pass
 
 
 def _left_in(shared: object) -> Tensor:
@@ -119,6 +121,8 @@ def _left_in(shared: object) -> Tensor:
             found: object = shared["value"]
         case list():
             found = shared[-1]
+        case _:
+            found = None
     assert isinstance(found, Tensor)
     return found
 

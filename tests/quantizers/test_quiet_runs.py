@@ -17,6 +17,7 @@ from tico_quantizers.testing import (
     ResidualBlock,
     refused,
     same_tensors,
+    sampled,
     seeded,
     state_of,
     tensors_of,
@@ -105,6 +106,20 @@ def test_a_fault_in_the_last_step_undoes_all(config: ModuleConfig, monkeypatch: 
 
 
 @every_config
+def test_a_conversion_that_fails_to_set_a_hook_changes_nothing(config: ModuleConfig) -> None:
+    """Whichever hook on a block cannot be set, the others are gone, and so are the changes."""
+    model = prepare(blocks(), config)
+    for batch in batches():
+        model(batch)
+    with HookRegistrations() as registrations:
+        other = convert(model, inplace=False)
+    for number in sampled(registrations.count, 12):
+        with unchanged(model), pytest.raises(KeyboardInterrupt), HookRegistrations(number, KeyboardInterrupt):
+            convert(model)
+    assert same_tensors(tensors_of(convert(model)), tensors_of(other))
+
+
+@every_config
 def test_a_layer_that_was_replaced_since_is_refused(config: ModuleConfig) -> None:
     """What was learned is about another one."""
     model = prepare(blocks(), config)
@@ -161,8 +176,8 @@ def test_hooks_come_back_in_their_order() -> None:
     """Those that were removed for a while, and those that were set meanwhile."""
     model, calls = nn.ReLU(), list[str]()
 
-    def note(name: str) -> Callable[..., None]:
-        return lambda *call: calls.append(name)
+    def note(name: str) -> Callable[[nn.Module, object, object], None]:
+        return lambda module, args, output: calls.append(name)
 
     first = model.register_forward_hook(note("first"))
     model.register_forward_hook(note("second"))

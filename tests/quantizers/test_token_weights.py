@@ -246,18 +246,14 @@ def test_a_block_without_derivatives_weighs_all_tokens_alike(
 ) -> None:
     """The bits are those of uniform weights, and the report says so of each layer of the block."""
     x = values(4, 2, 5, 8)
+    config = GPTQConfig(show_progress=False, **fields)  # type: ignore[arg-type]  # each is one of its fields
     found, uniform = [
-        converted(make(), x, config_of(token_weights=weights, **fields)) for weights in ("auto", "uniform")
+        converted(make(), x, attrs.evolve(config, token_weights=weights)) for weights in ("auto", "uniform")
     ]
     assert same_tensors(tensors_of(found), tensors_of(uniform))
     lines = [line for line in report(found).layers if line.bits is not None]
     assert lines
     assert all("token_weights='auto'" in line.reason for line in lines)
-
-
-def config_of(**fields: object) -> GPTQConfig:
-    """Return a config with `fields`."""
-    return attrs.evolve(CONFIG, **fields)
 
 
 def converted(model: nn.Module, x: Tensor, config: GPTQConfig) -> nn.Module:

@@ -56,15 +56,17 @@ def images(seed: int, size: int) -> Tensor:
 
 def t5() -> tuple[nn.Module, list[Batch]]:
     """Return an encoder and a decoder of one class."""
-    config = T5Config(
-        vocab_size=40,
-        d_model=16,
-        d_kv=8,
-        d_ff=24,
-        num_layers=2,
-        num_decoder_layers=2,
-        num_heads=2,
-        decoder_start_token_id=0,
+    config = T5Config.from_dict(
+        {
+            "vocab_size": 40,
+            "d_model": 16,
+            "d_kv": 8,
+            "d_ff": 24,
+            "num_layers": 2,
+            "num_decoder_layers": 2,
+            "num_heads": 2,
+            "decoder_start_token_id": 0,
+        }
     )
     batches: list[Batch] = [
         {"input_ids": TOKENS, "decoder_input_ids": TOKENS[:, :5]},
@@ -87,13 +89,14 @@ _STACKS = {
 
 def bart() -> tuple[nn.Module, list[Batch]]:
     """Return an encoder and a decoder of two classes."""
-    config = BartConfig(**_STACKS, max_position_embeddings=32)
+    config = BartConfig.from_dict({**_STACKS, "max_position_embeddings": 32})
     return seeded(lambda: BartModel(config)), [{"input_ids": TOKENS}, {"input_ids": TOKENS.flip(1)}]
 
 
 def whisper() -> tuple[nn.Module, list[Batch]]:
     """Return an encoder behind convolutions, and a decoder."""
-    config = WhisperConfig(**_STACKS, num_mel_bins=8, max_source_positions=10, max_target_positions=16)
+    sizes = {"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 16}
+    config = WhisperConfig.from_dict({**_STACKS, **sizes})
     batches: list[Batch] = [
         {"input_features": values(seed, 2, 8, 20), "decoder_input_ids": TOKENS[:, :4]} for seed in range(2)
     ]
@@ -110,20 +113,22 @@ def bert() -> tuple[nn.Module, list[Batch]]:
 
 def jamba() -> tuple[nn.Module, list[Batch]]:
     """Return layers of two classes in turn, some with experts, some with weights that are read uncalled."""
-    config = JambaConfig(
-        **SIZES,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        attn_layer_period=2,
-        attn_layer_offset=1,
-        num_experts=1,
-        num_experts_per_tok=1,
-        mamba_d_state=4,
-        mamba_d_conv=2,
-        mamba_dt_rank=4,
+    config = JambaConfig.from_dict(
+        {
+            **SIZES,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "num_experts": 1,
+            "num_experts_per_tok": 1,
+            "mamba_d_state": 4,
+            "mamba_d_conv": 2,
+            "mamba_dt_rank": 4,
+        }
     )
     batches: list[Batch] = [{"input_ids": each, "use_cache": False} for each in (TOKENS, TOKENS.flip(1))]
     return seeded(lambda: JambaForCausalLM(config)), batches
@@ -203,15 +208,14 @@ _GEMMA = {
 
 def gemma3n() -> tuple[nn.Module, list[Batch]]:
     """Return layers of which the later ones read the keys and values of the earlier ones."""
-    config = Gemma3nTextConfig(
-        **_GEMMA, laurel_rank=4, altup_num_inputs=2, activation_sparsity_pattern=[0.0] * 4
-    )
+    own = {"laurel_rank": 4, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.0] * 4}
+    config = Gemma3nTextConfig.from_dict({**_GEMMA, **own})
     return seeded(lambda: Gemma3nForCausalLM(config)), [{"input_ids": TOKENS}, {"input_ids": TOKENS.flip(1)}]
 
 
 def gemma4() -> tuple[nn.Module, list[Batch]]:
     """Return such layers with another way to share."""
-    config = Gemma4TextConfig(**_GEMMA, global_head_dim=8)
+    config = Gemma4TextConfig.from_dict({**_GEMMA, "global_head_dim": 8})
     return seeded(lambda: Gemma4ForCausalLM(config)), [{"input_ids": TOKENS}, {"input_ids": TOKENS.flip(1)}]
 
 
