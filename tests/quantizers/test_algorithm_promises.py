@@ -12,34 +12,26 @@ from tico_modules import LayerReport, PackedWeight
 from tico_quantizers import Registry, quantizer_entry
 from tico_quantizers.conversion import WeightQuantizer
 from tico_quantizers.layers import QuantizedWeight, Target, matrix, shape
-from tico_quantizers.testing import UNMET_BY_BLOCKS, AlgorithmPromises
-
-_RUN_EXAMPLE = "prepare runs the example, and convert the blocks, with the user's hooks"
+from tico_quantizers.testing import AlgorithmPromises
 
 
 class TestGPTQ(AlgorithmPromises):
     """GPTQ keeps the promises of an algorithm."""
 
     config = GPTQConfig(show_progress=False)
-    unmet: ClassVar[Mapping[str, str]] = UNMET_BY_BLOCKS
 
 
 class TestAWQ(AlgorithmPromises):
     """AWQ keeps the promises of an algorithm."""
 
     config = AWQConfig(group_size=None, show_progress=False)
-    unmet: ClassVar[Mapping[str, str]] = {
-        "test_hooks_are_called_as_often_as_the_model": _RUN_EXAMPLE,
-    }
 
 
 class TestSmoothQuant(AlgorithmPromises):
     """SmoothQuant keeps the promises of an algorithm."""
 
     config = SmoothQuantConfig()
-    unmet: ClassVar[Mapping[str, str]] = {
-        "test_hooks_are_called_as_often_as_the_model": "prepare runs the example with the user's hooks",
-    }
+    unmet: ClassVar[Mapping[str, str]] = {}
 
 
 @register_config

@@ -18,7 +18,7 @@ from tico_quantizers import Calibration, find_blocks
 from tico_quantizers.calibration import _activation_store as activation_store
 from tico_quantizers.calibration._activation_store import ActivationStore
 from tico_quantizers.calibration._block_calls import BlockCalls
-from tico_quantizers.calibration._calls import FromPrevious, leaves_of, tensor_leaves
+from tico_quantizers.calibration._calls import FromBlock, leaves_of, tensor_leaves
 from tico_quantizers.calibration._forward_watch import watch_forward
 from tiny_models import TOKENS, tiny_llama, values
 
@@ -68,12 +68,10 @@ def require_same_replay(watched: Watched) -> None:
     """Run every block again and compare what it gets and gives with what it really got and gave."""
     real, watched.real = watched.real, [[] for _ in watched.blocks]
     watched.calibration.watching = False
-    outputs: dict[tuple[int, int], Tensor] = {}
+    outputs: dict[FromBlock, Tensor] = {}
     for number in range(len(watched.blocks)):
-        found: dict[tuple[int, int], Tensor] = {}
         for tensors in watched.calls.run(number, outputs, keep=True):
-            found |= tensors
-        outputs = found
+            outputs |= tensors
     for again, before in zip(watched.real, real, strict=True):
         assert len(again) == len(before)
         for one, other in zip(again, before, strict=True):
@@ -216,7 +214,7 @@ def test_hidden_states_are_kept_once() -> None:
         watched.model(values(1, 4, 6))
     first, second, third = (calls[0] for calls in watched.calls._accepted)
     assert isinstance(first.args[0], Tensor)
-    assert (second.args[0], third.args[0]) == (FromPrevious(0, 0), FromPrevious(0, 0))
+    assert (second.args[0], third.args[0]) == (FromBlock(0, 0, 0), FromBlock(1, 0, 0))
     assert first.args[1] is second.args[1] is third.args[1]
 
 
@@ -258,7 +256,7 @@ def test_blocks_called_without_the_model_count() -> None:
         for block in watched.blocks:
             hidden = block(hidden)
     assert [len(calls) for calls in watched.calls._accepted] == [1, 1, 1]
-    assert watched.calls._accepted[1][0].args == (FromPrevious(0, 0),)
+    assert watched.calls._accepted[1][0].args == (FromBlock(0, 0, 0),)
     require_same_replay(watched)
 
 

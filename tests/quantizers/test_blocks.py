@@ -33,7 +33,7 @@ def paths(model: nn.Module) -> list[str]:
         pytest.param(nn.Sequential(*(Block() for _ in range(3))), ["0", "1", "2"], id="sequential"),
         pytest.param(nn.ModuleDict({"a": Block(), "b": Block()}), ["a", "b"], id="by name"),
         pytest.param(nn.Sequential(nn.Linear(2, 2), Block(), Block()), ["1", "2"], id="after others"),
-        pytest.param(nn.Sequential(Block(), nn.ReLU(), Block()), [], id="not in a row"),
+        pytest.param(nn.Sequential(Block(), nn.ReLU(), Block()), ["0", "2"], id="others between"),
         pytest.param(nn.Sequential(*(nn.Linear(2, 2) for _ in range(3))), [], id="layers"),
         pytest.param(nn.Sequential(*[Block()] * 3), [], id="one block three times"),
         pytest.param(nn.Sequential(Block(2), Block(2), Block(2)), ["0", "1", "2"], id="experts"),

@@ -18,6 +18,7 @@ from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import CalibrationError, ConfigError
 from tico_quantizers import quantize_weight
 from tico_quantizers.calibration import _activation_store as activation_store
+from tico_quantizers.calibration import after_call
 from tico_quantizers.solvers._gptq import solve
 from tico_quantizers.testing import refused, same_tensors, state_of, tensors_of
 from tiny_models import TOKENS, tiny_llama, values
@@ -147,12 +148,18 @@ def test_passes_in_bfloat16_compute_in_it() -> None:
     """Layers then give bfloat16 where torch casts, also where the user's passes were in float32."""
     model = prepare(stack(2), config(forward_dtype="bfloat16"))
     seen: list[torch.dtype] = []
-    block_of(model, "1").two.register_forward_hook(lambda _, args, output: seen.append(output.dtype))
+    handle = after_call(block_of(model, "1").two, lambda _, __, output: _note_dtype(seen, output))
     model(values(2, 30, 8))
     assert seen.pop() == torch.float32
     found = convert(model)
-    assert set(seen) == {torch.bfloat16}
+    handle.remove()
+    assert set(seen[1:]) == {torch.bfloat16}
     assert found(values(2, 30, 8)).dtype == torch.float32
+
+
+def _note_dtype(seen: list[torch.dtype], output: object) -> None:
+    assert isinstance(output, Tensor)
+    seen.append(output.dtype)
 
 
 @pytest.mark.parametrize("use", ["passes", "generate"])

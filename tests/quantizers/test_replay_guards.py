@@ -24,7 +24,7 @@ from tico_quantizers.calibration import (
 )
 from tico_quantizers.calibration._activation_store import StoredTensor
 from tico_quantizers.calibration._call_template import CallTemplate
-from tico_quantizers.calibration._calls import Call, FromPrevious, Opaque, leaves_of, share_objects
+from tico_quantizers.calibration._calls import Call, FromBlock, Opaque, leaves_of, share_objects
 from tico_quantizers.calibration._snapshots import same_bits, tensors_in, version
 from tiny_models import values
 
@@ -119,12 +119,12 @@ def test_only_objects_that_may_change_are_shared() -> None:
 def test_calls_that_follow_from_the_first() -> None:
     """The template puts the first call's own tensors and the numbers of the calls before into place."""
     mask, opaque = values(0, 3), Opaque(Noted())
-    pass_ = [[call_of(values(1, 3), mask, opaque, 7)], [call_of(FromPrevious(0, 0), mask, opaque, 7)]]
+    pass_ = [[call_of(values(1, 3), mask, opaque, 7)], [call_of(FromBlock(0, 0, 0), mask, opaque, 7)]]
     template = CallTemplate.of(pass_)
     assert template is not None
     first = call_of(values(2, 3), values(3, 3), Opaque(Noted()), 7)
     (made,) = template.calls(first, [5])
-    assert made.args[0] == FromPrevious(5, 0)
+    assert made.args[0] == FromBlock(0, 5, 0)
     assert made.args[1] is first.args[1]
     assert made.args[2] is first.args[2]
     assert made.args[3] == 7
@@ -139,12 +139,12 @@ def test_calls_that_do_not_follow_have_no_template() -> None:
     assert CallTemplate.of([[call_of(x)], [call_of(x), call_of(x)]]) is None
     assert CallTemplate.of([[call_of(x)], [call_of(values(1, 3))]]) is None
     assert CallTemplate.of([[call_of(x)], [call_of(Opaque(Noted()))]]) is None
-    assert CallTemplate.of([[call_of(x)], [call_of(values(1, 3), x, FromPrevious(0, 0))]]) is None
+    assert CallTemplate.of([[call_of(x)], [call_of(values(1, 3), x, FromBlock(0, 0, 0))]]) is None
 
 
 def test_a_template_fits_calls_of_the_same_kind() -> None:
     """Other plain values, or an object where there was a tensor, are another call."""
-    template = CallTemplate.of([[call_of(values(0, 3), 7)], [call_of(FromPrevious(0, 0))]])
+    template = CallTemplate.of([[call_of(values(0, 3), 7)], [call_of(FromBlock(0, 0, 0))]])
     assert template is not None
     assert template.fits(call_of(values(1, 9), 7))
     for other in (call_of(values(1, 3), 8), call_of(Opaque(Noted()), 7), call_of(values(1, 3))):
@@ -289,21 +289,12 @@ def test_blocks_are_chained_if_one_reads_another() -> None:
         calls, x = BlockCalls(blocks), values(0, 2)
         handles = calls.watch(Calibration(calls))
         blocks[1](blocks[0](x) if chained else x)
-        assert calls.are_chained == chained
+        assert calls.follows(1) == chained
+        assert calls.follows(0) != chained  # where it is never called there is nothing to follow
+        assert calls.lists(["layers.0", "layers.1"]) == ({"layers"} if chained else set())
+        assert calls.lists(["layers.0", "others.0"]) == set()
         for handle in handles:
             handle.remove()
-    assert not BlockCalls(blocks[:1]).are_chained
-
-
-def test_nothing_is_completed_before_a_pass_has_shown_how() -> None:
-    """The calls of the other blocks follow from the first one's as they did in a pass that ended."""
-    blocks = nn.Linear(2, 2), nn.Linear(2, 2)
-    calls = BlockCalls(blocks)
-    calls.note_call(0, (values(0, 2),), {})
-    assert not calls.rest_is_known()
-    calls.complete()
-    calls.accept()
-    assert [len(of_block) for of_block in calls.accepted] == [1, 0]
 
 
 def test_what_blocks_give_while_nobody_watches_is_not_noted() -> None:
@@ -321,28 +312,43 @@ def test_what_blocks_give_while_nobody_watches_is_not_noted() -> None:
     assert isinstance(call.args[0], Tensor)
 
 
-def test_the_first_regular_pass_says_how_calls_follow() -> None:
-    """One that leaves a block out changes nothing; one call of the first block tells the rest."""
+def test_one_call_of_the_first_block_tells_the_rest() -> None:
+    """As long as it is the only call of the pass, and like that of the pass that showed how calls follow."""
     blocks = nn.Linear(2, 2), nn.Linear(2, 2)
     calls, x = BlockCalls(blocks), values(0, 2)
-    calls.note_call(0, (x,), {})
+    calls.note_call(0, (x, 7), {})
     hidden = blocks[0](x)
     calls.note_output(0, hidden)
     calls.note_call(1, (hidden,), {})
     calls.digest()
     calls.accept()
-    calls.note_call(0, (x,), {})
-    calls.digest()
-    calls.accept()
-    assert not calls.rest_is_known()
-    calls.note_call(0, (x,), {})
-    assert calls.rest_is_known()
+    template = calls.template
+    assert template is not None
+    assert not calls.rest_is_known(template)
+    calls.note_call(0, (x, 7), {})
+    assert calls.rest_is_known(template)
     calls.note_call(1, (hidden,), {})
-    assert not calls.rest_is_known()
+    assert not calls.rest_is_known(template)
     calls.drop_calls()
     for _ in range(2):
-        calls.note_call(0, (x,), {})
-    assert not calls.rest_is_known()
+        calls.note_call(0, (x, 7), {})
+    assert not calls.rest_is_known(template)
+    calls.drop_calls()
+    calls.note_call(0, (x, 8), {})
+    assert not calls.rest_is_known(template)
+    calls.drop_calls()
+    calls.note_call(0, (x, 7), {})
+    calls.complete(template)
+    calls.accept()
+    assert [call.args for call in calls.accepted[1]] == [(FromBlock(0, 0, 0),), (FromBlock(0, 1, 0),)]
+
+
+def test_a_pass_that_leaves_a_block_out_has_no_template() -> None:
+    """Nothing says then what the block would be given."""
+    calls = BlockCalls((nn.Linear(2, 2), nn.Linear(2, 2)))
+    calls.note_call(0, (values(0, 2),), {})
+    calls.digest()
+    assert calls.template is None
 
 
 def test_what_blocks_share_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import attrs
 import pytest
@@ -18,7 +19,7 @@ from tico_quantizers.calibration._calls import Autocast
 from tico_quantizers.calibration._input_grams import InputGrams
 from tico_quantizers.calibration._token_weights import power_of_four, signs, watch_sensitivity
 from tico_quantizers.layers._matrix import as_layer
-from tico_quantizers.testing import same_tensors, tensors_of, unchanged
+from tico_quantizers.testing import TorchCalls, calls_of, same_tensors, sampled, tensors_of, unchanged
 from tiny_models import TOKENS, tiny_llama, values
 
 CONFIG = GPTQConfig(show_progress=False)
@@ -222,12 +223,53 @@ class Severed(Plain):
         return x + torch.tensor(hidden.numpy())
 
 
-def test_a_block_that_needs_no_gradients_says_what_to_do() -> None:
-    """The error stays what it is, names the option, and the model is as it was."""
-    prepared = prepare(stack(Severed), CONFIG)
+class InPlace(Plain):
+    """A block that writes to what derivatives need."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the next hidden state."""
+        hidden: Tensor = self.one(x).sigmoid()
+        hidden *= 2
+        return x + hidden.sigmoid().mul_(hidden)
+
+
+def inference_stack() -> nn.Module:
+    """Return blocks made in inference mode, whose parameters take no part in derivatives."""
+    with torch.inference_mode():
+        return stack(Sink)
+
+
+@pytest.mark.parametrize("make", [lambda: stack(Severed), lambda: stack(InPlace), inference_stack])
+@pytest.mark.parametrize("fields", [{}, {"true_sequential": True}, {"asymmetric": 0.5}])
+def test_a_block_without_derivatives_weighs_all_tokens_alike(
+    make: Callable[[], nn.Module], fields: dict[str, object]
+) -> None:
+    """The bits are those of uniform weights, and the report says so of each layer of the block."""
+    x = values(4, 2, 5, 8)
+    config = GPTQConfig(show_progress=False, **fields)  # type: ignore[arg-type]  # each is one of its fields
+    found, uniform = [
+        converted(make(), x, attrs.evolve(config, token_weights=weights)) for weights in ("auto", "uniform")
+    ]
+    assert same_tensors(tensors_of(found), tensors_of(uniform))
+    lines = [line for line in report(found).layers if line.bits is not None]
+    assert lines
+    assert all("token_weights='auto'" in line.reason for line in lines)
+
+
+def converted(model: nn.Module, x: Tensor, config: GPTQConfig) -> nn.Module:
+    """Return the quantized model, calibrated with one batch."""
+    prepared = prepare(model, config)
+    with torch.no_grad():
+        prepared(x)
+    return convert(prepared)
+
+
+def test_an_error_that_does_not_come_again_is_raised() -> None:
+    """A lack of memory is no reason to weigh tokens otherwise."""
+    prepared = prepare(stack(Plain), CONFIG)
     with torch.no_grad():
         prepared(values(4, 2, 5, 8))
-    with unchanged(prepared), pytest.raises(RuntimeError, match="numpy") as caught:
-        convert(prepared)
-    assert "token_weights" in caught.value.__notes__[0]
-    quantized(stack(Severed), values(4, 2, 5, 8), token_weights="uniform")
+    count = calls_of(lambda: convert(prepared, inplace=False)) - calls_of(lambda: copy.deepcopy(prepared))
+    for number in sampled(count, 25):
+        with unchanged(prepared), pytest.raises(RuntimeError, match="injected"), TorchCalls(number):
+            convert(prepared)

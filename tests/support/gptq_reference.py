@@ -60,7 +60,7 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
         if group not in grids:
             members = slice(group * size, (group + 1) * size)
             held = weight.to(torch.float64) if config.static_groups else work
-            diagonal = gram.diagonal() if config.static_groups else gram.diagonal()[order]
+            diagonal = _importance(gram) if config.static_groups else _importance(gram)[order]
             grids[group] = _grid(held[:, members], diagonal[members], config)
         scale, zero_point = grids[group]
         target = work[:, column].clone()
@@ -75,6 +75,12 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
     return Reference(codes=codes.to(torch.int32), values=values)
 
 
+def _importance(gram: Tensor) -> Tensor:
+    """Return how much an error in each column counts: where its input was always zero, as in the mean."""
+    alive = [value for value in gram.diagonal().tolist() if value > 0]
+    return torch.where(gram.diagonal() == 0, sum(alive) / max(len(alive), 1), gram.diagonal())
+
+
 def _damped(gram: Tensor, config: GPTQConfig) -> Tensor:
     """Return the Gram matrix with the share of its diagonal's size added to its diagonal."""
     alive = sorted(value for value in gram.diagonal().tolist() if value > 0)
@@ -86,8 +92,6 @@ def _damped(gram: Tensor, config: GPTQConfig) -> Tensor:
 
 def _grid(columns: Tensor, diagonal: Tensor, config: GPTQConfig) -> tuple[Tensor, Tensor]:
     """Return scale and zero point of each row, from every column that counts."""
-    if bool((diagonal > 0).any()):
-        columns, diagonal = columns[:, diagonal > 0], diagonal[diagonal > 0]
     units = columns.reshape(1, -1) if config.per_tensor else columns
     weights = diagonal.repeat(len(columns)) if config.per_tensor else diagonal
     found = [_row_grid(row, weights, config) for row in units]

@@ -62,7 +62,7 @@ EQUIVALENT: Final[dict[str, str]] = {
         f"_pooled: first is None or not call.name[-2:-1].isdigit() -> {new}": "pools have one tensor"
         for new in ("False", "first is None", "not call.name[-2:-1].isdigit()")
     },
-    "_computing_in: torch.cuda.is_available() -> False": "needs a GPU",
+    "computing_in: torch.cuda.is_available() -> False": "needs a GPU",
     **{
         "_mean: not isinstance(mean, Tensor) or not isinstance(squares, Tensor)"
         f" or (not torch.equal(mean ** 2, squares)) -> not isinstance({one}, Tensor)"
@@ -72,8 +72,6 @@ EQUIVALENT: Final[dict[str, str]] = {
     "_attention: numbers.ndim > 3 and numbers.shape[-3] != call.shape[-3] -> numbers.ndim > 3": (
         "heads that are as many are repeated once"
     ),
-    "BlockCalls.rest_is_known: self._template is not None and len(first) == 1 and (not any(others))"
-    " -> len(first) == 1 and (not any(others))": "the return asks again, for mypy",
     "_Call.shape: isinstance(self.result, Tensor) -> True": "the rules that ask are for one tensor; for mypy",
     "_attention: numbers.ndim > 3 -> numbers.ndim >= 3": "batches are as many and repeated once",
     "ChannelFlow.begin: key in known and known[key][0] is reference -> True": "an id is free after the call",

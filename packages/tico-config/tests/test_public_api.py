@@ -41,6 +41,7 @@ class TestPublicAPI(PublicAPI):
         "NoQuant",
         "NumericsError",
         "ObserverSpec",
+        "OnUncalibrated",
         "PT2EConfig",
         "PTQConfig",
         "PerChannel",

@@ -130,6 +130,7 @@ class TestLayers(PublicNames):
         "peers_of",
         "plan_layers",
         "reads_rows",
+        "require_in_place",
         "reasons_against",
         "shape",
         "weight_axes",
@@ -142,6 +143,7 @@ class TestCalibration(PublicNames):
 
     package = "tico_quantizers.calibration"
     names = (
+        "UNREACHED",
         "ActivationStore",
         "BlockCalls",
         "BlockInputs",
@@ -160,11 +162,14 @@ class TestCalibration(PublicNames):
         "Step",
         "TokenRule",
         "after_call",
+        "attempted_twice",
         "before_call",
+        "has_foreign_hooks",
         "is_observing",
         "is_watched",
         "located",
         "map_leaves",
+        "quiet_runs",
         "remember_hooks",
         "require_evaluation_mode",
         "require_watched",

@@ -17,7 +17,7 @@ from tico_config._frozen_mapping import FrozenMapping
 from tico_config._gptq_config import GPTQConfig, TokenWeights
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._json import fingerprint, from_json, to_json
-from tico_config._module_config import ModuleConfig
+from tico_config._module_config import ModuleConfig, OnUncalibrated
 from tico_config._observer_specs import (
     CustomObserverSpec,
     EMASpec,
@@ -82,6 +82,7 @@ __all__ = [
     "NoQuant",
     "NumericsError",
     "ObserverSpec",
+    "OnUncalibrated",
     "PT2EConfig",
     "PTQConfig",
     "PerChannel",

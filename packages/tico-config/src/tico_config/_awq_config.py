@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import attrs
 
+from tico_config._module_config import OnUncalibrated
 from tico_config._problem import Problem
 from tico_config._registry import register_config
 from tico_config._smoothing_config import SmoothingConfig
@@ -19,8 +20,8 @@ class AWQConfig(SmoothingConfig):
     """Weights scaled up where the activations are large, and rounded to nearest.
 
     Lin et al. 2023, arXiv 2306.00978. It works on pairs, as SmoothQuant does; layers in no pair are not
-    scaled. Every field except `mappings`, `round_weights` and `show_progress` can be set per
-    module by `overrides`.
+    scaled. Every field except `mappings`, `round_weights`, `on_uncalibrated` and `show_progress` can be set
+    per module by `overrides`.
 
     Attributes:
         bits: width of a code, 2 to 8.
@@ -36,6 +37,8 @@ class AWQConfig(SmoothingConfig):
             them.
         mappings: patterns for the modules that take scales, each with patterns for the layers that read them;
             without any, pairs are found by running the model.
+        on_uncalibrated: ``"skip"`` to leave layers that no calibration data reach in float, and say so in the
+            report; ``"error"`` refuses to convert then.
         show_progress: show a progress bar during `convert` where the extra `progress` is installed.
 
     Raises:
@@ -47,7 +50,7 @@ class AWQConfig(SmoothingConfig):
 
     name: ClassVar[str] = "awq"
     fixed_fields: ClassVar[frozenset[str]] = frozenset(
-        {"overrides", "mappings", "round_weights", "show_progress"}
+        {"overrides", "mappings", "round_weights", "on_uncalibrated", "show_progress"}
     )
 
     bits: int = 4
@@ -57,6 +60,7 @@ class AWQConfig(SmoothingConfig):
     n_grid: int = 20
     clip: bool = False
     round_weights: bool = True
+    on_uncalibrated: OnUncalibrated = "error"
     show_progress: bool = True
 
     def field_problems(self) -> Sequence[Problem | None]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import attrs
 
-from tico_config._module_config import ModuleConfig
+from tico_config._module_config import ModuleConfig, OnUncalibrated
 from tico_config._observer_specs import HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
 from tico_config._problem import Problem
 from tico_config._registry import register_config
@@ -63,8 +63,10 @@ class GPTQConfig(ModuleConfig):
         offload: ``"disk"`` to keep that in temporary files without a name, in the folder of ``TMPDIR``.
         checkpoint_dir: a folder to keep each finished block in, so that `convert` can go on where it was
             interrupted: for the same config, data and model, which have a folder of their own in it.
-        stop_after_capture: end a forward pass during calibration, all but the first one, as soon as there is
-            nothing more in it to learn from; it then returns None.
+        stop_after_capture: end a forward pass during calibration as soon as there is nothing more in it to
+            learn from, as one that was like it has shown; it then returns None.
+        on_uncalibrated: ``"skip"`` to leave layers that no calibration data reach in float, and say so in the
+            report; ``"error"`` refuses to convert then.
         show_progress: show a progress bar during `convert` where the extra `progress` is installed.
 
     Raises:
@@ -85,6 +87,7 @@ class GPTQConfig(ModuleConfig):
             "offload",
             "checkpoint_dir",
             "stop_after_capture",
+            "on_uncalibrated",
             "show_progress",
         }
     )
@@ -108,6 +111,7 @@ class GPTQConfig(ModuleConfig):
     offload: Literal["disk"] | None = None
     checkpoint_dir: str | None = None
     stop_after_capture: bool = False
+    on_uncalibrated: OnUncalibrated = "error"
     show_progress: bool = True
 
     def field_problems(self) -> Sequence[Problem | None]:

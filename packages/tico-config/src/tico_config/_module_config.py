@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import attrs
 from typing_extensions import Self
@@ -11,6 +12,9 @@ from tico_config._base_config import BaseConfig, resolve_fields
 from tico_config._overrides import Resolution, winning_rule
 from tico_config._problem import Problem
 from tico_config._quant_spec import QuantSpec, is_left_out
+
+OnUncalibrated: TypeAlias = Literal["error", "skip"]
+"""What becomes of layers that no calibration data reach."""
 
 
 @attrs.frozen(kw_only=True)

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import attrs
 
+from tico_config._module_config import OnUncalibrated
 from tico_config._problem import Problem
 from tico_config._registry import register_config
 from tico_config._smoothing_config import SmoothingConfig
@@ -27,6 +28,8 @@ class SmoothQuantConfig(SmoothingConfig):
             without any, pairs are found by running the model.
         insert_mul: whether a layer whose input nothing can scale gets a multiplication in front of it, which
             stays in the model.
+        on_uncalibrated: ``"skip"`` to leave pairs alone of which no calibration data reach a layer that
+            reads, and say so in the report; ``"error"`` refuses to convert then.
 
     Raises:
         ConfigError: one or more fields are wrong; all are reported.
@@ -37,10 +40,13 @@ class SmoothQuantConfig(SmoothingConfig):
 
     name: ClassVar[str] = "smoothquant"
 
-    fixed_fields: ClassVar[frozenset[str]] = frozenset({"overrides", "mappings", "insert_mul"})
+    fixed_fields: ClassVar[frozenset[str]] = frozenset(
+        {"overrides", "mappings", "insert_mul", "on_uncalibrated"}
+    )
 
     alpha: float | Literal["auto"] = attrs.field(default=0.5, converter=as_float)
     insert_mul: bool = False
+    on_uncalibrated: OnUncalibrated = "error"
 
     def field_problems(self) -> Sequence[Problem | None]:
         """Return whether `alpha` is out of range, and what is wrong with `mappings`."""

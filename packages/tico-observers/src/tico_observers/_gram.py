@@ -3,7 +3,7 @@
 Rows are multiplied in fixed chunks of 1024 that carry over batch borders: the sum of two float32 products
 over 512 rows each (float64 for float64 rows), added up in float64. Such a product does not depend on the
 number of threads (see `products`), and the chunks do not depend on the batches, so neither does the sum. Only
-the panels on and above the diagonal are computed.
+the panels on and above the diagonal are computed. Columns times powers of two give the same bits times these.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tico_config import CalibrationError, ConfigError, Found, Problem
+from tico_observers._powers_of_two import floor_log2, power_of_two
 from tico_observers._statistic import Statistic, require_same
 from tico_observers._tensor_checks import arithmetic_dtype, require_finite, require_float_tensor
 from tico_observers.products import add_product, whole_columns
@@ -25,6 +26,7 @@ CHUNK_ROWS = 1024
 _PRODUCT_ROWS = 512
 _PANEL = 128
 _MIRROR_BLOCK = 256
+_NEAR = 40  # float32 holds products of 2⁻⁴⁰ and sums of those of 2⁴⁰ with all their digits
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -245,9 +247,25 @@ def panels_of(square: Tensor) -> tuple[Tensor, ...]:
 
 def _products(chunk: list[Tensor], columns: int) -> Iterator[Tensor]:
     """Yield the panels of the sum of the products of all pieces of a chunk."""
+    units = _units(chunk)
+    if units is not None:
+        chunk = [(piece.double() / units).to(piece.dtype) for piece in chunk]
     pieces = [whole_columns(piece) for piece in chunk]
     for start, stop in _panels(columns):
         panel = pieces[0].new_zeros(stop - start, pieces[0].shape[1] - start)
         for rows in pieces:
             add_product(panel, rows[:, start:stop].T, rows[:, start:])
-        yield panel[:, : columns - start].contiguous()
+        panel = panel[:, : columns - start].contiguous()
+        yield panel if units is None else panel.double() * units[start:stop, None] * units[start:]
+
+
+def _units(chunk: list[Tensor]) -> Tensor | None:
+    """Return the power of two to divide each column by, (columns,) in float64; None to divide none.
+
+    Products of very small or large values would leave the range of the arithmetic. Such columns are taken
+    in units of their largest power of two, which rounds nothing.
+    """
+    largest = torch.stack([piece.abs().amax(0) for piece in chunk]).amax(0)
+    exponents = floor_log2(largest)
+    far = (exponents.abs() > _NEAR) & (largest > 0)
+    return power_of_two(torch.where(far, exponents, 0)) if bool(far.any()) else None

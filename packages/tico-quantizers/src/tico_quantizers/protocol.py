@@ -141,6 +141,7 @@ class Prepared(Generic[C, K]):
     def convert(self, model: nn.Module, edit: Edit) -> nn.Module:
         """Finish the work and return the root; hooks go and modules learn of it once all has succeeded."""
         edit.on_commit(self.stop_watching)
+        edit.on_undo(remember_hooks(model))
         self.calibration.pause(edit)
         with unchanged_process():
             converted: object = self._quantizer.convert(model, self.calibration, edit)
@@ -155,7 +156,7 @@ class Prepared(Generic[C, K]):
             calls=data.calls,
             versions=library_versions(),
         )
-        edit.on_commit(lambda: remember(converted.modules, run))
+        remember(converted.modules, run, edit)
         return converted.root
 
     def stop_watching(self) -> None:

@@ -10,14 +10,19 @@ from torch import nn
 from tico_modules._record.report import LayerReport, Report
 from tico_modules._record.run import Run
 from tico_modules._tree.answers import HISTORY
+from tico_modules._tree.edit import Edit
 from tico_modules._tree.module_tree import child_path, children, named_modules
 from tico_modules._tree.requirements import require_module
 
 
-def remember(modules: Iterable[nn.Module], run: Run) -> None:
-    """Keep `run` with each of `modules`, after the runs they have; it passes to copies and to files."""
+def remember(modules: Iterable[nn.Module], run: Run, edit: Edit | None = None) -> None:
+    """Keep `run` with each of `modules`, after the runs they have; it passes to copies and to files.
+
+    With an `edit`, that can be undone.
+    """
+    change = edit or Edit()
     for module in modules:
-        vars(module)[HISTORY] = (*runs_of(module), run)
+        change.set_attribute(module, HISTORY, (*runs_of(module), run))
 
 
 def runs_of(module: nn.Module) -> tuple[Run, ...]:

@@ -1,6 +1,7 @@
 """Watching the forward passes of a model, and running its blocks again."""
 
 from tico_quantizers.calibration._activation_store import ActivationStore
+from tico_quantizers.calibration._attempts import attempted_twice
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_driver import Step, run_blocks
 from tico_quantizers.calibration._block_inputs import BlockInputs, BlockOptions, TokenRule
@@ -24,11 +25,14 @@ from tico_quantizers.calibration._hooks import (
 )
 from tico_quantizers.calibration._input_grams import InputGrams, located
 from tico_quantizers.calibration._process import unchanged_process
+from tico_quantizers.calibration._quiet_runs import has_foreign_hooks, quiet_runs
 from tico_quantizers.calibration._reached_layers import ReachedLayers
 from tico_quantizers.calibration._real_tokens import RealTokens
 from tico_quantizers.calibration._snapshots import Snapshots, revision
+from tico_quantizers.calibration._unreached import UNREACHED
 
 __all__ = [
+    "UNREACHED",
     "ActivationStore",
     "BlockCalls",
     "BlockInputs",
@@ -47,11 +51,14 @@ __all__ = [
     "Step",
     "TokenRule",
     "after_call",
+    "attempted_twice",
     "before_call",
+    "has_foreign_hooks",
     "is_observing",
     "is_watched",
     "located",
     "map_leaves",
+    "quiet_runs",
     "remember_hooks",
     "require_evaluation_mode",
     "require_watched",

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tico_quantizers.calibration._activation_store import ActivationStore
+from tico_quantizers.calibration._block_flow import BlockFlow, Samples
 from tico_quantizers.calibration._call_template import CallTemplate
 from tico_quantizers.calibration._calls import (
     Call,
-    FromPrevious,
+    FromBlock,
     Kept,
     Replay,
     leaves_of,
@@ -42,7 +43,7 @@ class NothingMore(Exception):  # noqa: N818  # it is none
 class _Output:
     """A tensor that a block gave, as long as it lives: which one it is, and what it was then."""
 
-    place: FromPrevious
+    place: FromBlock
     tensor: weakref.ref[Tensor]
     revision: int
 
@@ -54,11 +55,12 @@ class BlockCalls(Recorder):
     """What each block was called with.
 
     Of the hidden states that go from block to block only those of the first are kept: where an argument
-    is an output of the block before, its place is noted instead. What else a block is given (a mask, the
-    output of an earlier block, one that something has written to since) is kept as it was in that pass. An
-    object that every block is given, such as a cache, has for each block the state that this block gave it.
-    The tensors are kept in `store`; those that stand where other calls have an output of the block before
-    are hidden states, which it may keep in fewer bits.
+    is an output of a block that the pass has called earlier, its place is noted instead. What else a block is
+    given (a mask, an output that something has written to since) is kept as it was in that pass. An object
+    that every block is given, such as a cache, has for each block the state that this block gave it. The
+    tensors are kept in `store`; those that stand where other calls have an output of an earlier block are
+    hidden states, which it may keep in fewer bits. `template` says how the calls of the pass that has ended
+    follow from the first.
     """
 
     def __init__(self, blocks: tuple[nn.Module, ...], store: ActivationStore | None = None) -> None:
@@ -67,20 +69,26 @@ class BlockCalls(Recorder):
         self.tokens = RealTokens()
         self._accepted: list[list[Call]] = [[] for _ in blocks]
         self._unfinished: list[list[Call]] = [[] for _ in blocks]
-        self._outputs: list[list[_Output]] = [[] for _ in blocks]
+        self._outputs: dict[int, _Output] = {}
         self._snapshots = Snapshots()
         self._running = 0
-        self._template: CallTemplate | None = None
+        self.template: CallTemplate | None = None
+        self.flow = BlockFlow()
+        self.samples = Samples()
 
     @property
     def is_running(self) -> bool:
         """Whether a block is being called."""
         return self._running > 0
 
-    def watch(self, calibration: Calibration) -> list[RemovableHandle]:
-        """Set the hooks that tell it, while `calibration` watches, what each block gets and gives."""
+    def watch(self, calibration: Calibration, numbers: Sequence[int] | None = None) -> list[RemovableHandle]:
+        """Set the hooks that tell it, while `calibration` watches, what blocks get and give.
+
+        Without `numbers`, on all blocks.
+        """
         handles: list[RemovableHandle] = []
-        for number, block in enumerate(self.blocks):
+        for number in range(len(self.blocks)) if numbers is None else numbers:
+            block = self.blocks[number]
             begin, end = partial(self._begin, calibration, number), partial(self._end, calibration, number)
             # In front of the user's own hooks, which will see what it has kept when the block runs again.
             handles.append(before_call(block, begin, calibration, first=True))
@@ -90,6 +98,7 @@ class BlockCalls(Recorder):
     def _begin(
         self, calibration: Calibration, number: int, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
+        calibration.require_own_pass()
         if not calibration.in_forward:
             self.drop_calls()
         self.note_call(number, args, kwargs, calibration.tokens.now())
@@ -97,25 +106,27 @@ class BlockCalls(Recorder):
     def _end(
         self, calibration: Calibration, number: int, args: object, kwargs: object, output: object
     ) -> None:
+        calibration.require_own_pass()
         self.note_output(number, output)
         calibration.accept_unless_in_forward()
 
     def drop_unfinished(self) -> None:
         """Forget the calls of a pass that did not end."""
         self.drop_calls()
-        self._outputs = [[] for _ in self.blocks]
+        self._outputs = {}
 
     def drop_calls(self) -> None:
         """Forget the calls that no accepted pass has made."""
         self._unfinished = [[] for _ in self.blocks]
         self._running = 0
+        self.flow.drop_unfinished()
 
     def digest(self) -> None:
         """Put the tensors of the pass that has ended into the store."""
-        self._template = self._template or CallTemplate.of(self._unfinished)
+        self.template = CallTemplate.of(self._unfinished)
         whole = [leaves_of(call) for calls in self._unfinished for call in calls]
         hidden = {
-            index for leaves in whole for index, leaf in enumerate(leaves) if isinstance(leaf, FromPrevious)
+            index for leaves in whole for index, leaf in enumerate(leaves) if isinstance(leaf, FromBlock)
         }
         stored: dict[tuple[int, bool], object] = {}
 
@@ -141,21 +152,20 @@ class BlockCalls(Recorder):
         """Count the calls of the pass that has ended."""
         for accepted, new in zip(self._accepted, self._unfinished, strict=True):
             accepted.extend(new)
+        self.flow.accept([len(new) for new in self._unfinished])
         self._unfinished = [[] for _ in self.blocks]
         self._running = 0
 
-    def rest_is_known(self) -> bool:
-        """Whether all calls of this pass follow from that of the first block, the only one yet."""
+    def rest_is_known(self, template: CallTemplate) -> bool:
+        """Whether the calls of this pass follow by `template` from that of the first block, the only one."""
         first, *others = self._unfinished
-        known = self._template is not None and len(first) == 1 and not any(others)
-        return known and self._template is not None and self._template.fits(first[0])
+        return len(first) == 1 and not any(others) and template.fits(first[0])
 
-    def complete(self) -> None:
+    def complete(self, template: CallTemplate) -> None:
         """Note the calls that the other blocks of the pass that goes on would have got."""
-        if self._template is not None and self.rest_is_known():
-            numbers = [len(accepted) for accepted in self._accepted[:-1]]
-            made = self._template.calls(self._unfinished[0][0], numbers)
-            self._unfinished = [self._unfinished[0], *([call] for call in made)]
+        numbers = [len(accepted) for accepted in self._accepted]
+        made = template.calls(self._unfinished[0][0], numbers)
+        self._unfinished = [self._unfinished[0], *([call] for call in made)]
 
     def note_call(
         self,
@@ -165,7 +175,8 @@ class BlockCalls(Recorder):
         said: tuple[Statement, ...] = (),
     ) -> None:
         """Keep the arguments of a call of block `number`, and what masks have `said` of its tokens."""
-        call = self._snapshots.take(args, kwargs, lambda tensor: self._from_previous(number, tensor))
+        self.flow.note(number)
+        call = self._snapshots.take(args, kwargs, lambda tensor: self._from_earlier(number, tensor))
         self._unfinished[number].append(attrs.evolve(call, said=said))
         self._running += 1
 
@@ -174,14 +185,18 @@ class BlockCalls(Recorder):
         self._running = max(self._running - 1, 0)
         self._snapshots.settle()
         call = len(self._accepted[number]) + len(self._unfinished[number]) - 1
-        self._outputs[number] = [
-            _Output(FromPrevious(call, leaf), weakref.ref(tensor), revision(tensor))
-            for leaf, tensor in enumerate(tensor_leaves(output))
-        ]
+        leaves = tensor_leaves(output)
+        self.samples.note(number, call, len(self.flow.counts), leaves)
+        for leaf, tensor in enumerate(leaves):
+            place = FromBlock(number, call, leaf)
+            self._outputs[id(tensor)] = _Output(place, weakref.ref(tensor), revision(tensor))
 
-    def _from_previous(self, number: int, tensor: Tensor) -> FromPrevious | None:
-        outputs = self._outputs[number - 1] if number else []
-        return next((output.place for output in outputs if output.is_still(tensor)), None)
+    def _from_earlier(self, number: int, tensor: Tensor) -> FromBlock | None:
+        """Return the place of a tensor that a block that can be run before this one has given."""
+        output = self._outputs.get(id(tensor))
+        if output is None or not output.is_still(tensor):
+            return None
+        return output.place if self.flow.precedes(output.place.block, number) else None
 
     @property
     def accepted(self) -> list[list[Call]]:
@@ -191,56 +206,84 @@ class BlockCalls(Recorder):
     def run(
         self,
         number: int,
-        outputs: Mapping[tuple[int, int], Kept],
+        outputs: Mapping[FromBlock, Kept],
         *,
         keep: bool,
         forward_dtype: torch.dtype | None = None,
-    ) -> Iterator[dict[tuple[int, int], Tensor]]:
-        """Call block `number` as it was called, on `outputs` of the block before.
+    ) -> Iterator[dict[FromBlock, Tensor]]:
+        """Call block `number` as it was called, on `outputs` of earlier blocks.
 
         `forward_dtype` is what to compute in as far as that can be cast automatically; `tokens` know what is
         padding. Yields after each call, which `NothingMore` may end; with `keep`, what is yielded are the
-        output tensors by call and leaf.
+        output tensors.
         """
         replay = Replay(self._accepted[number], outputs)
         for index, (args, kwargs, autocast) in enumerate(replay):
-            casts, ended = (autocast.again(), _computing_in(forward_dtype)), suppress(NothingMore)
+            casts, ended = (autocast.again(), computing_in(forward_dtype)), suppress(NothingMore)
             output: object = None
             known = self.tokens.again(self._accepted[number][index].said)
             with torch.no_grad(), casts[0], casts[1], known, ended:
                 output = self.blocks[number](*args, **kwargs)
             leaves = enumerate(tensor_leaves(output)) if keep else ()
-            yield {(index, leaf): tensor for leaf, tensor in leaves}
+            yield {FromBlock(number, index, leaf): tensor for leaf, tensor in leaves}
 
     def shares_objects(self, number: int) -> bool:
         """Whether two calls of block `number` were given the same object, such as a cache."""
         return share_objects(self._accepted[number])
 
-    @property
-    def are_chained(self) -> bool:
-        """Whether any block was given what the one before it gave."""
-        return any(self.wanted_by_next(number) for number in range(len(self.blocks) - 1))
+    def follows(self, number: int) -> bool:
+        """Whether each call of block `number` was given something that an earlier block gave."""
+        return all(places([call]) for call in self._accepted[number])
 
-    def wanted_by_next(self, number: int) -> frozenset[tuple[int, int]]:
-        """Return which outputs of block `number`, by call and leaf, the next block reads."""
-        return frozenset(places(self._accepted[number + 1]))
+    def last_reads(self, numbers: Sequence[int]) -> dict[FromBlock, tuple[int, int]]:
+        """Return which call, by block and number, is the last of blocks `numbers` to read each output."""
+        return {
+            place: (number, index)
+            for number in numbers
+            for index, call in enumerate(self._accepted[number])
+            for place in places([call])
+        }
 
-    def last_reads(self, number: int) -> dict[int, list[tuple[int, int]]]:
-        """Return, for each call of block `number`, which outputs of the block before no later one reads."""
-        last = {place: index for index, call in enumerate(self._accepted[number]) for place in places([call])}
-        found: dict[int, list[tuple[int, int]]] = {}
-        for place, index in last.items():
-            found.setdefault(index, []).append(place)
-        return found
+    def again(
+        self, root: nn.Module, passes: Iterator[None], numbers: Sequence[int], *, ended: bool = False
+    ) -> BlockCalls:
+        """Return the calls that blocks `numbers` get when the `passes` of `root` are made again.
+
+        They may be `ended` with the first call of one of them.
+        """
+        fresh = BlockCalls(self.blocks, ActivationStore() if ended else self.store.another())
+        calibration = Calibration(fresh)
+        calibration.in_forward = True
+        handles = fresh.watch(calibration, numbers)
+        handles += calibration.tokens.watch(root)
+        handles += [after_call(self.blocks[number], _end) for number in numbers if ended]
+        try:
+            for _ in passes:
+                calibration.accept()
+        finally:
+            for handle in handles:
+                handle.remove()
+        return fresh
+
+    def lists(self, paths: Sequence[str]) -> frozenset[str]:
+        """Return the paths of those lists of blocks in which one reads another, given the paths of blocks."""
+        homes = [path.rpartition(".")[0] for path in paths]
+        read = (
+            (number, place.block) for number, calls in enumerate(self._accepted) for place in places(calls)
+        )
+        return frozenset(homes[reader] for reader, source in read if homes[reader] == homes[source])
 
 
-def places(calls: Sequence[Call]) -> list[tuple[int, int]]:
-    """Return which outputs of the block before `calls` read, by call and leaf."""
-    leaves = (leaf for call in calls for leaf in leaves_of(call))
-    return [(leaf.call, leaf.leaf) for leaf in leaves if isinstance(leaf, FromPrevious)]
+def _end(args: object, kwargs: object, output: object) -> None:
+    raise NothingMore
 
 
-def _computing_in(dtype: torch.dtype | None) -> AbstractContextManager[object]:
+def places(calls: Sequence[Call]) -> list[FromBlock]:
+    """Return which outputs of earlier blocks `calls` read."""
+    return [leaf for call in calls for leaf in leaves_of(call) if isinstance(leaf, FromBlock)]
+
+
+def computing_in(dtype: torch.dtype | None) -> AbstractContextManager[object]:
     if dtype is None:
         return nullcontext()
     stack = ExitStack()

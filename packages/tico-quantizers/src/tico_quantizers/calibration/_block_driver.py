@@ -3,74 +3,29 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from types import TracebackType
 from typing import Protocol
 
-import torch
 from typing_extensions import Self
 
-from tico_modules import keep_dequantized
+from tico_config import CalibrationError, Found, Problem
+from tico_quantizers.calibration._attempts import attempted_twice
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_inputs import BlockInputs
 from tico_quantizers.calibration._called_once import LastLayer
-from tico_quantizers.calibration._calls import Kept
 from tico_quantizers.calibration._checkpoint import Checkpoint
 from tico_quantizers.calibration._forward_watch import Calibration
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._input_grams import InputGrams
-from tico_quantizers.calibration._token_weights import WITH_GRADIENTS, watch_sensitivity
+from tico_quantizers.calibration._quiet_runs import quiet_runs
+from tico_quantizers.calibration._renewal import Renewal
+from tico_quantizers.calibration._stream import Stream
+from tico_quantizers.calibration._token_weights import WITHOUT_DERIVATIVES, watch_sensitivity
+from tico_quantizers.calibration._ways import find_ways
 from tico_quantizers.layers import QuantizedWeight
-
-
-class _Stream:
-    """What goes from block to block in one version of the model: the outputs before the block `number`.
-
-    A call of a block draws the same random numbers in each of its passes, whatever was run before.
-    """
-
-    def __init__(self, calls: BlockCalls, forward_dtype: torch.dtype | None) -> None:
-        self.number = 0
-        self._calls = calls
-        self._forward_dtype = forward_dtype
-        self._outputs: dict[tuple[int, int], Kept] = {}
-
-    def calls(self) -> Iterator[None]:
-        """Make each call of the block."""
-        return (None for _ in self._run(keep=False))
-
-    def last_calls(self) -> Iterator[None]:
-        """Make each call of the block for the last time, and go on to the next block."""
-        found: dict[tuple[int, int], Kept] = {}
-        wanted, done = self._wanted(), self._calls.last_reads(self.number)
-        store = self._calls.store.another()
-        for index, tensors in enumerate(self._run(keep=True)):
-            found |= {key: store.keep(tensors[key]) for key in tensors if key in wanted}
-            for key in done.get(index, ()):
-                del self._outputs[key]
-            yield
-        self._outputs = found
-        self.number += 1
-
-    def advance(self) -> None:
-        """Go on to the next block, for which this one is run only if it reads what this one gives."""
-        if self._wanted():
-            for _ in self.last_calls():
-                pass
-        else:
-            self._outputs = {}
-            self.number += 1
-
-    def _wanted(self) -> frozenset[tuple[int, int]]:
-        is_last = self.number + 1 == len(self._calls.blocks)
-        return frozenset() if is_last else self._calls.wanted_by_next(self.number)
-
-    def _run(self, *, keep: bool) -> Iterator[dict[tuple[int, int], torch.Tensor]]:
-        made = self._calls.run(self.number, self._outputs, keep=keep, forward_dtype=self._forward_dtype)
-        with keep_dequantized(self._calls.blocks[self.number]):
-            for index in range(len(self._calls.accepted[self.number])):
-                torch.default_generator.manual_seed(self.number + index * len(self._calls.blocks))
-                yield next(made)
 
 
 class Step(Protocol):
@@ -99,8 +54,9 @@ def run_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
         ArtifactError: a file of the checkpoint was changed.
     """
     walk = _BlockWalk(inputs)
-    for number in range(len(inputs.blocks)):
+    for number in walk.ways.order:
         paths, name = inputs.paths_in(number), f"block-{number:05d}"
+        walk.meet()
         saved = checkpoint.load(name, paths) if paths else []
         if saved is None:
             weights = []
@@ -124,7 +80,7 @@ def _run_outside(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> Non
 
 
 class _BlockWalk:
-    """Where the driver stands: at one block, with the outputs of the one before it at hand.
+    """Where the driver stands: at one block, with the outputs of those before it at hand.
 
     With `paired` those of the float model are, too. A block is then to be met by either `gather` or
     `pass_by` while its weights are float still.
@@ -132,23 +88,93 @@ class _BlockWalk:
 
     def __init__(self, inputs: BlockInputs) -> None:
         self._inputs = inputs
-        self._calls = inputs.calls
         self._options = inputs.options
-        self._stream = _Stream(inputs.calls, inputs.options.forward_dtype)
-        self._float = _Stream(inputs.calls, inputs.options.forward_dtype) if inputs.options.paired else None
-        self._number = 0
+        self._passes = inputs.passes
+        self.ways = find_ways(inputs.calls, inputs.passes)
+        self._require_independent()
+        self._stream = self._begin(inputs.calls)
+        self._float = self._begin(inputs.calls) if inputs.options.paired else None
+        self._position = 0
+        self._is_changed = False
+        self._renewal = Renewal(inputs.passes)
+        inputs.notes = {}
+
+    def _begin(self, calls: BlockCalls, position: int = 0) -> Stream:
+        return Stream(calls, self._passes, self.ways, self._options.forward_dtype, position)
+
+    def _require_independent(self) -> None:
+        """Refuse blocks that only whole passes can show, where there are none, or two models in step."""
+        if not self.ways.dependent or (self._passes.are_whole and not self._options.paired):
+            return
+        number = next(number for number in self.ways.order if number in self.ways.dependent)
+        sentence = "it depends on more than its arguments, such as what another block has left in an object"
+        remedy = "run data through the whole model, with arguments that can be copied"
+        raise CalibrationError(
+            Problem(
+                module=self._inputs.block_paths[number],
+                field="arguments",
+                value=Found("a block that gives something else when it is called by itself"),
+                expected="a block that is a function of its arguments",
+                sentence=sentence,
+                remedy=f"{remedy}, and leave asymmetric at 0" if self._options.paired else remedy,
+            )
+        )
+
+    @property
+    def _number(self) -> int:
+        return self.ways.order[self._position]
+
+    def meet(self) -> None:
+        """Have what this block and later ones are given anew, if it does not follow from earlier blocks.
+
+        What stands between two chains of blocks, such as a norm or a merging of patches, then reads what the
+        changed blocks give.
+        """
+        number, calls = self._number, self._stream.calls
+        renewed = not self._options.fixed and self._passes.are_whole and number not in self.ways.dependent
+        if renewed and self._is_changed and calls.accepted[number]:
+            with self._quiet(whole=True):
+                if self._renewal.is_due(calls, number):
+                    passes = self._passes.run(self._options.forward_dtype)
+                    calls = calls.again(self._passes.root, passes, self.ways.order[self._position :])
+                    self._stream = self._begin(calls, self._position)
+                    self._renewal.forget()
+        self._renewal.pass_on(calls, number)
+
+    def _quiet(self, *, whole: bool = False) -> AbstractContextManager[None]:
+        """Return a context in which the block, or the `whole` model, is run without the user's notice."""
+        if whole or self._number in self.ways.dependent:
+            return quiet_runs(self._passes.root, with_hooks=self.ways.hooked_passes)
+        block = self._stream.calls.blocks[self._number]
+        return quiet_runs(block, with_hooks=self._number in self.ways.hooked)
 
     def gather(self, paths: tuple[str, ...]) -> InputGrams:
         """Return what the layers at `paths` read when the block is run on the data."""
-        if self._float is not None:
-            return self._gather_pairs(paths, self._float.last_calls())
         stream = self._stream
-        return self._gather(paths, stream.last_calls() if self._options.fixed else stream.calls())
+
+        def gather() -> InputGrams:
+            if self._float is not None:
+                return self._gather_pairs(paths, self._float.last_runs(at_once=False))
+            return self._gather(paths, stream.last_runs() if self._options.fixed else stream.runs())
+
+        with self._quiet():
+            return self._weighed(paths, gather)
+
+    def _weighed(self, paths: tuple[str, ...], gather: Callable[[], InputGrams]) -> InputGrams:
+        """Return what `gather` does; without derivatives if the block has none."""
+        weighed = [path for path, weights in self._inputs.token_weights(paths).items() if weights == "auto"]
+        if not weighed:
+            return gather()
+        found = attempted_twice(gather)
+        if found is None:
+            self._inputs.notes |= dict.fromkeys(weighed, WITHOUT_DERIVATIVES)
+        return gather() if found is None else found
 
     def pass_by(self) -> None:
         """Run the float block, if that is needed, without learning from it."""
         if self._float is not None:
-            self._float.advance()
+            with self._quiet():
+                self._float.advance()
 
     def stages(self, paths: tuple[str, ...]) -> list[tuple[str, ...]]:
         """Return `paths` in the parts that are learned from one after the other.
@@ -158,7 +184,8 @@ class _BlockWalk:
         """
         if not self._options.true_sequential:
             return [paths]
-        grams = self._gather(paths, itertools.islice(self._stream.calls(), 1))
+        with self._quiet():
+            grams = self._weighed(paths, partial(self._first_call, paths))
         waiting = dict.fromkeys(paths)
         stages = []
         for readers in grams.readers():
@@ -167,15 +194,20 @@ class _BlockWalk:
             stages += [stage] if stage else []
         return [*stages, tuple(waiting)] if waiting else stages
 
+    def _first_call(self, paths: tuple[str, ...]) -> InputGrams:
+        return self._gather(paths, itertools.islice(self._stream.runs(), 1))
+
     def advance(self) -> None:
         """Go on to the next block, on what this one gives."""
-        if self._stream.number == self._number:
-            self._stream.advance()
-        self._number += 1
+        self._is_changed |= bool(self._inputs.paths_in(self._number))
+        if self._stream.position == self._position:
+            with self._quiet():
+                self._stream.advance()
+        self._position += 1
 
     def _gather(self, paths: tuple[str, ...], calls: Iterator[None]) -> InputGrams:
         grams, number = self._grams(paths), self._number
-        with _Watched(self._calls, number, grams, may_end=self._may_end(number)) as watched:
+        with _Watched(self._stream.calls, number, grams, may_end=self._may_end(number)) as watched:
             for _ in calls:
                 watched.collector.accept()
         return grams
@@ -183,17 +215,18 @@ class _BlockWalk:
     def _may_end(self, number: int) -> bool:
         """Whether a call of the block may end at its last layer, as nothing after it matters."""
         once = not self._options.fixed and self._inputs.called_once.holds(number)
-        return once and not self._calls.shares_objects(number)
+        alone = number not in self.ways.dependent
+        return once and alone and not self._stream.calls.shares_objects(number)
 
     def _gather_pairs(self, paths: tuple[str, ...], float_calls: Iterator[None]) -> InputGrams:
         """Return the same, each input beside the one that the float model has in its place."""
         grams, number = self._grams(paths, asymmetric=True), self._number
-        calls = self._stream.calls()
-        for _ in range(len(self._calls.accepted[number])):
+        blocks, calls = self._stream.calls, self._stream.runs()
+        for _ in range(len(blocks.accepted[number])):
             twins = InputGrams(grams.layers)
-            with _Watched(self._calls, number, twins):
+            with _Watched(blocks, number, twins):
                 next(float_calls, None)
-            with _Watched(self._calls, number, grams) as watched:
+            with _Watched(blocks, number, grams) as watched:
                 next(calls)
                 grams.pair_with(twins)
                 watched.collector.accept()
@@ -203,7 +236,8 @@ class _BlockWalk:
     def _grams(self, paths: tuple[str, ...], *, asymmetric: bool = False) -> InputGrams:
         layers = {path: self._inputs.layers[path] for path in paths}
         weights = self._inputs.token_weights(layers)
-        return InputGrams(layers, weights, tokens=self._calls.tokens, disposable=True, asymmetric=asymmetric)
+        tokens = self._stream.calls.tokens
+        return InputGrams(layers, weights, tokens=tokens, disposable=True, asymmetric=asymmetric)
 
 
 class _Watched:
@@ -215,7 +249,6 @@ class _Watched:
     def __init__(self, calls: BlockCalls, number: int, grams: InputGrams, *, may_end: bool = False) -> None:
         self.collector = Calibration(grams)
         self.collector.in_forward = True
-        self._grams = grams
         block = calls.blocks[number]
         learning, weighing = grams.watch(self.collector), watch_sensitivity(block, grams)
         ending = LastLayer(grams.layers).watch(block) if may_end and not weighing else []
@@ -232,5 +265,3 @@ class _Watched:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
-        if isinstance(error, RuntimeError) and "auto" in self._grams.token_weights.values():
-            error.add_note(WITH_GRADIENTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import final
 
 import attrs
@@ -19,7 +19,9 @@ from tico_quantizers.calibration._early_end import EarlyEnd
 from tico_quantizers.calibration._forward_watch import Calibration, require_watched
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._input_grams import InputGrams
+from tico_quantizers.calibration._passes import Passes
 from tico_quantizers.calibration._reached_layers import ReachedLayers
+from tico_quantizers.calibration._unreached import UNCALLED, UNREACHED, read_without_a_call
 from tico_quantizers.layers import Layer, find_blocks, homes_in, less_read, peers_of, reads_rows, shape
 
 
@@ -51,6 +53,7 @@ class BlockOptions:
         forward_dtype: compute in this dtype as far as it can be cast automatically.
         offload: keep what goes from block to block on disk.
         narrow: keep it in bfloat16.
+        skip_unreached: leave layers out that no data reach.
     """
 
     fixed: bool = False
@@ -60,13 +63,15 @@ class BlockOptions:
     forward_dtype: torch.dtype | None = None
     offload: bool = False
     narrow: bool = False
+    skip_unreached: bool = False
 
 
 @final
 class BlockInputs:
     """The calls of every block, and the Gram matrices of what layers read outside of their block.
 
-    What layers read inside of blocks is gathered when the blocks are run again, by `run_blocks`.
+    What layers read inside of blocks is gathered when the blocks are run again, by `run_blocks`. It leaves
+    `notes` on layers for which that could not be done as it was asked for.
 
     Args:
         model: the model; its blocks are found from its structure.
@@ -85,21 +90,25 @@ class BlockInputs:
         found = find_blocks(model, layers.values())
         self.options = options
         self.blocks = tuple(block for _, block in found)
-        self.calls = BlockCalls(self.blocks, ActivationStore(offload=options.offload, narrow=options.narrow))
-        self.early_end = EarlyEnd(self.calls) if options.early_end else None
+        self.block_paths = tuple(path for path, _ in found)
+        store = ActivationStore(offload=options.offload, narrow=options.narrow)
+        self.calls = BlockCalls(self.blocks, store)
+        self.passes = Passes(model, store.another())
+        self.early_end = EarlyEnd(self.calls, self.passes) if options.early_end else None
         self.layers: Mapping[str, Layer] = {}
         self.rules: Mapping[str, TokenRule] = {}
         self.outside = self.strays = InputGrams({})
         self.called_once = CalledOnce([])
+        self.notes: dict[str, str] = {}
         self._reached = reached
         self._block_of: dict[str, int | None] = {}
         self._peers = peers_of(model)
-        self._chain = {self._peers[path] for path, _ in found if path in self._peers}
 
     def record(self, calibration: Calibration) -> None:
         """Start to record the calls of the blocks."""
-        calibration.recorders = (*calibration.recorders, self.calls)
+        calibration.recorders = (*calibration.recorders, self.calls, self.passes)
         calibration.handles += self.calls.watch(calibration)
+        calibration.handles += self.passes.watch(calibration)
 
     def watch(
         self,
@@ -163,18 +172,36 @@ class BlockInputs:
         """Return the layers of one block; of None, those that no block or more than one holds."""
         return tuple(path for path in self.layers if self._block_of[path] == number)
 
-    def token_weights(self, paths: Mapping[str, Layer]) -> dict[str, TokenWeights]:
-        """Return what counts how much for each of `paths`."""
-        return {path: self.rules[path].weights for path in paths if path in self.rules}
+    def token_weights(self, paths: Iterable[str]) -> dict[str, TokenWeights]:
+        """Return what counts how much for each of `paths`: all alike for those that there is a note on."""
+        return {
+            path: "uniform" if path in self.notes else self.rules[path].weights
+            for path in paths
+            if path in self.rules
+        }
 
-    def require_data(self) -> None:
-        """Refuse to convert a layer that no data have reached, unless it is an expert.
+    def leave_unreached(self, edit: Edit) -> dict[str, str]:
+        """Leave out layers that no data have reached, unless they are experts; return why, by path.
+
+        Those whose weight is read without a call are always left out, others if the options say so.
 
         Raises:
-            CalibrationError: with every one of them.
+            CalibrationError: with every one that the options do not leave out.
         """
-        experts = self.experts()
-        require_watched(set(self._rows()), tuple(path for path in self.layers if path not in experts))
+        rows, rounded = self._rows(), {path for path in self.experts() if self._least(path)}
+        missing = {
+            path: layer for path, layer in self.layers.items() if path not in rounded and path not in rows
+        }
+        read = read_without_a_call(self.calls, self.passes, missing)
+        if not self.options.skip_unreached or len(missing) == len(self.layers):
+            require_watched(set(), tuple(path for path in missing if path not in read))
+        kept = {path: layer for path, layer in self.layers.items() if path not in missing}
+        edit.set_attribute(self, "layers", kept)
+        return {path: UNCALLED if path in read else UNREACHED for path in missing}
+
+    def _least(self, path: str) -> int:
+        """Return how many tokens an expert has to read to have a Gram matrix."""
+        return self.rules[path].least if path in self.rules else 0
 
     def _rows(self) -> Mapping[str, int]:
         return {} if self._reached is None else self._reached.rows
@@ -183,19 +210,21 @@ class BlockInputs:
         """Return the layers that read less than one of their peers in a list.
 
         Peers are of one shape, and convolutions only if nothing reached them: they may read fewer positions
-        where an image is smaller.
+        where an image is smaller. The blocks of a chain, of which each reads the one before, are no peers.
         """
-        chained, rows = self.calls.are_chained, self._rows()
+        rows, lists = self._rows(), self.calls.lists(self.block_paths)
+        chained = tuple(
+            f"{self._peers[path]}."
+            for path in self.block_paths
+            if path in self._peers and path.rpartition(".")[0] in lists
+        )
         peers = {
             path: f"{self._peers[path]} {shape(layer)}"
             for path, layer in self.layers.items()
-            if path in self._peers and not (chained and self._is_in_chain(path))
+            if path in self._peers and not self._peers[path].startswith(chained)
         }
         less = less_read(rows, peers)
         return frozenset(path for path in less if reads_rows(self.layers[path]) or not rows.get(path))
-
-    def _is_in_chain(self, path: str) -> bool:
-        return any(self._peers[path].startswith(f"{place}.") for place in self._chain)
 
     def statistics(self, paths: tuple[str, ...], *sources: InputGrams) -> dict[str, GroupedGram | int]:
         """Return what each of the layers at `paths` has read, as the `sources` tell.
@@ -213,9 +242,7 @@ class BlockInputs:
         rows = {path: found[path].rows if path in found else 0 for path in paths}
         experts = self.experts()
         starved = {
-            path: count
-            for path, count in rows.items()
-            if path in experts and path in self.rules and count < self.rules[path].least
+            path: count for path, count in rows.items() if path in experts and count < self._least(path)
         }
         read = {path for path, count in rows.items() if count}
         require_watched(read, tuple(path for path in rows if path not in starved))

@@ -8,7 +8,7 @@ import attrs
 from torch import Tensor
 from typing_extensions import Self
 
-from tico_quantizers.calibration._calls import Call, FromPrevious, Leaf, Opaque, leaves_of, with_leaves
+from tico_quantizers.calibration._calls import Call, FromBlock, Leaf, Opaque, leaves_of, with_leaves
 
 
 @attrs.frozen
@@ -50,25 +50,23 @@ class CallTemplate:
         return tuple(map(_kind, leaves_of(first))) == self.kinds
 
     def calls(self, first: Call, numbers: Sequence[int]) -> list[Call]:
-        """Return the calls of the other blocks; `numbers` are those that each block's call before has."""
+        """Return the calls of the other blocks; `numbers` are those that the call of each block has."""
         own = leaves_of(first)
 
-        def made(leaf: Leaf, number: int) -> Leaf:
+        def made(leaf: Leaf) -> Leaf:
             match leaf:
                 case _OfFirst(leaf=index):
                     return own[index]
-                case FromPrevious():
-                    return attrs.evolve(leaf, call=number)
+                case FromBlock(block=block):
+                    return attrs.evolve(leaf, call=numbers[block])
                 case _:
                     return leaf
 
         return [
             attrs.evolve(
-                with_leaves(call, [made(leaf, number) for leaf in leaves_of(call)]),
-                autocast=first.autocast,
-                said=first.said,
+                with_leaves(call, list(map(made, leaves_of(call)))), autocast=first.autocast, said=first.said
             )
-            for call, number in zip(self.others, numbers, strict=True)
+            for call in self.others
         ]
 
 

@@ -19,9 +19,10 @@ _DEVICES = ("cpu", "cuda")
 
 
 @attrs.frozen
-class FromPrevious:
-    """Stands for a tensor that the block before gave: the output leaf `leaf` of its call number `call`."""
+class FromBlock:
+    """Stands for a tensor that an earlier block gave: the output leaf `leaf` of its call number `call`."""
 
+    block: int
     call: int
     leaf: int
 
@@ -131,7 +132,7 @@ def tensor_leaves(tree: object) -> list[Tensor]:
 class Replay:
     """Makes the arguments of `calls` again, in order; opaque objects go on from call to call as at first."""
 
-    def __init__(self, calls: Sequence[Call], outputs: Mapping[tuple[int, int], Kept]) -> None:
+    def __init__(self, calls: Sequence[Call], outputs: Mapping[FromBlock, Kept]) -> None:
         self._calls = calls
         self._outputs = outputs
         self._objects: dict[int, object] = {}
@@ -156,8 +157,8 @@ class Replay:
 
         def made(leaf: object) -> object:
             match leaf:
-                case FromPrevious(call=call, leaf=number):
-                    return copy_of(self._outputs[call, number])
+                case FromBlock():
+                    return copy_of(self._outputs[leaf])
                 case Opaque(copy=original):
                     if id(leaf) not in self._objects:
                         self._objects[id(leaf)] = deepcopy(original)

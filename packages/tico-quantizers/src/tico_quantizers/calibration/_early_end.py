@@ -4,75 +4,124 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Protocol
 
-from torch import nn
+import attrs
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tico_modules import Edit
 from tico_quantizers.calibration._block_calls import BlockCalls, NothingMore
+from tico_quantizers.calibration._call_template import CallTemplate
+from tico_quantizers.calibration._calls import map_leaves
+from tico_quantizers.calibration._control_flow import ValuesRead
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
-from tico_quantizers.calibration._hooks import before_call
+from tico_quantizers.calibration._hooks import after_call, before_call, is_observing
+from tico_quantizers.calibration._passes import Passes
 
 
 class _Callable(Protocol):
     def __call__(self, *args: object, **kwargs: object) -> object: ...
 
 
-class EarlyEnd(Recorder):
-    """Counts in the first pass how often something is captured, and ends later ones after as many times.
+@attrs.frozen(eq=False)
+class _WholePass:
+    """What a pass that ran to its end has captured, and read of the values of tensors outside of blocks."""
 
-    Where that was nothing but a call of each block, and the calls follow from that of the first one, later
-    passes end there. A pass that captures less often than the first runs to its end, and so do those of the
-    model's `generate`, which goes on from what they return.
+    captured: tuple[int, ...]
+    values: tuple[object, ...]
+    template: CallTemplate | None
+
+
+class EarlyEnd(Recorder):
+    """Ends a pass where nothing is to come that is to be captured, as a pass like it has shown.
+
+    A pass is like one that has run to its end if its arguments differ in the values of tensors alone, and if
+    what code outside of the blocks has read of such values is the same, all that the other pass has read: it
+    then calls the same modules. It ends with the last one that is captured. Where those are the blocks, each
+    called once, and their calls follow from that of the first, it ends there. The passes of the model's
+    `generate`, which goes on from what they return, run to their ends.
     """
 
-    def __init__(self, calls: BlockCalls) -> None:
-        self._calls = calls
-        self._in_first: int | None = None
-        self._in_this = 0
+    def __init__(self, calls: BlockCalls, passes: Passes) -> None:
         self.is_off = False
+        self._calls = calls
+        self._passes = passes
+        self._read = ValuesRead(self._is_inside)
+        self._whole: dict[tuple[object, ...], _WholePass] = {}
+        self._captured: list[int] = []
+        self._is_ended = False
+
+    def _is_inside(self) -> bool:
+        """Whether code in a block, or of an algorithm's hook, is running."""
+        return self._calls.is_running or is_observing()
 
     def drop_unfinished(self) -> None:
         """Start to count anew."""
-        self._in_this = 0
+        self._captured = []
+        self._is_ended = False
 
     def accept(self) -> None:
-        """Take the pass that has ended for the first, if it is, and start to count anew."""
-        if self._in_first is None and self._in_this:
-            self._in_first = self._in_this
-        self._in_this = 0
+        """Remember the pass that has ended, if it ran to its end, and start to count anew."""
+        form = self._passes.form
+        if form is not None and self._captured and not (self._is_ended or self.is_off):
+            captured, values = tuple(self._captured), tuple(self._read.values)
+            self._whole.setdefault(form, _WholePass(captured, values, self._calls.template))
+        self.drop_unfinished()
 
     def watch(
         self, modules: Sequence[nn.Module], calibration: Calibration, *, counts: Callable[[], bool]
     ) -> list[RemovableHandle]:
         """Count the calls of `modules` within a pass of the model, as far as `counts` says so."""
-        count = partial(self._count, calibration, counts)
-        return [before_call(module, count, calibration) for module in modules]
+        handles = []
+        for module in modules:
+            count = partial(self._count, calibration, counts, id(module))
+            handles += [before_call(module, count, calibration), after_call(module, self._tell, calibration)]
+        return handles
+
+    def _tell(self, args: object, kwargs: object, output: object) -> None:
+        """Note what is given to code outside that is no tensor: it may decide what is called next."""
+        map_leaves(output, lambda leaf: None if isinstance(leaf, Tensor) else self._read.told(leaf))
 
     def _count(
-        self, calibration: Calibration, counts: Callable[[], bool], args: object, kwargs: object
+        self,
+        calibration: Calibration,
+        counts: Callable[[], bool],
+        identity: int,
+        args: object,
+        kwargs: object,
     ) -> None:
         """Note that something was captured, and end the pass if it was the last.
 
         Raises:
             Exception: of a kind that the model's `forward` catches.
         """
-        if not (calibration.in_forward and counts()):
-            return
-        self._in_this += 1
-        if self.is_off or self._in_first is None:
-            return
-        if self._in_first == len(self._calls.blocks) and self._calls.rest_is_known():
-            self._calls.complete()
-            raise NothingMore
-        if self._in_this == self._in_first:
-            raise NothingMore
+        if calibration.in_forward and counts():
+            self._captured.append(identity)
+            if not self.is_off and self._nothing_is_to_come():
+                self._is_ended = True
+                raise NothingMore
+
+    def _nothing_is_to_come(self) -> bool:
+        """Whether a pass like this one has captured no more; the calls that follow are then noted."""
+        whole = None if self._passes.form is None else self._whole.get(self._passes.form)
+        if whole is None or whole.values != tuple(self._read.values):
+            return False
+        alike = len(whole.captured) == len(self._calls.blocks) and self._captured == [whole.captured[0]]
+        if alike and whole.template is not None and self._calls.rest_is_known(whole.template):
+            self._calls.complete(whole.template)
+            return True
+        return whole.captured == tuple(self._captured)
+
+    def watching(self) -> AbstractContextManager[object]:
+        """Return the context that a pass is to be run in."""
+        return nullcontext() if self.is_off else self._read.watching()
 
     def install(self, root: nn.Module, edit: Edit) -> None:
         """Let the `forward` of `root` end early, and its `generate` not, until `uninstall`."""
-        edit.set_attribute(root, "forward", _EndingForward(root.forward))
+        edit.set_attribute(root, "forward", _EndingForward(root.forward, self))
         generate: object = getattr(root, "generate", None)
         if callable(generate):
             edit.set_attribute(root, "generate", _WholePasses(generate, self))
@@ -87,15 +136,15 @@ class EarlyEnd(Recorder):
 
 
 class _EndingForward:
-    def __init__(self, original: _Callable) -> None:
+    def __init__(self, original: _Callable, end: EarlyEnd) -> None:
         self.original = original
         self.__signature__ = inspect.signature(original)
+        self._end = end
 
     def __call__(self, *args: object, **kwargs: object) -> object:
-        try:
+        with suppress(NothingMore), self._end.watching():
             return self.original(*args, **kwargs)
-        except NothingMore:
-            return None
+        return None
 
 
 class _WholePasses:

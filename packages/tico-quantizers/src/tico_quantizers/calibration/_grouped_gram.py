@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from tico_config import Found, NumericsError, Problem
 from tico_observers import GramStatistic, products
 
 
@@ -41,8 +42,12 @@ class GroupedGram:
         return self.total**2 / self.squares if self.squares else 0.0
 
     def means(self) -> list[Tensor]:
-        """Return the mean of xᵀx over the rows, float32 (columns, columns), of each group."""
-        return [(part.matrix() / self.rows).to(torch.float32) for part in self.parts]
+        """Return the mean of xᵀx over the rows, float32 (columns, columns), of each group.
+
+        Raises:
+            NumericsError: float32 does not hold the squares of the inputs.
+        """
+        return [_narrowed(part.matrix() / self.rows) for part in self.parts]
 
     def observe(self, rows: Tensor, weights: Tensor | None = None, *, in_place: bool = False) -> Self:
         """Return the one with `rows` (groups, rows, columns) added, weighted by `weights` (rows,).
@@ -64,3 +69,20 @@ class GroupedGram:
         pairs = zip(self.parts, other.parts, strict=True)
         parts = tuple(part.merge(own) for part, own in pairs)
         return type(self)(parts, self.total + other.total, self.squares + other.squares)
+
+
+def _narrowed(mean: Tensor) -> Tensor:
+    found, largest = mean.to(torch.float32), float(mean.diagonal().max())
+    if largest and not 2.0**-100 < largest < 2.0**100:
+        size = Found(f"about {largest**0.5:.2g}")
+        sentence = f"its inputs are {size}, beyond what float32 holds the squares of"
+        raise NumericsError(
+            Problem(
+                field="input",
+                value=size,
+                expected="magnitudes from 1e-15 to 1e+15",
+                sentence=sentence,
+                remedy="scale the weights of the layer and of what comes before it",
+            )
+        )
+    return found

@@ -83,14 +83,15 @@ def after_call(
     action: Callable[[tuple[object, ...], dict[str, object], object], object],
     watcher: Watcher | None = None,
     *,
+    first: bool = False,
     always: bool = False,
 ) -> RemovableHandle:
     """Call ``action(args, kwargs, output)`` after each call of `module`; its result replaces the output.
 
-    With `always`, after calls that end with an exception too.
+    `first` of all hooks, if that is said; with `always`, after calls that end with an exception too.
     """
     hook = Hook(action, watcher)
-    return module.register_forward_hook(hook.after, with_kwargs=True, always_call=always)
+    return module.register_forward_hook(hook.after, prepend=first, with_kwargs=True, always_call=always)
 
 
 def is_watched(module: nn.Module) -> bool:

@@ -128,6 +128,7 @@ class InputGrams(Recorder):
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> None:
+        calibration.require_own_pass()
         if except_within is None or not except_within.is_running:
             x, layer = input_tensor(path, args, kwargs), self.layers[path]
             self.note(path, layer, x, output_added(layer, x, args, kwargs))

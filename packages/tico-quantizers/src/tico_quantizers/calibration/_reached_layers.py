@@ -52,6 +52,7 @@ class ReachedLayers(Recorder):
     def _read(
         self, calibration: Calibration, path: str, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
+        calibration.require_own_pass()
         x = input_tensor(path, args, kwargs)
         self.note(path, calibration.tokens.strip(x, feature_axis(self._layers[path])))
         calibration.accept_unless_in_forward()

@@ -25,9 +25,7 @@ from tico_quantizers.calibration._hooks import after_call, before_call
 from tico_quantizers.calibration._input_grams import InputGrams, LayerInput
 from tico_quantizers.layers import reads_rows
 
-WITH_GRADIENTS = (
-    "The block ran with gradients, for token_weights='auto'; 'uniform' and numbers do without them."
-)
+WITHOUT_DERIVATIVES = "its block has no derivatives for token_weights='auto', so all tokens count alike"
 _LARGEST_EXPONENT = 20
 
 

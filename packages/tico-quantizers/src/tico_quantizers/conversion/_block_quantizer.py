@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar, final
 
+import attrs
 from torch import nn
 
 from tico_config import ModuleConfig, Problem, UnsupportedError
@@ -23,7 +24,7 @@ from tico_quantizers.calibration import (
 )
 from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._progress import Progress
-from tico_quantizers.layers import LayerPlan, QuantizedWeight, Target, plan_layers
+from tico_quantizers.layers import LayerPlan, QuantizedWeight, Target, plan_layers, require_in_place
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 
 C = TypeVar("C", bound=ModuleConfig)
@@ -133,14 +134,18 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
 
     def convert(self, model: nn.Module, calibration: BlockCalibration[C], edit: Edit) -> Converted:
         """Replace the layers by integer ones."""
-        plan, inputs = calibration.plan, calibration.inputs
-        inputs.require_data()
+        inputs = calibration.inputs
+        require_in_place(model, calibration.plan.layers)
+        unreached = inputs.leave_unreached(edit)
+        plan = calibration.plan.without(unreached)
+        for path, reason in unreached.items():
+            _LOG.warning("%s: %s", path, reason)
         inputs.uninstall(model, edit)
         checkpoint = self.checkpoint(model, inputs)
         name = self.config.name
         with Progress(name.upper(), total=len(plan.targets), show=self.shows_progress()) as bar:
             work = Conversion(model, plan.layers, edit, bar)
-            run_blocks(inputs, _Solving(self, plan, work), checkpoint)
+            run_blocks(inputs, _Solving(self, plan, work, inputs), checkpoint)
         return work.converted(plan.lines_left(model, name))
 
 
@@ -148,7 +153,10 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
 class _Solving(Generic[C]):
     """The step that lets a quantizer find codes, and puts them into the model."""
 
-    def __init__(self, quantizer: BlockQuantizer[C], plan: LayerPlan[C], work: Conversion) -> None:
+    def __init__(
+        self, quantizer: BlockQuantizer[C], plan: LayerPlan[C], work: Conversion, inputs: BlockInputs
+    ) -> None:
+        self._inputs = inputs
         self._quantizer = quantizer
         self._plan = plan
         self._work = work
@@ -161,7 +169,7 @@ class _Solving(Generic[C]):
         # Most layers that read the same are neighbours.
         for _, alike in itertools.groupby(paths, key=lambda path: id(statistics[path])):
             targets = tuple(self._plan.targets[path] for path in alike)
-            found = self._found(targets, statistics[targets[0].path])
+            found = list(map(self._noted, self._found(targets, statistics[targets[0].path])))
             self.put_all(tuple(target.path for target in targets), found)
             weights += found
         return weights
@@ -177,6 +185,12 @@ class _Solving(Generic[C]):
                 Problem(field=f"the result of {name}.quantize", value=found, expected=expected)
             )
         return found
+
+    def _noted(self, weight: QuantizedWeight) -> QuantizedWeight:
+        """Return the weight with what there is to say about the data in its line of the report."""
+        note = self._inputs.notes.get(weight.line.path)
+        reason = "; ".join(filter(None, (weight.line.reason, note)))
+        return QuantizedWeight(weight.packed, attrs.evolve(weight.line, reason=reason))
 
     def put_all(self, paths: tuple[str, ...], weights: list[QuantizedWeight]) -> None:
         """Put `weights` into the model, and warn of those that there is something to say about."""

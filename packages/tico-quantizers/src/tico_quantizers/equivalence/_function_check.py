@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import TypeAlias
 
@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import ConfigError, Found, Problem
-from tico_modules import Edit, RestorableModule, named_modules
-from tico_quantizers.calibration import Call, Replay, tensor_leaves, unchanged_process
+from tico_modules import Edit
+from tico_quantizers.calibration import (
+    Call,
+    Replay,
+    attempted_twice,
+    has_foreign_hooks,
+    quiet_runs,
+    tensor_leaves,
+    unchanged_process,
+)
 from tico_quantizers.equivalence._folding import fold
 from tico_quantizers.equivalence._passages import plain
 from tico_quantizers.equivalence._smoothing_pairs import Pair
@@ -25,34 +33,23 @@ _REMEDIES = {
 }
 
 
-def run_again(model: nn.Module, call: Call) -> object:
+def run_again(model: nn.Module, call: Call, *, with_hooks: bool = False) -> object:
     """Return what the `forward` of `model` gives for a copy of the arguments of `call`.
 
-    Random numbers are the same ones each time, and buffers that the pass changes are put back.
+    Random numbers are the same ones each time, and the user notices nothing: his hooks are called only
+    `with_hooks`, or where the model does not run without them.
     """
-    (args, kwargs, autocast), *_ = Replay([call], {})
-    with unchanged_process(), _buffers_put_back(model), autocast.again():
-        torch.manual_seed(0)
-        output: object = model.forward(*args, **kwargs)
+
+    def run(*, with_hooks: bool) -> tuple[object]:
+        (args, kwargs, autocast), *_ = Replay([call], {})
+        with unchanged_process(), quiet_runs(model, with_hooks=with_hooks), autocast.again():
+            torch.manual_seed(0)
+            return (model.forward(*args, **kwargs),)
+
+    quietly = has_foreign_hooks(model) and not with_hooks
+    found = attempted_twice(partial(run, with_hooks=False)) if quietly else None
+    (output,) = found or run(with_hooks=True)
     return output
-
-
-@contextmanager
-def _buffers_put_back(model: nn.Module) -> Iterator[None]:
-    """Put every buffer back after the block that it has changed; integer modules have none that changes."""
-    held: list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]] = []
-    for _, module in named_modules(model):
-        buffers: dict[str, Tensor | None] = module._buffers
-        if not isinstance(module, RestorableModule):
-            stored = [(name, each) for name, each in buffers.items() if each is not None]
-            held += [(buffers, name, each, each.clone()) for name, each in stored]
-    try:
-        yield
-    finally:
-        for buffers, name, buffer, value in held:
-            buffers[name] = buffer
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
 
 
 def require_same_function(
@@ -62,27 +59,29 @@ def require_same_function(
     readers: Mapping[str, str],
     *,
     field: str,
+    with_hooks: bool = False,
 ) -> None:
     """Refuse scales with which `model` gives something else for one of `calls`; it stays as it is.
 
     Rounding moves the outputs by far less than the root of their precision, as a share of their norm; a pair
     is blamed if it moves them further by itself. `readers` says of a pair what else reads its producer, and
-    `field` where the pairs come from: ``"mappings"`` or the ``"model"``.
+    `field` where the pairs come from: ``"mappings"`` or the ``"model"``. The user's hooks are a part of the
+    function `with_hooks`.
 
     Raises:
         ConfigError: with every pair that changes the function.
     """
     for call in calls:
-        expected = _outputs(model, call)
-        if _distance(model, scaled, call, expected) <= _limit(expected):
+        expected = _outputs(model, call, with_hooks)
+        if _distance(model, scaled, call, expected, with_hooks) <= _limit(expected):
             continue
         blamed = {
             pair.path: (pair, moved)
             for pair, scale in scaled
-            if (moved := _distance(model, [(pair, scale)], call, expected)) > _limit(expected)
+            if (moved := _distance(model, [(pair, scale)], call, expected, with_hooks)) > _limit(expected)
         }
         if not blamed:
-            moved = _distance(model, scaled, call, expected)
+            moved = _distance(model, scaled, call, expected, with_hooks)
             blamed = {pair.path: (pair, moved) for pair, _ in scaled}
         raise ConfigError(*(_changes(pair, moved, readers, field) for pair, moved in blamed.values()))
 
@@ -116,13 +115,15 @@ class _Undone(Exception):  # noqa: N818  # it tells of no error
     """Stands for the exception by which an edit is undone."""
 
 
-def _distance(model: nn.Module, scaled: Sequence[Scaled], call: Call, expected: list[Tensor]) -> float:
+def _distance(
+    model: nn.Module, scaled: Sequence[Scaled], call: Call, expected: list[Tensor], with_hooks: bool
+) -> float:
     """Return how far outputs move with the scales, as a share of their norm; the scales are taken back."""
     with _Trial() as trial:
         root = model
         for pair, scale in scaled:
             root = fold(root, pair, scale, trial)
-        found = _outputs(root, call)
+        found = _outputs(root, call, with_hooks)
     if [each.shape for each in found] != [each.shape for each in expected]:
         return math.inf
     return max(map(_moved, found, expected), default=0.0)
@@ -141,9 +142,9 @@ def _limit(expected: list[Tensor]) -> float:
     return max((math.sqrt(torch.finfo(each.dtype).eps) for each in expected), default=0.0)
 
 
-def _outputs(model: nn.Module, call: Call) -> list[Tensor]:
+def _outputs(model: nn.Module, call: Call, with_hooks: bool) -> list[Tensor]:
     """Return the tensors of floats that `model` gives for `call`."""
-    leaves = tensor_leaves(plain(run_again(model, call)))
+    leaves = tensor_leaves(plain(run_again(model, call, with_hooks=with_hooks)))
     return [leaf.detach().clone() for leaf in leaves if leaf.is_floating_point() and leaf.numel()]
 
 

@@ -65,6 +65,7 @@ class InputMaxima(Recorder):
         args: tuple[object, ...],
         kwargs: dict[str, object],
     ) -> None:
+        calibration.require_own_pass()
         self.note(consumer, name, input_tensor(consumer.path, args, kwargs), calibration.tokens)
         calibration.accept_unless_in_forward()
 

@@ -25,6 +25,7 @@ from tico_quantizers.equivalence._function_check import (
     probing_scale,
     require_same_function,
 )
+from tico_quantizers.equivalence._hook_effects import HookEffects
 from tico_quantizers.equivalence._pair_search import (
     mapped_pairs,
     pairs_of,
@@ -131,6 +132,7 @@ class PairCalibration(Calibration):
     def __init__(self, candidates: Candidates, config: SmoothingConfig, *recorders: Recorder) -> None:
         self.candidates = candidates
         self.reached = ReachedLayers(candidates.layers)
+        self._effects = HookEffects()
         self._shown = _ShownPairs(candidates, config)
         super().__init__(self.reached, self._shown, *recorders)
 
@@ -144,6 +146,7 @@ class PairCalibration(Calibration):
             self._shown.learn(*traced(model, self.candidates, example))
             self._require_mapped(model)
         self.handles += self.reached.watch(self, free=self.candidates.reasons)
+        self.handles += self._effects.watch(model, self)
         edit.set_attribute(model, "forward", _FollowedForward(model.forward, self, self._shown))
 
     def finish(self, model: nn.Module, edit: Edit) -> None:
@@ -166,7 +169,9 @@ class PairCalibration(Calibration):
         """
         shown, field = self._shown, "model" if self._shown.mapped is None else "mappings"
         exact = [(pair, exact_scale(scale)) for pair, scale in scaled]
-        require_same_function(model, exact, shown.calls, shown.doubts, field=field)
+        require_same_function(
+            model, exact, shown.calls, shown.doubts, field=field, with_hooks=self._effects.are_some
+        )
 
     def shown_pairs(self) -> FoundPairs:
         """Return the pairs that have shown so far; more data may show others."""

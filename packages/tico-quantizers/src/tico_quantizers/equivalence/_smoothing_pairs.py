@@ -138,6 +138,22 @@ class FoundPairs:
         """The layers of all pairs that undo scales."""
         return tuple(consumer for pair in self.pairs for consumer in pair.consumers)
 
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the modules of all pairs, by path."""
+        consumers = {consumer.path: consumer.layer for consumer in self.consumers}
+        return {pair.path: pair.module for pair in self.pairs} | consumers
+
+    def without(self, reasons: Mapping[str, str]) -> FoundPairs:
+        """Return the pairs all of whose consumers are none of the paths of `reasons`."""
+        gone = {
+            pair.path: f"{consumer.path}: {reasons[consumer.path]}"
+            for pair in self.pairs
+            for consumer in pair.consumers
+            if consumer.path in reasons
+        }
+        pairs = tuple(pair for pair in self.pairs if pair.path not in gone)
+        return attrs.evolve(self, pairs=pairs, left={**self.left, **gone})
+
 
 def alone(path: str, layer: FloatLayer) -> Pair:
     """Return the pair of a layer with a multiplication in front of it."""

@@ -18,7 +18,13 @@ from tico_quantizers.layers._matrix import (
     weight_axes,
 )
 from tico_quantizers.layers._own_forward import computes_itself, has_own_forward, require_as_its_class
-from tico_quantizers.layers._plan import LayerPlan, Target, group_size_problem, plan_layers
+from tico_quantizers.layers._plan import (
+    LayerPlan,
+    Target,
+    group_size_problem,
+    plan_layers,
+    require_in_place,
+)
 from tico_quantizers.layers._replacement import QuantizedWeight, with_weight
 from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
 
@@ -51,6 +57,7 @@ __all__ = [
     "reads_rows",
     "reasons_against",
     "require_as_its_class",
+    "require_in_place",
     "shape",
     "weight_axes",
     "with_weight",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from tico_config import (
+    CalibrationError,
     ConfigError,
     Found,
     ModuleConfig,
@@ -47,6 +48,11 @@ class LayerPlan(Generic[C]):
     def layers(self) -> dict[str, Layer]:
         """The layers to quantize, by path."""
         return {path: target.layer for path, target in self.targets.items()}
+
+    def without(self, reasons: Mapping[str, str]) -> LayerPlan[C]:
+        """Return the plan that leaves the layers at the paths of `reasons` alone, too."""
+        targets = {path: target for path, target in self.targets.items() if path not in reasons}
+        return LayerPlan(targets=targets, left={**self.left, **reasons})
 
     def lines_left(self, model: nn.Module, algorithm: str) -> dict[str, LayerReport]:
         """Return a line of the report for each module of `model` that is left alone, by path.
@@ -93,6 +99,29 @@ def plan_layers(
         raise ConfigError(*problems)
     _require_finite_weights(wanted)
     return LayerPlan(targets=targets, left=reasons)
+
+
+def require_in_place(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a model in which something else stands in the place of one of `modules` now.
+
+    Raises:
+        CalibrationError: with every such path.
+    """
+    now = dict(named_modules(model, every_path=True))
+    problems = [
+        Problem(
+            module=path or None,
+            field="module",
+            value=Found("none" if path not in now else f"another {type(now[path]).__name__}"),
+            expected=f"the {type(module).__name__} that was calibrated",
+            sentence="another module stands here than the one that was calibrated",
+            remedy="prepare and calibrate the model again",
+        )
+        for path, module in modules.items()
+        if now.get(path) is not module
+    ]
+    if problems:
+        raise CalibrationError(*problems)
 
 
 def group_size_problem(path: str, layer: Layer, size: int | None, *, ragged: bool) -> Problem | None:

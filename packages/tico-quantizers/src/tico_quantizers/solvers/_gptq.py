@@ -108,7 +108,8 @@ def quantize_weight(  # noqa: PLR0913  # the fields of a config, by their names
 def solve(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor | None = None) -> Solution:
     """Return `weight` (rows, columns) rounded as `config` says with feedback by `gram` = XᵀX.
 
-    Columns whose inputs were always zero are rounded to nearest and do not widen the grid of the others.
+    Columns whose inputs were always zero are rounded to nearest; the grids span them as they do the others,
+    since data to come may differ.
     Where H is not positive definite, ten times the damping is tried, up to 10⁵ times; where none suffices, or
     the feedback is beyond the finite numbers, all columns are rounded to nearest. `overrides` and
     `ragged_groups` are not looked at: the last group is a shorter one if need be.
@@ -120,7 +121,8 @@ def solve(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tenso
 
     Raises:
         UnsupportedError: weight or Gram matrix are no dense floating-point tensors.
-        NumericsError: they hold NaN or infinity, or the Gram matrix has a negative diagonal.
+        NumericsError: they hold NaN or infinity, or the Gram matrix is none: its diagonal is negative
+            somewhere, or its halves differ.
         ConfigError: the shapes do not fit each other.
 
     >>> config = GPTQConfig(bits=3, group_size=2, symmetric=True)
@@ -128,6 +130,7 @@ def solve(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tenso
     torch.Size([4, 2])
     """
     _require_fit(weight, gram, cross_gram)
+    _require_symmetric(gram.detach())
     return solve_by(weight, factored(gram, config, cross_gram), config)
 
 
@@ -268,6 +271,19 @@ def _require_fit(weight: Tensor, gram: Tensor, cross_gram: Tensor | None) -> Non
         found = Found(" and ".join(map(str, shapes)))
         expected = "(rows, columns) for the weight and (columns, columns) for Gram matrices"
         raise ConfigError(Problem(field="weight", value=found, expected=expected))
+
+
+def _require_symmetric(gram: Tensor) -> None:
+    """Refuse a matrix whose halves differ by more than rounding, measured by the bound |hᵢⱼ|² ≤ hᵢᵢ hⱼⱼ."""
+    roots = gram.diagonal().to(torch.float64).clamp(min=0).sqrt()
+    difference = (gram - gram.T).abs().to(torch.float64)
+    tolerance = max(2.0**-10, 16 * torch.finfo(gram.dtype).eps)
+    far = difference > tolerance * roots[:, None] * roots
+    if bool(far.any()):
+        row, column = torch.nonzero(far)[0].tolist()
+        one, other = gram[row, column].item(), gram[column, row].item()
+        found = Found(f"{one:g} at {row, column} and {other:g} opposite")
+        raise NumericsError(Problem(field="gram", value=found, expected="a symmetric matrix, as XᵀX is"))
 
 
 def _require_whole_groups(weight: Tensor, config: GPTQConfig) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tico_config import DType, GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec, PerTensor
 from tico_observers import AffineParams, params_from_range
+from tico_observers.products import total
 from tico_quantizers.solvers._shrinking import least_error_share
 
 
@@ -34,18 +35,15 @@ class GridRule:
     def params(self, columns: Tensor, start: int) -> AffineParams:
         """Return a grid for each row, or one for all, from `columns` (columns, rows).
 
-        The first of the columns is number `start`. Those whose inputs were always zero do not count, unless
-        all of them are.
+        The first of the columns is number `start`. Those whose inputs were always zero count as others do:
+        data to come may have other inputs, and a weight that was cut off would then cost many steps.
         """
-        diagonal = self.diagonal[start : start + len(columns)]
-        alive = diagonal != 0
-        if bool(alive.any()) and not bool(alive.all()):
-            columns, diagonal = columns[alive], diagonal[alive]
         low, high = self._range(columns)
         whole = self._grid(low, high)
         observer = self.config.observer
         if not isinstance(observer, MSESpec | HessianMSESpec):
             return whole
+        diagonal = self._importance()[start : start + len(columns)]
         weighted = isinstance(observer, HessianMSESpec) and bool(diagonal.any())
         share = least_error_share(
             columns,
@@ -55,6 +53,11 @@ class GridRule:
             shared=self.config.per_tensor,
         )
         return self._grid(low * share, high * share)
+
+    def _importance(self) -> Tensor:
+        """Return the diagonal; where inputs were always zero, the mean of where they were not."""
+        alive = self.diagonal[self.diagonal != 0]
+        return torch.where(self.diagonal == 0, float(total(alive)) / max(len(alive), 1), self.diagonal)
 
     def _grid(self, low: Tensor, high: Tensor) -> AffineParams:
         symmetric = self.config.symmetric

@@ -19,13 +19,9 @@ from tico_quantizers.testing._model_state import (  # noqa: E402
     unchanged,
 )
 from tico_quantizers.testing._models import ConvNet, ResidualBlock, seeded, values  # noqa: E402
-from tico_quantizers.testing._promises.algorithm_promises import (  # noqa: E402
-    UNMET_BY_BLOCKS,
-    AlgorithmPromises,
-)
+from tico_quantizers.testing._promises.algorithm_promises import AlgorithmPromises  # noqa: E402
 
 __all__ = [
-    "UNMET_BY_BLOCKS",
     "AlgorithmPromises",
     "ConvNet",
     "HookRegistrations",

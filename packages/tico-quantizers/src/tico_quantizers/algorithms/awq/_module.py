@@ -16,7 +16,6 @@ from tico_quantizers.calibration import (
     BlockOptions,
     Checkpoint,
     GroupedGram,
-    require_watched,
     run_blocks,
 )
 from tico_quantizers.conversion import Conversion, Progress
@@ -40,6 +39,7 @@ from tico_quantizers.layers import (
     group_size_problem,
     matrix,
     plan_layers,
+    require_in_place,
     shape,
 )
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
@@ -55,7 +55,10 @@ class AWQCalibration(PairCalibration):
     ) -> None:
         super().__init__(candidates, config)
         self.plan = plan
-        self.inputs = BlockInputs(model, plan.layers, BlockOptions(fixed=True), self.reached)
+        skips = config.on_uncalibrated == "skip"
+        self.inputs = BlockInputs(
+            model, plan.layers, BlockOptions(fixed=True, skip_unreached=skips), self.reached
+        )
 
     def start(self, model: nn.Module, example: Example | None, edit: Edit) -> None:
         """Start to watch."""
@@ -80,8 +83,10 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
 
     def convert(self, model: nn.Module, calibration: AWQCalibration, edit: Edit) -> Converted:
         """Scale, clip and round."""
-        found, plan = calibration.pairs(), calibration.plan
-        require_watched(calibration.reached.paths, tuple(plan.targets))
+        found = calibration.pairs()
+        require_in_place(model, {**calibration.plan.layers, **found.modules()})
+        unreached = calibration.inputs.leave_unreached(edit)
+        found, plan = found.without(unreached), calibration.plan.without(unreached)
         pairs = tuple(
             pair for pair in found.pairs if any(consumer.path in plan.targets for consumer in pair.consumers)
         )

@@ -44,6 +44,7 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
             forward_dtype=None if config.forward_dtype is None else torch.bfloat16,
             offload=config.offload is not None,
             narrow=config.activation_dtype is not None,
+            skip_unreached=config.on_uncalibrated == "skip",
         )
 
     def rule(self, target: Target[GPTQConfig]) -> TokenRule:

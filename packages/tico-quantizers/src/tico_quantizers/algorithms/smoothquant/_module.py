@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tico_config import ConfigError, Found, Problem, SmoothQuantConfig
 from tico_modules import Edit, LayerReport, Report, named_modules
 from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration
-from tico_quantizers.calibration import Checkpoint, GroupedGram, require_watched, run_blocks
+from tico_quantizers.calibration import UNREACHED, Checkpoint, GroupedGram, require_watched, run_blocks
 from tico_quantizers.equivalence import (
     Consumer,
     FoundPairs,
@@ -20,7 +20,7 @@ from tico_quantizers.equivalence import (
     exact_for,
     fold,
 )
-from tico_quantizers.layers import QuantizedWeight, float_lines, matrix, shape
+from tico_quantizers.layers import QuantizedWeight, float_lines, matrix, require_in_place, shape
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 from tico_quantizers.solvers import ConsumerWeight, best_alpha, smoothing_scale
 
@@ -46,8 +46,12 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
     def convert(self, model: nn.Module, calibration: SmoothQuantCalibration, edit: Edit) -> Converted:
         """Fold a scale into the modules of each pair."""
         found = calibration.pairs()
+        require_in_place(model, found.modules())
+        reached = calibration.reached.paths
         expected = tuple(each.path for each in found.consumers if each.path not in found.adopted)
-        require_watched(calibration.reached.paths, expected)
+        if self.config.on_uncalibrated == "error":
+            require_watched(reached, expected)
+        found = found.without({path: UNREACHED for path in expected if path not in reached})
         scales = self._scales(calibration, found)
         scaled = [(pair, scales[pair.path][1]) for pair in found.pairs]
         calibration.require_same_function(model, scaled)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
-
 from tico_quantizers.testing._promises.composition_promises import CompositionPromises
 from tico_quantizers.testing._promises.config_promises import ConfigPromises
 from tico_quantizers.testing._promises.copy_promises import CopyPromises
@@ -37,17 +34,10 @@ class AlgorithmPromises(
             learns nothing from data.
         near: by what share of its norm an output may differ from the float one.
         faults: how many calls of torch get to raise in each call under test.
-        unmet: promises that are not kept yet, by the name of the test, each with the reason;
-            `UNMET_BY_BLOCKS` has those of every algorithm that runs blocks again.
+        unmet: promises that are not kept yet, by the name of the test, each with the reason.
 
     >>> from tico_config import GPTQConfig
     >>> class TestGPTQ(AlgorithmPromises):
     ...     config = GPTQConfig(show_progress=False)
     >>> TestGPTQ().test_config_round_trips_through_json()
     """
-
-
-UNMET_BY_BLOCKS: Final[Mapping[str, str]] = {
-    "test_hooks_are_called_as_often_as_the_model": "blocks that run again call the user's hooks again",
-}
-"""What no algorithm keeps that runs the blocks of a model again, such as a `BlockQuantizer`."""

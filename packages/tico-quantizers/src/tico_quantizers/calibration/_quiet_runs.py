@@ -1,0 +1,105 @@
+"""Runs of a module beyond those of its user: his hooks are not called, and what it counts is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import attrs
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from tico_modules import PackedWeight, RestorableModule, named_modules
+from tico_quantizers.calibration._hooks import Hook
+from tico_quantizers.calibration._snapshots import revision
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+@contextmanager
+def quiet_runs(root: nn.Module, *, with_hooks: bool = False) -> Iterator[None]:
+    """Let `root` be run unnoticed: without hooks but those of algorithms, unless it is `with_hooks`.
+
+    Afterwards hooks, buffers and attributes of its modules are what they were.
+
+    >>> model, calls = nn.ReLU(), []
+    >>> handle = model.register_forward_hook(lambda *call: calls.append(call))
+    >>> with quiet_runs(model):
+    ...     output = model(torch.ones(1))
+    >>> len(calls), len(model._forward_hooks)
+    (0, 1)
+    """
+    modules = [module for _, module in named_modules(root)]
+    states = [
+        _State.of(module) for module in modules if not isinstance(module, PackedWeight | RestorableModule)
+    ]
+    hooks = [] if with_hooks else [_hooks_of(module, name) for module in modules for name in _HOOKS]
+    removed = [(own, dict(own)) for own in hooks if any(map(_is_foreign, own.values()))]
+    try:
+        for own, before in removed:
+            for key, hook in before.items():
+                if _is_foreign(hook):
+                    del own[key]
+        yield
+    finally:
+        for own, before in removed:
+            _put_back(own, before)
+        for state in states:
+            state.restore()
+
+
+def has_foreign_hooks(root: nn.Module, *, below: bool = True) -> bool:
+    """Return whether `root`, or a module `below` it, has a hook that is not one of an algorithm."""
+    modules = [module for _, module in named_modules(root)] if below else [root]
+    hooks = (_hooks_of(module, name) for module in modules for name in _HOOKS)
+    return any(_is_foreign(hook) for own in hooks for hook in own.values())
+
+
+def _hooks_of(module: nn.Module, name: str) -> dict[int, object]:
+    hooks: dict[int, object] = getattr(module, name)
+    return hooks
+
+
+def _is_foreign(hook: object) -> bool:
+    return not isinstance(getattr(hook, "__self__", None), Hook)
+
+
+def _put_back(own: dict[int, object], before: Mapping[int, object]) -> None:
+    """Give `own` the hooks that it had, in their order, then those that it was given since."""
+    now = dict(own)
+    own.clear()
+    own.update({key: hook for key, hook in before.items() if _is_foreign(hook) or key in now})
+    own.update({key: hook for key, hook in now.items() if key not in before})
+
+
+@attrs.frozen(eq=False)
+class _State:
+    """The attributes and buffers of a module; of buffers also the content."""
+
+    module: nn.Module
+    attributes: Mapping[str, object]
+    buffers: Mapping[str, Tensor | None]
+    contents: Mapping[str, tuple[int, Tensor]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Self:
+        buffers: dict[str, Tensor | None] = module._buffers
+        stored = {name: buffer for name, buffer in buffers.items() if buffer is not None}
+        contents = {name: (revision(buffer), buffer.detach().clone()) for name, buffer in stored.items()}
+        return cls(module, dict(vars(module)), dict(buffers), contents)
+
+    def restore(self) -> None:
+        attributes: dict[str, object] = vars(self.module)
+        for name in attributes.keys() - self.attributes.keys():
+            del attributes[name]
+        attributes.update(self.attributes)
+        own: dict[str, Tensor | None] = self.module._buffers
+        for name in own.keys() - self.buffers.keys():
+            del own[name]
+        own.update(self.buffers)
+        for name, (number, content) in self.contents.items():
+            buffer = own[name]
+            if buffer is not None and revision(buffer) != number:
+                with torch.inference_mode(mode=buffer.is_inference()), torch.no_grad():
+                    buffer.copy_(content)
