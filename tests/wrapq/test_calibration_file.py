@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from tico.quantization import (
-    GPTQConfig,
     PTQConfig,
     convert,
     coverage,
@@ -33,6 +32,7 @@ from tico.quantization.config import (
     no_quant,
 )
 from tico_config import EntropySpec, PerChannel, PerToken
+from tico_observers import Statistic, load_statistics, save_statistics
 from tico_quantizers.testing import refused, same_tensors, tensors_of
 from tico_wrapq import PTQWrapper
 from tiny_models import TOKENS, images, net, tiny_llama
@@ -157,7 +157,17 @@ def test_points_that_are_float_or_dynamic_are_left_out(histograms: Path) -> None
 
 
 def test_file_of_another_model_is_refused_with_every_difference(histograms: Path) -> None:
-    """Points that the file lacks and points that it has too many are all listed."""
+    """The fingerprint tells it, and every module that the model lacks is listed."""
+    model = prepare(nn.Sequential(nn.Linear(4, 4)).eval(), PTQConfig())
+    with refused(model, ArtifactError, field="model", module=str(histograms)) as error:
+        load_calibration(model, histograms)
+    fields = [problem.field for problem in error.value.problems]
+    assert fields == ["model", "conv", "head.0", "head.1", "head.2", "norm"]
+
+
+def test_points_are_compared_where_there_is_no_fingerprint(histograms: Path) -> None:
+    """Of a file without one, points that it lacks and points that it has too many are all listed."""
+    save_statistics(histograms, without_ranges_of_layers(histograms))
     model = prepare(nn.Sequential(nn.Linear(4, 4)).eval(), PTQConfig())
     with refused(model, ArtifactError, field="0.act_in", module=str(histograms)) as error:
         load_calibration(model, histograms)
@@ -165,6 +175,20 @@ def test_file_of_another_model_is_refused_with_every_difference(histograms: Path
     assert fields[:2] == ["0.act_in", "0.act_out"]
     assert len(fields) == 12
     assert "conv.act_in" in fields
+
+
+def test_file_from_before_there_were_fingerprints_is_loaded(histograms: Path) -> None:
+    """Files of points alone, without an origin, go on to serve their model."""
+    save_statistics(histograms, without_ranges_of_layers(histograms))
+    model = prepare(net(), HISTOGRAM)
+    load_calibration(model, histograms)
+    expected = _calibrated(HISTOGRAM, 0, 1, 2)
+    assert same_tensors(tensors_of(convert(model)), tensors_of(convert(expected)))
+
+
+def without_ranges_of_layers(path: Path) -> dict[str, Statistic]:
+    """Return what files of points held before they served other algorithms."""
+    return {name: each for name, each in load_statistics(path).items() if "|" not in name}
 
 
 def test_damaged_file_is_refused(histograms: Path) -> None:
@@ -181,10 +205,12 @@ def test_damaged_file_is_refused(histograms: Path) -> None:
 def test_model_that_does_not_watch_is_refused(
     histograms: Path, action: Callable[[nn.Module, Path], None]
 ) -> None:
-    """A float model, one of another algorithm, or a finished one: none has points that wait for data."""
+    """A float model, one without a point that waits for data, or a finished one."""
     finished = convert(_calibrated(HISTOGRAM, 0))
-    gptq = prepare(net(), GPTQConfig(show_progress=False))
-    for model in (net(), gptq, finished):
+    dynamic = affine(DType.int(8), granularity=PerToken())
+    waiting = prepare(net(), PTQConfig(activation=dynamic))
+    lone = PTQWrapper(nn.Linear(4, 2).eval())
+    for model in (net(), waiting, lone, finished):
         with refused(model, LifecycleError, field="model"):
             action(model, histograms)
 

@@ -42,7 +42,12 @@ from tico_observers._round_to_grid import round_to_grid
 from tico_observers._sealed_file import SealedFile, read_sealed, seal, tensor_digest, write_sealed
 from tico_observers._statistic import Statistic
 from tico_observers._statistic_records import Record, register_statistic
-from tico_observers._statistics_file import load_statistics, save_statistics
+from tico_observers._statistics_file import (
+    StatisticsFile,
+    load_statistics,
+    read_statistics,
+    save_statistics,
+)
 from tico_observers._tensor_checks import OnNonfinite, require_finite, require_float_tensor
 
 __all__ = [
@@ -73,6 +78,7 @@ __all__ = [
     "Record",
     "SealedFile",
     "Statistic",
+    "StatisticsFile",
     "broadcast",
     "channel_extremes",
     "dequantize",
@@ -91,6 +97,7 @@ __all__ = [
     "percentile_range",
     "quantize",
     "read_sealed",
+    "read_statistics",
     "register_observer",
     "register_statistic",
     "replaced_file",

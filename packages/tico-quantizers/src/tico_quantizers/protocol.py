@@ -138,6 +138,11 @@ class Prepared(Generic[C, K]):
         """The config that the model was prepared with."""
         return self._quantizer.config
 
+    @property
+    def origin(self) -> Origin:
+        """What the preparation started from."""
+        return self._origin
+
     def convert(self, model: nn.Module, edit: Edit) -> nn.Module:
         """Finish the work and return the root; hooks go and modules learn of it once all has succeeded."""
         edit.on_commit(self.stop_watching)
@@ -171,6 +176,10 @@ class AnyPrepared(Protocol):
     @property
     def config(self) -> BaseConfig:
         """The config that the model was prepared with."""
+
+    @property
+    def origin(self) -> Origin:
+        """What the preparation started from."""
 
     @property
     def calibration(self) -> Calibration:

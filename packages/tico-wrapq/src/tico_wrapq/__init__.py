@@ -1,5 +1,6 @@
 """How a model family takes part: wrappers with quantization points, and the quantizer that uses them."""
 
+from tico_quantizers.lifecycle import load_calibration, save_calibration
 from tico_wrapq.base import (
     ACT_IN,
     ACT_OUT,
@@ -15,12 +16,10 @@ from tico_wrapq.base import (
     WeightCodes,
     WrapperEntry,
     WrapperRegistry,
-    load_calibration,
     lookup,
     pass_through_entry,
     register,
     register_pass_through,
-    save_calibration,
     try_register,
     wrapper_entry,
 )

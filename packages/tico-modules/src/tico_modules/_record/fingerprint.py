@@ -81,6 +81,11 @@ class DataFingerprint:
             digest.update(f"{name}\0{_describe(tensor)}\0".encode())
         self._unfinished = int(digest.hexdigest(), 16)
 
+    def add(self, text: str, calls: int) -> None:
+        """Count also the calls that another fingerprint has counted, `calls` of them, with its `text`."""
+        self.calls += calls
+        self._sum = (self._sum + int(text, 16)) % 2**256
+
     def drop_unfinished(self) -> None:
         """Forget the call that did not end."""
         self._unfinished = None

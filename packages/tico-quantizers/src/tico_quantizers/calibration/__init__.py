@@ -7,9 +7,11 @@ from tico_quantizers.calibration._block_driver import Step, run_blocks
 from tico_quantizers.calibration._block_inputs import BlockInputs, BlockOptions, TokenRule
 from tico_quantizers.calibration._calls import Call, Replay, map_leaves, tensor_leaves
 from tico_quantizers.calibration._checkpoint import Checkpoint
+from tico_quantizers.calibration._float_statistics import float_statistics
 from tico_quantizers.calibration._forward_watch import (
     Calibration,
     Recorder,
+    WatchedModule,
     require_evaluation_mode,
     require_watched,
     watch_forward,
@@ -24,6 +26,13 @@ from tico_quantizers.calibration._hooks import (
     remember_hooks,
 )
 from tico_quantizers.calibration._input_grams import InputGrams, located
+from tico_quantizers.calibration._layer_statistics import (
+    ABSMAX,
+    GRAM,
+    moved,
+    read_range,
+    require_layers,
+)
 from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._quiet_runs import has_foreign_hooks, quiet_runs
 from tico_quantizers.calibration._reached_layers import ReachedLayers
@@ -32,6 +41,8 @@ from tico_quantizers.calibration._snapshots import Snapshots, revision
 from tico_quantizers.calibration._unreached import UNREACHED
 
 __all__ = [
+    "ABSMAX",
+    "GRAM",
     "UNREACHED",
     "ActivationStore",
     "BlockCalls",
@@ -50,17 +61,22 @@ __all__ = [
     "Snapshots",
     "Step",
     "TokenRule",
+    "WatchedModule",
     "after_call",
     "attempted_twice",
     "before_call",
+    "float_statistics",
     "has_foreign_hooks",
     "is_observing",
     "is_watched",
     "located",
     "map_leaves",
+    "moved",
     "quiet_runs",
+    "read_range",
     "remember_hooks",
     "require_evaluation_mode",
+    "require_layers",
     "require_watched",
     "revision",
     "run_blocks",

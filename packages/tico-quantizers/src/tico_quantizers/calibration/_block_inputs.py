@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from typing import final
+from typing import Protocol, final
 
 import attrs
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from tico_config import TokenWeights
 from tico_modules import Edit
+from tico_observers import Statistic
 from tico_quantizers.calibration._activation_store import ActivationStore
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._called_once import CalledOnce
@@ -19,6 +21,7 @@ from tico_quantizers.calibration._early_end import EarlyEnd
 from tico_quantizers.calibration._forward_watch import Calibration, require_watched
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._input_grams import InputGrams
+from tico_quantizers.calibration._layer_statistics import GRAM, read_gram, require_layers
 from tico_quantizers.calibration._passes import Passes
 from tico_quantizers.calibration._reached_layers import ReachedLayers
 from tico_quantizers.calibration._unreached import UNCALLED, UNREACHED, read_without_a_call
@@ -66,12 +69,20 @@ class BlockOptions:
     skip_unreached: bool = False
 
 
+class GramSource(Protocol):
+    """Something that tells what layers have read."""
+
+    def gram(self, path: str) -> GroupedGram | None:
+        """Return what the layer at `path` has read; None if that is nothing."""
+
+
 @final
 class BlockInputs:
     """The calls of every block, and the Gram matrices of what layers read outside of their block.
 
     What layers read inside of blocks is gathered when the blocks are run again, by `run_blocks`. It leaves
-    `notes` on layers for which that could not be done as it was asked for.
+    `notes` on layers for which that could not be done as it was asked for. What layers have read elsewhere,
+    in the float model, is `adopted`.
 
     Args:
         model: the model; its blocks are found from its structure.
@@ -100,6 +111,7 @@ class BlockInputs:
         self.outside = self.strays = InputGrams({})
         self.called_once = CalledOnce([])
         self.notes: dict[str, str] = {}
+        self.adopted: Mapping[str, GroupedGram] = {}
         self._reached = reached
         self._block_of: dict[str, int | None] = {}
         self._peers = peers_of(model)
@@ -140,6 +152,26 @@ class BlockInputs:
         narrowed = copy.copy(self)
         narrowed.layers = {path: layer for path, layer in self.layers.items() if path in paths}
         return narrowed
+
+    def adopt(self, statistics: Mapping[str, Statistic], paths: Collection[str] | None = None) -> None:
+        """Go on as if the layers, or those at `paths`, had read also what `statistics` tell.
+
+        Raises:
+            CalibrationError: they tell nothing of a layer.
+            ArtifactError: they are of other layers.
+        """
+        layers = {path: layer for path, layer in self.layers.items() if paths is None or path in paths}
+        require_layers(statistics, layers, GRAM)
+        read = {path: read_gram(path, layer, statistics) for path, layer in layers.items()}
+        known = self.adopted
+        self.adopted = {path: known[path].merge(read[path]) if path in known else read[path] for path in read}
+
+    def of_float_model(self) -> BlockInputs:
+        """Return what the layers that own data have reached read in the float model, all tokens alike."""
+        rows = {} if self._reached is None else self._reached.rows
+        found = self.only({path for path in self.layers if rows.get(path)})
+        found.options, found.rules, found.adopted = BlockOptions(fixed=True), {}, {}
+        return found
 
     def _watch_ends(
         self, inside: Mapping[str, Layer], outside: Mapping[str, Layer], calibration: Calibration
@@ -203,8 +235,10 @@ class BlockInputs:
         """Return how many tokens an expert has to read to have a Gram matrix."""
         return self.rules[path].least if path in self.rules else 0
 
-    def _rows(self) -> Mapping[str, int]:
-        return {} if self._reached is None else self._reached.rows
+    def _rows(self) -> Counter[str]:
+        rows: Counter[str] = Counter() if self._reached is None else self._reached.rows.copy()
+        rows.update({path: read.rows for path, read in self.adopted.items() if read.rows})
+        return rows
 
     def experts(self) -> frozenset[str]:
         """Return the layers that read less than one of their peers in a list.
@@ -212,7 +246,7 @@ class BlockInputs:
         Peers are of one shape, and convolutions only if nothing reached them: they may read fewer positions
         where an image is smaller. The blocks of a chain, of which each reads the one before, are no peers.
         """
-        rows, lists = self._rows(), self.calls.lists(self.block_paths)
+        rows, lists = self._rows(), self._chains()
         chained = tuple(
             f"{self._peers[path]}."
             for path in self.block_paths
@@ -226,7 +260,13 @@ class BlockInputs:
         less = less_read(rows, peers)
         return frozenset(path for path in less if reads_rows(self.layers[path]) or not rows.get(path))
 
-    def statistics(self, paths: tuple[str, ...], *sources: InputGrams) -> dict[str, GroupedGram | int]:
+    def _chains(self) -> Collection[str]:
+        """Return the lists whose blocks are a chain: all lists of blocks where no calls would show it."""
+        if any(self.calls.accepted) or not self.adopted:
+            return self.calls.lists(self.block_paths)
+        return {path.rpartition(".")[0] for path in self.block_paths}
+
+    def statistics(self, paths: tuple[str, ...], *sources: GramSource) -> dict[str, GroupedGram | int]:
         """Return what each of the layers at `paths` has read, as the `sources` tell.
 
         Of an expert that read too little this is only the number of tokens.

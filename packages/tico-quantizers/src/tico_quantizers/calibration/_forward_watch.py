@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
@@ -12,8 +14,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.hooks import RemovableHandle
 
-from tico_config import CalibrationError, Found, LifecycleError, Problem
+from tico_config import CalibrationError, Found, LifecycleError, Problem, UnsupportedError
 from tico_modules import DataFingerprint, Edit, named_modules
+from tico_observers import Statistic
 from tico_quantizers.calibration._hooks import after_call, before_call
 from tico_quantizers.calibration._real_tokens import RealTokens
 
@@ -128,10 +131,57 @@ class Calibration(Recorder):
         if not (self.in_forward or any(recorder.is_running for recorder in self.recorders)):
             self.accept()
 
+    def statistics(self) -> Mapping[str, Statistic]:
+        """Return what was seen, by name, for files that serve this and other algorithms.
+
+        The model may be run again for it, and is not changed. A calibration that has nothing to keep need not
+        override it.
+
+        Raises:
+            UnsupportedError: files hold nothing of what was seen.
+            CalibrationError: nothing was seen yet.
+        """
+        raise UnsupportedError(_kept_in_no_file(self))
+
+    def adopt(self, statistics: Mapping[str, Statistic]) -> None:
+        """Go on as if what `statistics` tell had been seen, too: all of it or, after an error, nothing.
+
+        They are those of the same float model, of this or another algorithm; names that mean nothing here are
+        passed over.
+
+        Raises:
+            UnsupportedError: files hold nothing of what is needed, or a field of the config needs the data
+                themselves.
+            CalibrationError: `statistics` lack something.
+            ArtifactError: they are of another model.
+        """
+        raise UnsupportedError(_kept_in_no_file(self))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Learn nothing while the context lasts."""
+        self.drop_unfinished()
+        before, self.watching = self.watching, False
+        try:
+            yield
+        finally:
+            self.watching = before
+
     def pause(self, edit: Edit) -> None:
         """Stop learning, until `edit` is undone."""
         self.drop_unfinished()
         edit.set_attribute(self, "watching", False)
+
+
+def _kept_in_no_file(calibration: Calibration) -> Problem:
+    name = type(calibration).__name__
+    return Problem(
+        field="model",
+        value=Found(f"one with a {name}"),
+        expected="a model prepared with GPTQConfig, AWQConfig, SmoothQuantConfig or PTQConfig",
+        sentence=f"calibration files serve GPTQ, AWQ, SmoothQuant and PTQ, and hold nothing of a {name}",
+        remedy="run the data through the prepared model",
+    )
 
 
 _TWO_THREADS: Final = Problem(
@@ -141,6 +191,15 @@ _TWO_THREADS: Final = Problem(
     sentence="two threads run the prepared model at once, and this pass is not counted",
     remedy="run the calibration data one batch after the other, by one thread",
 )
+
+
+class WatchedModule(nn.Module, ABC):
+    """A module that watches its own calls, without `prepare`."""
+
+    @property
+    @abstractmethod
+    def calibration(self) -> Calibration:
+        """What was seen so far."""
 
 
 def watch_forward(root: nn.Module, calibration: Calibration) -> tuple[RemovableHandle, ...]:

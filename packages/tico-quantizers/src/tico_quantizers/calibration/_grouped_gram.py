@@ -8,14 +8,15 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tico_config import Found, NumericsError, Problem
-from tico_observers import GramStatistic, products
+from tico_observers import AbsMaxStatistic, GramStatistic, products
 
 
 @attrs.frozen(eq=False)
 class GroupedGram:
     """What a layer has read: a Gram matrix for each group of its channels, one where it has no groups.
 
-    `total` is the sum of the weights of its rows, `squares` that of their squares.
+    `total` is the sum of the weights of its rows, `squares` that of their squares. `features` has the range
+    of each input feature, as far as `observe_features` was told of inputs.
 
     >>> gram = GroupedGram.empty(groups=1, columns=2).observe(torch.tensor([[[1.0, 2.0]]]))
     >>> gram.rows, gram.parts[0].matrix().tolist()
@@ -25,6 +26,7 @@ class GroupedGram:
     parts: tuple[GramStatistic, ...]
     total: float = 0.0
     squares: float = 0.0
+    features: AbsMaxStatistic = attrs.field(factory=AbsMaxStatistic)
 
     @classmethod
     def empty(cls, *, groups: int, columns: int) -> Self:
@@ -62,13 +64,18 @@ class GroupedGram:
         total = squares = float(rows.shape[1])
         if weights is not None:
             total, squares = (float(products.total(weights.double().pow(power))) for power in (1, 2))
-        return type(self)(parts, self.total + total, self.squares + squares)
+        return attrs.evolve(self, parts=parts, total=self.total + total, squares=self.squares + squares)
+
+    def observe_features(self, x: Tensor) -> Self:
+        """Return the one with the ranges of an input `x` (…, features) added."""
+        return attrs.evolve(self, features=self.features.observe(x))
 
     def merge(self, other: Self) -> Self:
         """Return the one that has seen the rows of both."""
         pairs = zip(self.parts, other.parts, strict=True)
         parts = tuple(part.merge(own) for part, own in pairs)
-        return type(self)(parts, self.total + other.total, self.squares + other.squares)
+        total, squares = self.total + other.total, self.squares + other.squares
+        return type(self)(parts, total, squares, self.features.merge(other.features))
 
 
 def _narrowed(mean: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from tico_quantizers.layers import (
     IntegerLayer,
     Layer,
     columns,
+    feature_axis,
     groups,
     input_rows,
     input_tensor,
@@ -71,6 +72,11 @@ class LayerInput:
                 yield rows, weights
             else:
                 yield rows[:, real], None if weights is None else weights[real]
+
+    def features(self) -> Tensor:
+        """Return the input without padding, its features in the last axis."""
+        x = self.kept.movedim(feature_axis(self.layer), -1) if self.kept.ndim else self.kept
+        return x if self.real is None else x[self.real]
 
     def _real_of(self, index: int, rows: int) -> Tensor | None:
         """Return which of the `rows` of a part are real; a convolution's parts are samples."""
@@ -199,7 +205,7 @@ class InputGrams(Recorder):
             try:
                 for rows, weights in item.rows(drifted=self._asymmetric):
                     gram = gram.observe(rows, weights, in_place=self._disposable)
-                digested[readers] = gram
+                digested[readers] = gram.observe_features(item.features())
             except TicoError as error:
                 raise located(error, item.readers[0]) from None
         self._digested = digested

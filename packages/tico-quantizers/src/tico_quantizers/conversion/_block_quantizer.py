@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar, final
 
 import attrs
 from torch import nn
 
 from tico_config import ModuleConfig, Problem, UnsupportedError
-from tico_modules import Edit
+from tico_modules import Edit, Report
+from tico_observers import Statistic
 from tico_quantizers.calibration import (
     BlockInputs,
     BlockOptions,
@@ -20,20 +21,31 @@ from tico_quantizers.calibration import (
     Checkpoint,
     GroupedGram,
     TokenRule,
+    float_statistics,
     run_blocks,
 )
 from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._progress import Progress
-from tico_quantizers.layers import LayerPlan, QuantizedWeight, Target, plan_layers, require_in_place
+from tico_quantizers.layers import (
+    LayerPlan,
+    QuantizedWeight,
+    Target,
+    plan_layers,
+    require_in_place,
+)
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 
 C = TypeVar("C", bound=ModuleConfig)
+_FROM_FILE = "its statistics are those of the float model, from a calibration file"
 _LOG = logging.getLogger("tico_quantizers")
 
 
 @final
 class BlockCalibration(Calibration, Generic[C]):
-    """The layers to quantize, and what is recorded of them: see `BlockInputs`."""
+    """The layers to quantize, and what is recorded of them: see `BlockInputs`.
+
+    `bound` are the settings that need the data themselves, so that nothing can be adopted.
+    """
 
     def __init__(
         self,
@@ -41,12 +53,52 @@ class BlockCalibration(Calibration, Generic[C]):
         plan: LayerPlan[C],
         options: BlockOptions,
         rules: Mapping[str, TokenRule],
+        bound: Sequence[Problem] = (),
     ) -> None:
         super().__init__()
         self.plan = plan
+        self._bound = bound
         self.inputs = BlockInputs(model, plan.layers, options)
         self.inputs.record(self)
         self.inputs.watch(plan.layers, self, rules)
+
+    def statistics(self) -> Mapping[str, Statistic]:
+        """Return what each layer of the plan has read in the float model, all tokens counting alike."""
+        self._require_plain_records()
+        return float_statistics(self.inputs)
+
+    def _require_plain_records(self) -> None:
+        """Refuse records that are weighted or rounded.
+
+        Raises:
+            UnsupportedError: naming the field.
+        """
+        options, weights = self.inputs.options, {rule.weights for rule in self.inputs.rules.values()}
+        given = next((each for each in weights if isinstance(each, tuple)), None)
+        fields = (
+            ("asymmetric", options.paired, True, "0"),
+            ("activation_dtype", options.narrow, "bfloat16", "None"),
+            ("token_weights", given is not None, given, "'uniform' or 'auto'"),
+        )
+        problems = [
+            Problem(
+                field=field,
+                value=value,
+                expected=f"{plain} where the calibration is saved",
+                sentence=f"what was recorded with {field}={value!r} is not what the float model gives",
+                remedy=f"prepare the model with {field}={plain} to save its calibration",
+            )
+            for field, is_set, value, plain in fields
+            if is_set
+        ]
+        if problems:
+            raise UnsupportedError(*problems)
+
+    def adopt(self, statistics: Mapping[str, Statistic]) -> None:
+        """Solve for what the layers read in the float model, without running it."""
+        if self._bound:
+            raise UnsupportedError(*self._bound)
+        self.inputs.adopt(statistics)
 
 
 class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
@@ -114,6 +166,10 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
         """Return what is wrong with a layer and the config that holds for it."""
         return ()
 
+    def bound(self, plan: LayerPlan[C]) -> Sequence[Problem]:
+        """Return which settings need the data themselves, so that no calibration file can serve them."""
+        return ()
+
     def checkpoint(self, model: nn.Module, inputs: BlockInputs) -> Checkpoint:
         """Return where finished blocks are kept, so that an interrupted conversion can go on."""
         return Checkpoint(None)
@@ -128,7 +184,7 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
         """Start to watch the inputs of blocks and layers."""
         plan = plan_layers(model, self.config, check=self.problems)
         rules = {path: self.rule(target) for path, target in plan.targets.items()}
-        calibration = BlockCalibration(model, plan, self.options(), rules)
+        calibration = BlockCalibration(model, plan, self.options(), rules, self.bound(plan))
         calibration.inputs.install(model, edit)
         return model, calibration
 
@@ -146,7 +202,19 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
         with Progress(name.upper(), total=len(plan.targets), show=self.shows_progress()) as bar:
             work = Conversion(model, plan.layers, edit, bar)
             run_blocks(inputs, _Solving(self, plan, work, inputs), checkpoint)
-        return work.converted(plan.lines_left(model, name))
+        converted = work.converted(plan.lines_left(model, name))
+        return _of_float_model(converted, plan.targets) if inputs.adopted else converted
+
+
+def _of_float_model(converted: Converted, paths: Container[str]) -> Converted:
+    """Return `converted` with a report that says of the layers at `paths` where their statistics are from."""
+    lines = (
+        attrs.evolve(line, reason="; ".join(filter(None, (line.reason, _FROM_FILE))))
+        if line.path in paths
+        else line
+        for line in converted.report.layers
+    )
+    return attrs.evolve(converted, report=Report(layers=tuple(lines)))
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from functools import partial
 
 import attrs
@@ -96,6 +97,15 @@ class InputMaxima(Recorder):
         """Count what the pass that has ended has shown."""
         self.statistics |= self._unfinished
         self.drop_unfinished()
+
+    def adopt(self, seen: Mapping[str, AbsMaxStatistic]) -> None:
+        """Count also what was `seen` of the inputs of layers, by path."""
+        known = self.statistics
+        self.statistics = known | {
+            path: known[path].merge(each) if path in known else each
+            for path, each in seen.items()
+            if not each.is_empty
+        }
 
     def range_of(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Return the smallest and the largest value of each channel of `pair`, or 0, (channels,) each."""

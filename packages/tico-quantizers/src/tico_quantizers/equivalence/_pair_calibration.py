@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from torch import nn
 
@@ -177,6 +177,15 @@ class PairCalibration(Calibration):
         """Return the pairs that have shown so far; more data may show others."""
         return self._shown.pairs(self._shown.passages)
 
+    def require_shown_pairs(self) -> None:
+        """Refuse statistics of a file before a pass has shown the pairs, which no file holds.
+
+        Raises:
+            CalibrationError: no pass of the whole model has been seen.
+        """
+        if not self._shown.calls:
+            raise CalibrationError(_NO_PASS)
+
     def pairs(self) -> FoundPairs:
         """Return the pairs.
 
@@ -195,6 +204,16 @@ class PairCalibration(Calibration):
         found = self.shown_pairs()
         require_pairs(found, self.candidates, self._shown.config, last=True)
         return found
+
+
+_NO_PASS: Final = Problem(
+    field="args",
+    value=Found("none"),
+    expected="example inputs where a calibration file is loaded",
+    sentence="a calibration file does not say which layers read what another one gives, and no pass has yet"
+    " shown it",
+    remedy="give prepare args or kwargs, example inputs of the model",
+)
 
 
 def _called_alone(path: str) -> Problem:

@@ -1,6 +1,5 @@
-"""What every wrapper stands on: quantization points, their life, the registry, and calibration files."""
+"""What every wrapper stands on: quantization points, their life, the registry, and what points have seen."""
 
-from tico_wrapq.base._calibration_file import load_calibration, save_calibration
 from tico_wrapq.base._declaration import ACT_IN, ACT_OUT, PointDeclaration, Role, spec_problem
 from tico_wrapq.base._mode import Mode
 from tico_wrapq.base._passage import Passage
@@ -13,6 +12,7 @@ from tico_wrapq.base._point import (
     require_data,
     require_grids,
 )
+from tico_wrapq.base._point_calibration import PointCalibration
 from tico_wrapq.base._point_statistics import PointStatistics
 from tico_wrapq.base._quant_module_base import QuantModuleBase, Resolve, WeightCodes
 from tico_wrapq.base._registry import (
@@ -38,6 +38,7 @@ __all__ = [
     "PassThroughEntry",
     "Passage",
     "Passing",
+    "PointCalibration",
     "PointDeclaration",
     "PointStatistics",
     "QuantModuleBase",
@@ -50,14 +51,12 @@ __all__ = [
     "WeightCodes",
     "WrapperEntry",
     "WrapperRegistry",
-    "load_calibration",
     "lookup",
     "pass_through_entry",
     "register",
     "register_pass_through",
     "require_data",
     "require_grids",
-    "save_calibration",
     "spec_problem",
     "try_register",
     "wrapper_entry",

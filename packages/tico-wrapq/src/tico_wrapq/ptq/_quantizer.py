@@ -10,8 +10,8 @@ from torch import nn
 
 from tico_config import Found, LifecycleError, Problem, PTQConfig
 from tico_modules import Edit, LayerReport, QuantizedModule, Report, children, named_modules, parameter
-from tico_quantizers import BaseQuantizer, Calibration, Converted, Example
-from tico_wrapq.base import REGISTRY, Passage, QuantModuleBase, WeightCodes, require_grids
+from tico_quantizers import BaseQuantizer, Converted, Example
+from tico_wrapq.base import REGISTRY, Passage, PointCalibration, QuantModuleBase, WeightCodes, require_grids
 from tico_wrapq.ptq._folds import Fold, Folds, foldable
 from tico_wrapq.ptq._work import Work
 from tico_wrapq.ptq._wrapping import Wrapped, wrap
@@ -27,16 +27,16 @@ ONE_CHANNEL = "range taken by one channel"
 
 
 @final
-class PTQCalibration(Calibration):
+class PTQCalibration(PointCalibration):
     """The wrappers of a model, whose points start to watch, and how much each module multiplies."""
 
     def __init__(self, wrapped: Wrapped, folds: list[Fold], edit: Edit) -> None:
         self.wrapped = wrapped
-        self.points = [point for wrapper in wrapped.wrappers.values() for _, point in wrapper.named_points()]
+        points = [point for wrapper in wrapped.wrappers.values() for _, point in wrapper.named_points()]
         passage = Passage()
         self.work = Work(self)
         self.folds = Folds(folds, self)
-        super().__init__(passage, self.work, self.folds)
+        super().__init__(wrapped.root, points, passage, self.work, self.folds)
         passage.calibration = self
         for wrapper in wrapped.wrappers.values():
             wrapper.enable_calibration(passage)

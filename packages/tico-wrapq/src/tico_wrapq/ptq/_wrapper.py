@@ -10,12 +10,22 @@ from torch import nn
 from tico_config import Found, LifecycleError, Problem, PTQConfig
 from tico_modules import Edit, named_modules
 from tico_quantizers import Calibration
-from tico_wrapq.base import REGISTRY, Mode, Passage, QuantModuleBase, QuantPoint, WeightCodes, require_grids
+from tico_quantizers.calibration import WatchedModule
+from tico_wrapq.base import (
+    REGISTRY,
+    Mode,
+    Passage,
+    PointCalibration,
+    QuantModuleBase,
+    QuantPoint,
+    WeightCodes,
+    require_grids,
+)
 from tico_wrapq.ptq._wrapping import wrap
 
 
 @final
-class PTQWrapper(nn.Module):
+class PTQWrapper(WatchedModule):
     """`module` in wrappers, outside of any model: float at first, then watched, then quantized.
 
     The layers of `module` are replaced in place, as `prepare` does: give a copy to keep it.
@@ -46,7 +56,7 @@ class PTQWrapper(nn.Module):
         self._wrappers = found.wrappers
         self.wrapped = found.root
         self._passage = Passage()
-        self._calibration = Calibration(self._passage)
+        self._calibration = PointCalibration(self, list(self._points()), self._passage)
         self._passage.calibration = self._calibration
 
     def forward(self, *args: object, **kwargs: object) -> object:
@@ -66,6 +76,11 @@ class PTQWrapper(nn.Module):
     def _output(self, *args: object, **kwargs: object) -> object:
         output: object = self.wrapped(*args, **kwargs)
         return output
+
+    @property
+    def calibration(self) -> Calibration:
+        """What the points have seen so far."""
+        return self._calibration
 
     def _points(self) -> Iterator[QuantPoint]:
         return (point for wrapper in self._wrappers.values() for _, point in wrapper.named_points())

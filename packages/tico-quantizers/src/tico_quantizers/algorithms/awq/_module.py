@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from tico_config import AWQConfig, DType, Problem
 from tico_modules import Edit, LayerReport, PackedWeight, named_modules
-from tico_observers import products
+from tico_observers import Statistic, products
 from tico_quantizers.calibration import (
     BlockInputs,
     BlockOptions,
     Checkpoint,
     GroupedGram,
+    float_statistics,
     run_blocks,
 )
 from tico_quantizers.conversion import Conversion, Progress
@@ -65,6 +66,15 @@ class AWQCalibration(PairCalibration):
         super().start(model, example, edit)
         self.inputs.record(self)
         self.inputs.watch(self.plan.layers, self)
+
+    def statistics(self) -> Mapping[str, Statistic]:
+        """Return what each layer of the plan has read."""
+        return float_statistics(self.inputs)
+
+    def adopt(self, statistics: Mapping[str, Statistic]) -> None:
+        """Search with what the layers have read elsewhere, too."""
+        self.require_shown_pairs()
+        self.inputs.adopt(statistics)
 
 
 @final

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import final
+from collections.abc import Iterator, Mapping
+from typing import Final, final
 
 import attrs
 import torch
@@ -13,7 +13,17 @@ from tico_config import GPTQConfig, Problem
 from tico_quantizers.algorithms.gptq._layer import ReadInput, round_layer, solve_layer
 from tico_quantizers.calibration import BlockInputs, BlockOptions, Checkpoint, GroupedGram, TokenRule
 from tico_quantizers.conversion import BlockQuantizer
-from tico_quantizers.layers import QuantizedWeight, Target, columns, group_size_problem, groups
+from tico_quantizers.layers import LayerPlan, QuantizedWeight, Target, columns, group_size_problem, groups
+
+# What the settings that are about passes have to be where there are none.
+_WITHOUT_PASSES: Final[Mapping[str, object]] = {
+    "true_sequential": False,
+    "asymmetric": 0.0,
+    "token_weights": "uniform",
+    "forward_dtype": None,
+    "activation_dtype": None,
+    "checkpoint_dir": None,
+}
 
 
 @final
@@ -61,6 +71,22 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
         elif config.act_order and not config.static_groups and size not in (None, columns(layer)):
             yield from _order_problems(target)
 
+    def bound(self, plan: LayerPlan[GPTQConfig]) -> list[Problem]:
+        """Return the settings that are about passes, which statistics of a file do without."""
+        config = self.config
+        found = [
+            _bound(field, getattr(config, field), plain)
+            for field, plain in _WITHOUT_PASSES.items()
+            if getattr(config, field) != plain
+        ]
+        weighed = {path: target.config.token_weights for path, target in plan.targets.items()}
+        found += [
+            _bound("token_weights", each, "uniform", path)
+            for path, each in weighed.items()
+            if each not in ("uniform", config.token_weights)
+        ]
+        return found
+
     def checkpoint(self, model: nn.Module, inputs: BlockInputs) -> Checkpoint:
         """Return the folder for this work, by all settings that its results follow from."""
         decisive = attrs.evolve(
@@ -71,6 +97,17 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
     def shows_progress(self) -> bool:
         """Return whether a bar is shown."""
         return self.config.show_progress
+
+
+def _bound(field: str, value: object, plain: object, path: str | None = None) -> Problem:
+    return Problem(
+        module=path,
+        field=field,
+        value=value,
+        expected=f"{plain!r} with a calibration file",
+        sentence=f"{field}={value!r} needs the data themselves, which a calibration file does not hold",
+        remedy=f"prepare the model with {field}={plain!r}",
+    )
 
 
 def _order_problems(target: Target[GPTQConfig]) -> Iterator[Problem]:

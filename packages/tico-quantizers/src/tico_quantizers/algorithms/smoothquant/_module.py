@@ -8,9 +8,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from tico_config import ConfigError, Found, Problem, SmoothQuantConfig
+from tico_config import SmoothQuantConfig
 from tico_modules import Edit, LayerReport, Report, named_modules
-from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration
+from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration, config_of
 from tico_quantizers.calibration import UNREACHED, Checkpoint, GroupedGram, require_watched, run_blocks
 from tico_quantizers.equivalence import (
     Consumer,
@@ -47,7 +47,7 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         """Fold a scale into the modules of each pair."""
         found = calibration.pairs()
         require_in_place(model, found.modules())
-        reached = calibration.reached.paths
+        reached = calibration.reached_paths
         expected = tuple(each.path for each in found.consumers if each.path not in found.adopted)
         if self.config.on_uncalibrated == "error":
             require_watched(reached, expected)
@@ -123,29 +123,6 @@ class _Search:
 
 def _consumer(consumer: Consumer, gram: Tensor) -> ConsumerWeight:
     return ConsumerWeight(weight=matrix(consumer.layer), channels=consumer.columns, gram=gram)
-
-
-def config_of(config: SmoothQuantConfig, pair: Pair) -> SmoothQuantConfig:
-    """Return what holds for a pair, by the rules for its producer and its consumers.
-
-    Raises:
-        ConfigError: two rules contradict each other.
-    """
-    found = [config.resolve(path) for path in (pair.path, *(consumer.path for consumer in pair.consumers))]
-    first, *others = [each for each in found if each.origin != "defaults"] or found
-    for other in others:
-        if other.spec != first.spec:
-            value = Found(f"{first.origin} and {other.origin}, which say different things")
-            expected = "one rule for a pair, which has one scale"
-            sentence = (
-                f"{first.origin} and {other.origin} say different things about a pair, which has one scale"
-            )
-            raise ConfigError(
-                Problem(
-                    module=pair.path, field="overrides", value=value, expected=expected, sentence=sentence
-                )
-            )
-    return first.spec
 
 
 def weight_maximum(pair: Pair) -> Tensor:

@@ -1,0 +1,130 @@
+"""What a prepared model has seen, in a sealed file, for the same model prepared otherwise."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+
+import attrs
+from torch import nn
+
+from tico_config import ArtifactError, Found, LifecycleError, Problem, TicoError
+from tico_modules import named_modules
+from tico_observers import StatisticsFile, read_statistics, save_statistics
+from tico_quantizers.calibration import Calibration, WatchedModule, unchanged_process
+from tico_quantizers.lifecycle._model_kinds import require_model
+from tico_quantizers.lifecycle._stages import state_of
+
+
+def save_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write what the prepared `model` has seen to `path`, for `load_calibration`.
+
+    GPTQ, AWQ and SmoothQuant with ``alpha="auto"`` keep the Gram matrix of what every layer reads in the
+    float model and the range of each input feature, SmoothQuant with another alpha the ranges, and PTQ what
+    its points have seen, with the ranges of layers whose inputs have a grid. A file of Gram matrices serves
+    the first three, at any bits and groups; one of ranges serves SmoothQuant. A file of histograms
+    (`HistogramSpec`, `PercentileSpec`, `MSESpec`, `EntropySpec`) serves these and `MinMaxSpec`, with any
+    number of bits; a file of their ranges serves `MinMaxSpec`.
+
+    Raises:
+        LifecycleError: the model is not prepared.
+        UnsupportedError: files hold nothing of what the algorithm sees, or not with this config.
+        CalibrationError: no data were seen; PTQ: points have seen none.
+        OSError: the file cannot be written; what was at `path` before is still there.
+    """
+    calibration, fingerprint = _held(model)
+    with unchanged_process(), calibration.paused():
+        seen = calibration.statistics()
+    data = calibration.data
+    save_statistics(path, seen, {"model": fingerprint, "data": data.text, "calls": str(data.calls)})
+
+
+def load_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Let the prepared `model` have seen also what the file at `path` holds.
+
+    The model may have been prepared with another config than the one that the file comes from, also that of
+    another algorithm. Several files, and data of one's own, add up. AWQ and SmoothQuant need `args` or
+    `kwargs` in `prepare`, as a file does not say which layers form pairs.
+
+    Raises:
+        LifecycleError: the model is not prepared.
+        UnsupportedError: a field of the config needs the data themselves; every such field is listed.
+        ArtifactError: the file is damaged or of another model; every path that differs is listed.
+        CalibrationError: the file lacks what the algorithm needs; every such layer or point is listed.
+        OSError: the file cannot be read.
+
+    After an error the model has seen what it had before.
+    """
+    calibration, fingerprint = _held(model)
+    file = read_statistics(path)
+    name = os.fspath(path)
+    _require_same_model(name, model, fingerprint, file)
+    calls = _calls(name, file.origin)
+    try:
+        calibration.adopt(file.statistics)
+    except LifecycleError:
+        raise
+    except TicoError as error:
+        first, *others = (attrs.evolve(each, module=each.module or name) for each in error.problems)
+        raise type(error)(first, *others) from None
+    if calls is not None:
+        calibration.data.add(*calls)
+
+
+def _held(model: nn.Module) -> tuple[Calibration, str]:
+    """Return what `model` has seen, and the fingerprint of the float model, if it is known."""
+    require_model(model)
+    if isinstance(model, WatchedModule):
+        return model.calibration, ""
+    state = state_of(model)
+    return state.calibration, state.origin.model
+
+
+def _require_same_model(name: str, model: nn.Module, fingerprint: str, file: StatisticsFile) -> None:
+    """Refuse a file of a model with other weights; one of the two may have no fingerprint.
+
+    Raises:
+        ArtifactError: with every module that only the other model has.
+    """
+    saved = file.origin.get("model", "")
+    if not fingerprint or not saved or saved == fingerprint:
+        return
+    problem = Problem(
+        module=name,
+        field="model",
+        value=Found(f"a model of fingerprint {fingerprint[:12]}…"),
+        expected=f"the float model that was calibrated, of fingerprint {saved[:12]}…",
+        sentence="it is the calibration of another model, or of this one with other weights",
+        remedy="load it into the model that it was saved from",
+    )
+    raise ArtifactError(problem, *_foreign(name, model, file))
+
+
+def _foreign(name: str, model: nn.Module, file: StatisticsFile) -> Iterator[Problem]:
+    """Yield a problem for each module of the file that `model` lacks."""
+    named = {statistic: statistic.rpartition("|") for statistic in file.statistics}
+    saved = {
+        layer if bar else statistic.removesuffix(".channels").rpartition(".")[0]
+        for statistic, (layer, bar, _) in named.items()
+    }
+    for path in sorted(saved - {path for path, _ in named_modules(model)}):
+        yield Problem(
+            module=name,
+            field=path,
+            value=Found("one that the model lacks"),
+            expected="a module of the model",
+            sentence=f"{path} was calibrated, and the model has no such module",
+        )
+
+
+def _calls(name: str, origin: Mapping[str, str]) -> tuple[str, int] | None:
+    """Return the fingerprint of the data that a file is of, and the number of calls."""
+    text, calls = origin.get("data"), origin.get("calls")
+    if text is None and calls is None:
+        return None
+    digits = text is not None and len(text) == 64 and not set(text) - set("0123456789abcdef")
+    if text is None or calls is None or not digits or not (calls.isascii() and calls.isdigit()):
+        value = Found(f"{text!r} and {calls!r}")
+        expected = "64 hexadecimal digits and a number of calls"
+        raise ArtifactError(Problem(module=name, field="origin", value=value, expected=expected))
+    return text, int(calls)
