@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 import pytest
 import torch
 from torch import Tensor, nn
 
+from expert_models import Mixture, tokens
 from smoothing_models import Encoder, model_with_data
 from tico.quantization import (
     AWQConfig,
@@ -31,12 +32,12 @@ from tico.quantization.config import (
     UnsupportedError,
     no_quant,
 )
-from tico_observers import GramStatistic, load_statistics
-from tico_quantizers import QuantizedModule
+from tico_observers import AbsMaxStatistic, GramStatistic, Statistic, load_statistics, save_statistics
+from tico_quantizers import QuantizedModule, runs_of
 from tico_quantizers.gptq import solve
 from tico_quantizers.layers import matrix
 from tico_quantizers.testing import refused, same_tensors, tensors_of, unchanged
-from tiny_models import values
+from tiny_models import TOKENS, tiny_llama, values
 
 GPTQ = GPTQConfig(token_weights="uniform", show_progress=False)
 AWQ = AWQConfig(group_size=4, clip=True, show_progress=False)
@@ -96,8 +97,15 @@ def ready(config: BaseConfig, start: nn.Module | None = None, x: Tensor = BATCHE
     return prepare(start or model(), config, args=(x,) if smooths else None)
 
 
+class Save(Protocol):
+    """Saves what a config sees of batches, by default of all."""
+
+    def __call__(self, config: BaseConfig, *batches: Tensor, start: nn.Module | None = None) -> Path:
+        """Return the path of the file."""
+
+
 @pytest.fixture
-def saved(tmp_path: Path) -> Callable[..., Path]:
+def saved(tmp_path: Path) -> Save:
     """Return a function that saves what a config sees of batches."""
 
     def save(config: BaseConfig, *batches: Tensor, start: nn.Module | None = None) -> Path:
@@ -109,12 +117,9 @@ def saved(tmp_path: Path) -> Callable[..., Path]:
     return save
 
 
-Saved = Callable[..., Path]
-
-
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("source", SOURCES)
-def test_file_serves_another_algorithm_as_the_data_do(saved: Saved, source: str, target: str) -> None:
+def test_file_serves_another_algorithm_as_the_data_do(saved: Save, source: str, target: str) -> None:
     """Each algorithm gives the same bits from the file as from the data, or says what the file lacks."""
     path, config = saved(SOURCES[source]), TARGETS[target]
     loaded = ready(config)
@@ -130,41 +135,35 @@ def test_file_serves_another_algorithm_as_the_data_do(saved: Saved, source: str,
 
 
 @pytest.mark.parametrize(
-    "changes",
+    "config",
     [
-        {},
-        {"bits": 8, "group_size": 4},
-        {"bits": 3, "symmetric": True, "act_order": True, "damping": 0.1},
-        {"bits": 2, "overrides": {"head": no_quant(), "layers.0.*": {"bits": 5}}},
+        GPTQ,
+        attrs.evolve(GPTQ, bits=8, group_size=4),
+        attrs.evolve(GPTQ, bits=3, symmetric=True, act_order=True, damping=0.1),
+        attrs.evolve(GPTQ, bits=2, overrides={"head": no_quant(), "layers.0.*": {"bits": 5}}),
     ],
-    ids=str,
+    ids=["defaults", "groups", "act_order", "overrides"],
 )
 @pytest.mark.parametrize("source", ["GPTQ", "AWQ", "search"])
-def test_gptq_solves_for_the_gram_matrices_of_the_file(
-    saved: Saved, source: str, changes: dict[str, object]
-) -> None:
+def test_gptq_solves_for_the_gram_matrices_of_the_file(saved: Save, source: str, config: GPTQConfig) -> None:
     """Each layer has the codes that the solver gives for what it reads in the float model."""
-    config = attrs.evolve(GPTQ, **changes)
     path = saved(SOURCES[source])
     loaded = ready(config)
     load_calibration(loaded, path)
     quantized = convert(loaded)
-    known = load_statistics(path)
-    layers = {path: layer for path, layer in model().named_modules() if isinstance(layer, nn.Linear)}
-    left = {"head"} if changes.get("overrides") else set()
+    known, lines = load_statistics(path), {line.path: line for line in report(quantized).layers}
     integers = {path: each for path, each in quantized.named_modules() if isinstance(each, QuantizedModule)}
-    assert integers.keys() == layers.keys() - left
+    assert len(integers) == (12 if config.overrides else 13)
     for name, integer in integers.items():
-        gram = known[f"{name}|gram"]
+        gram, layer = known[f"{name}|gram"], model().get_submodule(name)
         assert isinstance(gram, GramStatistic)
-        weight = matrix(layers[name])
-        solution = solve(weight, gram.matrix(), config.resolve(name).spec)
+        assert isinstance(layer, nn.Linear)
+        solution = solve(matrix(layer), gram.matrix(), config.resolve(name).spec)
         assert torch.equal(integer.packed.integer_codes().to(torch.int64), solution.codes.to(torch.int64))
-        line = next(each for each in report(quantized).layers if each.path == name)
-        assert "the float model, from a calibration file" in line.reason
+        assert "the float model, from a calibration file" in lines[name].reason
 
 
-def test_gptq_is_refused_a_file_without_gram_matrices(saved: Saved) -> None:
+def test_gptq_is_refused_a_file_without_gram_matrices(saved: Save) -> None:
     """One sentence says what is lacking, and which calibrations have it."""
     for source in (SMOOTH, PTQ):
         path, loaded = saved(source), ready(GPTQ)
@@ -175,28 +174,26 @@ def test_gptq_is_refused_a_file_without_gram_matrices(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("field", "config"),
     [
-        {"token_weights": "auto"},
-        {"token_weights": (4.0,)},
-        {"true_sequential": True},
-        {"asymmetric": 0.25},
-        {"forward_dtype": "bfloat16"},
-        {"activation_dtype": "bfloat16"},
-        {"checkpoint_dir": "folder"},
+        ("token_weights", attrs.evolve(GPTQ, token_weights="auto")),
+        ("token_weights", attrs.evolve(GPTQ, token_weights=(4.0,))),
+        ("true_sequential", attrs.evolve(GPTQ, true_sequential=True)),
+        ("asymmetric", attrs.evolve(GPTQ, asymmetric=0.25)),
+        ("forward_dtype", attrs.evolve(GPTQ, forward_dtype="bfloat16")),
+        ("activation_dtype", attrs.evolve(GPTQ, activation_dtype="bfloat16")),
+        ("checkpoint_dir", attrs.evolve(GPTQ, checkpoint_dir="folder")),
     ],
-    ids=str,
 )
-def test_settings_about_passes_are_refused(saved: Saved, changes: dict[str, object]) -> None:
+def test_settings_about_passes_are_refused(saved: Save, field: str, config: GPTQConfig) -> None:
     """The field is named with the value that does without the data."""
-    (field,) = changes
-    path, loaded = saved(GPTQ), ready(attrs.evolve(GPTQ, **changes))
+    path, loaded = saved(GPTQ), ready(config)
     with refused(loaded, UnsupportedError, field=field, module=str(path)) as error:
         load_calibration(loaded, path)
     assert f"prepare the model with {field}=" in str(error.value)
 
 
-def test_settings_of_one_layer_are_refused_by_its_path(saved: Saved) -> None:
+def test_settings_of_one_layer_are_refused_by_its_path(saved: Save) -> None:
     """An override that asks for token weights is named by the layer that it holds for."""
     config = attrs.evolve(GPTQ, overrides={"head": {"token_weights": "auto"}})
     path, loaded = saved(GPTQ), ready(config)
@@ -205,16 +202,18 @@ def test_settings_of_one_layer_are_refused_by_its_path(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"token_weights": (4.0,)}, {"asymmetric": 0.25}, {"activation_dtype": "bfloat16"}],
-    ids=str,
+    ("field", "config"),
+    [
+        ("token_weights", attrs.evolve(GPTQ, token_weights=(4.0,))),
+        ("asymmetric", attrs.evolve(GPTQ, asymmetric=0.25)),
+        ("activation_dtype", attrs.evolve(GPTQ, activation_dtype="bfloat16")),
+    ],
 )
 def test_records_that_are_not_those_of_the_float_model_are_not_saved(
-    tmp_path: Path, changes: dict[str, object]
+    tmp_path: Path, field: str, config: GPTQConfig
 ) -> None:
     """What was weighted, paired or rounded when it was recorded serves no other algorithm."""
-    (field,) = changes
-    source = run(ready(attrs.evolve(GPTQ, **changes)), *BATCHES)
+    source = run(ready(config), *BATCHES)
     with refused(source, UnsupportedError, field=field):
         save_calibration(source, tmp_path / "seen")
     assert not list(tmp_path.iterdir())
@@ -232,7 +231,7 @@ def test_saving_changes_nothing(tmp_path: Path, config: BaseConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [GPTQ, AWQ, SMOOTH, SEARCH], ids=lambda config: type(config).__name__)
-def test_files_add_up(saved: Saved, config: BaseConfig) -> None:
+def test_files_add_up(saved: Save, config: BaseConfig) -> None:
     """What two files tell is one calibration: that of all data, which Gram matrices keep in order."""
     loaded, expected = ready(config), ready(config)
     for batch in BATCHES:
@@ -242,7 +241,7 @@ def test_files_add_up(saved: Saved, config: BaseConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [SMOOTH, PTQ], ids=lambda config: type(config).__name__)
-def test_ranges_add_up_in_any_order(saved: Saved, config: BaseConfig) -> None:
+def test_ranges_add_up_in_any_order(saved: Save, config: BaseConfig) -> None:
     """Ranges commute bit for bit, also with data of one's own."""
     loaded = run(ready(config), BATCHES[1])
     load_calibration(loaded, saved(config, BATCHES[0]))
@@ -250,7 +249,7 @@ def test_ranges_add_up_in_any_order(saved: Saved, config: BaseConfig) -> None:
     assert same_tensors(tensors_of(convert(loaded)), tensors_of(convert(expected)))
 
 
-def test_file_and_data_add_up(saved: Saved) -> None:
+def test_file_and_data_add_up(saved: Save) -> None:
     """Data that are run before or after loading count beside the file: all tokens are counted."""
     path = saved(GPTQ, BATCHES[0])
     loaded = ready(GPTQ)
@@ -261,7 +260,7 @@ def test_file_and_data_add_up(saved: Saved) -> None:
 
 
 @pytest.mark.parametrize("config", [AWQ, SMOOTH], ids=["AWQ", "SmoothQuant"])
-def test_pairs_need_an_example(saved: Saved, config: BaseConfig) -> None:
+def test_pairs_need_an_example(saved: Save, config: BaseConfig) -> None:
     """No file says which layers form pairs, so `prepare` needs to see a pass."""
     path = saved(GPTQ)
     loaded = prepare(model(), config)
@@ -271,7 +270,7 @@ def test_pairs_need_an_example(saved: Saved, config: BaseConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [GPTQ, AWQ, SMOOTH, PTQ], ids=lambda config: type(config).__name__)
-def test_other_weights_are_refused(saved: Saved, config: BaseConfig) -> None:
+def test_other_weights_are_refused(saved: Save, config: BaseConfig) -> None:
     """The same layers with other weights read something else: the fingerprint tells."""
     path, other = saved(config), model()
     with torch.no_grad():
@@ -282,7 +281,7 @@ def test_other_weights_are_refused(saved: Saved, config: BaseConfig) -> None:
     assert len(error.value.problems) == 1
 
 
-def test_modules_that_differ_are_listed(saved: Saved) -> None:
+def test_modules_that_differ_are_listed(saved: Save) -> None:
     """A file of another model names the layers that this one lacks."""
     path, loaded = saved(GPTQ), prepare(nn.Sequential(nn.Linear(8, 8)).eval(), GPTQ)
     with refused(loaded, ArtifactError, field="model", module=str(path)) as error:
@@ -306,7 +305,7 @@ def test_layers_that_were_left_out_are_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", ["head", "layers.1.linear2"])
 @pytest.mark.parametrize("source", [GPTQ, attrs.evolve(AWQ, clip=False)], ids=["GPTQ", "AWQ"])
-def test_file_serves_layers_that_were_left_out(saved: Saved, source: BaseConfig, pattern: str) -> None:
+def test_file_serves_layers_that_were_left_out(saved: Save, source: BaseConfig, pattern: str) -> None:
     """What a config leaves in float is read in passes that are made again, in blocks and outside."""
     assert isinstance(source, GPTQConfig | AWQConfig)
     path = saved(attrs.evolve(source, overrides={pattern: no_quant()}))
@@ -324,7 +323,7 @@ def test_nothing_seen_cannot_be_saved(tmp_path: Path, config: BaseConfig) -> Non
     assert not list(tmp_path.iterdir())
 
 
-def test_damaged_file_is_refused(saved: Saved) -> None:
+def test_damaged_file_is_refused(saved: Save) -> None:
     """A byte that is wrong is found, and nothing was seen."""
     path = saved(GPTQ)
     content = bytearray(path.read_bytes())
@@ -337,20 +336,22 @@ def test_damaged_file_is_refused(saved: Saved) -> None:
         convert(loaded)
 
 
-def test_models_without_calibration_are_refused(saved: Saved) -> None:
+def test_models_without_calibration_are_refused(saved: Save) -> None:
     """A float model and a graph: neither can take what a file holds."""
     path = saved(GPTQ)
     plain = model()
     with refused(plain, LifecycleError, field="model"):
         load_calibration(plain, path)
-    graph = prepare(model(), PT2EConfig(), args=(BATCHES[0],), inplace=False)
+    start = nn.Sequential(nn.Linear(8, 4)).eval()
+    graph = prepare(start, PT2EConfig(), args=(BATCHES[0],), inplace=False)
+    path = saved(GPTQ, start=start)
     for action in (load_calibration, save_calibration):
         with pytest.raises(UnsupportedError, match="hold nothing of a GraphCalibration"):
             action(graph, path)
 
 
 @pytest.mark.parametrize("config", [GPTQ, AWQ, SMOOTH, SEARCH], ids=lambda config: type(config).__name__)
-def test_copies_and_repeated_conversions_keep_what_was_loaded(saved: Saved, config: BaseConfig) -> None:
+def test_copies_and_repeated_conversions_keep_what_was_loaded(saved: Save, config: BaseConfig) -> None:
     """A loaded model can be converted to a copy, and then itself."""
     loaded = ready(config)
     load_calibration(loaded, saved(config))
@@ -360,7 +361,7 @@ def test_copies_and_repeated_conversions_keep_what_was_loaded(saved: Saved, conf
 
 @pytest.mark.parametrize("name", ["llama", "convolutions"])
 @pytest.mark.parametrize("config", [attrs.evolve(AWQ, group_size=None), SMOOTH, SEARCH], ids=str)
-def test_language_models_and_convolutions(saved: Saved, name: str, config: BaseConfig) -> None:
+def test_language_models_and_convolutions(saved: Save, name: str, config: BaseConfig) -> None:
     """Attention with masks, and windows over images: the file of GPTQ serves as the data do."""
     start, x = model_with_data(name)
     path = saved(GPTQConfig(show_progress=False), x, start=start)
@@ -368,3 +369,104 @@ def test_language_models_and_convolutions(saved: Saved, name: str, config: BaseC
     load_calibration(loaded, path)
     expected = convert(run(ready(config, model_with_data(name)[0], x), x))
     assert same_tensors(tensors_of(convert(loaded)), tensors_of(expected))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [attrs.evolve(AWQ, group_size=None), SMOOTH, SEARCH, GPTQ],
+    ids=["AWQ", "ranges", "search", "GPTQ"],
+)
+def test_padding_counts_nowhere(tmp_path: Path, config: BaseConfig) -> None:
+    """What stands in the padding changes no statistic of the file."""
+    mask = torch.ones_like(TOKENS)
+    mask[0, :5] = 0
+    paths = []
+    for filling in (0, 7):
+        source = prepare(tiny_llama(), config, kwargs={"input_ids": TOKENS, "attention_mask": mask})
+        with torch.no_grad():
+            source(TOKENS.where(mask == 1, filling), attention_mask=mask)
+        save_calibration(source, tmp_path / f"{filling}")
+        paths.append(load_statistics(tmp_path / f"{filling}"))
+    for name, seen in paths[0].items():
+        other = paths[1][name]
+        if isinstance(seen, GramStatistic) and isinstance(other, GramStatistic):
+            assert torch.equal(seen.matrix(), other.matrix())
+        else:
+            assert seen == other
+
+
+def test_experts_that_read_little_are_rounded_to_nearest(tmp_path: Path) -> None:
+    """The rows of the Gram matrices in the file tell them, as those of the data do."""
+    config, results = attrs.evolve(GPTQ, min_expert_tokens=10), []
+    for is_loaded in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            start = nn.Sequential(Mixture(), Mixture()).eval()
+        prepared = prepare(start, config)
+        if is_loaded:
+            load_calibration(prepared, tmp_path / "seen")
+        else:
+            save_calibration(run(prepared, tokens((40, 10, 9, 0))), tmp_path / "seen")
+        results.append(convert(prepared))
+    assert same_tensors(*map(tensors_of, results))
+    starved = [line.path for line in report(results[1]).layers if "fewer than 10" in line.reason]
+    assert starved[:4] == ["0.experts.2.0", "0.experts.2.1", "0.experts.3.0", "0.experts.3.1"]
+
+
+def test_passes_that_ended_early_are_enough(saved: Save) -> None:
+    """What `stop_after_capture` leaves out of the user's passes is in the file all the same."""
+    start, x = model_with_data("llama")
+    path = saved(GPTQConfig(stop_after_capture=True, show_progress=False), x, x.flip(1), x, start=start)
+    loaded = ready(SMOOTH, model_with_data("llama")[0], x)
+    load_calibration(loaded, path)
+    expected = convert(run(ready(SMOOTH, model_with_data("llama")[0], x), x, x.flip(1)))
+    assert same_tensors(tensors_of(convert(loaded)), tensors_of(expected))
+
+
+def test_groups_of_channels_and_lone_layers(tmp_path: Path) -> None:
+    """A layer has a Gram matrix for each group; the model may be a layer itself."""
+    starts = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 4, 3, stride=2)), nn.Linear(9, 3)
+    for start in starts:
+        start.eval()
+        source, loaded = prepare(start, GPTQ, inplace=False), prepare(start, GPTQ, inplace=False)
+        save_calibration(run(source, values(1, 2, 4, 9, 9)), tmp_path / "seen")
+        load_calibration(loaded, tmp_path / "seen")
+        assert same_tensors(tensors_of(convert(loaded)), tensors_of(convert(source)))
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [{"data": "0", "calls": "1"}, {"data": "0" * 64}, {"data": "0" * 64, "calls": "-1"}],
+    ids=str,
+)
+def test_origin_that_cannot_be_is_refused(saved: Save, origin: dict[str, str]) -> None:
+    """A file that somebody else wrote has to say of its data what this library says, or nothing."""
+    path, loaded = saved(GPTQ), ready(GPTQ)
+    save_statistics(path, load_statistics(path), origin)
+    with refused(loaded, ArtifactError, field="origin", module=str(path)):
+        load_calibration(loaded, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "statistic"),
+    [
+        ("head|gram", GramStatistic(columns=7)),
+        ("head|gram", AbsMaxStatistic()),
+        ("head|absmax", AbsMaxStatistic().observe(torch.ones(2, 7))),
+    ],
+)
+def test_statistics_of_another_shape_are_refused(saved: Save, name: str, statistic: Statistic) -> None:
+    """A file without fingerprint is held against the layers of the model."""
+    path, loaded = saved(GPTQ), ready(GPTQ)
+    save_statistics(path, {**load_statistics(path), name: statistic})
+    with refused(loaded, ArtifactError, field=name, module=str(path)):
+        load_calibration(loaded, path)
+
+
+def test_report_tells_of_the_data_of_the_file(saved: Save) -> None:
+    """The run that a converted layer remembers has the fingerprint of all data, wherever they were seen."""
+    loaded = ready(GPTQ)
+    load_calibration(loaded, saved(GPTQ, BATCHES[0]))
+    (one,) = runs_of(convert(run(loaded, BATCHES[1])).get_submodule("head"))
+    (other,) = runs_of(convert(run(ready(GPTQ), *BATCHES)).get_submodule("head"))
+    assert (one.data, one.calls, one.model) == (other.data, other.calls, other.model)

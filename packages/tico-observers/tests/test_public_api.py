@@ -9,7 +9,6 @@ class TestPublicAPI(PublicAPI):
     package = "tico_observers"
     hidden = ("tico_quantizers", "tico_wrapq", "tico_api", "tico")
     names = (
-        "LARGEST_PLAUSIBLE",
         "AbsMaxStatistic",
         "AffineParams",
         "AnyObserver",
@@ -26,6 +25,7 @@ class TestPublicAPI(PublicAPI):
         "IdentityObserver",
         "IdentityStatistic",
         "JoinedRanges",
+        "LARGEST_PLAUSIBLE",
         "MSEObserver",
         "MXObserver",
         "MinMaxObserver",
@@ -36,6 +36,7 @@ class TestPublicAPI(PublicAPI):
         "Record",
         "SealedFile",
         "Statistic",
+        "StatisticsFile",
         "broadcast",
         "channel_extremes",
         "dequantize",
@@ -54,6 +55,7 @@ class TestPublicAPI(PublicAPI):
         "percentile_range",
         "quantize",
         "read_sealed",
+        "read_statistics",
         "register_observer",
         "register_statistic",
         "replaced_file",

@@ -143,7 +143,7 @@ class TestCalibration(PublicNames):
 
     package = "tico_quantizers.calibration"
     names = (
-        "UNREACHED",
+        "ABSMAX",
         "ActivationStore",
         "BlockCalls",
         "BlockInputs",
@@ -151,6 +151,7 @@ class TestCalibration(PublicNames):
         "Calibration",
         "Call",
         "Checkpoint",
+        "GRAM",
         "GroupedGram",
         "Hook",
         "InputGrams",
@@ -161,17 +162,23 @@ class TestCalibration(PublicNames):
         "Snapshots",
         "Step",
         "TokenRule",
+        "UNREACHED",
+        "WatchedModule",
         "after_call",
         "attempted_twice",
         "before_call",
+        "float_statistics",
         "has_foreign_hooks",
         "is_observing",
         "is_watched",
         "located",
         "map_leaves",
+        "moved",
         "quiet_runs",
+        "read_range",
         "remember_hooks",
         "require_evaluation_mode",
+        "require_layers",
         "require_watched",
         "revision",
         "run_blocks",
@@ -250,7 +257,9 @@ class TestLifecycle(PublicNames):
     names = (
         "convert",
         "detached_copy",
+        "load_calibration",
         "prepare",
+        "save_calibration",
     )
 
 

@@ -1,9 +1,10 @@
 """Watching the forward passes of a model, and running its blocks again."""
 
 from tico_quantizers.calibration._activation_store import ActivationStore
+from tico_quantizers.calibration._adopted_grams import run_blocks
 from tico_quantizers.calibration._attempts import attempted_twice
 from tico_quantizers.calibration._block_calls import BlockCalls
-from tico_quantizers.calibration._block_driver import Step, run_blocks
+from tico_quantizers.calibration._block_driver import Step
 from tico_quantizers.calibration._block_inputs import BlockInputs, BlockOptions, TokenRule
 from tico_quantizers.calibration._calls import Call, Replay, map_leaves, tensor_leaves
 from tico_quantizers.calibration._checkpoint import Checkpoint

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import Protocol, final
+from typing import Protocol
 
-import attrs
 from typing_extensions import Self
 
 from tico_config import CalibrationError, Found, Problem
@@ -45,22 +44,8 @@ class Step(Protocol):
         """Put the `weights` of the layers at `paths`, which a checkpoint has kept, into the model."""
 
 
-def run_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
-    """Run every block again, and let `step` learn from each; then from the layers outside of blocks.
-
-    Call it within `unchanged_process`, while the model is as it was recorded. Where statistics of the float
-    model were adopted, the step learns from these, of all layers at once, and nothing runs but the float
-    blocks on data of one's own.
-
-    Raises:
-        CalibrationError: a layer that is no expert has read nothing.
-        ArtifactError: a file of the checkpoint was changed.
-    """
-    if inputs.adopted:
-        inputs.notes = {}
-        paths = tuple(inputs.layers)
-        step.learn(paths, inputs.statistics(paths, _Known(float_grams(inputs))))
-        return
+def replay_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
+    """Run every block again, as `run_blocks` does where nothing was adopted."""
     walk = _BlockWalk(inputs)
     for number in walk.ways.order:
         paths, name = inputs.paths_in(number), f"block-{number:05d}"
@@ -76,50 +61,6 @@ def run_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
             step.put_all(paths, saved)
         walk.advance()
     _run_outside(inputs, step, checkpoint)
-
-
-def float_grams(inputs: BlockInputs) -> dict[str, GroupedGram]:
-    """Return what each layer has read in the float model, tokens all alike, with what was adopted.
-
-    Layers that have read nothing are left out. Call it as `run_blocks`; the model is not changed.
-    """
-    collected = _Collected()
-    own = inputs.of_float_model()
-    if own.layers:
-        run_blocks(own, collected, Checkpoint(None))
-    read = collected.grams
-    for path, adopted in inputs.adopted.items():
-        if adopted.rows:
-            read[path] = adopted.merge(read[path]) if path in read else adopted
-    return read
-
-
-@final
-@attrs.frozen(eq=False)
-class _Known:
-    """What layers have read, by path."""
-
-    grams: Mapping[str, GroupedGram]
-
-    def gram(self, path: str) -> GroupedGram | None:
-        return self.grams.get(path)
-
-
-@final
-class _Collected:
-    """A step that keeps what it is told, and changes nothing."""
-
-    def __init__(self) -> None:
-        self.grams: dict[str, GroupedGram] = {}
-
-    def learn(
-        self, paths: tuple[str, ...], statistics: Mapping[str, GroupedGram | int]
-    ) -> list[QuantizedWeight]:
-        self.grams |= {path: read for path, read in statistics.items() if isinstance(read, GroupedGram)}
-        return []
-
-    def put_all(self, paths: tuple[str, ...], weights: list[QuantizedWeight]) -> None:
-        """Do nothing: no weight is kept of it."""
 
 
 def _run_outside(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:

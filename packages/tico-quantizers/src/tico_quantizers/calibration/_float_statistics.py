@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tico_modules import keep_dequantized
 from tico_observers import Statistic
-from tico_quantizers.calibration._block_driver import float_grams
+from tico_quantizers.calibration._adopted_grams import float_grams
 from tico_quantizers.calibration._block_inputs import BlockInputs
 from tico_quantizers.calibration._forward_watch import Calibration, require_watched
 from tico_quantizers.calibration._grouped_gram import GroupedGram
