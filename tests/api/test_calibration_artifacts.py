@@ -17,10 +17,12 @@ from tico.quantization import (
     GPTQConfig,
     PT2EConfig,
     PTQConfig,
+    Registry,
     SmoothQuantConfig,
     convert,
     load_calibration,
     prepare,
+    quantizer_entry,
     report,
     save_calibration,
 )
@@ -28,14 +30,17 @@ from tico.quantization.config import (
     ArtifactError,
     BaseConfig,
     CalibrationError,
+    DType,
     LifecycleError,
     UnsupportedError,
     no_quant,
 )
 from tico_observers import AbsMaxStatistic, GramStatistic, Statistic, load_statistics, save_statistics
-from tico_quantizers import QuantizedModule, runs_of
+from tico_quantizers import LayerReport, PackedWeight, QuantizedModule, runs_of
+from tico_quantizers.calibration import GroupedGram
+from tico_quantizers.conversion import BlockQuantizer
 from tico_quantizers.gptq import solve
-from tico_quantizers.layers import matrix
+from tico_quantizers.layers import QuantizedWeight, Target, matrix, shape
 from tico_quantizers.testing import refused, same_tensors, tensors_of, unchanged
 from tiny_models import TOKENS, tiny_llama, values
 
@@ -470,3 +475,45 @@ def test_report_tells_of_the_data_of_the_file(saved: Save) -> None:
     (one,) = runs_of(convert(run(loaded, BATCHES[1])).get_submodule("head"))
     (other,) = runs_of(convert(run(ready(GPTQ), *BATCHES)).get_submodule("head"))
     assert (one.data, one.calls, one.model) == (other.data, other.calls, other.model)
+
+
+class _Means(BlockQuantizer[GPTQConfig]):
+    """Rounds to nearest, and reports the mean square of what a layer reads."""
+
+    def quantize(self, targets: tuple[Target[GPTQConfig], ...], read: GroupedGram) -> list[QuantizedWeight]:
+        """Return the codes of each target."""
+        return [self._rounded(target, float(read.means()[0].trace())) for target in targets]
+
+    def _rounded(self, target: Target[GPTQConfig], square: float) -> QuantizedWeight:
+        weight, dtype = matrix(target.layer).view(shape(target.layer)), DType.uint(target.config.bits)
+        packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=False, group_size=None)
+        figures = (("square", square),)
+        line = LayerReport(path=target.path, module="", algorithm="means", figures=figures)
+        return QuantizedWeight(packed, line)
+
+
+def test_algorithms_of_others_are_served(saved: Save) -> None:
+    """An algorithm that works block by block takes the file as GPTQ does, and gives one."""
+    registry = Registry((quantizer_entry(GPTQConfig, _Means),))
+    path, figures = saved(GPTQ), []
+    for is_loaded in (False, True):
+        prepared = prepare(model(), GPTQ, registry=registry)
+        if is_loaded:
+            load_calibration(prepared, path)
+        else:
+            save_calibration(run(prepared, *BATCHES), path.with_name("own"))
+        (line,) = (each for each in report(convert(prepared)).layers if each.path == "layers.0.query")
+        figures.append(line.figures)
+    assert path.with_name("own").read_bytes() == path.read_bytes()
+    # The first layers of the first block read the same in the float model and in the quantized one.
+    assert figures[0] == figures[1]
+
+
+def test_graphs_of_pt2e_are_served(tmp_path: Path) -> None:
+    """GPTQ on a graph takes what GPTQ on the same graph has seen."""
+    start, x = nn.Sequential(nn.Linear(8, 4)).eval(), BATCHES[0]
+    graph = convert(run(prepare(start, PT2EConfig(weight=no_quant()), args=(x,), inplace=False), x))
+    source, loaded = (prepare(graph, GPTQ, inplace=False) for _ in range(2))
+    save_calibration(run(source, x), tmp_path / "seen")
+    load_calibration(loaded, tmp_path / "seen")
+    assert torch.equal(convert(loaded)(x), convert(source)(x))

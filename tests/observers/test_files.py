@@ -21,6 +21,7 @@ from tico_observers import (
     Statistic,
     load_statistics,
     read_sealed,
+    read_statistics,
     save_statistics,
     write_sealed,
 )
@@ -171,12 +172,25 @@ def test_tensors_that_cannot_be_are_refused(path: Path, tensor: str, value: torc
         ('{"kind":"statistics","schema":9,"statistics":{}}', "newer version"),
         ('{"kind":"statistics","schema":1,"statistics":{"a":1}}', "settings of every statistic"),
         ('{"kind":"statistics","schema":1,"statistics":{}}', "listed only"),
+        ('{"kind":"statistics","schema":1,"statistics":{},"origin":[]}', "texts by name"),
+        ('{"kind":"statistics","schema":1,"statistics":{},"origin":{"calls":3}}', "texts by name"),
+        ('{"kind":"statistics","schema":1,"statistics":{},"other":{}}', "about something else"),
     ],
 )
 def test_files_about_something_else_are_refused(path: Path, about: str, text: str) -> None:
     """A file of another kind or version says what it is."""
     write_sealed(path, about, {"a.b": torch.zeros(1)})
     assert text in str(refused(path))
+
+
+def test_origin_is_kept_beside_the_statistics(tmp_path: Path) -> None:
+    """A file may say where its statistics are from; one that does not has the bytes it always had."""
+    save_statistics(tmp_path / "plain", SEEN)
+    save_statistics(tmp_path / "same", SEEN, {})
+    save_statistics(tmp_path / "told", SEEN, {"model": "0a", "calls": "3"})
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "same").read_bytes()
+    assert read_statistics(tmp_path / "told").origin == {"model": "0a", "calls": "3"}
+    assert load_statistics(tmp_path / "told") == SEEN
 
 
 @pytest.mark.parametrize("name", ["a/b", "a\\b", "..", "a..b", "a\0", "e\u0301", "__metadata__", "a\n"])

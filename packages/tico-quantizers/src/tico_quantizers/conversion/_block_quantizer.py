@@ -106,7 +106,7 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
 
     A subclass says in `quantize` what becomes of layers, and may say more in the other methods. Everything
     else is done here: which layers a config reaches, recording, blocks that run again one by one, each on
-    what the quantized ones before it give, and the report.
+    what the quantized ones before it give, the report, and calibration files.
 
     >>> import torch
     >>> from tico_config import DType, GPTQConfig

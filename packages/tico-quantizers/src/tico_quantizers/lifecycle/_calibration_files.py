@@ -31,6 +31,22 @@ def save_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
         UnsupportedError: files hold nothing of what the algorithm sees, or not with this config.
         CalibrationError: no data were seen; PTQ: points have seen none.
         OSError: the file cannot be written; what was at `path` before is still there.
+
+    >>> import tempfile
+    >>> import torch
+    >>> from tico_config import GPTQConfig
+    >>> from tico_quantizers import GPTQQuantizer, quantizer_entry
+    >>> from tico_quantizers.lifecycle import convert, prepare
+    >>> from tico_quantizers.registry import Registry
+    >>> registry, layer = Registry([quantizer_entry(GPTQConfig, GPTQQuantizer)]), nn.Linear(4, 2).eval()
+    >>> source = prepare(layer, GPTQConfig(), inplace=False, registry=registry)
+    >>> y = source(torch.ones(3, 4))
+    >>> wide = prepare(layer, GPTQConfig(bits=8, token_weights="uniform"), registry=registry)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_calibration(source, f"{folder}/seen")
+    ...     load_calibration(wide, f"{folder}/seen")
+    >>> convert(wide).bits
+    8
     """
     calibration, fingerprint = _held(model)
     with unchanged_process(), calibration.paused():
@@ -61,7 +77,8 @@ def load_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
     _require_same_model(name, model, fingerprint, file)
     calls = _calls(name, file.origin)
     try:
-        calibration.adopt(file.statistics)
+        with unchanged_process():
+            calibration.adopt(file.statistics)
     except LifecycleError:
         raise
     except TicoError as error:
