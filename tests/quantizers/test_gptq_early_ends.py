@@ -35,13 +35,13 @@ class Block(nn.Module):
 class Tower(nn.Module):
     """Blocks that are called as often as an argument, its values, or their own outputs say."""
 
-    def __init__(self, style: str) -> None:
-        """Make the blocks."""
+    def __init__(self, style: str, behind: str, *, sees: bool) -> None:
+        """Make the blocks, and a layer behind them that is quantized or not."""
         super().__init__()
         self.style = style
         self.blocks = nn.ModuleList([Block(), Block()])
-        self.vision = nn.ModuleList([Block(), Block()])
-        self.head = nn.Linear(8, 4)
+        self.vision = nn.ModuleList([Block(), Block()] if sees else [])
+        self.head = nn.Linear(8, 4) if behind == "layer" else nn.LayerNorm(8)
 
     def forward(self, x: Tensor, images: Sequence[Tensor] = (), loops: int = 1) -> Tensor:
         """Return four values for each row."""
@@ -98,19 +98,21 @@ def bits(model: nn.Module, config: object, batches: Sequence[Batch]) -> tuple[di
 
 @pytest.mark.parametrize("style", ["loops", "value", "list", "shape", "output"])
 @pytest.mark.parametrize("mix", MIXES)
-def test_any_mix_of_passes_gives_the_same_bits(style: str, mix: str) -> None:
+@pytest.mark.parametrize("behind", ["layer", "norm"])
+@pytest.mark.parametrize("step", [1, -1])
+def test_any_mix_of_passes_gives_the_same_bits(style: str, mix: str, behind: str, step: int) -> None:
     """Whether arguments, their shapes, values of tensors or blocks decide what a pass calls."""
-    model = seeded(lambda: Tower(style))
-    config = attrs.evolve(EARLY, on_uncalibrated="skip")
-    whole = bits(model, attrs.evolve(config, stop_after_capture=False), MIXES[mix])
-    ended = bits(model, config, MIXES[mix])
+    model = seeded(lambda: Tower(style, behind, sees="text" in mix or "images" in mix))
+    config, data = attrs.evolve(EARLY, on_uncalibrated="skip"), MIXES[mix][::step]
+    whole = bits(model, attrs.evolve(config, stop_after_capture=False), data)
+    ended = bits(model, config, data)
     assert same_tensors(whole[0], ended[0])
     assert not any(whole[1])
 
 
 def test_passes_like_a_whole_one_end_early() -> None:
     """One for each form of the arguments runs to its end."""
-    model = seeded(lambda: Tower("loops"))
+    model = seeded(lambda: Tower("loops", "layer", sees=True))
     config = attrs.evolve(EARLY, on_uncalibrated="skip")
     for mix, ended in {
         "same": [False, True, True, True],
@@ -124,7 +126,7 @@ def test_passes_like_a_whole_one_end_early() -> None:
 
 def test_what_a_model_reads_of_its_tensors_decides() -> None:
     """Where a pass reads what none has read, it runs to its end."""
-    model = seeded(lambda: Tower("value"))
+    model = seeded(lambda: Tower("value", "layer", sees=False))
     batches: list[Batch] = [{"x": hidden(seed)} for seed in range(8)]
     loops = [int(hidden(seed)[0, 0, 0] > 0) for seed in range(8)]
     assert len(set(loops)) == 2
