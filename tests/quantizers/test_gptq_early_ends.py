@@ -26,10 +26,10 @@ class Block(nn.Module):
         super().__init__()
         self.one, self.two = nn.Linear(8, 12), nn.Linear(12, 8)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, bool]:
-        """Return the next hidden state, and whether it is large."""
+    def forward(self, x: Tensor, *, tells: bool = False) -> Tensor | tuple[Tensor, bool]:
+        """Return the next hidden state, and whether it is large if it `tells` that."""
         output: Tensor = x + self.two(self.one(x).relu())
-        return output, bool(output.abs().max() > 4)
+        return (output, bool(output.abs().max() > 4)) if tells else output
 
 
 class Tower(nn.Module):
@@ -48,12 +48,15 @@ class Tower(nn.Module):
         for image in images:
             hidden = image
             for block in self.vision:
-                hidden, _ = block(hidden)
+                hidden = block(hidden)
             x = x + hidden.mean(1, keepdim=True)
         large = True
         for _ in range(self._loops(x, loops)):
-            for block in self.blocks if large or self.style != "output" else ():
-                x, large = block(x)
+            for block in self.blocks if large else ():
+                if self.style == "output":
+                    x, large = block(x, tells=True)
+                else:
+                    x = block(x)
         output: Tensor = self.head(x)
         return output
 
