@@ -108,7 +108,9 @@ def own_floats(module: nn.Module) -> tuple[str, ...]:
     """
     own: dict[str, nn.Parameter | None] = module._parameters
     held = {name: each for name, each in own.items() if each is not None and _holds_floats(each)}
-    below = {id(each) for child in children(module).values() for each in child.parameters()} if held else set()
+    below = (
+        {id(each) for child in children(module).values() for each in child.parameters()} if held else set()
+    )
     return tuple(name for name, each in held.items() if id(each) not in below)
 
 
