@@ -27,6 +27,7 @@ GOLDEN: Final = (
     '"min_expert_tokens":32,'
     '"observer":{"kind":"MinMaxSpec"},'
     '"offload":null,'
+    '"on_uncalibrated":"error",'
     '"overrides":{"items":{},"kind":"Mapping"},'
     '"per_tensor":false,'
     '"ragged_groups":false,'

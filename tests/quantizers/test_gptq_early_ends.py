@@ -26,34 +26,37 @@ class Block(nn.Module):
         super().__init__()
         self.one, self.two = nn.Linear(8, 12), nn.Linear(12, 8)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, bool]:
-        """Return the next hidden state, and whether it is large."""
+    def forward(self, x: Tensor, *, tells: bool = False) -> Tensor | tuple[Tensor, bool]:
+        """Return the next hidden state, and whether its mean is positive if it `tells` that."""
         output: Tensor = x + self.two(self.one(x).relu())
-        return output, bool(output.abs().max() > 4)
+        return (output, bool(output.mean() > 0)) if tells else output
 
 
 class Tower(nn.Module):
     """Blocks that are called as often as an argument, its values, or their own outputs say."""
 
-    def __init__(self, style: str) -> None:
-        """Make the blocks."""
+    def __init__(self, style: str, behind: str, *, sees: bool) -> None:
+        """Make the blocks, and a layer behind them that is quantized or not."""
         super().__init__()
         self.style = style
         self.blocks = nn.ModuleList([Block(), Block()])
-        self.vision = nn.ModuleList([Block(), Block()])
-        self.head = nn.Linear(8, 4)
+        self.vision = nn.ModuleList([Block(), Block()] if sees else [])
+        self.head = nn.Linear(8, 4) if behind == "layer" else nn.LayerNorm(8)
 
     def forward(self, x: Tensor, images: Sequence[Tensor] = (), loops: int = 1) -> Tensor:
         """Return four values for each row."""
         for image in images:
             hidden = image
             for block in self.vision:
-                hidden, _ = block(hidden)
+                hidden = block(hidden)
             x = x + hidden.mean(1, keepdim=True)
         large = True
         for _ in range(self._loops(x, loops)):
-            for block in self.blocks if large or self.style != "output" else ():
-                x, large = block(x)
+            for block in self.blocks if large else ():
+                if self.style == "output":
+                    x, large = block(x, tells=True)
+                else:
+                    x = block(x)
         output: Tensor = self.head(x)
         return output
 
@@ -98,19 +101,21 @@ def bits(model: nn.Module, config: object, batches: Sequence[Batch]) -> tuple[di
 
 @pytest.mark.parametrize("style", ["loops", "value", "list", "shape", "output"])
 @pytest.mark.parametrize("mix", MIXES)
-def test_any_mix_of_passes_gives_the_same_bits(style: str, mix: str) -> None:
+@pytest.mark.parametrize("behind", ["layer", "norm"])
+@pytest.mark.parametrize("step", [1, -1])
+def test_any_mix_of_passes_gives_the_same_bits(style: str, mix: str, behind: str, step: int) -> None:
     """Whether arguments, their shapes, values of tensors or blocks decide what a pass calls."""
-    model = seeded(lambda: Tower(style))
-    config = attrs.evolve(EARLY, on_uncalibrated="skip")
-    whole = bits(model, attrs.evolve(config, stop_after_capture=False), MIXES[mix])
-    ended = bits(model, config, MIXES[mix])
+    model = seeded(lambda: Tower(style, behind, sees="text" in mix or "images" in mix))
+    config, data = attrs.evolve(EARLY, on_uncalibrated="skip"), MIXES[mix][::step]
+    whole = bits(model, attrs.evolve(config, stop_after_capture=False), data)
+    ended = bits(model, config, data)
     assert same_tensors(whole[0], ended[0])
     assert not any(whole[1])
 
 
 def test_passes_like_a_whole_one_end_early() -> None:
     """One for each form of the arguments runs to its end."""
-    model = seeded(lambda: Tower("loops"))
+    model = seeded(lambda: Tower("loops", "layer", sees=True))
     config = attrs.evolve(EARLY, on_uncalibrated="skip")
     for mix, ended in {
         "same": [False, True, True, True],
@@ -124,7 +129,7 @@ def test_passes_like_a_whole_one_end_early() -> None:
 
 def test_what_a_model_reads_of_its_tensors_decides() -> None:
     """Where a pass reads what none has read, it runs to its end."""
-    model = seeded(lambda: Tower("value"))
+    model = seeded(lambda: Tower("value", "layer", sees=False))
     batches: list[Batch] = [{"x": hidden(seed)} for seed in range(8)]
     loops = [int(hidden(seed)[0, 0, 0] > 0) for seed in range(8)]
     assert len(set(loops)) == 2

@@ -168,7 +168,7 @@ def test_pairs_do_not_reach_across_hooks_that_change_something(
     with torch.no_grad():
         prepared = prepare(model, config, (x,) if with_example else None)
         prepared(x)
-    with refused(prepared, ConfigError, field="mappings", module="0.norm"):
+    with refused(prepared, ConfigError, field="model", module="0.norm"):
         convert(prepared)
 
 

@@ -173,3 +173,10 @@ def test_lists_of_parameters_are_weights(kind: type[nn.Module]) -> None:
     model = nn.ModuleList([nn.Linear(4, 4), held]).eval()
     with refused(model, UnsupportedError, module="1"):
         prepare(model, PTQConfig())
+
+
+def test_a_bias_shared_with_a_layer_is_the_layers() -> None:
+    """The head of BERT holds the bias of the layer in it too, and owns nothing that has no wrapper."""
+    model = nn.Sequential(nn.Linear(8, 8))
+    model.bias = model[0].bias
+    prepare(model.eval(), PTQConfig())

@@ -126,7 +126,7 @@ def test_activations_only() -> None:
         (affine(INT16), lambda w: per_row(w, INT16, symmetric=True)),
         (affine(DType.uint(2), granularity=PerChannel(0)), lambda w: per_row(w, DType.uint(2))),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, QuantSpec) else "",
 )
 def test_weight_of_any_granularity(spec: QuantSpec, expected: type[Tensor]) -> None:
     """Per tensor, per row, per group of columns; symmetric or not; 2 to 16 bits."""

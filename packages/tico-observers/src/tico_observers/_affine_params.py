@@ -32,10 +32,7 @@ def _real_tensor(field: str, value: object) -> Tensor:
     Raises:
         UnsupportedError: it is none.
     """
-    try:
-        given = torch.as_tensor(value).detach()
-    except (TypeError, ValueError, RuntimeError):
-        given = None
+    given = value.detach() if isinstance(value, Tensor) else _as_tensor(value)
     if given is not None and not (given.is_complex() or given.is_meta or given.dtype is torch.bool):
         return given
     kind = f"a {type(value).__name__}"
@@ -54,6 +51,14 @@ def _real_tensor(field: str, value: object) -> Tensor:
 def _float_scale(value: object) -> Tensor:
     # A copy, so that nobody who holds the tensor given can change the grid.
     return _real_tensor("scale", value).to(torch.float32, copy=True)
+
+
+def _as_tensor(value: object) -> Tensor | None:
+    """Return numbers, or lists of them, as a tensor; None for anything else."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def _exact_zero_point(value: object) -> Tensor:

@@ -8,6 +8,7 @@ padding. Or it is (samples, [heads,] queries, keys), where a token is padding if
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Iterator, Mapping
 
@@ -38,6 +39,7 @@ class Statement:
         return self.tensor is not None and self.tensor() is x
 
 
+@functools.cache
 def is_mask_name(name: str) -> bool:
     """Return whether an argument of this name is taken for a mask of tokens.
 
@@ -53,10 +55,9 @@ def statements(module: nn.Module, named: Mapping[str, object]) -> list[Statement
     Arguments with a prefix, as those of a decoder, belong to the mask with that prefix. Where some have a
     mask and others have none, all places of the others are real.
     """
-    groups = _groups(named)
-    if not any(group.mask is not None for group in groups.values()):
+    if not any(isinstance(value, Tensor) and is_mask_name(name) for name, value in named.items()):
         return []
-    return [statement for group in groups.values() for statement in group.statements(module)]
+    return [statement for group in _groups(named).values() for statement in group.statements(module)]
 
 
 @attrs.define(eq=False)

@@ -19,7 +19,7 @@ class Renewal:
 
     That is where a block is given nothing that an earlier block gave, as the first one of a decoder or of a
     stage: what stands between reads changed blocks. And it is where it is given a tensor that no block was
-    given since they were recorded, if the first pass that calls it now has another one in its place.
+    given since they were recorded, if the first passes now have another one in its place.
     """
 
     def __init__(self, passes: Passes) -> None:
@@ -42,12 +42,14 @@ class Renewal:
         return any(id(leaf) not in self._known for call in calls.accepted[number] for leaf in _tensors(call))
 
     def _differs(self, calls: BlockCalls, number: int) -> bool:
-        """Return whether the first pass that calls block `number` gives it other tensors now."""
-        until = 1 + next(index for index, counts in enumerate(calls.flow.counts) if counts[number])
-        passes = itertools.islice(self._passes.run(), until)
-        fresh = calls.again(self._passes.root, passes, [number], ended=True)
-        now, then = fresh.accepted[number], calls.accepted[number]
-        return not now or not self._agree(now[0], then[0])
+        """Return whether one of the first passes gives block `number` other tensors now, when it calls it."""
+        trial = calls.flow.trial_passes()
+        passes = itertools.islice(self._passes.run(), trial)
+        now = calls.again(self._passes.root, passes, [number], ended=True).accepted[number]
+        counts = [of_pass[number] for of_pass in calls.flow.counts]
+        firsts = [sum(counts[:index]) for index in range(trial) if counts[index]]
+        then = [calls.accepted[number][first] for first in firsts]
+        return len(now) != len(then) or not all(map(self._agree, now, then))
 
     def _agree(self, now: Call, then: Call) -> bool:
         pairs = list(itertools.zip_longest(leaves_of(now), leaves_of(then)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from abc import abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Generic, TypeVar, final
@@ -38,6 +39,7 @@ from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 C = TypeVar("C", bound=ModuleConfig)
 _FROM_FILE = "its statistics are those of the float model, from a calibration file"
 _LOG = logging.getLogger("tico_quantizers")
+_MOST_NAMED = 8
 
 
 @final
@@ -194,14 +196,13 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
         require_in_place(model, calibration.plan.layers)
         unreached = inputs.leave_unreached(edit)
         plan = calibration.plan.without(unreached)
-        for path, reason in unreached.items():
-            _LOG.warning("%s: %s", path, reason)
         inputs.uninstall(model, edit)
         checkpoint = self.checkpoint(model, inputs)
         name = self.config.name
         with Progress(name.upper(), total=len(plan.targets), show=self.shows_progress()) as bar:
             work = Conversion(model, plan.layers, edit, bar)
             run_blocks(inputs, _Solving(self, plan, work, inputs), checkpoint)
+        _warn({**unreached, **work.notes()})
         converted = work.converted(plan.lines_left(model, name))
         return _of_float_model(converted, plan.targets) if inputs.adopted else converted
 
@@ -237,7 +238,8 @@ class _Solving(Generic[C]):
         # Most layers that read the same are neighbours.
         for _, alike in itertools.groupby(paths, key=lambda path: id(statistics[path])):
             targets = tuple(self._plan.targets[path] for path in alike)
-            found = list(map(self._noted, self._found(targets, statistics[targets[0].path])))
+            found = self._found(targets, statistics[targets[0].path])
+            found = [self._noted(*pair) for pair in zip(targets, found, strict=True)]
             self.put_all(tuple(target.path for target in targets), found)
             weights += found
         return weights
@@ -254,15 +256,25 @@ class _Solving(Generic[C]):
             )
         return found
 
-    def _noted(self, weight: QuantizedWeight) -> QuantizedWeight:
+    def _noted(self, target: Target[C], weight: QuantizedWeight) -> QuantizedWeight:
         """Return the weight with what there is to say about the data in its line of the report."""
-        note = self._inputs.notes.get(weight.line.path)
+        note = self._inputs.notes.get(target.path)
+        if note is None:
+            return weight
         reason = "; ".join(filter(None, (weight.line.reason, note)))
         return QuantizedWeight(weight.packed, attrs.evolve(weight.line, reason=reason))
 
     def put_all(self, paths: tuple[str, ...], weights: list[QuantizedWeight]) -> None:
-        """Put `weights` into the model, and warn of those that there is something to say about."""
+        """Put `weights` into the model."""
         self._work.put_all(weights)
-        for weight in weights:
-            if weight.line.reason:
-                _LOG.warning("%s: %s", weight.line.path, weight.line.reason)
+
+
+def _warn(notes: Mapping[str, str]) -> None:
+    """Log what there is to say about layers, once for all of which the same is to be said but for numbers."""
+    alike: dict[str, list[str]] = {}
+    for path, note in notes.items():
+        alike.setdefault(re.sub(r"\d+", "#", note), []).append(path)
+    for paths in alike.values():
+        more = len(paths) - _MOST_NAMED
+        names = ", ".join(paths[:_MOST_NAMED]) + (f" and {more} more layers" if more > 0 else "")
+        _LOG.warning("%s: %s", names, notes[paths[0]])

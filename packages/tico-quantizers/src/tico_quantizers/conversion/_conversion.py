@@ -87,6 +87,10 @@ class Conversion:
         self._progress.step(f"{line.path}: {told}{line.seconds:.2f} s")
         _LOG.info("%s: %s%.2f s", line.path, told, line.seconds)
 
+    def notes(self) -> dict[str, str]:
+        """Return what the report says of layers besides their figures, by path."""
+        return {path: line.reason for path, line in self._lines.items() if line.reason}
+
     def converted(self, left: Mapping[str, LayerReport]) -> Converted:
         """Return the result, with a line for each module, those in `left` included, in the model's order."""
         lines = {**left, **self._lines}

@@ -33,16 +33,31 @@ def find_blocks(model: nn.Module, wanted: Iterable[nn.Module]) -> tuple[tuple[st
 Named: TypeAlias = tuple[str, nn.Module]
 
 
-def _blocks_below(path: str, parent: nn.Module, sought: set[int]) -> Iterator[Named]:
+def _blocks_below(path: str, parent: nn.Module, sought: set[int]) -> list[Named]:
+    """Return the blocks below `parent`; without recursion, so that no nesting is too deep."""
+    found: list[Named] = []
+    seen: set[int] = set()
+    waiting = [(path, parent, False)]
+    while waiting:
+        place, module, is_block = waiting.pop()
+        if is_block:
+            found.append((place, module))
+        elif id(module) not in seen:
+            seen.add(id(module))
+            waiting += reversed(list(_parts(place, module, sought)))
+    return found
+
+
+def _parts(path: str, parent: nn.Module, sought: set[int]) -> Iterator[tuple[str, nn.Module, bool]]:
+    """Yield what `parent` consists of, and whether each part is a block."""
     chained = {id(block) for chain in _chains(path, parent, sought) for _, block in chain}
     for name, child in children(parent).items():
         below = child_path(path, name)
         if id(child) not in chained or isinstance(child, nn.ModuleList | nn.ModuleDict):
-            yield from _blocks_below(below, child, sought)
-        elif stages := _stages(below, child, sought):
-            yield from stages
+            yield below, child, False
         else:
-            yield below, child
+            stages = _stages(below, child, sought) or [(below, child)]
+            yield from ((place, block, True) for place, block in stages)
 
 
 def _chains(path: str, parent: nn.Module, sought: set[int]) -> Iterator[list[Named]]:
@@ -53,7 +68,7 @@ def _chains(path: str, parent: nn.Module, sought: set[int]) -> Iterator[list[Nam
         runs = [[item for item in named if kinds[type(item[1])] > 1]]
     else:
         runs = [list(run) for _, run in groupby(named, key=lambda item: type(item[1]))]
-    for run in runs:
+    for run in (run for run in runs if len(run) >= 2):
         chain = [item for item in run if _count(item[1], sought)]
         if len(chain) >= 2 and len({id(block) for _, block in chain}) == len(chain):
             yield chain
@@ -64,7 +79,7 @@ def _stages(path: str, block: nn.Module, sought: set[int]) -> list[Named]:
 
     Experts are no blocks, though they may hold most of a block: they have nothing beside matrices.
     """
-    inner = list(_blocks_below(path, block, sought))
+    inner = _blocks_below(path, block, sought)
     if not inner:
         return []
     counts = [_count(module, sought) for _, module in inner]

@@ -102,9 +102,16 @@ def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str)
 
 
 def own_floats(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the parameters of floats that `module` itself owns, but of empty ones."""
+    """Return the names of the parameters of floats that `module` itself owns, but of empty ones.
+
+    One that a module below holds too, as the head of BERT shares its bias with a layer, is that module's.
+    """
     own: dict[str, nn.Parameter | None] = module._parameters
-    return tuple(name for name, each in own.items() if each is not None and _holds_floats(each))
+    held = {name: each for name, each in own.items() if each is not None and _holds_floats(each)}
+    below = (
+        {id(each) for child in children(module).values() for each in child.parameters()} if held else set()
+    )
+    return tuple(name for name, each in held.items() if id(each) not in below)
 
 
 def _holds_floats(tensor: Tensor) -> bool:
