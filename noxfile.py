@@ -50,7 +50,7 @@ PATIENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 # Files of tests run side by side, each on one thread: torch's own threads would only get in each other's way.
 SIDE_BY_SIDE: Final = ("--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile")
-ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
+ONE_THREAD: Final = "1"
 
 # torch says so once where NumPy is not installed, which none of the packages needs.
 WITHOUT_NUMPY: Final = "ignore:Failed to initialize NumPy:UserWarning"
@@ -151,14 +151,14 @@ def _existing(*patterns: str) -> list[str]:
 def tests(session: nox.Session) -> None:
     """Run the tests by example, or only the files named after `--`."""
     _develop(session)
-    _pytest(session, *SIDE_BY_SIDE, *_by_example(session), **ONE_THREAD)
+    _pytest(session, *SIDE_BY_SIDE, *_by_example(session), OMP_NUM_THREADS=ONE_THREAD)
 
 
 @nox.session(python=False)
 def properties(session: nox.Session) -> None:
     """Run the laws, on the same examples every time."""
     _develop(session)
-    _pytest(session, *SIDE_BY_SIDE, "tests/property", HYPOTHESIS_PROFILE="ci", **ONE_THREAD)
+    _pytest(session, *SIDE_BY_SIDE, "tests/property", HYPOTHESIS_PROFILE="ci", OMP_NUM_THREADS=ONE_THREAD)
 
 
 @nox.session(python=False)
