@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import attrs
 
+from tico_config._module_config import OnUncalibrated
 from tico_config._registry import register_config
 from tico_config._spec_config import SpecConfig
 
@@ -23,6 +24,8 @@ class PTQConfig(SpecConfig):
         weight: spec of every weight; per output channel unless it says otherwise.
         overrides: paths, globs or ``re:`` patterns, each with a `QuantSpec` or some of its fields.
         strict_wrap: whether a module without a wrapper is an error; if not, it stays float and is reported.
+        on_uncalibrated: ``"skip"`` to leave activations that no calibration data reach in float, and say so
+            in the report; ``"error"`` refuses to convert then.
         variant: which of the alternative wrappers of a class to take, where it has one of that name.
 
     Raises:
@@ -35,4 +38,5 @@ class PTQConfig(SpecConfig):
     name: ClassVar[str] = "ptq"
 
     strict_wrap: bool = True
+    on_uncalibrated: OnUncalibrated = "error"
     variant: str = "default"

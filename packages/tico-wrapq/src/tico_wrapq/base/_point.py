@@ -225,7 +225,8 @@ def require_data(points: Iterable[QuantPoint]) -> None:
             value=Found("none"),
             expected="calibration data",
             sentence="no calibration data have reached it",
-            remedy="run data that reach it through the prepared model, or give it no_quant() by an override",
+            remedy="run data that reach it through the prepared model, give it no_quant() by an override, or"
+            " set on_uncalibrated='skip' to leave all such activations float",
         )
         for point in points
         if point.lacks_data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import attrs
@@ -11,7 +11,15 @@ from torch import nn
 from tico_config import Found, LifecycleError, Problem, PTQConfig
 from tico_modules import Edit, LayerReport, QuantizedModule, Report, children, named_modules, parameter
 from tico_quantizers import BaseQuantizer, Converted, Example
-from tico_wrapq.base import REGISTRY, Passage, PointCalibration, QuantModuleBase, WeightCodes, require_grids
+from tico_wrapq.base import (
+    REGISTRY,
+    Passage,
+    PointCalibration,
+    QuantModuleBase,
+    QuantPoint,
+    WeightCodes,
+    require_grids,
+)
 from tico_wrapq.ptq._folds import Fold, Folds, foldable
 from tico_wrapq.ptq._work import Work
 from tico_wrapq.ptq._wrapping import Wrapped, wrap
@@ -89,6 +97,7 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         """Put integer layers in the place of wrappers, and fix the points of the others."""
         wrappers, weights = calibration.wrapped.wrappers, WeightCodes()
         _require_in_place(model, wrappers)
+        skipped = self._skipped(calibration.points, edit)
         require_grids(calibration.points)
         left = calibration.wrapped.left
         figures = {path: calibration.figures(path) for path in (*wrappers, *(line.path for line in left))}
@@ -97,7 +106,7 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
             path: folded[path] if path in folded else wrapper.finish(weights, edit)
             for path, wrapper in wrappers.items()
         }
-        notes = _untied(wrappers, finished) | calibration.folds.notes()
+        notes = _joined(_untied(wrappers, finished), calibration.folds.notes(), skipped)
         root, lines = model, list(left)
         for path, wrapper in wrappers.items():
             new = finished[path]
@@ -106,6 +115,27 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         by_path = {line.path: attrs.evolve(line, figures=figures[line.path]) for line in lines}
         ordered = [by_path[path] for path, _ in named_modules(root) if path in by_path]
         return Converted(root=root, modules=tuple(finished.values()), report=Report(layers=tuple(ordered)))
+
+    def _skipped(self, points: Sequence[QuantPoint], edit: Edit) -> dict[str, str]:
+        """Leave points that no data reached in float, if the config says so; return the notes by module."""
+        watching = [point for point in points if point.statistics is not None]
+        lacking = [point for point in watching if point.lacks_data]
+        if self.config.on_uncalibrated == "error" or len(lacking) == len(watching):
+            return {}
+        names: dict[str, list[str]] = {}
+        for point in lacking:
+            point.fix(None, edit)
+            module, _, name = point.path.rpartition(".")
+            names.setdefault(module, []).append(name)
+        return {
+            module: f"no calibration data reached {', '.join(found)}, left float"
+            for module, found in names.items()
+        }
+
+
+def _joined(*notes: Mapping[str, str]) -> dict[str, str]:
+    paths = dict.fromkeys(path for each in notes for path in each)
+    return {path: "; ".join(each[path] for each in notes if path in each) for path in paths}
 
 
 def _require_in_place(model: nn.Module, wrappers: Mapping[str, QuantModuleBase]) -> None:
