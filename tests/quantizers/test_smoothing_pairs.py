@@ -551,3 +551,13 @@ def test_hidden_states_that_are_returned_are_outputs() -> None:
         hidden = find_pairs(model, Candidates.of(model), lambda: model(x, output_hidden_states=True))
     assert "model.norm" in found
     assert "model.norm" not in names(hidden)
+
+
+def test_values_that_only_a_mask_has_make_no_scale() -> None:
+    """SmoothQuant refuses them by the layer that was given them, as every observer does."""
+    prepared = prepare(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)).eval(), SmoothQuantConfig())
+    nn.init.constant_(prepared[0].weight, 1e31)
+    prepared(torch.randn(3, 4))
+    with pytest.raises(NumericsError, match="a mask's stand-in for minus infinity") as caught:
+        convert(prepared)
+    assert caught.value.problems[0].module == "1"

@@ -1,4 +1,4 @@
-"""Runs of a module beyond those of its user: his hooks are not called, and what it counts is put back."""
+"""Runs of a module besides those of the user, whose hooks are not called, and whose counters are put back."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ _REMEDIES = {
 def run_again(model: nn.Module, call: Call, *, with_hooks: bool = False) -> object:
     """Return what the `forward` of `model` gives for a copy of the arguments of `call`.
 
-    Random numbers are the same ones each time, and the user notices nothing: his hooks are called only
-    `with_hooks`, or where the model does not run without them.
+    Random numbers are the same ones each time, and the user notices nothing: the user's hooks are called
+    `with_hooks` only, or where the model does not run without them.
     """
 
     def run(*, with_hooks: bool) -> tuple[object]:

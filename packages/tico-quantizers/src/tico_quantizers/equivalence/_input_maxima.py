@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import TicoError
-from tico_observers import AbsMaxStatistic
+from tico_observers import AbsMaxStatistic, Extremes, require_plausible
 from tico_quantizers.calibration import Calibration, RealTokens, Recorder, before_call, located, revision
 from tico_quantizers.equivalence._smoothing_pairs import Consumer, Pair
 from tico_quantizers.layers import feature_axis, input_tensor
@@ -108,16 +108,28 @@ class InputMaxima(Recorder):
         }
 
     def range_of(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """Return the smallest and the largest value of each channel of `pair`, or 0, (channels,) each."""
+        """Return the smallest and the largest value of each channel of `pair`, or 0, (channels,) each.
+
+        Raises:
+            NumericsError: a consumer was given values that only a mask has.
+        """
         low = torch.zeros(pair.channels, dtype=torch.float64, device=pair.consumers[0].channels.device)
         high = low.clone()
         for consumer in pair.consumers:
             statistic = self.statistics.get(consumer.path)
             seen = None if statistic is None else statistic.seen.extremes
             if seen is not None:
+                _require_plausible(consumer.path, seen)
                 low.scatter_reduce_(0, consumer.channels, seen.minimum.to(torch.float64), "amin")
                 high.scatter_reduce_(0, consumer.channels, seen.maximum.to(torch.float64), "amax")
         return low, high
+
+
+def _require_plausible(path: str, seen: Extremes) -> None:
+    try:
+        require_plausible(seen)
+    except TicoError as error:
+        raise located(error, path) from None
 
 
 def _first_alike(pair: Pair, consumer: Consumer) -> Consumer:

@@ -24,7 +24,7 @@ class SurroundingsPromises(PromiseSuite):
             self.quantized()
 
     def test_hooks_are_called_as_often_as_the_model(self) -> None:
-        """The user's hooks run once a forward pass of his own, in order, and survive conversion."""
+        """The user's hooks run once for each forward pass of the user's, in order, and survive conversion."""
         calls: list[str] = []
         model = self.model()
         for path in ("", *self.layer_paths()):
