@@ -204,5 +204,8 @@ def _makes_views(func: _Operator) -> bool:
 def _refuse(what: str) -> NoReturn:
     # No TypeError: torch takes one in ``+=`` for "not implemented", and Python then adds to a copy.
     remedy = "work on a copy, layer.dequantize(), or change the float model before it is converted"
-    expected = "only read: it stands for the codes of an integer layer, which a write would not reach"
-    raise LifecycleError(Problem(field="weight", value=Found(what), expected=expected, remedy=remedy))
+    sentence = f"the weight of an integer layer got {what}, which would not reach the codes that it stands for"
+    expected = "a read"
+    raise LifecycleError(
+        Problem(field="weight", value=Found(what), expected=expected, remedy=remedy, sentence=sentence)
+    )
