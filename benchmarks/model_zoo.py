@@ -10,6 +10,7 @@ with the error's first sentence below the table, or an error of another library,
 from __future__ import annotations
 
 import argparse
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -252,10 +253,10 @@ def cell(architecture: Architecture, config: BaseConfig, notes: list[str], name:
             output_of(prepared, architecture.call(seed))
         found = output_of(convert(prepared), architecture.call(1))
     except TicoError as error:
-        notes.append(f"{architecture.model}, {name}: {str(error).splitlines()[0][:300]}")
+        notes.append(f"{architecture.model}, {name}: {' '.join(str(error).splitlines()[:2])[:200]}")
         return "refused"
     except Exception as error:  # noqa: BLE001  # a fault, which the table is there to show
-        notes.append(f"{architecture.model}, {name}: FAULT {type(error).__name__}: {str(error)[:300]}")
+        notes.append(f"{architecture.model}, {name}: FAULT {type(error).__name__}: {str(error)[:200]}")
         return "FAULT"
     noise = (found - expected).square().mean()
     decibels = float(10 * torch.log10(expected.square().mean() / noise)) if bool(noise) else float("inf")
@@ -270,6 +271,7 @@ def main() -> None:
     recorded.add_option(parser)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.getLogger("tico_quantizers").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     with recorded.recording(options.result) as out:
         chosen = [
@@ -280,12 +282,7 @@ def main() -> None:
         notes: list[str] = []
         out.table("Architectures", *options.columns, width=36)
         for one in chosen:
-            try:
-                cells = [cell(one, COLUMNS[name], notes, name) for name in options.columns]
-            except Exception as error:  # noqa: BLE001
-                print("BROKEN ENTRY", one.model, type(error).__name__, str(error)[:200])
-                continue
-            out.row(one.model, *cells)
+            out.row(one.model, *(cell(one, COLUMNS[name], notes, name) for name in options.columns))
         for note in notes:
             out.note(note)
 

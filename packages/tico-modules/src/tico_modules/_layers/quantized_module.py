@@ -239,9 +239,11 @@ class QuantizedModule(RestorableModule):
 
 def _replacement_error() -> LifecycleError:
     remedy = "replace the whole layer, or change the weight before the model is converted"
-    expected = "the codes that the integer layer has"
+    sentence, expected = "an integer layer keeps its codes and takes no other weight", "the codes that it has"
     return LifecycleError(
-        Problem(field="weight", value=Found("another one"), expected=expected, remedy=remedy)
+        Problem(
+            field="weight", value=Found("another one"), expected=expected, remedy=remedy, sentence=sentence
+        )
     )
 
 

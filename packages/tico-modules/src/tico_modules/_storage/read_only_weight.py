@@ -204,7 +204,9 @@ def _makes_views(func: _Operator) -> bool:
 def _refuse(what: str) -> NoReturn:
     # No TypeError: torch takes one in ``+=`` for "not implemented", and Python then adds to a copy.
     remedy = "work on a copy, layer.dequantize(), or change the float model before it is converted"
-    sentence = f"the weight of an integer layer got {what}, which would not reach the codes that it stands for"
+    sentence = (
+        f"the weight of an integer layer got {what}, which would not reach the codes that it stands for"
+    )
     expected = "a read"
     raise LifecycleError(
         Problem(field="weight", value=Found(what), expected=expected, remedy=remedy, sentence=sentence)
