@@ -259,6 +259,8 @@ class Trace:
 def _columns(layer: FloatLayer, numbers: Tensor) -> Tensor | None:
     """Return the channel of each input feature of `layer`, or None where it is not the same in every row."""
     rows = numbers.movedim(feature_axis(layer), -1)
+    if rows.numel() and not any(rows.stride()[:-1]):  # one row, seen many times
+        return rows[(0,) * (rows.ndim - 1)].to(torch.int64)
     rows = rows.reshape(-1, rows.shape[-1])
     if not len(rows):
         return None
