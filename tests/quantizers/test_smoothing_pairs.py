@@ -555,8 +555,9 @@ def test_hidden_states_that_are_returned_are_outputs() -> None:
 
 def test_values_that_only_a_mask_has_make_no_scale() -> None:
     """SmoothQuant refuses them by the layer that was given them, as every observer does."""
-    prepared = prepare(nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4)).eval(), SmoothQuantConfig())
-    nn.init.constant_(prepared[0].weight, 1e31)
+    norm = nn.LayerNorm(4)
+    prepared = prepare(nn.Sequential(norm, nn.Linear(4, 4)).eval(), SmoothQuantConfig())
+    nn.init.constant_(norm.weight, 1e31)
     prepared(torch.randn(3, 4))
     with pytest.raises(NumericsError, match="a mask's stand-in for minus infinity") as caught:
         convert(prepared)
