@@ -20,7 +20,7 @@ from tico.quantization import (
     prepare,
 )
 from tico_config import BaseConfig
-from tico_quantizers.testing import same_tensors, seeded, tensors_of
+from tico_quantizers.testing import same_tensors, seeded, tensors_of, values
 
 TOKENS: Final = torch.arange(36).view(3, 12) * 7 % 37 + 3
 COMMON: Final = {"vocab_size": 40, "pad_token_id": 0, "attn_implementation": "eager"}
@@ -113,3 +113,25 @@ def test_what_stands_in_padding_changes_no_bit(config: str, name: str, side: str
     """With padding of any token, on any side, the result is the same; the float model gives the same too."""
     found = [result(name, CONFIGS[config], filler, side) for filler in (0, 7)]
     assert same_tensors(*found)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("config", ["gptq", "ptq"])
+def test_torch_encoders_count_no_padding(config: str, batch_first: bool) -> None:
+    """With samples or tokens on the first axis, and by heads inside of the attention."""
+
+    def found(scale: float) -> dict[str, Tensor]:
+        model = seeded(
+            lambda: nn.TransformerEncoder(
+                nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first), 2, enable_nested_tensor=False
+            )
+        )
+        padding = torch.zeros(3, 10, dtype=torch.bool)
+        padding[0, 6:] = True
+        x = torch.where(padding[..., None], scale * values(1, 3, 10, 8), values(0, 3, 10, 8))
+        prepared = prepare(model, CONFIGS[config])
+        with torch.no_grad():
+            prepared(x if batch_first else x.transpose(0, 1), src_key_padding_mask=padding)
+        return tensors_of(convert(prepared))
+
+    assert same_tensors(found(1.0), found(30.0))

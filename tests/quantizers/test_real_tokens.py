@@ -117,6 +117,7 @@ def test_masks_of_torch_layers_are_read_as_torch_does(side: str) -> None:
     ("asked", "channels", "expected"),
     [
         (values(1, 2, 5, 7), -1, lambda x: x[REAL]),
+        (values(1, 5, 2, 7), -1, lambda x: x[REAL.T]),
         (values(1, 10, 7), -1, lambda x: x[REAL.flatten()]),
         (values(1, 1, 10, 7), -1, lambda x: x[:, REAL.flatten()][0]),
         (values(1, 2, 4, 5, 7), -1, lambda x: x[REAL[:, None].expand(2, 4, 5)]),

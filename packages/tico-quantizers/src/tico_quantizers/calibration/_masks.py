@@ -84,9 +84,7 @@ class _Group:
         batch, count = real.shape
         sizes = [tuple(tensor.shape[:2]) for tensor in self.tensors.values() if tensor.ndim > 1]
         shorter = [size[1] for size in sizes if size[0] == batch and size[1] < count]
-        if (batch, count) not in sizes and (count, batch) in sizes:
-            real = real.T
-        elif (batch, count) not in sizes and shorter:  # the tokens before them are in a cache
+        if (batch, count) not in sizes and (count, batch) not in sizes and shorter:  # others are in a cache
             real = real[:, -shorter[0] :]
         return self._about(real, explicit=True)
 

@@ -41,11 +41,11 @@ class RealTokens:
     """What the masks of the calls that go on say of the tensors inside of them.
 
     Padding is found by the masks that the model, or a module in it, is called with. A tensor is told by its
-    shape: (samples, tokens, …), (samples * tokens, …), (samples, heads, tokens, …), (samples * heads, tokens,
-    …) and, for convolutions, (samples, channels, tokens). Rows that a module of a list is given, as an expert
-    is, were picked from the tokens of the module above it, and are told by their values. In a tensor of any
-    other shape all is real. Of tensors of one shape that have different masks, as with an encoder and a
-    decoder of the same length, the modules whose calls go on tell which is which.
+    shape: (samples, tokens, …), (tokens, samples, …), (samples * tokens, …), (samples, heads, tokens, …),
+    (samples * heads, tokens, …) and, for convolutions, (samples, channels, tokens). Rows that a module of a
+    list is given, as an expert is, were picked from the tokens of the module above it, and are told by their
+    values. In a tensor of any other shape all is real. Of tensors of one shape that have different masks, as
+    with an encoder and a decoder of the same length, the modules whose calls go on tell which is which.
 
     Args:
         by_shape_alone: the model calls no modules, as a graph, so that equal shapes cannot be told apart.

@@ -8,26 +8,27 @@ from torch import Tensor
 def place_of(shape: tuple[int, ...], lead: tuple[int, ...]) -> str | None:
     """Return where the places of `shape` are among the axes `lead`, those of no features; None if nowhere.
 
-    >>> [place_of((2, 5), lead) for lead in ((2, 5), (2, 4, 5), (10,), (8, 5), (2, 3))]
-    ['front', 'back', 'flat', 'heads', None]
+    >>> [place_of((2, 5), lead) for lead in ((2, 5), (5, 2), (2, 4, 5), (10,), (8, 5), (2, 3))]
+    ['front', 'turned', 'back', 'flat', 'heads', None]
     """
-    if shape == lead:
-        return "front"
-    if len(shape) == 1:
-        return None
+    if len(shape) == 1 or shape == lead:
+        return "front" if shape == lead else None
     samples, tokens = shape
-    if len(lead) > 2 and (lead[0], lead[-1]) == shape:
-        return "back"
-    if lead[:2] == shape:
-        return "front"
-    if lead in ((samples * tokens,), (1, samples * tokens)):
-        return "flat"
-    return "heads" if len(lead) == 2 and lead[1] == tokens and lead[0] % samples == 0 else None
+    fits = {
+        "turned": lead == (tokens, samples),
+        "back": len(lead) > 2 and (lead[0], lead[-1]) == shape,
+        "front": lead[:2] == shape,
+        "flat": lead in ((samples * tokens,), (1, samples * tokens)),
+        "heads": len(lead) == 2 and lead[1] == tokens and lead[0] % samples == 0,
+    }
+    return next((place for place, fit in fits.items() if fit), None)
 
 
 def spread(real: Tensor, lead: tuple[int, ...]) -> Tensor:
     """Return `real` for each of the places `lead`."""
     match place_of(tuple(real.shape), lead):
+        case "turned":
+            return real.T
         case "flat":
             return real.reshape(lead)
         case "heads":

@@ -75,7 +75,7 @@ def _microscaling_problem(path: str, spec: QuantSpec) -> Problem:
         field="spec",
         value=Found(str(spec)),
         expected="an integer grid or no_quant()",
-        sentence=f"its grid is one of integers with a scale and a zero point, which blocks of {spec} are not",
+        sentence=f"its grid has to hold integers, and {spec} is none of integers",
         remedy="take affine(DType.int(8), granularity=PerToken()), whose scales need no data either, or "
         f"no_quant(), for all or by an override for {path!r}",
     )
@@ -95,8 +95,8 @@ def _group_problem(path: str, asked: PerGroup) -> Problem:
 
 def _axis_problem(path: str, axis: int | None, asked: PerChannel) -> Problem:
     if axis is None:
-        sentence = "on which axis its channels are, as a grid per channel has to know, depends on the model"
-        remedy = "name one behind that of the batch, granularity=PerChannel(axis), or take PerTensor()"
+        sentence = "a grid per channel needs the axis of the channels, which is not known here"
+        remedy = "set granularity=PerChannel(axis), with an axis behind that of the batch, or PerTensor()"
     else:
         sentence = f"its channels are on axis {axis}, not on axis {asked.axis} of the grid per channel"
         remedy = f"take granularity=PerChannel({axis}), or PerTensor()"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tico_config import Found, Problem, UnsupportedError
+from tico_config import Found, PerToken, Problem, UnsupportedError
 from tico_modules import children, parameter
 from tico_wrapq.base import Mode, PointDeclaration, QuantModuleBase, Role, register
 
@@ -138,13 +138,23 @@ class QuantMultiheadAttention(QuantModuleBase):
         """Return the output and the probabilities (batch * heads, queries, keys)."""
         q, k, v = (self._heads(part) for part in self._projected(query, key, value))
         q = self.point("scaled_query")(q * math.sqrt(1.0 / q.shape[-1]))
-        logits = self.point("logits")(torch.bmm(q, k.transpose(-2, -1)))
+        logits = self._seen(torch.bmm(q, k.transpose(-2, -1)), mask)
         masked = logits if mask is None else logits + mask
         probabilities = self.point("probabilities")(torch.softmax(masked, -1))
         context = self.point("context")(torch.bmm(probabilities, v))
         merged = context.transpose(0, 1).reshape(query.shape)
         output: Tensor = self.out_proj(merged)
         return output, probabilities
+
+    def _seen(self, logits: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the logits passed through their point, which sees 0 in the place of those masked."""
+        point = self.point("logits")
+        static = point.fixed is not None and not isinstance(point.fixed.granularity, PerToken)
+        if mask is None or static or not point.is_quantized:
+            plain: Tensor = point(logits)
+            return plain
+        moved: Tensor = point(logits.masked_fill(mask < torch.finfo(mask.dtype).min / 2, 0.0))
+        return logits if point.fixed is None else moved
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if query is key and key is value:
