@@ -128,7 +128,7 @@ def test_codes_come_back(data: st.DataObject, dtype: DType) -> None:
 def test_codes_on_power_of_two_scales_are_exact(
     data: st.DataObject, dtype: DType, power: int, kind: torch.dtype
 ) -> None:
-    """Division by a power of two is exact, so the code is that of exact arithmetic, halves to even."""
+    """The reciprocal of a power of two is exact, so the code is that of exact arithmetic, halves to even."""
     zero_point = data.draw(st.integers(dtype.qmin, dtype.qmax))
     halves = data.draw(st.lists(st.integers(-200, 200), min_size=6, max_size=6))
     x = (torch.tensor(halves) / 2 * 2.0**power).to(kind)
@@ -139,12 +139,13 @@ def test_codes_on_power_of_two_scales_are_exact(
 
 @given(lines())
 def test_codes_are_their_definition(pair: tuple[Tensor, AffineParams]) -> None:
-    """Code = clamp(rint(x / scale) + zero_point) with the quotient rounded to float32 once."""
+    """Code = clamp(rint(x * (1 / scale)) + zero_point), reciprocal and product each rounded to float32."""
     x, params = pair[0].float(), pair[1]
     zero_point, dtype = int(params.zero_point.item()), params.dtype
-    # A float64 quotient of float32 numbers, rounded to float32, is the correctly rounded quotient.
-    quotients = (x.double() / params.scale.double()).float().tolist()
-    bounded = [min(max(each, -1e9), 1e9) for each in quotients]
+    # A float64 quotient or product of float32 numbers, rounded to float32, is the correctly rounded one.
+    reciprocal = (1.0 / params.scale.double()).float()
+    products = (x.double() * reciprocal.double()).float().tolist()
+    bounded = [min(max(each, -1e9), 1e9) for each in products]
     expected = [min(max(round(each) + zero_point, dtype.qmin), dtype.qmax) for each in bounded]
     assert quantize(x, params).tolist() == expected
 

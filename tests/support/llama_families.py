@@ -77,13 +77,14 @@ def converted(family: str, config: PTQConfig | None = None, attention: str = "ea
     return convert(prepared)
 
 
-def grid_count(model: nn.Module) -> int:
-    """Return how many tensors of a converted model are moved to a grid."""
+def grid_count(model: nn.Module, *, fixed_only: bool = False) -> int:
+    """Return how many tensors of a converted model are moved to a grid, or to a fixed one."""
     wrappers = [module for module in model.modules() if isinstance(module, QuantModuleBase)]
     layers = [module for module in model.modules() if isinstance(module, QuantizedModule)]
     ends = [grid for layer in layers for grid in (layer.act_in, layer.act_out)]
     fixed = [point.fixed for wrapper in wrappers for _, point in wrapper.named_points()]
-    return sum(grid is not None for grid in (*ends, *fixed))
+    grids = [grid for grid in (*ends, *fixed) if grid is not None]
+    return sum(bool(grid.scale.numel()) or not fixed_only for grid in grids)
 
 
 class LogitsOf(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
+from exported_programs import foreign_operators, grids_on_activations
 from llama_families import FAMILIES, TOKENS, LogitsOf, calls, converted, grid_count, padded, tiny
 from tico.quantization import PTQConfig, convert, coverage, load_quantized, prepare, save_quantized
 from tico.quantization.config import DType, UnsupportedError, affine, no_quant
@@ -156,12 +157,12 @@ def test_masked_logits_take_no_part_of_the_range() -> None:
     [*((family, PTQConfig()) for family in FAMILIES), ("Llama", PER_TOKEN)],
     ids=[*FAMILIES, "Llama per token"],
 )
-def test_exported_program_has_one_node_for_each_point(family: str, config: PTQConfig) -> None:
-    """Exactly one, and the bits of the module."""
+def test_exported_program_has_a_pair_of_nodes_for_each_fixed_grid(family: str, config: PTQConfig) -> None:
+    """Exactly one, no operator of ours, and the bits of the module."""
     model = converted(family, config, "sdpa")
     program = torch.export.export(LogitsOf(model), (TOKENS,))
-    nodes = [node for node in program.graph.nodes if node.target is torch.ops.tico.fake_quantize.default]
-    assert len(nodes) == grid_count(model)
+    assert grids_on_activations(program) == grid_count(model, fixed_only=True)
+    assert foreign_operators(program) == []
     assert torch.equal(program.module()(TOKENS), logits(model, TOKENS))
 
 

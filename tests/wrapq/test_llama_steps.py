@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from exported_programs import foreign_operators, grids_on_activations
 from llama_families import FAMILIES, TOKENS, LogitsOf, calls, converted, grid_count, padded, tiny
 from tico.quantization import PTQConfig, convert, load_quantized, prepare, report, save_quantized
 from tico.quantization.config import DType, affine, no_quant
@@ -81,12 +82,12 @@ def test_padding_does_not_reach_the_text(config: PTQConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [STEPWISE, PER_TOKEN], ids=["static", "per token"])
-def test_exported_program_has_one_node_for_each_point(config: PTQConfig) -> None:
-    """Exactly one, and the bits of the module."""
+def test_exported_program_has_a_pair_of_nodes_for_each_fixed_grid(config: PTQConfig) -> None:
+    """Exactly one, no operator of ours, and the bits of the module."""
     model = converted("Llama", config, "sdpa")
     program = torch.export.export(LogitsOf(model), (TOKENS,))
-    nodes = [node for node in program.graph.nodes if node.target is torch.ops.tico.fake_quantize.default]
-    assert len(nodes) == grid_count(model)
+    assert grids_on_activations(program) == grid_count(model, fixed_only=True)
+    assert foreign_operators(program) == []
     assert torch.equal(program.module()(TOKENS), logits(model, TOKENS))
 
 

@@ -82,7 +82,10 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     if bits > 8:
         low, high = packed.to(torch.int32).reshape(*shape, 2).unbind(-1)
         return low | (high << 8)
-    codes = _spread(packed, bits) if bits in (2, 4) else _words(packed, bits, columns)
+    if bits not in (2, 4):
+        codes = _words(packed, bits, columns)
+    else:
+        codes = _parts(packed, bits) if torch.compiler.is_exporting() else _spread(packed, bits)
     narrow: Tensor = codes[..., :columns]
     return narrow
 
@@ -108,6 +111,13 @@ def _spread(packed: Tensor, bits: int) -> Tensor:
         parts |= word << (8 - bits) * step
     codes: Tensor = (parts & mask).view(torch.uint8)
     return codes
+
+
+def _parts(packed: Tensor, bits: int) -> Tensor:
+    """Return what `_spread` does, by operators that other formats of programs have too."""
+    wide = packed.to(torch.int32)
+    parts = [(wide >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
+    return torch.stack(parts, -1).flatten(-2).to(torch.uint8)
 
 
 def _words(packed: Tensor, bits: int, columns: int) -> Tensor:

@@ -1,20 +1,15 @@
-"""The arithmetic of moving values to a grid, and the operator that stands for it in exported programs."""
+"""The arithmetic of moving values to a grid."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from tico_config import DType, Granularity, PerChannel, PerGroup, PerTensor, PerToken
+from tico_config import DType, Granularity, PerTensor
 from tico_observers._affine_params import broadcast
 from tico_observers._tensor_checks import arithmetic_dtype
-
-# `torch.export` is told apart from `torch.compile` since torch 2.7; before, both get the operator.
-_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
-
 
 _ZEROS: Final = {dtype: torch.zeros((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
@@ -43,8 +38,7 @@ def round_to_grid(
 ) -> Tensor:
     """Return `fake_quantize` of `x` for a grid given by its parts, which are not checked.
 
-    For modules that keep `scale` and `zero_point` as buffers and use them in every forward pass. In a
-    program that `torch.export` makes it is one call of the operator ``tico::fake_quantize``.
+    For modules that keep `scale` and `zero_point` as buffers and use them in every forward pass.
 
     >>> from tico_config import DType, PerTensor
     >>> scale, zero_point = torch.tensor(0.5), torch.tensor(0)
@@ -52,9 +46,6 @@ def round_to_grid(
     >>> round_to_grid(x, scale, zero_point, dtype=DType.int(4), granularity=PerTensor()).tolist()
     [-4.0, 0.5]
     """
-    if _is_exporting():
-        called: Tensor = _operator(x, scale, zero_point, dtype.qmin, dtype.qmax, *_settings(granularity))
-        return called
     return with_gradient_of(x, _rounded(x.detach(), scale, zero_point, dtype, granularity))
 
 
@@ -78,7 +69,7 @@ def _on_one_grid(x: Tensor, scale: float, zero_point: int, dtype: DType) -> Tens
     low, high = dtype.qmin - zero_point, dtype.qmax - zero_point
     wide = wide_dtype(x.dtype, dtype)
     # A scale is positive, so that clamping steps is clamping values.
-    steps = ((x if x.dtype == wide else x.to(wide)) / scale).round_().clamp_(low, high)
+    steps = ((x if x.dtype == wide else x.to(wide)) * (1.0 / scale)).round_().clamp_(low, high)
     # 0 + scale * steps: one pass for the product and for removing -0.0, which changes no other bit.
     values = torch.add(_ZEROS[wide], steps, alpha=scale)
     largest = torch.finfo(x.dtype).max
@@ -90,7 +81,7 @@ def _on_grids(x: Tensor, scale: Tensor, zero_point: Tensor, dtype: DType, granul
     scale, low, high = grid_in(scale, zero_point, dtype, granularity, x.shape, wide)
     largest = torch.finfo(x.dtype).max
     lowest, highest = ((end * scale).clamp_(-largest, largest) for end in (low, high))
-    steps = (x.to(wide) / scale).round_()
+    steps = (x.to(wide) * scale.reciprocal()).round_()
     return steps.mul_(scale).clamp_min_(lowest).clamp_max_(highest).add_(0.0)
 
 
@@ -105,54 +96,3 @@ def with_gradient_of(x: Tensor, values: Tensor) -> Tensor:
         return values
     # x - x.detach() is exactly 0, except where x is not finite.
     return values + torch.nan_to_num(x - x.detach(), nan=0.0)
-
-
-_UNITS = {PerTensor: "tensor", PerChannel: "channel", PerGroup: "group", PerToken: "token"}
-
-
-def _settings(granularity: Granularity) -> tuple[str, int, int]:
-    """Return the unit of `granularity`, its axis and its group size; what does not apply is 0."""
-    axis = granularity.axis if isinstance(granularity, PerChannel | PerGroup) else 0
-    size = granularity.size if isinstance(granularity, PerGroup) else 0
-    return _UNITS[type(granularity)], axis, size
-
-
-def _granularity(unit: str, axis: int, size: int) -> Granularity:
-    if unit == "channel":
-        return PerChannel(axis)
-    if unit == "group":
-        return PerGroup(axis, size)
-    return PerTensor() if unit == "tensor" else PerToken()
-
-
-_SCHEMA = (
-    "(Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max, str unit, int axis, int size)"
-    " -> Tensor"
-)
-
-
-@torch.library.custom_op("tico::fake_quantize", mutates_args=(), schema=_SCHEMA)
-def _operator(
-    x: Tensor,
-    scale: Tensor,
-    zero_point: Tensor,
-    quant_min: int,
-    quant_max: int,
-    unit: str,
-    axis: int,
-    size: int,
-) -> Tensor:
-    dtype = DType((quant_max - quant_min).bit_length(), signed=quant_min < 0)
-    return _rounded(x.detach(), scale, zero_point, dtype, _granularity(unit, axis, size))
-
-
-@_operator.register_fake
-def _of_its_shape(x: Tensor, *settings: object) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _straight_through(context: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return gradient, None, None, None, None, None, None, None
-
-
-_operator.register_autograd(_straight_through)

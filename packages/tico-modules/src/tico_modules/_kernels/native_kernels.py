@@ -99,7 +99,7 @@ class IntegerProduct:
         self, x: Tensor, scale: float, zero_point: int, bias: Tensor | None
     ) -> Tensor | None:
         offset = zero_point - self.grid.dtype.qmin
-        steps = (x / scale).round_().clamp_(-offset, self._last - offset)
+        steps = (x * (1.0 / scale)).round_().clamp_(-offset, self._last - offset)
         if math.isnan(float(steps.sum())):
             return None
         product = self._sum_products(steps, offset)
@@ -115,7 +115,7 @@ class IntegerProduct:
             total = float(scale.sum())
         if not math.isfinite(total):
             return None
-        return _add_bias(self._sum_symmetric(x / scale).mul_(self.scale).mul_(scale), bias)
+        return _add_bias(self._sum_symmetric(x * (1.0 / scale)).mul_(self.scale).mul_(scale), bias)
 
     def _sum_symmetric(self, steps: Tensor) -> Tensor:
         dtype = self.grid.dtype
@@ -134,7 +134,9 @@ class IntegerProduct:
         offsets = (zero_point - self.grid.dtype.qmin).to(torch.float32)
         if math.isnan(float(scale.sum())):
             return None
-        codes = (x / scale.unsqueeze(-1)).round_().add_(offsets.unsqueeze(-1)).clamp_(0, self._last)
+        codes = (
+            (x * scale.reciprocal().unsqueeze(-1)).round_().add_(offsets.unsqueeze(-1)).clamp_(0, self._last)
+        )
         sums = None if self.zero is None else codes.sum(-1) - offsets * x.shape[1]
         middle = self._last // 2 + 1
         product = operators.sum_int8_products(_to_bytes(codes.sub_(128)), middle, self.packed)

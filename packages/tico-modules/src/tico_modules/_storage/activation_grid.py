@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+from typing_extensions import Self
 
 from tico_config import (
     ArtifactError,
@@ -20,8 +22,17 @@ from tico_config import (
     TicoError,
 )
 from tico_modules._storage.exact_module import ExactModule, has_values
+from tico_modules._storage.exported import (
+    GridNumbers,
+    has_dialect_for,
+    move_to_channels,
+    move_to_grid,
+    read_while_tracing,
+)
 from tico_modules._storage.layout import Layout, require_tensor
-from tico_observers import AffineParams, round_to_grid
+from tico_observers import AffineParams, broadcast, round_to_grid
+
+_BUFFERS = ("scale", "zero_point")
 
 
 class ActivationGrid(ExactModule):
@@ -30,6 +41,11 @@ class ActivationGrid(ExactModule):
     A fixed grid is in the buffers `scale` (float32) and `zero_point` (int32), both of the shape that
     `granularity` asks for. With a grid per token both buffers are empty: each vector along the last axis
     gets the min/max grid of its values, and becomes NaN as a whole if it holds NaN or infinity.
+
+    In a program that `torch.export` makes, a fixed grid is a pair of operators of ``quantized_decomposed``,
+    with scale and zero point as plain numbers where there is one for the whole tensor. Grids per token and
+    per group, float64 and codes of more than 16 bits, which that dialect computes in another way, are plain
+    arithmetic.
 
     >>> grid = ActivationGrid.per_token(DType.int(8), symmetric=True)
     >>> grid(torch.tensor([[127.0, 0.4], [1.27, 0.504]]))
@@ -42,6 +58,7 @@ class ActivationGrid(ExactModule):
     dtype: DType
     granularity: Granularity
     symmetric: bool
+    _originals: tuple[Tensor, Tensor]  # the buffers, where no tracer puts stand-ins in their place
 
     def __init__(
         self, scale: Tensor, zero_point: Tensor, *, dtype: DType, granularity: Granularity, symmetric: bool
@@ -51,6 +68,7 @@ class ActivationGrid(ExactModule):
         vars(self).update(dtype=dtype, granularity=granularity, symmetric=symmetric)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
+        self._keep_originals()
 
     @classmethod
     def static(cls, params: AffineParams) -> ActivationGrid:
@@ -75,11 +93,51 @@ class ActivationGrid(ExactModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the fake-quantized `x`, in the shape and dtype of `x`."""
+        if torch.compiler.is_exporting() and (exported := self._in_program(x)) is not None:
+            return exported
         if isinstance(self.granularity, PerToken):
             scale, zero_point = compute_token_grids(x, self.dtype, symmetric=self.symmetric)
         else:
             scale, zero_point = self.scale, self.zero_point
         return round_to_grid(x, scale, zero_point, dtype=self.dtype, granularity=self.granularity)
+
+    def _in_program(self, x: Tensor) -> Tensor | None:
+        """Return `x` moved to the grid by operators of a dialect; None where that has none for the grid."""
+        granularity, dtype = self.granularity, self.dtype
+        if not (isinstance(granularity, PerTensor | PerChannel) and has_dialect_for(x, dtype)):
+            return None
+        numbers = self._read_numbers()
+        if numbers is None:
+            return None
+        if isinstance(granularity, PerTensor):
+            return move_to_grid(x, GridNumbers(*numbers), dtype)
+        if x.shape[granularity.axis] != self.scale.shape[0]:
+            broadcast(self.scale, granularity, x.shape)  # which refuses it
+        grid = (self.scale, self.zero_point, granularity.axis)
+        return move_to_channels(x, *grid, GridNumbers(*numbers), dtype)
+
+    @read_while_tracing
+    def _read_numbers(self) -> tuple[float, int, float] | None:
+        """Return the `GridNumbers` of a fixed grid; None where its tensors have no values."""
+        with _disable_current_modes():
+            if not has_values(*self._originals):
+                return None
+            return tuple(GridNumbers.of(*self._originals, self.dtype))
+
+    def _keep_originals(self) -> None:
+        buffers = self._buffers
+        vars(self)["_originals"] = (buffers["scale"], buffers["zero_point"])
+
+    def __setattr__(self, name: str, value: Tensor | torch.nn.Module) -> None:
+        """Set an attribute; a buffer set is what exported programs are made of."""
+        super().__setattr__(name, value)
+        if name in _BUFFERS:
+            self._keep_originals()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._keep_originals()
+        return self
 
     @property
     def label(self) -> str:

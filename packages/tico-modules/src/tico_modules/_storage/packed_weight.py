@@ -11,6 +11,7 @@ from typing_extensions import Self
 from tico_config import DType, NumericsError, Problem, TicoError
 from tico_modules._storage.dequantization import dequantize_rows, spread_groups
 from tico_modules._storage.exact_module import ExactModule, has_values
+from tico_modules._storage.exported import dequantize_weight
 from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
 from tico_modules._storage.foreign_saves import refuse_save_pretrained
 from tico_modules._storage.layout import Layout, require_tensor
@@ -245,6 +246,8 @@ class PackedWeight(ExactModule):
         """
         if self._kept:
             return self._kept[0]
+        if torch.compiler.is_exporting() and self.group_size is None and self.group_index is None:
+            return dequantize_weight(self.format, self.codes, self.scale, self.zero_point)
         values = self._dequantize_rows(self.codes, self.scale, self.zero_point).view(self.shape)
         if self._kept is not None:
             self._kept.append(values)
