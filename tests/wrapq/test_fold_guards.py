@@ -74,7 +74,10 @@ NOT_FOLDED: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "norm over rows": (lambda: nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(4)), values(1, 9, 4, 6)),
     "norm over as many rows": (lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)), values(1, 9, 4, 6)),
     "norm over images": (lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm2d(4)), values(1, 2, 4, 3, 6)),
-    "transposed layer": (lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.BatchNorm2d(4)), IMAGE),
+    "norm over as many inputs": (
+        lambda: nn.Sequential(nn.ConvTranspose2d(3, 4, 3), nn.Flatten(2), nn.BatchNorm1d(4)),
+        IMAGE,
+    ),
     "hook on the layer": (
         lambda: _with_hook(lambda layer, _: layer.register_forward_hook(lambda *_: None)),
         IMAGE,

@@ -17,15 +17,28 @@ from tico_config import PTQConfig
 from tico_modules import Layout, RestorableModule, carry_over, child_path, children, named_modules, parameter
 from tico_quantizers import Calibration, Recorder
 from tico_quantizers.calibration import after_call
-from tico_wrapq.torch_nn import LayerWrapper, QuantConv, QuantLinear, QuantNorm, UsedStatistics
+from tico_wrapq.torch_nn import (
+    LayerWrapper,
+    QuantConv,
+    QuantConvTranspose,
+    QuantLinear,
+    QuantNorm,
+    UsedStatistics,
+)
+
+_FOLDING = (QuantConv, QuantConvTranspose, QuantLinear)
 
 _KINDS: Mapping[type[nn.Module], type[nn.Module]] = {
     nn.Linear: nn.BatchNorm1d,
     nn.Conv1d: nn.BatchNorm1d,
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
+    nn.ConvTranspose1d: nn.BatchNorm1d,
+    nn.ConvTranspose2d: nn.BatchNorm2d,
+    nn.ConvTranspose3d: nn.BatchNorm3d,
 }
-_BATCHED: Mapping[type[nn.Module], int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+# The axes of what a layer returns for a batch, by the kind of norm that may follow.
+_BATCHED: Mapping[type[nn.Module], int] = {nn.BatchNorm1d: 3, nn.BatchNorm2d: 4, nn.BatchNorm3d: 5}
 
 
 @final
@@ -85,6 +98,12 @@ class Fold:
     layer: LayerWrapper
     norm: QuantNorm
 
+    @property
+    def batched_axes(self) -> int:
+        """The number of axes that the layer's output has for a batch."""
+        kind = type(self.layer.layer)
+        return 2 if kind is nn.Linear else _BATCHED[_KINDS[kind]]
+
     def finish(self) -> dict[str, nn.Module]:
         """Return the integer layer that does both and what takes the place of the norm, by path.
 
@@ -95,10 +114,10 @@ class Fold:
             CalibrationError: a point saw no data.
         """
         layer, norm = self.layer.layer, self.norm.module
-        weight = _stored(layer, "weight")
+        weight = self.layer.rows_of(_stored(layer, "weight").detach())
         scale, shift = _scale_and_shift(norm)
         by_row = scale.view(-1, *(1 for _ in weight.shape[1:]))
-        folded = (weight.detach().double() * by_row).to(weight.dtype)
+        folded = (weight.double() * by_row).to(weight.dtype)
         bias = parameter(layer, "bias")
         moved = shift if bias is None else bias.detach().double() * scale + shift
         new = self.layer.integer_of(
@@ -136,7 +155,7 @@ def foldable(root: nn.Module, config: PTQConfig) -> Iterator[Fold]:
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             parts = list(children(module).values())
             for layer, norm in pairwise(parts):
-                if isinstance(layer, QuantConv | QuantLinear) and isinstance(norm, QuantNorm):
+                if isinstance(layer, _FOLDING) and isinstance(norm, QuantNorm):
                     fold = Fold(module, layer, norm)
                     alone = places[id(layer)] == places[id(norm)] == 1 and not _hooked(layer, norm)
                     if alone and _fits(fold) and not _wanted_between(fold, config):
@@ -151,9 +170,10 @@ def _fits(fold: Fold) -> bool:
     layer, norm = fold.layer.layer, fold.norm.module
     tracked = all(getattr(norm, name, None) is not None for name in ("running_mean", "running_var"))
     own = "forward" in vars(norm) or type(norm).forward is not nn.BatchNorm1d.forward
-    same = tracked and len(_stored(norm, "running_mean")) == len(_stored(layer, "weight"))
     kind = _KINDS.get(type(layer))
-    return same and not own and kind is not None and isinstance(norm, kind) and _is_quantized(fold.layer)
+    if not tracked or own or kind is None or not isinstance(norm, kind) or not _is_quantized(fold.layer):
+        return False
+    return len(_stored(norm, "running_mean")) == len(fold.layer.rows_of(_stored(layer, "weight")))
 
 
 def _is_quantized(layer: LayerWrapper) -> bool:
@@ -190,7 +210,7 @@ class Folds(Recorder):
         """Note a call until the forward pass ends; outside of a pass of the model it counts at once."""
         self._calibration.require_own_pass()
         self._latest[index, role] += 1
-        batched = _BATCHED[type(self._folds[index].layer.layer)]
+        batched = self._folds[index].batched_axes
         if role == "layer" and not (isinstance(output, Tensor) and output.ndim == batched):
             self._latest[index, "unbatched"] += 1
         self._calibration.accept_unless_in_forward()

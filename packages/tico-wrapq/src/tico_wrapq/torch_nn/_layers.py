@@ -153,16 +153,23 @@ class LayerWrapper(QuantModuleBase):
         carry_over(self, new)
         return new
 
-    def integer_of(self, weight: Tensor, bias: Tensor, act_out: ActivationGrid | None) -> QuantizedModule:
-        """Return the integer module of this layer with another weight, bias and grid of its output."""
-        packed = pack_weight(weight, self.weight_specs["weight"], self.path)
+    def rows_of(self, weight: Tensor) -> Tensor:
+        """Return the layer's `weight` with an output channel in each row, as its codes are kept."""
+        return weight
+
+    def integer_of(self, rows: Tensor, bias: Tensor, act_out: ActivationGrid | None) -> QuantizedModule:
+        """Return the integer module of this layer with other rows, another bias and grid of its output."""
+        packed = pack_weight(rows, self.weight_specs["weight"], self.path)
         grids = {"act_in": self.point("act_in").determine_grid(), "act_out": act_out}
         new = self._integer(_parts(packed, bias, grids))
         carry_over(self, new)
         return new
 
     def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
-        """Return the codes of `weight`, those of a layer that it is tied to where there is one."""
+        """Return the codes of `weight`, those of a layer with the same rows that it is tied to, if any."""
+        rows = self.rows_of(weight)
+        if rows is not weight:
+            return pack_weight(rows, spec, self.path)
         return weights.get(weight, spec, lambda: pack_weight(weight, spec, self.path))
 
 
@@ -201,9 +208,9 @@ class QuantTransposedLinear(LayerWrapper):
         """Return the multiply-accumulates of one call."""
         return layer_work(self.layer, args[0] if args else kwargs.get("x"), output)
 
-    def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
-        # Rows are output channels here, so codes are shared with no layer that has the same weight.
-        return pack_weight(weight.T, spec, self.path)
+    def rows_of(self, weight: Tensor) -> Tensor:
+        """Return the transposed weight."""
+        return weight.T
 
     def _integer(self, parts: Parts) -> QuantizedModule:
         return QuantizedLinear(parts)
@@ -262,9 +269,9 @@ class QuantConvTranspose(LayerWrapper):
         moved: Tensor = self.point("act_out")(output)
         return moved
 
-    def _codes(self, weight: Tensor, spec: QuantSpec, weights: WeightCodes) -> PackedWeight:
-        # Rows are output channels here, so codes are shared with no convolution that has the same weight.
-        return pack_weight(self._settings().swap_channels(weight), spec, self.path)
+    def rows_of(self, weight: Tensor) -> Tensor:
+        """Return the weight with its channels swapped within each group."""
+        return self._settings().swap_channels(weight)
 
     def _settings(self) -> ConvTransposeSettings:
         layer = self.layer
