@@ -91,14 +91,16 @@ def test_decoding_equals_prefill(family: str, config: PTQConfig, attention: str)
 
     Sums of another length are added up in another order, so that a value can differ by an ulp. One that lies
     between two codes then moves by a whole step: at about one position in a hundred, depending on the
-    processor. What has moved stays in the cache and can move a later position: three of 24 may differ.
+    processor. What has moved stays in the cache and can move all that come later: one of the two texts may
+    differ from its first decoded token on.
     """
     model = converted(family, config, attention)
     expected = logits(model, TOKENS)
     assert isinstance(model, PreTrainedModel)
     for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=16)):
         near = (_stepwise(model, cache) - expected).abs().amax(-1) < 1e-4
-        assert near.double().mean() >= 21 / 24
+        assert bool(near.all(-1).any())
+        assert near.double().mean() >= 20 / 24
 
 
 @every_family

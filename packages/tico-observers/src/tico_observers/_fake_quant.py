@@ -28,7 +28,8 @@ def quantize(x: Tensor, params: AffineParams) -> Tensor:
     """Return the code of each value: ``clamp(round(x * (1 / scale)) + zero_point, qmin, qmax)``.
 
     Halves are rounded to even, and the reciprocal is rounded before the product, as in torch's own operators.
-    The arithmetic is float32, or float64 for float64 values and 32-bit codes. Codes are int8 or uint8 up to 8 bits, int16 or int32 above.
+    The arithmetic is float32, or float64 for float64 values and 32-bit codes. Codes are int8 or uint8 up to
+    8 bits, int16 or int32 above.
 
     Raises:
         UnsupportedError: `x` is not a dense floating-point tensor.

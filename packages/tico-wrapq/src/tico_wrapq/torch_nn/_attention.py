@@ -94,7 +94,7 @@ class QuantMultiheadAttention(QuantModuleBase):
             output, weights = self._as_torch(query, key, value, masks, need_weights=need_weights, **kwargs)
         else:
             mask = _additive(attn_mask, key_padding_mask, query, self.num_heads)
-            output, weights = self._by_steps(query, key, value, mask)
+            output, weights = self._by_steps(query, key, value, mask, needs_weights=need_weights)
             weights = _averaged(weights, query, kwargs) if need_weights else None
         return (output.transpose(0, 1) if swapped else output), weights
 
@@ -133,14 +133,21 @@ class QuantMultiheadAttention(QuantModuleBase):
         return found
 
     def _by_steps(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, needs_weights: bool
     ) -> tuple[Tensor, Tensor]:
-        """Return the output and the probabilities (batch * heads, queries, keys)."""
+        """Return the output and the probabilities (batch * heads, queries, keys).
+
+        A query that may see no key gets zeros, as from `scaled_dot_product_attention`. With `needs_weights` it
+        gets NaN, as in torch, which calls another function then.
+        """
         q, k, v = (self._heads(part) for part in self._projected(query, key, value))
         q = self.point("scaled_query")(q * math.sqrt(1.0 / q.shape[-1]))
         logits = self._seen(torch.bmm(q, k.transpose(-2, -1)), mask)
         masked = logits if mask is None else logits + mask
-        probabilities = self.point("probabilities")(torch.softmax(masked, -1))
+        shares = torch.softmax(masked, -1)
+        if mask is not None and not needs_weights:
+            shares = shares.masked_fill((mask == -torch.inf).all(-1, keepdim=True), 0.0)
+        probabilities = self.point("probabilities")(shares)
         context = self.point("context")(torch.bmm(probabilities, v))
         merged = context.transpose(0, 1).reshape(query.shape)
         output: Tensor = self.out_proj(merged)
