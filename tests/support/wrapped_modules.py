@@ -22,7 +22,7 @@ OUT = ("act_out",)
 
 def as_if_trained(module: nn.Module) -> nn.Module:
     """Give a batch norm random statistics, weight and bias; leave any other module as it is; return it."""
-    if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+    if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
         return module
     if module.running_mean is not None and module.running_var is not None:
         module.running_mean.normal_()
@@ -107,6 +107,7 @@ CASES: dict[str, WrapperCase] = {
     "BatchNorm2d without statistics": _unary(
         _trained(lambda: nn.BatchNorm2d(4, track_running_stats=False)), IMAGES
     ),
+    "SyncBatchNorm": _unary(_trained(lambda: nn.SyncBatchNorm(4)), IMAGES),
     "GroupNorm": _unary(lambda: nn.GroupNorm(2, 4), IMAGES),
     "InstanceNorm2d": _unary(lambda: nn.InstanceNorm2d(4), IMAGES),
     "LayerNorm": _unary(lambda: nn.LayerNorm(8), ROWS),
@@ -122,6 +123,14 @@ CASES: dict[str, WrapperCase] = {
     "AvgPool1d": _unary(lambda: nn.AvgPool1d(2), LINE),
     "AvgPool2d": _unary(lambda: nn.AvgPool2d(2), IMAGES),
     "AvgPool3d": _unary(lambda: nn.AvgPool3d(2), VIDEOS),
+    "LPPool2d": _unary(lambda: nn.LPPool2d(2, 2), IMAGES),
+    "FractionalMaxPool2d": _unary(
+        lambda: nn.FractionalMaxPool2d(2, output_size=3, _random_samples=torch.full((2, 4, 2), 0.5)), IMAGES
+    ),
+    "Fold": _unary(lambda: nn.Fold((4, 4), 2, stride=1), (2, 8, 9)),
+    "ConstantPad2d": _unary(lambda: nn.ConstantPad2d(1, -0.5), IMAGES),
+    "LocalResponseNorm": _unary(lambda: nn.LocalResponseNorm(3), IMAGES),
+    "CrossMapLRN2d": _unary(lambda: nn.CrossMapLRN2d(3), IMAGES),
     "MaxPool1d": _unary(lambda: nn.MaxPool1d(2), LINE),
     "MaxPool2d": _unary(lambda: nn.MaxPool2d(2), IMAGES),
     "MaxPool3d": _unary(lambda: nn.MaxPool3d(2), VIDEOS),
@@ -141,6 +150,7 @@ CASES: dict[str, WrapperCase] = {
     "LogSoftmax": _unary(lambda: nn.LogSoftmax(-1)),
     "Mish": _unary(nn.Mish),
     "PReLU": _unary(nn.PReLU),
+    "RReLU": _unary(nn.RReLU),
     "ReLU": _unary(nn.ReLU),
     "ReLU6": _unary(nn.ReLU6),
     "SELU": _unary(nn.SELU),
@@ -159,6 +169,8 @@ CASES: dict[str, WrapperCase] = {
     "Add of a vector": _case(Add, ROWS, (8,), points=JOINT),
     "Mul": _case(Mul, ROWS, ROWS, points=JOINT),
     "MatMul": _case(MatMul, (2, 5, 8), (2, 8, 3), points=JOINT),
+    "CosineSimilarity": _case(lambda: nn.CosineSimilarity(-1), ROWS, ROWS, points=JOINT),
+    "PairwiseDistance": _case(nn.PairwiseDistance, ROWS, ROWS, points=JOINT),
     "Concat": _case(Concat, ROWS, (5, 3), points=OUT),
     "QuantStub": _case(QuantStub, ROWS, points=OUT),
     "MultiheadAttention": _attention(lambda: nn.MultiheadAttention(8, 2), (5, 2, 8)),

@@ -16,7 +16,7 @@ from tiny_models import values
 
 KINDS: tuple[type[nn.Module], ...] = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Mish, nn.ELU, nn.CELU, nn.SELU, nn.Hardswish),
-    *(nn.Hardsigmoid, nn.Hardtanh),
+    *(nn.Hardsigmoid, nn.Hardtanh, nn.RReLU),
 )
 
 IN_PLACE = {"inplace": True}

@@ -38,7 +38,7 @@ def on_grid(x: Tensor, low: Tensor, high: Tensor, dtype: DType, *, symmetric: bo
     else:
         scale = ((high - low) / (dtype.qmax - dtype.qmin)).float()
         zero = dtype.qmin - (low / scale.double()).round().float()
-    steps = (x / scale).round().clamp(dtype.qmin - zero, dtype.qmax - zero)
+    steps = (x * scale.reciprocal()).round().clamp(dtype.qmin - zero, dtype.qmax - zero)
     return steps * scale
 
 

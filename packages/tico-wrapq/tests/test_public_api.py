@@ -26,6 +26,7 @@ class TestPublicAPI(PublicAPI):
         "PassThroughEntry",
         "Passing",
         "PointDeclaration",
+        "QuantComparison",
         "QuantConv",
         "QuantConvTranspose",
         "QuantEmbedding",

@@ -125,6 +125,11 @@ class QuantModuleBase(RestorableModule):
         return None
 
     @classmethod
+    def pass_reason(cls, module: nn.Module) -> str | None:
+        """Return why `module` needs no quantization although others of its class do, or None."""
+        return None
+
+    @classmethod
     def points_of(cls, module: nn.Module) -> tuple[PointDeclaration, ...]:
         """Return the points that the wrapper of `module` has: those of its class that `forward` reaches."""
         return cls.points

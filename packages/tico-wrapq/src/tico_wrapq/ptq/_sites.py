@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import attrs
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
@@ -14,7 +15,7 @@ from tico_modules import RestorableModule, child_path, children, named_modules
 from tico_wrapq.base import PointDeclaration, QuantModuleBase, QuantPoint, WrapperRegistry
 
 # Modules that read their children's weights without calling them, so that wrapping those changes nothing.
-_WHOLES = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+_WHOLES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.LinearCrossEntropyLoss)
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -84,9 +85,9 @@ def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str)
     if wrapper is not None and issubclass(wrapper, QuantModuleBase):
         own = not taken_apart and _has_own_forward(wrapper, adopted, registry)
         refusal = "it has a forward of its own" if own else wrapper.refusal(adopted)
-        if refusal is None:
+        reason, passing = wrapper.pass_reason(adopted) or "", None
+        if refusal is None and not reason:
             return ModuleSite(path=path, module=module, adopted=adopted, wrapper=wrapper)
-        reason, passing = "", None
     else:
         reason = _reason(module, passing)
         refusal = "" if reason else _why_no_wrapper(adopted)
@@ -95,7 +96,7 @@ def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str)
         module=module,
         adopted=adopted,
         reason=reason,
-        refusal=refusal,
+        refusal=refusal or "",
         passes=passing is not None,
         floats=own_floats(module),
     )
@@ -139,6 +140,10 @@ def _why_no_wrapper(module: nn.Module) -> str:
     """Return why this module is not supported."""
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return "it has no wrapper: its steps are computed in one kernel, where no point can be"
+    if isinstance(module, LazyModuleMixin):
+        return "it has no weight before its first call"
+    if isinstance(module, nn.Bilinear):
+        return "it has no wrapper: it multiplies two inputs by each weight in one kernel"
     if children(module) and own_floats(module):
         return f"it has no wrapper for the weights that it owns: {', '.join(own_floats(module))}"
     return "it has no wrapper"

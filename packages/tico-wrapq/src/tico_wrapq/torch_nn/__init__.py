@@ -3,7 +3,16 @@
 from tico_wrapq.torch_nn import _pass_through as _pass_through
 from tico_wrapq.torch_nn._attention import QuantMultiheadAttention, QuantTransformerEncoderLayer
 from tico_wrapq.torch_nn._embedding_bag import QuantEmbeddingBag, QuantizedEmbeddingBag
-from tico_wrapq.torch_nn._joints import Add, Concat, MatMul, Mul, QuantJoint, QuantOutput, QuantStub
+from tico_wrapq.torch_nn._joints import (
+    Add,
+    Concat,
+    MatMul,
+    Mul,
+    QuantComparison,
+    QuantJoint,
+    QuantOutput,
+    QuantStub,
+)
 from tico_wrapq.torch_nn._layer_work import layer_work, multiplies
 from tico_wrapq.torch_nn._layers import (
     LayerWrapper,
@@ -28,6 +37,7 @@ __all__ = [
     "MatMul",
     "Mul",
     "NormSettings",
+    "QuantComparison",
     "QuantConv",
     "QuantConvTranspose",
     "QuantEmbedding",

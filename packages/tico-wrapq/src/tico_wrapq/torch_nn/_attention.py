@@ -137,8 +137,8 @@ class QuantMultiheadAttention(QuantModuleBase):
     ) -> tuple[Tensor, Tensor]:
         """Return the output and the probabilities (batch * heads, queries, keys).
 
-        A query that may see no key gets zeros, as from `scaled_dot_product_attention`. With `needs_weights` it
-        gets NaN, as in torch, which calls another function then.
+        A query that may see no key gets zeros, as from `scaled_dot_product_attention`. With `needs_weights`
+        it gets NaN, as in torch, which calls another function then.
         """
         q, k, v = (self._heads(part) for part in self._projected(query, key, value))
         q = self.point("scaled_query")(q * math.sqrt(1.0 / q.shape[-1]))

@@ -25,7 +25,7 @@ _LAST = (
     *(nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm),
     *(TransposedLinear, QuantizedLinear, QuantizedEmbedding),
 )
-_SECOND = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.Upsample)
+_SECOND = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.Upsample)
 # By the number of axes behind the channels; with or without a batch, it counts from the last one.
 _BEFORE = {
     1: (

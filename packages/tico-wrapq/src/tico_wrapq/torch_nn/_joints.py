@@ -119,6 +119,18 @@ class QuantJoint(QuantModuleBase):
         return 0
 
 
+@register(nn.CosineSimilarity)
+@register(nn.PairwiseDistance)
+class QuantComparison(QuantJoint):
+    """A measure of how near two tensors are, each of which gets a grid, and so does the measure."""
+
+    kind: ClassVar[str] = "ptq.comparison"
+
+    def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
+        """Return the measure of both, passed through their points."""
+        return super().forward(x1, x2)
+
+
 @register(Concat)
 @register(QuantStub)
 class QuantOutput(QuantModuleBase):

@@ -54,7 +54,7 @@ WEIGHT = PointDeclaration("weight", Role.WEIGHT, _PER_ROW)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LAYERS = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.Conv1d, nn.Conv2d, nn.Conv3d, QuantizedModule)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d)
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.SyncBatchNorm)
 _FORWARDS = tuple(kind.forward for kind in (*_LAYERS, *_TRANSPOSED, *_NORMS))
 
 

@@ -22,7 +22,7 @@ from tico_wrapq.torch_nn._unary import QuantUnary
 
 NORM_WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerTensor())
 _ONE_AXIS = ("group", "batch")
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @attrs.frozen(kw_only=True)
@@ -211,6 +211,7 @@ def _(module: QuantizedNorm) -> int:
 @register(nn.BatchNorm1d)
 @register(nn.BatchNorm2d)
 @register(nn.BatchNorm3d)
+@register(nn.SyncBatchNorm)
 class QuantNorm(QuantUnary):
     """A norm; becomes a `QuantizedNorm` where it has a weight and torch's own forward."""
 

@@ -6,6 +6,8 @@ from torch import nn
 
 from tico_wrapq.base import register_pass_through
 
+MOVES_VALUES = "it does not compute"
+
 register_pass_through(
     nn.Identity,
     nn.Flatten,
@@ -29,7 +31,18 @@ register_pass_through(
     nn.CircularPad1d,
     nn.CircularPad2d,
     nn.CircularPad3d,
-    reason="it does not compute",
+    nn.MaxUnpool1d,
+    nn.MaxUnpool2d,
+    nn.MaxUnpool3d,
+    reason=MOVES_VALUES,
+)
+register_pass_through(
+    *(
+        kind
+        for kind in vars(nn).values()
+        if isinstance(kind, type) and issubclass(kind, nn.modules.loss._Loss | nn.CTCLoss)
+    ),
+    reason="it is a loss, which compares outputs with targets",
 )
 register_pass_through(
     nn.Dropout,

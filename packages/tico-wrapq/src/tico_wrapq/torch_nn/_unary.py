@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tico_wrapq.base import ACT_IN, ACT_OUT, PointDeclaration, QuantModuleBase, register
 from tico_wrapq.torch_nn._channel_axis import along, channel_axis
+from tico_wrapq.torch_nn._pass_through import MOVES_VALUES
 
 _TORCH = (
     nn.AdaptiveAvgPool1d,
@@ -20,7 +21,14 @@ _TORCH = (
     nn.AvgPool2d,
     nn.AvgPool3d,
     nn.CELU,
+    nn.ConstantPad1d,
+    nn.ConstantPad2d,
+    nn.ConstantPad3d,
+    nn.CrossMapLRN2d,
     nn.ELU,
+    nn.Fold,
+    nn.FractionalMaxPool2d,
+    nn.FractionalMaxPool3d,
     nn.GELU,
     nn.GLU,
     nn.Hardshrink,
@@ -31,13 +39,18 @@ _TORCH = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
     nn.LeakyReLU,
+    nn.LocalResponseNorm,
     nn.LogSigmoid,
     nn.LogSoftmax,
+    nn.LPPool1d,
+    nn.LPPool2d,
+    nn.LPPool3d,
     nn.MaxPool1d,
     nn.MaxPool2d,
     nn.MaxPool3d,
     nn.Mish,
     nn.PReLU,
+    nn.RReLU,
     nn.ReLU,
     nn.ReLU6,
     nn.SELU,
@@ -55,6 +68,8 @@ _TORCH = (
     nn.Upsample,
 )
 
+_PADS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+
 
 class QuantUnary(QuantModuleBase):
     """A module with one input and one output, each of which gets a grid; its parameters stay float."""
@@ -71,6 +86,11 @@ class QuantUnary(QuantModuleBase):
     def points_of(cls, module: nn.Module) -> tuple[PointDeclaration, ...]:
         """Return the points, with the axis of the module's channels."""
         return along(cls.points, channel_axis(module))
+
+    @classmethod
+    def pass_reason(cls, module: nn.Module) -> str | None:
+        """Return why `module` needs no grids: it pads with zeros, which every grid has."""
+        return MOVES_VALUES if isinstance(module, _PADS) and module.value == 0 else None
 
     @classmethod
     def refusal(cls, module: nn.Module) -> str | None:
