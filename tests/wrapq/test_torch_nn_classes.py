@@ -123,7 +123,9 @@ def test_class_that_holds_others_is_float_arithmetic_between_them(name: str) -> 
     layer = nn.TransformerEncoderLayer(8, 2, 8)
     made: dict[str, Callable[[], nn.Module]] = {
         "AdaptiveLogSoftmaxWithLoss": lambda: nn.AdaptiveLogSoftmaxWithLoss(8, 6, [2]),
-        "Transformer": lambda: nn.Transformer(**sizes, num_encoder_layers=1, num_decoder_layers=1),
+        "Transformer": lambda: nn.Transformer(
+            **sizes, num_encoder_layers=1, num_decoder_layers=1, batch_first=True
+        ),
         "TransformerDecoder": lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(**sizes), 1),
         "TransformerDecoderLayer": lambda: nn.TransformerDecoderLayer(**sizes),
         "TransformerEncoder": lambda: nn.TransformerEncoder(layer, 1, enable_nested_tensor=False),
