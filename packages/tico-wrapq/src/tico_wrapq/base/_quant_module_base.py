@@ -64,6 +64,8 @@ class QuantModuleBase(RestorableModule):
     """Whether `forward` is that of the class it is registered for, so that it cannot serve another one."""
     makes_parts: ClassVar[bool] = False
     """Whether `adopt` makes modules that the float one has not; these get wrappers of their own too."""
+    writes_to_input: ClassVar[bool] = False
+    """Whether `forward` leaves in its input what the float module does, in every mode, if it writes to it."""
 
     def __init__(self, module: nn.Module, path: str, resolve: Resolve) -> None:
         super().__init__()

@@ -23,6 +23,7 @@ from tico_wrapq.base import (
 from tico_wrapq.ptq._folds import Fold, Folds, foldable
 from tico_wrapq.ptq._work import Work
 from tico_wrapq.ptq._wrapping import Wrapped, wrap
+from tico_wrapq.ptq._writes import InputWrites
 from tico_wrapq.torch_nn import multiplies
 
 CONSPICUOUS = 0.99
@@ -51,6 +52,7 @@ class PTQCalibration(PointCalibration):
         for path, module in self._multiplying():
             self.work.measure(path, module)
         self.folds.watch()
+        InputWrites(self).watch(wrapped.wrappers)
         for handle in self.handles:
             edit.on_undo(handle.remove)
 

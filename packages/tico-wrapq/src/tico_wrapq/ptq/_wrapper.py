@@ -22,6 +22,7 @@ from tico_wrapq.base import (
     require_grids,
 )
 from tico_wrapq.ptq._wrapping import wrap
+from tico_wrapq.ptq._writes import InputWrites
 
 
 @final
@@ -92,6 +93,8 @@ class PTQWrapper(WatchedModule):
             LifecycleError: the module is quantized already.
         """
         self._require(Mode.NO_QUANT, Mode.CALIB)
+        if not self._calibration.handles:
+            InputWrites(self._calibration).watch(self._wrappers)
         for wrapper in self._wrappers.values():
             wrapper.enable_calibration(self._passage)
         self.mode = Mode.CALIB
@@ -111,6 +114,8 @@ class PTQWrapper(WatchedModule):
                 edit.replace(self, wrapper, wrapper.finish(weights, edit))
             edit.set_attribute(self, "_wrappers", {})
             edit.set_attribute(self, "mode", Mode.QUANT)
+        for handle in self._calibration.handles:
+            handle.remove()
 
     def _require(self, *modes: Mode) -> None:
         if self.mode not in modes:

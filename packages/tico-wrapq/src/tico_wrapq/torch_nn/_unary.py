@@ -75,6 +75,7 @@ class QuantUnary(QuantModuleBase):
     """A module with one input and one output, each of which gets a grid; its parameters stay float."""
 
     kind: ClassVar[str] = "ptq.unary"
+    writes_to_input: ClassVar[bool] = True
     points: ClassVar[tuple[PointDeclaration, ...]] = (ACT_IN, ACT_OUT)
     module: nn.Module
 
