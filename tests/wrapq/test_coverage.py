@@ -19,7 +19,7 @@ from tico.quantization import (
     report,
     save_quantized,
 )
-from tico.quantization.config import BaseConfig, no_quant
+from tico.quantization.config import BaseConfig, NumericsError, no_quant
 from tico_quantizers import QuantizedModule
 from tico_wrapq import Coverage
 from tiny_models import TOKENS, images, net, tiny_llama, values
@@ -132,6 +132,53 @@ def test_share_of_a_channel_does_not_depend_on_the_split(split: list[int]) -> No
     magnitudes = _outlier().abs().amax(0)
     [line] = coverage(model).lines
     assert dict(line.taken_by_one)["act_in"] == 1 - float(magnitudes.median()) / float(magnitudes.amax())
+
+
+class _Levels(nn.Module):
+    """One layer for the same input at several levels."""
+
+    def __init__(self, *levels: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.levels = nn.Linear(8, 8), levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's outputs, brought to one level."""
+        return torch.cat([self.layer(x * level) / level for level in self.levels], -1)
+
+
+def test_module_whose_calls_differ_in_range_stands_out() -> None:
+    """With the range of each call over all passes, while it is prepared and afterwards."""
+    model = prepare(_Levels(1.0, 10.0, 100.0).eval(), PTQConfig())
+    x = values(0, 20, 8)
+    model(x)
+    model(-2 * x)
+    low, high = min(x.min().item(), -2 * x.max().item()), max(x.max().item(), -2 * x.min().item())
+    paths = ["layer.act_in", "layer.act_out"]
+    for found in (coverage(model), coverage(convert(model))):
+        uneven = dict(found.uneven_calls)
+        assert list(uneven) == paths
+        assert uneven["layer.act_in"][0] == (low, high)
+        assert uneven["layer.act_in"][2] == pytest.approx((100 * low, 100 * high))
+        assert "one grid serves calls of different ranges at 2 points: layer.act_in" in str(found)
+
+
+@pytest.mark.parametrize("levels", [(1.0,), (1.0, 3.9), (2.0, 1.0, 3.0)], ids=str)
+def test_calls_of_like_ranges_are_not_named(levels: tuple[float, ...]) -> None:
+    """A module that is called once, or in ranges that are within two bits of each other."""
+    model = prepare(_Levels(*levels).eval(), PTQConfig(overrides={"layer.act_out": no_quant()}))
+    model(values(0, 20, 8))
+    assert coverage(model).uneven_calls == ()
+
+
+def test_refused_pass_leaves_no_call_behind() -> None:
+    """What a pass that raised has shown is not taken for the first call of the next one."""
+    model = prepare(_Levels(1.0).eval(), PTQConfig())
+    with pytest.raises(NumericsError):
+        model(values(0, 20, 8) * torch.nan)
+    model(values(0, 20, 8))
+    model(100 * values(0, 20, 8))
+    assert coverage(model).uneven_calls == ()
 
 
 def test_multiplications_are_counted_from_the_shapes_seen() -> None:

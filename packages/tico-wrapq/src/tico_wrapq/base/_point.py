@@ -168,6 +168,11 @@ class QuantPoint(nn.Module):
         return None if self.statistics is None else self.statistics.channels.dominance
 
     @property
+    def uneven_calls(self) -> tuple[tuple[float, float], ...]:
+        """The range of each call in a pass, where one grid serves calls whose ranges differ by a lot."""
+        return () if self.statistics is None else self.statistics.calls.uneven
+
+    @property
     def largest(self) -> float:
         """The largest magnitude seen; 0 where that is not known."""
         return 0.0 if self.statistics is None else self.statistics.largest

@@ -27,6 +27,7 @@ from tico_observers import (
     params_from_range,
     require_plausible,
 )
+from tico_wrapq.base._call_ranges import CallRanges
 
 
 @final
@@ -77,6 +78,7 @@ class PointStatistics:
         self.place: Place | None = None
         self.latest: Extremes | None = None
         self._collecting: AnyObserver | None = None
+        self.calls = CallRanges()
 
     @property
     def channels(self) -> ChannelRangeStatistic:
@@ -94,6 +96,7 @@ class PointStatistics:
                 return  # the values left out would count
         seen = reader.read(x, self.axis, self.path)
         if seen is not None:
+            self.calls.see(seen)
             self.latest = seen if self.latest is None else merge_channels(self.latest, seen)
 
     @property
@@ -107,12 +110,14 @@ class PointStatistics:
 
     def drop_unfinished(self) -> None:
         """Forget what the forward pass under way has shown."""
+        self.calls.drop_unfinished()
         self._collecting = self.latest = None
 
     def accept(self) -> None:
         """Count what the forward pass under way has shown; its ranges are in the table already."""
         self._observer = self._collecting or self._observer
         self.batches += 1
+        self.calls.accept()
         self._collecting = self.latest = None
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import attrs
 import torch
@@ -21,7 +22,7 @@ from tico_modules import (
 )
 from tico_quantizers import Prepared
 from tico_wrapq.base import QuantModuleBase, lookup
-from tico_wrapq.ptq._quantizer import CONSPICUOUS, ONE_CHANNEL, PTQCalibration
+from tico_wrapq.ptq._quantizer import CALL_ENDS, CONSPICUOUS, ONE_CHANNEL, PTQCalibration
 from tico_wrapq.ptq._sites import inner, own_floats
 from tico_wrapq.torch_nn import QuantEmbedding, QuantEmbeddingBag, QuantUnary
 
@@ -33,6 +34,8 @@ class CoverageLine:
     `macs` are the multiply-accumulates that calibration has measured, None where it has not.
     `taken_by_one` has the share of its range that one channel has to itself, by point: of each point while
     the model is prepared, and of those from 0.99 on afterwards.
+    `uneven_calls` has the smallest and the largest value of each call in a forward pass, by point, where one
+    grid serves calls of which the widest is four times as wide as the narrowest, or more.
     """
 
     path: str
@@ -42,6 +45,7 @@ class CoverageLine:
     macs: int | None = None
     multiplies_integers: bool = False
     taken_by_one: tuple[tuple[str, float], ...] = ()
+    uneven_calls: tuple[tuple[str, tuple[tuple[float, float], ...]], ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -96,6 +100,7 @@ class Coverage:
         head = f"| path | module | points | {ONE_CHANNEL} | macs | reason |\n|---|---|---|---|---|---|"
         parameters = f"{self.share:.1%} of {self.parameters} parameters are quantized"
         sentences = [parameters, self._macs_sentence(), *self._spoiled_sentences()]
+        sentences += self._uneven_sentences()
         return "\n".join([head, *map(_row, self.lines), "", *sentences])
 
     @property
@@ -113,6 +118,19 @@ class Coverage:
         count = f"{len(self.spoiled)} points"
         return [f"one channel takes at least {CONSPICUOUS:.0%} of the range of {count}: {first}"]
 
+    @property
+    def uneven_calls(self) -> tuple[tuple[str, tuple[tuple[float, float], ...]], ...]:
+        """The points whose one grid serves calls of different ranges, by path, with these ranges."""
+        return tuple(
+            (child_path(line.path, name), ranges) for line in self.lines for name, ranges in line.uneven_calls
+        )
+
+    def _uneven_sentences(self) -> list[str]:
+        if not self.uneven_calls:
+            return []
+        first = "; ".join(f"{path} {_ranges(ranges)}" for path, ranges in self.uneven_calls[:3])
+        return [f"one grid serves calls of different ranges at {len(self.uneven_calls)} points: {first}"]
+
     def _macs_sentence(self) -> str:
         if self.macs_share is None:
             return "the share of multiply-accumulates is unknown: calibration has measured none"
@@ -129,6 +147,10 @@ class Coverage:
     def __str__(self) -> str:
         """Return the Markdown table."""
         return self.to_markdown()
+
+
+def _ranges(ranges: tuple[tuple[float, float], ...]) -> str:
+    return ", ".join(f"{low:.3g} to {high:.3g}" for low, high in ranges)
 
 
 def _row(line: CoverageLine) -> str:
@@ -206,7 +228,20 @@ def _line(path: str, module: nn.Module, run: LayerReport) -> CoverageLine:
         macs=int(figures["macs"]) if "macs" in figures else None,
         multiplies_integers=_multiplies_integers(module),
         taken_by_one=tuple(shares.items()),
+        uneven_calls=tuple(_uneven_calls(run)),
     )
+
+
+def _uneven_calls(run: LayerReport) -> Iterator[tuple[str, tuple[tuple[float, float], ...]]]:
+    """Yield the points of a line with the ends of each call, as `PTQCalibration.figures` has them."""
+    ends: dict[str, list[list[float]]] = {}
+    for name, value in run.figures:
+        for index, end in enumerate(CALL_ENDS):
+            point, found, _ = name.partition(f" {end} ")
+            if found:
+                ends.setdefault(point, [[], []])[index].append(value)
+    for point, (lows, highs) in ends.items():
+        yield point, tuple(zip(lows, highs, strict=True))
 
 
 def _multiplies_integers(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import final
 
 import attrs
@@ -33,6 +33,9 @@ SUSPICIOUS = 1e8
 """From this magnitude on, which may be a mask's stand-in for minus infinity, the report names a point."""
 
 ONE_CHANNEL = "range taken by one channel"
+
+CALL_ENDS = ("smallest of call", "largest of call")
+"""Of a point whose module is called several times in a pass, with ranges that differ by a lot."""
 
 
 @final
@@ -80,6 +83,7 @@ class PTQCalibration(PointCalibration):
             *macs,
             *(each for each in shares if each[1] >= CONSPICUOUS),
             *(each for each in largest if each[1] >= SUSPICIOUS),
+            *(figure for name, point in named for figure in _call_figures(name, point)),
         )
 
 
@@ -133,6 +137,11 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
             module: f"no calibration data reached {', '.join(found)}, left float"
             for module, found in names.items()
         }
+
+
+def _call_figures(name: str, point: QuantPoint) -> Iterator[tuple[str, float]]:
+    for number, ends in enumerate(point.uneven_calls, start=1):
+        yield from ((f"{name} {end} {number}", value) for end, value in zip(CALL_ENDS, ends, strict=True))
 
 
 def _joined(*notes: Mapping[str, str]) -> dict[str, str]:
