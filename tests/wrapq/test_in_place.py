@@ -138,8 +138,8 @@ def test_wrapper_that_would_leave_its_input_alone_is_refused(
     wrapper.enable_calibration()
     with mode(), pytest.raises(UnsupportedError, match="its module writes to its input"):
         wrapper(values(0, 5, 4))
-    model, _ = _converted(_Halving, {"activation": no_quant()})
-    assert not any(isinstance(module, QuantModuleBase) for module in model.modules())
+    left, _ = _converted(_Halving, {"activation": no_quant()})
+    assert not any(isinstance(module, QuantModuleBase) for module in left.modules())
 
 
 def test_wrapper_that_writes_to_its_input_is_taken() -> None:

@@ -119,15 +119,12 @@ def test_padding_with_another_value_has_grids() -> None:
 @pytest.mark.parametrize("name", sorted(HOLDS_OTHERS - {"DataParallel"}))
 def test_class_that_holds_others_is_float_arithmetic_between_them(name: str) -> None:
     """Its parts have wrappers."""
-    sizes = {"d_model": 8, "nhead": 2, "dim_feedforward": 8}
-    layer = nn.TransformerEncoderLayer(8, 2, 8)
+    layer, decoder = nn.TransformerEncoderLayer(8, 2, 8), nn.TransformerDecoderLayer(8, 2, 8)
     made: dict[str, Callable[[], nn.Module]] = {
         "AdaptiveLogSoftmaxWithLoss": lambda: nn.AdaptiveLogSoftmaxWithLoss(8, 6, [2]),
-        "Transformer": lambda: nn.Transformer(
-            **sizes, num_encoder_layers=1, num_decoder_layers=1, batch_first=True
-        ),
-        "TransformerDecoder": lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(**sizes), 1),
-        "TransformerDecoderLayer": lambda: nn.TransformerDecoderLayer(**sizes),
+        "Transformer": lambda: nn.Transformer(8, 2, 1, 1, 8, batch_first=True),
+        "TransformerDecoder": lambda: nn.TransformerDecoder(decoder, 1),
+        "TransformerDecoderLayer": lambda: decoder,
         "TransformerEncoder": lambda: nn.TransformerEncoder(layer, 1, enable_nested_tensor=False),
     }
     prepared = prepare(nn.Sequential(made[name]()).eval(), PTQConfig())

@@ -122,7 +122,8 @@ class ActivationGrid(ExactModule):
         with _disable_current_modes():
             if not has_values(*self._originals):
                 return None
-            return tuple(GridNumbers.of(*self._originals, self.dtype))
+            numbers = GridNumbers.of(*self._originals, self.dtype)
+            return numbers.scale, numbers.zero_point, numbers.largest
 
     def _keep_originals(self) -> None:
         buffers = self._buffers
