@@ -86,6 +86,16 @@ def test_grids_are_traced_whole(per_token: bool) -> None:
     assert same_bits(compiled(x), grid(x))
 
 
+def test_symbolic_traces_hold_one_node_for_a_grid() -> None:
+    """A graph of `torch.fx` has one operator, which computes the same bits."""
+    x = values(4, 4, 9)
+    grid = ActivationGrid.static(params_of(x, PerTensor()))
+    graph = torch.fx.symbolic_trace(torch.nn.Sequential(grid))
+    calls = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    assert calls == [torch.ops.tico.fake_quantize.default]
+    assert same_bits(graph(x), grid(x))
+
+
 def test_gradients_pass_straight_through() -> None:
     """A grid does not end what comes before it."""
     x = values(5, 3, 4).requires_grad_()

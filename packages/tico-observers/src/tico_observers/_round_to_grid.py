@@ -1,4 +1,4 @@
-"""The arithmetic of moving values to a grid."""
+"""The arithmetic of moving values to a grid, and the operator that stands for it in symbolic traces."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
-from tico_config import DType, Granularity, PerTensor
+from tico_config import DType, Granularity, PerChannel, PerGroup, PerTensor, PerToken
 from tico_observers._affine_params import broadcast
 from tico_observers._tensor_checks import arithmetic_dtype
 
@@ -38,7 +39,8 @@ def round_to_grid(
 ) -> Tensor:
     """Return `fake_quantize` of `x` for a grid given by its parts, which are not checked.
 
-    For modules that keep `scale` and `zero_point` as buffers and use them in every forward pass.
+    For modules that keep `scale` and `zero_point` as buffers and use them in every forward pass. In a graph
+    that `torch.fx.symbolic_trace` makes it is one call of the operator ``tico::fake_quantize``.
 
     >>> from tico_config import DType, PerTensor
     >>> scale, zero_point = torch.tensor(0.5), torch.tensor(0)
@@ -46,7 +48,15 @@ def round_to_grid(
     >>> round_to_grid(x, scale, zero_point, dtype=DType.int(4), granularity=PerTensor()).tolist()
     [-4.0, 0.5]
     """
+    if _is_recorded(x):
+        called: Tensor = _operator(x, scale, zero_point, dtype.qmin, dtype.qmax, *_settings(granularity))
+        return called
     return with_gradient_of(x, _rounded(x.detach(), scale, zero_point, dtype, granularity))
+
+
+def _is_recorded(x: object) -> bool:
+    """Tell whether `torch.fx.symbolic_trace` makes a graph of what is called with `x`."""
+    return isinstance(x, Proxy)
 
 
 def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, dtype: DType, granularity: Granularity) -> Tensor:
@@ -96,3 +106,54 @@ def with_gradient_of(x: Tensor, values: Tensor) -> Tensor:
         return values
     # x - x.detach() is exactly 0, except where x is not finite.
     return values + torch.nan_to_num(x - x.detach(), nan=0.0)
+
+
+_UNITS = {PerTensor: "tensor", PerChannel: "channel", PerGroup: "group", PerToken: "token"}
+
+
+def _settings(granularity: Granularity) -> tuple[str, int, int]:
+    """Return the unit of `granularity`, its axis and its group size; what does not apply is 0."""
+    axis = granularity.axis if isinstance(granularity, PerChannel | PerGroup) else 0
+    size = granularity.size if isinstance(granularity, PerGroup) else 0
+    return _UNITS[type(granularity)], axis, size
+
+
+def _granularity(unit: str, axis: int, size: int) -> Granularity:
+    if unit == "channel":
+        return PerChannel(axis)
+    if unit == "group":
+        return PerGroup(axis, size)
+    return PerTensor() if unit == "tensor" else PerToken()
+
+
+_SCHEMA = (
+    "(Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max, str unit, int axis, int size)"
+    " -> Tensor"
+)
+
+
+@torch.library.custom_op("tico::fake_quantize", mutates_args=(), schema=_SCHEMA)
+def _operator(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    unit: str,
+    axis: int,
+    size: int,
+) -> Tensor:
+    dtype = DType((quant_max - quant_min).bit_length(), signed=quant_min < 0)
+    return _rounded(x.detach(), scale, zero_point, dtype, _granularity(unit, axis, size))
+
+
+@_operator.register_fake
+def _of_its_shape(x: Tensor, *settings: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _straight_through(context: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return gradient, None, None, None, None, None, None, None
+
+
+_operator.register_autograd(_straight_through)
