@@ -29,6 +29,7 @@ from tico_modules._record.run import Run, library_versions
 from tico_modules._record.stand_in import carry_over
 from tico_modules._storage.activation_grid import ActivationGrid
 from tico_modules._storage.exact_module import ExactModule
+from tico_modules._storage.exported import code_dtype, dialect_operator
 from tico_modules._storage.kept_weights import keep_dequantized
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
@@ -90,7 +91,9 @@ __all__ = [
     "carry_over",
     "child_path",
     "children",
+    "code_dtype",
     "copy_bias",
+    "dialect_operator",
     "find_entry_points",
     "find_tied_paths",
     "keep_dequantized",

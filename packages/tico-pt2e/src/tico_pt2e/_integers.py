@@ -1,77 +1,31 @@
 """Nodes that quantize and dequantize: integers in the graph, in the dialect ``quantized_decomposed``.
 
 Values use the overloads with plain numbers, which every runtime reads; weights are constants with a scale a
-channel. The operators exist once torch's module of them is imported, which is done here at first use.
+channel.
 """
 
 from __future__ import annotations
-
-import importlib
-from typing import Final, Protocol
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument
 
-from tico_config import INT32, DType, Found, PerChannel, PerTensor, Problem, UnsupportedError
-from tico_modules import PackedWeight
+from tico_config import INT32, DType, PerChannel, PerTensor
+from tico_modules import PackedWeight, code_dtype, dialect_operator
 from tico_observers import AffineParams, quantize
 from tico_pt2e._graph import QuantGraph
 from tico_pt2e._nodes import describe_as, new_constant, operator_of, value_of
-
-_HOMES: Final = ("torch.ao.quantization.fx._decomposed", "torchao.quantization.pt2e._decomposed")
-
-
-class Operator(Protocol):
-    """An operator of torch."""
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        """Call it."""
-
-
-def operator(name: str) -> Operator:
-    """Return an operator of ``quantized_decomposed``, for example ``quantize_per_tensor``.
-
-    Raises:
-        UnsupportedError: neither torch nor torchao has them.
-    """
-    for home in _HOMES:
-        try:
-            importlib.import_module(home)
-        except ImportError:
-            continue
-        found: Operator = getattr(torch.ops.quantized_decomposed, name).default
-        return found
-    remedy = f"install a version of torch or torchao that has {' or '.join(_HOMES)}"
-    where = Found(f"none in torch {torch.__version__}")
-    sentence = f"torch {torch.__version__} has no operator {name}"
-    raise UnsupportedError(
-        Problem(field=name, value=where, expected="an operator of torch", remedy=remedy, sentence=sentence)
-    )
-
-
-def code_dtype(dtype: DType) -> torch.dtype:
-    """Return the format that holds codes of `dtype`.
-
-    >>> code_dtype(DType.uint(4)), code_dtype(DType.int(16))
-    (torch.uint8, torch.int16)
-    """
-    if dtype.bits <= 8:
-        return torch.int8 if dtype.signed else torch.uint8
-    if dtype.bits <= 16:
-        return torch.int16 if dtype.signed else torch.uint16
-    return torch.int32
 
 
 def moved_to_grid(graph: fx.Graph, source: fx.Node, params: AffineParams) -> fx.Node:
     """Return a node for the value of `source` moved to a grid per tensor; inserted at the graph's cursor."""
     dtype = params.dtype
     grid = (params.scale.item(), int(params.zero_point.item()), dtype.qmin, dtype.qmax, code_dtype(dtype))
-    codes = graph.call_function(operator("quantize_per_tensor"), (source, *grid))
+    codes = graph.call_function(dialect_operator("quantize_per_tensor"), (source, *grid))
     value = value_of(source)
     narrow = value is not None and value.dtype != torch.float32
     wanted: dict[str, Argument] = {"out_dtype": value.dtype} if value is not None and narrow else {}
-    values = graph.call_function(operator("dequantize_per_tensor"), (codes, *grid), wanted)
+    values = graph.call_function(dialect_operator("dequantize_per_tensor"), (codes, *grid), wanted)
     describe_as(values, source)
     describe_as(codes, source)
     codes.meta.pop("val", None)
@@ -96,7 +50,9 @@ def constant_of_codes(
     wanted: dict[str, Argument] = {} if out == torch.float32 else {"out_dtype": out}
     if not isinstance(params.granularity, PerChannel):
         grid = (params.scale.item(), int(params.zero_point.item()))
-        node = graph.call_function(operator("dequantize_per_tensor"), (stored, *grid, *limits), wanted)
+        node = graph.call_function(
+            dialect_operator("dequantize_per_tensor"), (stored, *grid, *limits), wanted
+        )
     else:
         scale = new_constant(model, graph, owner, f"{name}_scale", params.scale)
         zero_point = new_constant(
@@ -104,7 +60,7 @@ def constant_of_codes(
         )
         axis = params.granularity.axis % codes.ndim
         channels = (stored, scale, zero_point, axis, *limits)
-        node = graph.call_function(operator("dequantize_per_channel"), channels, wanted)
+        node = graph.call_function(dialect_operator("dequantize_per_channel"), channels, wanted)
     node.meta["val"] = codes.new_empty(codes.shape, dtype=out)
     return node
 
@@ -143,7 +99,7 @@ def constant_of_groups(
         scale = new_constant(model, graph, owner, "weight_scale", packed.scale)
         zero_point = new_constant(model, graph, owner, "weight_zero_point", packed.zero_point)
         node = graph.call_function(
-            operator("dequantize_per_channel_group"), (stored, scale, zero_point, *limits)
+            dialect_operator("dequantize_per_channel_group"), (stored, scale, zero_point, *limits)
         )
         if order is not None:
             index = new_constant(model, graph, owner, "weight_index", torch.argsort(order))

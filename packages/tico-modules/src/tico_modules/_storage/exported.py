@@ -71,6 +71,9 @@ def dialect_operator(name: str) -> Operator:
 
     Raises:
         UnsupportedError: neither torch nor torchao has them.
+
+    >>> dialect_operator("quantize_per_tensor")(torch.tensor([0.5, 9.0]), 0.25, 1, 0, 9, torch.uint8).tolist()
+    [3, 9]
     """
     _register_dialect()
     found: Operator = getattr(torch.ops.quantized_decomposed, name).default
@@ -143,9 +146,8 @@ def _dequantized(
     fits, normal = numbers.largest <= info.max, numbers.scale >= info.smallest_normal
     if out == torch.float32 and fits:
         return dequantize(*arguments)
-    if (
-        dtype.bits <= 8 and fits and normal
-    ):  # `out` holds every difference of codes, and rounds the product once
+    # Up to 8 bits, `out` holds every difference of codes, and the product is rounded once.
+    if dtype.bits <= 8 and fits and normal:
         return dequantize(*arguments, out_dtype=out)
     values = dequantize(*arguments)
     bounded = values if fits else values.clamp(-info.max, info.max)
