@@ -39,7 +39,7 @@ def test_flags_stay(name: str, training: bool) -> None:
     model.get_submodule("part").train(training)
     model.training = not training
     for module in model.modules():
-        if isinstance(module, nn.Dropout | nn.modules.batchnorm._NormBase):
+        if isinstance(module, nn.Dropout | nn.RReLU | nn.modules.batchnorm._NormBase):
             module.eval()  # they refuse to be calibrated otherwise
     before = _flags(model)
     for _ in range(2):
