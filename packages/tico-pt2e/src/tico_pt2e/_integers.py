@@ -17,6 +17,7 @@ from tico_config import INT32, DType, Found, PerChannel, PerTensor, Problem, Uns
 from tico_modules import PackedWeight
 from tico_observers import AffineParams, quantize
 from tico_pt2e._graph import QuantGraph
+from tico_pt2e._literal_grids import POINT
 from tico_pt2e._nodes import describe_as, new_constant, operator_of, value_of
 
 _HOMES: Final = ("torch.ao.quantization.fx._decomposed", "torchao.quantization.pt2e._decomposed")
@@ -63,8 +64,11 @@ def code_dtype(dtype: DType) -> torch.dtype:
     return torch.int32
 
 
-def moved_to_grid(graph: fx.Graph, source: fx.Node, params: AffineParams) -> fx.Node:
-    """Return a node for the value of `source` moved to a grid per tensor; inserted at the graph's cursor."""
+def moved_to_grid(graph: fx.Graph, source: fx.Node, params: AffineParams, point: str) -> fx.Node:
+    """Return a node for the value of `source` moved to a grid per tensor; inserted at the graph's cursor.
+
+    `point` is the path of the point whose grid it is.
+    """
     dtype = params.dtype
     grid = (params.scale.item(), int(params.zero_point.item()), dtype.qmin, dtype.qmax, code_dtype(dtype))
     codes = graph.call_function(operator("quantize_per_tensor"), (source, *grid))
@@ -74,6 +78,7 @@ def moved_to_grid(graph: fx.Graph, source: fx.Node, params: AffineParams) -> fx.
     values = graph.call_function(operator("dequantize_per_tensor"), (codes, *grid), wanted)
     describe_as(values, source)
     describe_as(codes, source)
+    values.meta[POINT] = point
     codes.meta.pop("val", None)
     return values
 

@@ -172,7 +172,7 @@ def _quantize_values(draft: QuantGraph) -> dict[str, str]:
     """Replace watches by grids, but where they saw a mask; return the label of each point's grid."""
     graph = draft.graph
     watches = {name: module for name, module in named_modules(draft) if isinstance(module, Watch)}
-    grids = {name: watch.params for name, watch in watches.items() if watch.why_float is None}
+    grids = {name: (watch.params, watch.path) for name, watch in watches.items() if watch.why_float is None}
     labels: dict[str, str] = {}
     for node in list(graph.nodes):
         module = draft.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -183,7 +183,7 @@ def _quantize_values(draft: QuantGraph) -> dict[str, str]:
             moved = node.all_input_nodes[0]
             if leader in grids:
                 with graph.inserting_before(node):
-                    moved = moved_to_grid(graph, moved, grids[leader])
+                    moved = moved_to_grid(graph, moved, *grids[leader])
             node.replace_all_uses_with(moved)
             graph.erase_node(node)
     return labels
