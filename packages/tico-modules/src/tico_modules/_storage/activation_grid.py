@@ -18,6 +18,7 @@ from tico_config import (
     PerToken,
     Problem,
     TicoError,
+    UnsupportedError,
 )
 from tico_modules._storage.exact_module import ExactModule, has_values
 from tico_modules._storage.layout import Layout, require_tensor
@@ -74,7 +75,13 @@ class ActivationGrid(ExactModule):
         return cls(scale, zero_point, dtype=dtype, granularity=PerToken(), symmetric=symmetric)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the fake-quantized `x`, in the shape and dtype of `x`."""
+        """Return the fake-quantized `x`, in the shape and dtype of `x`.
+
+        Raises:
+            UnsupportedError: `x` holds no floats.
+        """
+        if not x.is_floating_point():
+            raise UnsupportedError(_problem_of_format(x.dtype))
         if isinstance(self.granularity, PerToken):
             scale, zero_point = compute_token_grids(x, self.dtype, symmetric=self.symmetric)
         else:
@@ -138,6 +145,14 @@ class ActivationGrid(ExactModule):
                 scale, zero_point = params.scale, params.zero_point
             _require_dimensions(scale, granularity)
         return cls(scale, zero_point, dtype=dtype, granularity=granularity, symmetric=symmetric)
+
+
+def _problem_of_format(dtype: torch.dtype) -> Problem:
+    sentence = f"the input is {dtype}, and the grid is one of floats"
+    remedy = "convert it to the floats that the model was calibrated with"
+    return Problem(
+        field="input", value=Found(str(dtype)), expected="floats", sentence=sentence, remedy=remedy
+    )
 
 
 def _require_dimensions(scale: Tensor, granularity: Granularity) -> None:
