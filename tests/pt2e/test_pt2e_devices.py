@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from tico_pt2e import QuantGraph
 from tico_quantizers.testing import unchanged, values
 
 META: Final = torch.device("meta")
+Made: TypeAlias = Callable[[nn.Module, PT2EConfig, Tensor], QuantGraph]
 
 
 class Placed(nn.Module):
@@ -88,9 +89,7 @@ def test_a_graph_runs_where_it_was_moved_to() -> None:
 
 @pytest.mark.parametrize("make", [Placed, Branching])
 @pytest.mark.parametrize("state", [calibrated, quantized])
-def test_branches_and_prepared_graphs_move_too(
-    make: Callable[[], nn.Module], state: Callable[..., QuantGraph]
-) -> None:
+def test_branches_and_prepared_graphs_move_too(make: Callable[[], nn.Module], state: Made) -> None:
     """No node and no tensor is left behind."""
     graph = state(seeded(make), PT2EConfig(), X).to("meta")
     assert set(devices_in(graph)) == {META}
@@ -117,7 +116,7 @@ CASTS: Final[Mapping[str, Callable[[nn.Module], nn.Module]]] = {
 
 @pytest.mark.parametrize("state", [calibrated, quantized])
 @pytest.mark.parametrize("cast", CASTS)
-def test_a_graph_is_not_cast(cast: str, state: Callable[..., QuantGraph]) -> None:
+def test_a_graph_is_not_cast(cast: str, state: Made) -> None:
     """It names formats where it was exported, so that half of it would follow; nothing is changed."""
     graph = state(seeded(lambda: nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8))), PT2EConfig(), X)
     message = (

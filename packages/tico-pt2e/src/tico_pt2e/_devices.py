@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import Argument
 
 from tico_config import Found, Problem, UnsupportedError
 from tico_pt2e._nodes import operator_of, value_of
@@ -68,7 +69,7 @@ def move_nodes(model: nn.Module, change: Change) -> None:
     """Let the nodes of the graphs in `model` name the devices where `change` puts tensors of theirs."""
     known: dict[torch.device, torch.device] = {}
 
-    def moved(argument: object) -> object:
+    def moved(argument: Argument) -> Argument:
         if not isinstance(argument, torch.device):
             return argument
         if argument not in known:
@@ -80,7 +81,7 @@ def move_nodes(model: nn.Module, change: Change) -> None:
             _move_nodes(module, moved)
 
 
-def _move_nodes(module: fx.GraphModule, moved: Callable[[object], object]) -> None:
+def _move_nodes(module: fx.GraphModule, moved: Callable[[Argument], Argument]) -> None:
     changed = False
     for node in module.graph.nodes:
         arguments = fx.node.map_aggregate(node.args, moved), fx.node.map_aggregate(node.kwargs, moved)

@@ -10,6 +10,7 @@ from typing import final
 
 import attrs
 from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
 from typing_extensions import Self
 
 from tico_config import Found, Problem, UnsupportedError
@@ -47,7 +48,7 @@ class QuantGraph(fx.GraphModule):
     sites: tuple[WeightSite, ...] = ()
     operator_paths: tuple[str, ...] = ()
 
-    def recompile(self) -> fx.graph_module.PythonCode:
+    def recompile(self) -> PythonCode:
         """Make the code anew after the graph was changed, and note the grids that it has now."""
         self._modules[_GRIDS] = LiteralGrids(grids_of(self.graph))
         return super().recompile()

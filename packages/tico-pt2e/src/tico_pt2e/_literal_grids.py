@@ -84,7 +84,7 @@ class LiteralGrids(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, object], prefix: str, keep_vars: bool) -> None:
         if self.grids:
-            super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]  # torch's
+            super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
@@ -155,10 +155,11 @@ def _difference(own: Grids, given: Grids | None) -> str | None:
         return f"the state dict has no grids, and the graph has them at {len(own)} points"
     if not own:
         return f"the state dict has grids at {len(given)} points, and the graph has none"
-    points = [point for point in own | given if own.get(point) != given.get(point)]
+    every = [*own, *(point for point in given if point not in own)]
+    points = [point for point in every if own.get(point) != given.get(point)]
     first = points[0]
     here, there = _words(own.get(first)), _words(given.get(first))
-    share = f"{len(points)} of {len(own | given)} points"
+    share = f"{len(points)} of {len(every)} points"
     return f"the state dict has other grids at {share}, first at {first} ({there}, and {here} in the graph)"
 
 
