@@ -7,6 +7,7 @@ channel. The operators exist once torch's module of them is imported, which is d
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 import torch
@@ -187,4 +188,5 @@ def shared_value(node: fx.Node) -> fx.Node:
     if operator_of(node) not in _DEQUANTIZE:
         return node
     alike = {user for user in node.all_input_nodes[0].users if user.target == node.target}
-    return next(each for each in node.graph.nodes if each in alike and each.args == node.args)
+    nodes: Iterable[fx.Node] = node.graph.nodes
+    return next(each for each in nodes if each in alike and each.args == node.args)
