@@ -21,7 +21,7 @@ STEPS = {
     # Sums in float32 here and in int32 there: a value half-way between two codes can go to either side.
     "upsampling CNN": 1,
 }
-# XNNPACK has no layer norm: five of them stand between six pieces, of which one is a layer norm's input only.
+# XNNPACK has no layer norm: the five of this model run outside, between the pieces that it takes.
 DELEGATES = {"transformer encoder": 5}
 OUTSIDE = {"transformer encoder": 5}
 
