@@ -27,6 +27,7 @@ class WeightSite:
     """Where an operator takes its weight: the name of its node, and the positions of the arguments.
 
     `axis` is that of the output channels in the weight; `groups` divides input and output channels.
+    `float_bias` says that the bias is kept as floats, on the grid that its integers would have.
     """
 
     path: str
@@ -36,6 +37,7 @@ class WeightSite:
     bias: int | None
     axis: int
     groups: int = 1
+    float_bias: bool = False
 
 
 @final

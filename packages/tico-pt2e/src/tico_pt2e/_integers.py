@@ -7,6 +7,7 @@ channel. The operators exist once torch's module of them is imported, which is d
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from typing import Final, Protocol
 
 import torch
@@ -20,6 +21,7 @@ from tico_pt2e._graph import QuantGraph
 from tico_pt2e._literal_grids import POINT
 from tico_pt2e._nodes import describe_as, new_constant, operator_of, value_of
 
+_DEQUANTIZE: Final = ("dequantize_per_tensor", "dequantize_per_channel", "dequantize_per_channel_group")
 _HOMES: Final = ("torch.ao.quantization.fx._decomposed", "torchao.quantization.pt2e._decomposed")
 
 
@@ -171,3 +173,25 @@ def grid_of(node: fx.Node) -> tuple[DType, PerTensor | PerChannel] | None:
     return dtype, PerTensor() if kind == "dequantize_per_tensor" else PerChannel(
         axis if isinstance(axis, int) else 0
     )
+
+
+def give_readers_their_own(graph: fx.Graph) -> None:
+    """Let every reader of a dequantized value dequantize for itself, as patterns of runtimes expect.
+
+    XNNPACK's partitioner takes an operator with the nodes that dequantize its inputs: one that is shared with
+    an operator outside of the partition can close a cycle.
+    """
+    for node in [each for each in graph.nodes if operator_of(each) in _DEQUANTIZE]:
+        for reader in [*node.users][1:]:
+            with graph.inserting_after(node):
+                again = graph.node_copy(node)
+            reader.replace_input_with(node, again)
+
+
+def shared_value(node: fx.Node) -> fx.Node:
+    """Return the node that stands for all that dequantize the same codes as `node` in the same way."""
+    if operator_of(node) not in _DEQUANTIZE:
+        return node
+    alike = {user for user in node.all_input_nodes[0].users if user.target == node.target}
+    nodes: Iterable[fx.Node] = node.graph.nodes
+    return next(each for each in nodes if each in alike and each.args == node.args)

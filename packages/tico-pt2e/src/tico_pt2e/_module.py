@@ -38,7 +38,7 @@ from tico_pt2e._folding import (
     without_copies,
 )
 from tico_pt2e._graph import QuantGraph, WeightSite, become, draft_of, quant_graph
-from tico_pt2e._integers import moved_to_grid
+from tico_pt2e._integers import give_readers_their_own, moved_to_grid
 from tico_pt2e._mask_flow import masked_scores
 from tico_pt2e._nodes import argument, describe_as
 from tico_pt2e._operations import find_operations
@@ -81,7 +81,7 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
         graph = quant_graph(exported, exported.graph, (), ())
         _simplify(graph)
         annotated, left = self._annotated(graph)
-        weights = _weights(annotated)
+        weights = _weights(annotated, self.config)
         require_finite_weights([view_of(graph, site) for site in weights])
         lines = _lines(annotated, left)
         paths = tuple(line.path for line in lines if line.path)
@@ -110,6 +110,7 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
         draft = draft_of(model)
         labels = _quantize_values(draft)
         notes = _quantize_weights(draft, calibration.weights)
+        give_readers_their_own(draft.graph)
         draft.graph.lint()
         become(model, draft, edit)
         lines = tuple(_finished(line, labels, notes) for line in calibration.lines)
@@ -124,7 +125,7 @@ def _simplify(graph: QuantGraph) -> None:
     graph.graph.eliminate_dead_code()
 
 
-def _weights(annotated: Sequence[Annotated]) -> dict[WeightSite, QuantSpec]:
+def _weights(annotated: Sequence[Annotated], config: PT2EConfig) -> dict[WeightSite, QuantSpec]:
     """Return the sites of the graph with their specs, those that stay in float too."""
     found: dict[WeightSite, QuantSpec] = {}
     for item in annotated:
@@ -140,6 +141,7 @@ def _weights(annotated: Sequence[Annotated]) -> dict[WeightSite, QuantSpec]:
             bias=pattern.bias,
             axis=weight_axis(operation),
             groups=groups if isinstance(groups, int) else 1,
+            float_bias=not config.bias.is_quantized,
         )
         found[site] = item.weight.spec
     return found
