@@ -323,7 +323,7 @@ def measure(case: Case, candidates: Mapping[str, Quantize], record: Recording) -
             graph = quantize(copy.deepcopy(case.model), case.batches)
             with torch.no_grad():
                 result = case.measured(graph(*case.test))
-        except Exception as error:  # a peer may raise anything
+        except Exception as error:  # noqa: BLE001  # a peer may raise anything
             record.row(name, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:80]}")
             continue
         record.row(name, str(quantized_operators(graph)), f"{decibels(expected, result):.2f}")
