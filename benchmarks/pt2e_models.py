@@ -157,7 +157,7 @@ class YoloHead(nn.Module):
             grid = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
             anchors.append(torch.stack([grid[1], grid[0]]).flatten(1))
             strides.append(torch.full((rows * columns,), stride))
-        boxes, scores = torch.cat(raw, 2).split((4 * self.bins, self.classes), 1)
+        boxes, scores = torch.split(torch.cat(raw, 2), [4 * self.bins, self.classes], 1)
         likely = boxes.view(-1, 4, self.bins, boxes.shape[-1]).transpose(2, 1).softmax(1)
         before, after = self.expectation(likely).squeeze(1).chunk(2, 1)
         first, last = torch.cat(anchors, 1) - before, torch.cat(anchors, 1) + after
