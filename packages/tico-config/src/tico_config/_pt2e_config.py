@@ -68,6 +68,9 @@ class PT2EConfig(SpecConfig):
         dynamic_shapes: names of the axes that stay free, for each input by its name: ``{"x": ("batch",)}``;
             axes of one name have one size. None leaves axis 0 of every input free where the exporter can; an
             empty mapping fixes every axis.
+        quantize_output_concat: whether a concatenation that only the output of the model reads has one grid
+            for all of its parts, as a runtime without floats needs it; if not, it stays float, and each part
+            has the grid of the operator that gives it. An override that speaks of it decides first.
 
     Raises:
         ConfigError: one or more fields are wrong; all are reported.
@@ -85,6 +88,7 @@ class PT2EConfig(SpecConfig):
     dynamic_shapes: Mapping[str, tuple[str | None, ...]] | None = attrs.field(
         default=None, converter=_as_dynamic_shapes
     )
+    quantize_output_concat: bool = False
 
     @classmethod
     def onnx_runtime(cls) -> Self:
