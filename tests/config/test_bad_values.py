@@ -36,6 +36,7 @@ from tico_config import (
     PerToken,
     PT2EConfig,
     PTQConfig,
+    QScheme,
     QuantSpec,
     SmoothQuantConfig,
     SpecConfig,
@@ -250,6 +251,13 @@ def test_names_that_are_no_fields_are_answered_with_the_nearest(kind: type, name
     owner, meant = kind.__name__, FOREIGN[kind, name]
     assert str(caught.value) == f"{owner} has no field {name!r}; the nearest is {meant!r}."
     assert caught.value.field == name
+
+
+@pytest.mark.parametrize("bias", [affine(DType.int(8)), affine(DType.int(32), QScheme.PER_CHANNEL_SYMM)])
+def test_biases_are_int32_or_float(bias: QuantSpec) -> None:
+    """Their scale follows from others, so that a spec has nothing more to say."""
+    with pytest.raises(ConfigError, match=r"bias.*affine\(INT32\), or no_quant\(\)"):
+        PT2EConfig(bias=bias)
 
 
 def test_foreign_names_in_overrides_are_answered_too() -> None:

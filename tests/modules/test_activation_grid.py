@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from references import same_bits
-from tico_config import ArtifactError, DType, Granularity, PerChannel, PerGroup, PerTensor
+from tico_config import ArtifactError, DType, Granularity, PerChannel, PerGroup, PerTensor, UnsupportedError
 from tico_observers import (
     AffineParams,
     RangeStatistic,
@@ -101,6 +101,17 @@ def test_gradients_pass_straight_through() -> None:
     x = values(5, 3, 4).requires_grad_()
     ActivationGrid.per_token(DType.uint(8), symmetric=False)(x).sum().backward()
     assert torch.equal(x.grad if x.grad is not None else torch.zeros(()), torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_what_holds_no_floats_is_refused(per_token: bool, dtype: torch.dtype) -> None:
+    """Pictures of bytes for a model that was calibrated with floats, in words of what to do."""
+    grid = ActivationGrid.static(params_of(values(4, 4, 9), PerTensor()))
+    if per_token:
+        grid = ActivationGrid.per_token(DType.int(8), symmetric=True)
+    with pytest.raises(UnsupportedError, match=rf"the input is {dtype}, .*; convert it to the floats"):
+        grid(torch.ones(2, 3).to(dtype))
 
 
 def test_casting_a_model_leaves_the_grid_alone() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tico_config import (
+    INT32,
     AWQConfig,
     BaseConfig,
     ConfigError,
@@ -32,6 +33,7 @@ from tico_config import (
     affine,
     fingerprint,
     from_json,
+    no_quant,
     register_config,
     to_json,
     winning_rule,
@@ -69,6 +71,7 @@ def graph_configs() -> st.SearchStrategy[PT2EConfig]:
         PT2EConfig,
         activation=quant_specs(),
         weight=quant_specs(),
+        bias=st.sampled_from((affine(INT32), no_quant())),
         overrides=changes,
         module_types=changes,
         operators=changes,

@@ -26,12 +26,3 @@ def test_an_input_of_another_format_is_refused(dtype: torch.dtype) -> None:
     pattern = rf"the input \w+ is {dtype}, and the graph was exported for torch.float32; call it with"
     with pytest.raises(UnsupportedError, match=pattern):
         graph(x.abs().to(dtype))
-
-
-def test_a_graph_that_was_moved_takes_the_format_that_it_was_moved_to() -> None:
-    """After ``bfloat16()`` it takes bfloat16, and float32 no longer."""
-    graph, x = converted()
-    graph.bfloat16()
-    assert graph(x.bfloat16()).isfinite().all()
-    with pytest.raises(UnsupportedError, match=r"exported for torch\.bfloat16"):
-        graph(x)

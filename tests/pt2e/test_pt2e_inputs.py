@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -96,6 +97,82 @@ def test_other_output_that_no_graph_can_return_is_named() -> None:
     """The remedy is another one where there is no cache."""
     with pytest.raises(UnsupportedError, match=r"it returns _Odd, .*; return tensors, or tuples and dicts"):
         prepare(_OddModel().eval(), PT2EConfig(), args=(values(0, 4, 4),), inplace=False)
+
+
+@dataclasses.dataclass
+class _Result:
+    """A result as a dataclass."""
+
+    x: Tensor
+
+
+class _ResultModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> _Result:
+        return _Result(self.fc(x))
+
+
+def test_a_dataclass_is_returned_once_it_is_registered() -> None:
+    """The error before names the call; the graph then returns what the model does."""
+    model, x = _ResultModel().eval(), values(0, 4, 4)
+    with pytest.raises(
+        UnsupportedError, match=r"or call torch\.export\.register_dataclass\(_Result\) before"
+    ):
+        prepare(model, PT2EConfig(), args=(x,), inplace=False)
+    torch.export.register_dataclass(_Result)
+    prepared = prepare(model, PT2EConfig(), args=(x,), inplace=False)
+    result: object = prepared(x)
+    assert isinstance(result, _Result)
+    assert torch.equal(result.x, model(x).x)
+
+
+class _Taking(nn.Module):
+    """A layer that takes whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, first: Tensor, *others: Tensor, factor: float = 1.0, **named: Tensor) -> Tensor:
+        output: Tensor = self.fc(first) * factor
+        for other in (*others, *named.values()):
+            output = output + other
+        return output
+
+
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("names", [(), ("y",), ("y", "z")])
+def test_arguments_of_any_number_are_exported(count: int, names: tuple[str, ...]) -> None:
+    """By position and by keyword, with a batch that is free; what is no tensor stays what it was."""
+    model = _Taking().eval()
+
+    def inputs(rows: int) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        args = tuple(values(seed, rows, 4) for seed in range(1 + count))
+        return args, {name: values(9, rows, 4) for name in names}
+
+    args, named = inputs(4)
+    graph = prepare(model, PT2EConfig(), args=args, kwargs={"factor": 2.0, **named}, inplace=False)
+    args, named = inputs(3)
+    assert torch.equal(graph(*args, factor=2.0, **named), model(*args, factor=2.0, **named))
+    with pytest.raises(UnsupportedError, match=r"factor must be 2\.0, got 3\.0"):
+        graph(*args, factor=3.0, **named)
+
+
+def test_options_of_transformers_hold_for_every_call() -> None:
+    """The graph returns what they ask for, and another value is refused by name."""
+    model = tiny_llama()
+    options = {"use_cache": False, "return_dict": False, "output_hidden_states": True}
+    graph = prepare(model, PT2EConfig(), kwargs={"input_ids": TOKENS, **options}, inplace=False)
+    (found, states), (expected, others) = graph(TOKENS, **options), model(TOKENS, **options)
+    for one, other in zip((found, *states), (expected, *others), strict=True):
+        # Attention is computed in another order: some steps of float32, of the largest value.
+        assert (one - other).abs().max() <= 64 * 2**-23 * other.abs().max()
+    for name, value in options.items():
+        with pytest.raises(UnsupportedError, match=f"{name} must be {value}, got {not value}"):
+            graph(TOKENS, **{**options, name: not value})
 
 
 class _Wrapped(nn.Module):

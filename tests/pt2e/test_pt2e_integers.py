@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch.nn import functional as F
 
 from graph_models import Function, calls, conv_net, decibels, photos, quantized
 from tico.quantization import prepare, report
-from tico_config import INT8, INT16, UINT16, DType, PT2EConfig, QScheme, QuantSpec, affine, no_quant
+from tico_config import INT8, INT16, INT32, UINT16, DType, PT2EConfig, QScheme, QuantSpec, affine, no_quant
 from tiny_models import values
 
 
@@ -70,6 +72,32 @@ def test_silent_channels_keep_their_bias() -> None:
         layer.bias = nn.Parameter(torch.tensor([0.1, 0.0123456, 0.2, 0.3]))
     graph = quantized(layer, PT2EConfig(overrides={"conv2d.act_out": no_quant()}), x)
     assert (graph(x)[:, 1] - 0.0123456).abs().max() < 0.0123456 * 2**-24
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(8, 3), lambda: nn.ConvTranspose1d(8, 3, 2)])
+def test_biases_in_float_are_on_the_grid_of_their_integers(make: Callable[[], nn.Module]) -> None:
+    """A runtime that rounds them itself finds the same integers, so both graphs give the same bits."""
+    layer, x = make(), values(0, 16, 8, 1).squeeze(-1)
+    x = x if isinstance(layer, nn.Linear) else x.unsqueeze(-1)
+    by_bias = {
+        str(bias): quantized(layer, PT2EConfig(weight=affine(INT8), bias=bias), x)
+        for bias in (affine(INT32), no_quant())
+    }
+    integers, floats = by_bias.values()
+    kept = dict(floats.named_buffers())["bias_on_grid"]
+    own = dict(integers.named_buffers())
+    assert torch.equal(kept, own["bias_codes"] * own["bias_scale"])
+    assert "bias_codes" not in dict(floats.named_buffers())
+    assert torch.equal(floats(x), integers(x))
+
+
+def test_every_reader_dequantizes_for_itself() -> None:
+    """Runtimes take an operator together with what dequantizes its inputs."""
+    graph = quantized(conv_net(), PT2EConfig(), photos(0))
+    nodes = [node for node in graph.graph.nodes if "dequantize_per" in str(node.target)]
+    values_read = {node.args for node in nodes}
+    assert len(values_read) < len(nodes)  # the residual is read twice
+    assert all(len(node.users) == 1 for node in nodes)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import ClassVar
 import attrs
 from typing_extensions import Self
 
-from tico_config._dtype import INT8, UINT8
+from tico_config._dtype import INT8, INT32, UINT8
 from tico_config._frozen_mapping import FrozenMapping
 from tico_config._grid import QScheme
 from tico_config._overrides import Resolution, winning_rule
@@ -59,12 +59,18 @@ class PT2EConfig(SpecConfig):
         activation: spec of every activation.
         weight: spec of every weight, per output channel unless it says otherwise; `no_quant()` leaves weights
             to a later algorithm.
+        bias: `affine(INT32)` for integers at the scale of the input times that of the weight, or `no_quant()`
+            for floats, rounded to the same grid, as runtimes that take biases in float round them. It holds
+            where input and weight are quantized; elsewhere biases stay as they are.
         overrides: paths, globs or ``re:`` patterns, each with a `QuantSpec` or some of its fields.
         module_types: the same for module types, by class name (``"Linear"``) or dotted path.
         operators: the same for operators, for example ``{"softmax": no_quant()}``.
         dynamic_shapes: names of the axes that stay free, for each input by its name: ``{"x": ("batch",)}``;
             axes of one name have one size. None leaves axis 0 of every input free where the exporter can; an
             empty mapping fixes every axis.
+        quantize_output_concat: whether a concatenation that only the output of the model reads has one grid
+            for all of its parts, as a runtime without floats needs it; if not, it stays float, and each part
+            has the grid of the operator that gives it. An override that speaks of it decides first.
 
     Raises:
         ConfigError: one or more fields are wrong; all are reported.
@@ -76,17 +82,20 @@ class PT2EConfig(SpecConfig):
 
     name: ClassVar[str] = "pt2e"
 
+    bias: QuantSpec = attrs.field(factory=lambda: affine(INT32))
     module_types: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=freeze)
     operators: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=freeze)
     dynamic_shapes: Mapping[str, tuple[str | None, ...]] | None = attrs.field(
         default=None, converter=_as_dynamic_shapes
     )
+    quantize_output_concat: bool = False
 
     @classmethod
     def onnx_runtime(cls) -> Self:
-        """Return what ONNX Runtime's integer kernels take: uint8 activations, int8 weights per channel.
+        """Return what ONNX Runtime's integer kernels take, from an ONNX file.
 
-        Weights are symmetric, as their kernels on x86 and ARM want them.
+        Activations uint8, weights int8, symmetric per channel as the kernels on x86 and ARM want them, biases
+        int32. ONNX Runtime takes any other format too, and then computes in float.
 
         >>> str(PT2EConfig.onnx_runtime().weight)
         'int8 symmetric'
@@ -94,24 +103,42 @@ class PT2EConfig(SpecConfig):
         return cls(activation=affine(UINT8), weight=affine(INT8))
 
     @classmethod
-    def xnnpack(cls) -> Self:
-        """Return what XNNPACK takes: int8 throughout, weights symmetric, float where it has no int8 kernel.
+    def openvino(cls) -> Self:
+        """Return what OpenVINO's integer kernels take, from an ONNX file.
 
-        >>> str(PT2EConfig.xnnpack().activation)
-        'int8 asymmetric'
+        Activations uint8, weights int8, symmetric per channel, biases int32. It is to be given as ONNX:
+        from an exported program OpenVINO takes no weights that are integers already.
+
+        >>> str(PT2EConfig.openvino().activation)
+        'uint8 asymmetric'
+        """
+        return cls(activation=affine(UINT8), weight=affine(INT8))
+
+    @classmethod
+    def xnnpack(cls) -> Self:
+        """Return what XNNPACK takes, from an exported program by way of ExecuTorch.
+
+        Activations int8, weights int8, symmetric per channel, biases in float: int32 ones stay outside of its
+        delegate. Operators without an int8 kernel stay in float.
+
+        >>> str(PT2EConfig.xnnpack().activation), str(PT2EConfig.xnnpack().bias)
+        ('int8 asymmetric', 'float')
         """
         activation = affine(INT8, QScheme.PER_TENSOR_ASYMM)
         left = {operator: no_quant() for operator in _FLOAT_IN_XNNPACK}
-        return cls(activation=activation, weight=affine(INT8), operators=left)
+        return cls(activation=activation, weight=affine(INT8), bias=no_quant(), operators=left)
 
     @classmethod
     def circle(cls) -> Self:
-        """Return what Circle's kernels take: uint8 activations and weights, both asymmetric.
+        """Return what Circle takes, from a saved exported program by ``pt2-to-circle``.
 
-        >>> str(PT2EConfig.circle().weight)
-        'uint8 asymmetric'
+        Activations and weights uint8, asymmetric, weights per channel, biases in float: the converter makes
+        int32 of them itself and refuses those that are int32 already.
+
+        >>> str(PT2EConfig.circle().weight), str(PT2EConfig.circle().bias)
+        ('uint8 asymmetric', 'float')
         """
-        return cls(activation=affine(UINT8), weight=affine(UINT8))
+        return cls(activation=affine(UINT8), weight=affine(UINT8), bias=no_quant())
 
     def resolve_operator(
         self, paths: tuple[str, ...], role: str, module_type: str, operator: str
@@ -140,10 +167,11 @@ class PT2EConfig(SpecConfig):
         return Resolution(self.weight if role == "weight" else self.activation, role)
 
     def field_problems(self) -> Sequence[Problem | None]:
-        """Return what is wrong with the changes of types and operators, and with the free axes."""
+        """Return what is wrong with the biases, the changes of types and operators, and the free axes."""
         changes = (("module_types", self.module_types), ("operators", self.operators))
         return [
             *super().field_problems(),
+            _bias_problem(self.bias),
             *(problem for field, value in changes for problem in self._mapping_problems(field, value)),
             *([] if self.dynamic_shapes is None else _shape_problems(self.dynamic_shapes)),
         ]
@@ -156,6 +184,13 @@ class PT2EConfig(SpecConfig):
             for key, change in changes.items()
             for problem in self.change_problems(f"{field}[{key!r}]", change)
         ]
+
+
+def _bias_problem(bias: QuantSpec) -> Problem | None:
+    if bias in (affine(INT32), no_quant()):
+        return None
+    expected = "affine(INT32), or no_quant() for biases in float"
+    return Problem(field="bias", value=Found(str(bias)), expected=expected)
 
 
 def _shape_problems(shapes: object) -> list[Problem]:

@@ -85,14 +85,15 @@ class ChannelRangeStatistic(Statistic):
         """The share of the range, 0 to 1, that the channel with the largest magnitude has to itself.
 
         That is ``1 - typical / largest`` of the channels' largest magnitudes, where the median is typical:
-        at 0.99 half of the channels fill at most a hundredth of a grid that spans all of them. None for one
-        channel, for zeros, and before any data.
+        at 0.99 half of the channels fill at most a hundredth of a grid that spans all of them. Channels that
+        are always 0 lose nothing on any grid, and do not count. None for one channel, for zeros, and before
+        any data.
         """
         if self.channels is None or self.channels.minimum.numel() < 2:
             return None
         magnitudes = torch.maximum(self.channels.maximum, -self.channels.minimum)
-        largest = magnitudes.amax().item()
-        return 1.0 - magnitudes.median().item() / largest if largest else None
+        used = magnitudes[magnitudes > 0]
+        return 1.0 - used.median().item() / used.amax().item() if used.numel() else None
 
 
 def channel_extremes(x: Tensor, axis: int) -> Extremes | None:

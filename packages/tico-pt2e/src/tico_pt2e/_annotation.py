@@ -19,6 +19,7 @@ from tico_config import (
     QuantSpec,
     Resolution,
     UnsupportedError,
+    no_quant,
     unmatched_overrides,
     unmatched_problems,
 )
@@ -27,6 +28,9 @@ from tico_pt2e._operations import Operation
 from tico_pt2e._patterns import PATTERNS
 
 _DEFAULTS = ("activation", "weight")
+
+AT_THE_OUTPUT = "quantize_output_concat"
+"""The origin of the specs of a concatenation that stays float as only the output reads it."""
 
 
 @attrs.frozen(eq=False)
@@ -67,6 +71,13 @@ class Annotated:
 
         weight = None if operation.weight is None else resolve("weight", "weight")
         return cls(operation, resolve("act_in", "activation"), resolve("act_out", "activation"), weight)
+
+    def at_the_output(self) -> Self:
+        """Return the operator without grids, where no override speaks of them."""
+        if any(found.origin not in _DEFAULTS for found in (self.act_in, self.act_out)):
+            return self
+        none = Resolution(no_quant(), AT_THE_OUTPUT)
+        return attrs.evolve(self, act_in=none, act_out=none)
 
 
 def _own_paths(operation: Operation) -> tuple[str, ...]:

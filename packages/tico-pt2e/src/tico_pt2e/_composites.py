@@ -18,8 +18,6 @@ Table: TypeAlias = Mapping[object, object]
 _WHOLE: Final = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"})
 """What would become a step for every token of the example."""
 
-_MOST_ROUNDS: Final = 8
-
 
 def take_apart(program: ExportedProgram, decompositions: Table) -> ExportedProgram:
     """Return `program` with the operators of `decompositions` taken apart, and those made of others.
@@ -27,11 +25,11 @@ def take_apart(program: ExportedProgram, decompositions: Table) -> ExportedProgr
     Only operators that no pattern knows are taken apart, so that what they are made of may be known.
     """
     table = {**_composites(program), **decompositions}
-    for _ in range(_MOST_ROUNDS):
+    tried: set[object] = set()
+    while not tried.issuperset(table):  # some, such as the size of a free axis, stay what they are
+        tried.update(table)
         program = program.run_decompositions(table)
         table = _composites(program)
-        if not table:
-            break
     return program
 
 

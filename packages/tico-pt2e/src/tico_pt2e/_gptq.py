@@ -16,7 +16,7 @@ from tico_config import DType, GPTQConfig, PerChannel, PerTensor, unmatched_prob
 from tico_modules import Edit, LayerReport, PackedWeight, QuantizedModule, Report, children, named_modules
 from tico_observers import AffineParams
 from tico_pt2e._graph import QuantGraph, become, draft_of
-from tico_pt2e._integers import constant_of_groups, grid_of
+from tico_pt2e._integers import constant_of_groups, grid_of, shared_value
 from tico_pt2e._layers import layer_of, rows_of
 from tico_pt2e._nodes import container
 from tico_pt2e._weights import SiteView, constant_before, put_weight, view_of
@@ -52,8 +52,10 @@ class GPTQEverywhere(BaseQuantizer[GPTQConfig, Calibration]):
         _, calibration = GPTQQuantizer(self._without(kept, list(layers))).prepare(tree, example, edit)
         draft.add_module(_LAYERS, tree)
         for path, (view, _) in layers.items():
+            # Layers that read one value share its Gram matrix.
+            seen = None if view.activation is None else shared_value(view.activation)
             with draft.graph.inserting_before(view.node):
-                draft.graph.call_module(f"{_LAYERS}.{path}", (view.activation,))
+                draft.graph.call_module(f"{_LAYERS}.{path}", (seen,))
         become(model, draft, edit)
         return model, calibration
 

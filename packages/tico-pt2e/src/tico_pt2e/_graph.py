@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import final
 
 import attrs
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.fx.graph import PythonCode
+from typing_extensions import Self
 
 from tico_config import Found, Problem, UnsupportedError
 from tico_modules import Edit
+from tico_pt2e._devices import Change, move_nodes, moving, require_no_cast
+from tico_pt2e._literal_grids import LiteralGrids, grids_of
 
 _STATE = ("_parameters", "_buffers", "_modules")
+_GRIDS = "literal_grids"
 
 
 @attrs.frozen(kw_only=True)
@@ -22,6 +27,7 @@ class WeightSite:
     """Where an operator takes its weight: the name of its node, and the positions of the arguments.
 
     `axis` is that of the output channels in the weight; `groups` divides input and output channels.
+    `float_bias` says that the bias is kept as floats, on the grid that its integers would have.
     """
 
     path: str
@@ -31,6 +37,7 @@ class WeightSite:
     bias: int | None
     axis: int
     groups: int = 1
+    float_bias: bool = False
 
 
 @final
@@ -42,6 +49,45 @@ class QuantGraph(fx.GraphModule):
 
     sites: tuple[WeightSite, ...] = ()
     operator_paths: tuple[str, ...] = ()
+
+    def recompile(self) -> PythonCode:
+        """Make the code anew after the graph was changed, and note the grids that it has now."""
+        self._modules[_GRIDS] = LiteralGrids(grids_of(self.graph))
+        return super().recompile()
+
+    def _apply(self, fn: Change, recurse: bool = True) -> Self:
+        """Move tensors, and the nodes that name their devices, to another device.
+
+        Raises:
+            UnsupportedError: `fn` would cast tensors, with what to do instead.
+        """
+        require_no_cast(self, fn)
+        super()._apply(moving(fn), recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        move_nodes(self, fn)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        prefix: str,
+        local_metadata: Mapping[str, object],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # Here, as nothing was loaded yet: what does not fit is refused as a whole.
+        if any(name.startswith(prefix) for name in state_dict):
+            self._literal_grids.require_same(state_dict, f"{prefix}{_GRIDS}.")
+        load = super()._load_from_state_dict
+        load(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    @property
+    def _literal_grids(self) -> LiteralGrids:
+        found = self._modules[_GRIDS]
+        if not isinstance(found, LiteralGrids):
+            raise TypeError(type(found).__name__)
+        return found
 
     def __reduce__(self) -> tuple[object, ...]:
         """Refuse to be pickled.
@@ -77,9 +123,19 @@ def quant_graph(
     root: nn.Module, graph: fx.Graph, sites: tuple[WeightSite, ...], operator_paths: tuple[str, ...]
 ) -> QuantGraph:
     """Return the module that runs `graph` with those tensors and modules of `root` that it names."""
+    _call_grids(root, graph)
     made = QuantGraph(root, graph)
     made.sites, made.operator_paths = sites, operator_paths
     return made
+
+
+def _call_grids(root: nn.Module, graph: fx.Graph) -> None:
+    """Let `graph` begin with a call of the module that has its grids."""
+    first = next(iter(graph.nodes))
+    if first.target != _GRIDS:
+        root.add_module(_GRIDS, LiteralGrids({}))
+        with graph.inserting_before(first):
+            graph.call_module(_GRIDS)
 
 
 def draft_of(model: QuantGraph) -> QuantGraph:

@@ -33,10 +33,7 @@ class ConstantInput:
 
 
 class InputCheck(nn.Module):
-    """Refuses inputs that a graph was not exported for, before anything is computed with them.
-
-    Where the graph is moved to another format of floats, so are the inputs that it takes.
-    """
+    """Refuses inputs that a graph was not exported for, before anything is computed with them."""
 
     # What fx calls a node that must stay although nothing reads its result.
     _is_impure = True
@@ -44,9 +41,6 @@ class InputCheck(nn.Module):
     def __init__(self, expected: Sequence[TensorInput | ConstantInput]) -> None:
         super().__init__()
         self.expected = tuple(expected)
-        formats = {wanted.dtype for wanted in self.expected if isinstance(wanted, TensorInput)}
-        for dtype in sorted((each for each in formats if each.is_floating_point), key=str):
-            self.register_buffer(_buffer(dtype), torch.empty(0, dtype=dtype), persistent=False)
 
     def forward(self, *inputs: object) -> None:
         """Check the inputs of the graph.
@@ -58,31 +52,22 @@ class InputCheck(nn.Module):
             return
         free: dict[str, int] = {}
         for wanted, given in zip(self.expected, inputs, strict=True):
-            problem = _problem(wanted, given, free) or self._format_problem(wanted, given)
+            problem = _problem(wanted, given, free) or _format_problem(wanted, given)
             if problem is not None:
                 raise UnsupportedError(problem)
 
-    def _format_problem(self, wanted: TensorInput | ConstantInput, given: object) -> Problem | None:
-        if isinstance(wanted, ConstantInput) or not isinstance(given, Tensor):
-            return None
-        moved: dict[str, Tensor | None] = self._buffers
-        now = moved.get(_buffer(wanted.dtype))
-        dtype = wanted.dtype if now is None else now.dtype
-        if given.dtype == dtype:
-            return None
-        sentence = f"the input {wanted.name} is {given.dtype}, and the graph was exported for {dtype}"
-        remedy = f"call it with {wanted.name}.to({dtype})"
-        return Problem(
-            field=wanted.name,
-            value=Found(str(given.dtype)),
-            expected=str(dtype),
-            sentence=sentence,
-            remedy=remedy,
-        )
 
-
-def _buffer(dtype: torch.dtype) -> str:
-    return str(dtype).replace(".", "_")
+def _format_problem(wanted: TensorInput | ConstantInput, given: object) -> Problem | None:
+    if isinstance(wanted, ConstantInput) or not isinstance(given, Tensor) or given.dtype == wanted.dtype:
+        return None
+    sentence = f"the input {wanted.name} is {given.dtype}, and the graph was exported for {wanted.dtype}"
+    return Problem(
+        field=wanted.name,
+        value=Found(str(given.dtype)),
+        expected=str(wanted.dtype),
+        sentence=sentence,
+        remedy=f"call it with {wanted.name}.to({wanted.dtype})",
+    )
 
 
 def _problem(wanted: TensorInput | ConstantInput, given: object, free: dict[str, int]) -> Problem | None:

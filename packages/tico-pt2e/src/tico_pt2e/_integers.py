@@ -6,6 +6,9 @@ channel.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Final
+
 import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument
@@ -14,11 +17,17 @@ from tico_config import INT32, DType, PerChannel, PerTensor
 from tico_modules import PackedWeight, code_dtype, dialect_operator
 from tico_observers import AffineParams, quantize
 from tico_pt2e._graph import QuantGraph
+from tico_pt2e._literal_grids import POINT
 from tico_pt2e._nodes import describe_as, new_constant, operator_of, value_of
 
+_DEQUANTIZE: Final = ("dequantize_per_tensor", "dequantize_per_channel", "dequantize_per_channel_group")
 
-def moved_to_grid(graph: fx.Graph, source: fx.Node, params: AffineParams) -> fx.Node:
-    """Return a node for the value of `source` moved to a grid per tensor; inserted at the graph's cursor."""
+
+def moved_to_grid(graph: fx.Graph, source: fx.Node, params: AffineParams, point: str) -> fx.Node:
+    """Return a node for the value of `source` moved to a grid per tensor; inserted at the graph's cursor.
+
+    `point` is the path of the point whose grid it is.
+    """
     dtype = params.dtype
     grid = (params.scale.item(), int(params.zero_point.item()), dtype.qmin, dtype.qmax, code_dtype(dtype))
     codes = graph.call_function(dialect_operator("quantize_per_tensor"), (source, *grid))
@@ -28,6 +37,7 @@ def moved_to_grid(graph: fx.Graph, source: fx.Node, params: AffineParams) -> fx.
     values = graph.call_function(dialect_operator("dequantize_per_tensor"), (codes, *grid), wanted)
     describe_as(values, source)
     describe_as(codes, source)
+    values.meta[POINT] = point
     codes.meta.pop("val", None)
     return values
 
@@ -122,3 +132,25 @@ def grid_of(node: fx.Node) -> tuple[DType, PerTensor | PerChannel] | None:
     return dtype, PerTensor() if kind == "dequantize_per_tensor" else PerChannel(
         axis if isinstance(axis, int) else 0
     )
+
+
+def give_readers_their_own(graph: fx.Graph) -> None:
+    """Let every reader of a dequantized value dequantize for itself, as patterns of runtimes expect.
+
+    XNNPACK's partitioner takes an operator with the nodes that dequantize its inputs: one that is shared with
+    an operator outside of the partition can close a cycle.
+    """
+    for node in [each for each in graph.nodes if operator_of(each) in _DEQUANTIZE]:
+        for reader in [*node.users][1:]:
+            with graph.inserting_after(node):
+                again = graph.node_copy(node)
+            reader.replace_input_with(node, again)
+
+
+def shared_value(node: fx.Node) -> fx.Node:
+    """Return the node that stands for all that dequantize the same codes as `node` in the same way."""
+    if operator_of(node) not in _DEQUANTIZE:
+        return node
+    alike = {user for user in node.all_input_nodes[0].users if user.target == node.target}
+    nodes: Iterable[fx.Node] = node.graph.nodes
+    return next(each for each in nodes if each in alike and each.args == node.args)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, final
 
 import attrs
@@ -22,6 +22,7 @@ from tico_config import (
 from tico_modules import Edit, LayerReport, Report, named_modules
 from tico_observers import AffineParams, Observer, observer_for, quantize
 from tico_pt2e._annotation import (
+    AT_THE_OUTPUT,
     Annotated,
     Grid,
     Placement,
@@ -30,6 +31,8 @@ from tico_pt2e._annotation import (
     require_possible,
     weight_axis,
 )
+from tico_pt2e._channel_axes import channel_axes
+from tico_pt2e._concatenations import output_concats, parts_of
 from tico_pt2e._export import export
 from tico_pt2e._folding import (
     fold_batch_norms,
@@ -38,7 +41,7 @@ from tico_pt2e._folding import (
     without_copies,
 )
 from tico_pt2e._graph import QuantGraph, WeightSite, become, draft_of, quant_graph
-from tico_pt2e._integers import moved_to_grid
+from tico_pt2e._integers import give_readers_their_own, moved_to_grid
 from tico_pt2e._mask_flow import masked_scores
 from tico_pt2e._nodes import argument, describe_as
 from tico_pt2e._operations import find_operations
@@ -51,6 +54,7 @@ from tico_pt2e._weights import (
     require_finite_weights,
     view_of,
 )
+from tico_pt2e._written_norms import whole_norms
 from tico_quantizers.calibration import require_evaluation_mode
 from tico_quantizers.layers import float_lines
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
@@ -81,7 +85,7 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
         graph = quant_graph(exported, exported.graph, (), ())
         _simplify(graph)
         annotated, left = self._annotated(graph)
-        weights = _weights(annotated)
+        weights = _weights(annotated, self.config)
         require_finite_weights([view_of(graph, site) for site in weights])
         lines = _lines(annotated, left)
         paths = tuple(line.path for line in lines if line.path)
@@ -99,6 +103,9 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
             raise ConfigError(Problem(field="model", value=value, expected=expected, sentence=sentence))
         require_known(self.config, found.operations)
         annotated = [Annotated.of(operation, self.config) for operation in found.operations]
+        if not self.config.quantize_output_concat:
+            last = output_concats(graph.graph)
+            annotated = [item.at_the_output() if item.operation.node in last else item for item in annotated]
         require_possible(annotated)
         return annotated, found.left
 
@@ -110,21 +117,24 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
         draft = draft_of(model)
         labels = _quantize_values(draft)
         notes = _quantize_weights(draft, calibration.weights)
+        give_readers_their_own(draft.graph)
         draft.graph.lint()
         become(model, draft, edit)
-        lines = tuple(_finished(line, labels, notes) for line in calibration.lines)
+        spoiled = {watch.path: watch.figures for watch in calibration.watches if watch.figures}
+        lines = tuple(_finished(line, labels, notes, spoiled) for line in calibration.lines)
         return Converted(root=model, modules=(model,), report=Report(layers=lines))
 
 
 def _simplify(graph: QuantGraph) -> None:
     without_copies(graph.graph)
+    whole_norms(graph.graph)
     plain_batch_norms(graph.graph)
     fold_constant_weights(graph)
     fold_batch_norms(graph)
     graph.graph.eliminate_dead_code()
 
 
-def _weights(annotated: Sequence[Annotated]) -> dict[WeightSite, QuantSpec]:
+def _weights(annotated: Sequence[Annotated], config: PT2EConfig) -> dict[WeightSite, QuantSpec]:
     """Return the sites of the graph with their specs, those that stay in float too."""
     found: dict[WeightSite, QuantSpec] = {}
     for item in annotated:
@@ -140,6 +150,7 @@ def _weights(annotated: Sequence[Annotated]) -> dict[WeightSite, QuantSpec]:
             bias=pattern.bias,
             axis=weight_axis(operation),
             groups=groups if isinstance(groups, int) else 1,
+            float_bias=not config.bias.is_quantized,
         )
         found[site] = item.weight.spec
     return found
@@ -150,18 +161,21 @@ def _insert_watches(graph: QuantGraph, places: list[Placement]) -> list[Watch]:
     order = {node: index for index, node in enumerate(graph.graph.nodes)}
     names: dict[Grid, str] = {}
     found: list[Watch] = []
-    masked = masked_scores(graph.graph)
+    masked, axes = masked_scores(graph.graph), channel_axes(graph.graph)
     graph.add_module(_WATCHES, nn.Module())
     for number, place in enumerate(places):
         name = f"{_WATCHES}.value_{number}"
         if place.leads:
-            watch = Watch(place.grid.path, place.grid.spec, scores=place.source in masked)
+            axis, scores = axes.get(place.source, -1), place.source in masked
+            watch = Watch(place.grid.path, place.grid.spec, axis=axis, scores=scores)
             found.append(watch)
             names[place.grid] = name
         module = watch if place.leads else Follower(names[place.grid])
         graph.add_submodule(name, module)
         with graph.graph.inserting_before(min(place.readers, key=order.__getitem__)):
-            seen = graph.graph.call_module(name, (place.source,))
+            seen = graph.graph.call_module(
+                name, (place.source, *(parts_of(place.source) if place.leads else ()))
+            )
         describe_as(seen, place.source)
         for reader in place.readers:
             reader.replace_input_with(place.source, seen)
@@ -172,7 +186,7 @@ def _quantize_values(draft: QuantGraph) -> dict[str, str]:
     """Replace watches by grids, but where they saw a mask; return the label of each point's grid."""
     graph = draft.graph
     watches = {name: module for name, module in named_modules(draft) if isinstance(module, Watch)}
-    grids = {name: watch.params for name, watch in watches.items() if watch.why_float is None}
+    grids = {name: (watch.params, watch.path) for name, watch in watches.items() if watch.why_float is None}
     labels: dict[str, str] = {}
     for node in list(graph.nodes):
         module = draft.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -183,7 +197,7 @@ def _quantize_values(draft: QuantGraph) -> dict[str, str]:
             moved = node.all_input_nodes[0]
             if leader in grids:
                 with graph.inserting_before(node):
-                    moved = moved_to_grid(graph, moved, grids[leader])
+                    moved = moved_to_grid(graph, moved, *grids[leader])
             node.replace_all_uses_with(moved)
             graph.erase_node(node)
     return labels
@@ -251,17 +265,32 @@ def _line(item: Annotated) -> LayerReport:
 def _reason(item: Annotated) -> str:
     """Return by which override an operator is left out, or nothing."""
     origin = item.act_out.origin
+    if origin == AT_THE_OUTPUT:
+        return f"only the output reads it; {AT_THE_OUTPUT}=True would give it a grid"
     specs = [item.act_out.spec, *([] if item.weight is None else [item.weight.spec])]
     if any(spec.is_quantized for spec in specs) or not origin.startswith("overrides["):
         return ""
     return f"left out by the override {origin.removeprefix('overrides[').removesuffix(']')}"
 
 
-def _finished(line: LayerReport, labels: dict[str, str], notes: dict[str, str]) -> LayerReport:
-    points = [
-        f"{point} {labels[path]}"
-        for point in ("act_in", "act_out")
-        if (path := f"{line.path}.{point}") in labels
+def _finished(
+    line: LayerReport,
+    labels: Mapping[str, str],
+    notes: Mapping[str, str],
+    spoiled: Mapping[str, tuple[tuple[str, float], ...]],
+) -> LayerReport:
+    paths = {point: f"{line.path}.{point}" for point in ("act_in", "act_out")}
+    points = [f"{point} {labels[path]}" for point, path in paths.items() if path in labels]
+    figures = [each for path in paths.values() for each in spoiled.get(path, ())]
+    worse = [
+        f"{point} is spoiled: most that lies on it needs 16 bits, or no_quant()"
+        for point, path in paths.items()
+        if path in spoiled
     ]
-    note = notes.get(line.path) or line.reason
-    return attrs.evolve(line, activation=", ".join(points) or "float", reason=note)
+    reasons = [notes.get(line.path) or line.reason, *worse]
+    return attrs.evolve(
+        line,
+        activation=", ".join(points) or "float",
+        reason="; ".join(filter(None, reasons)),
+        figures=(*line.figures, *figures),
+    )

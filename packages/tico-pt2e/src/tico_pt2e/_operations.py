@@ -14,6 +14,7 @@ from tico_pt2e._nodes import argument, is_float, module_of, node_argument, opera
 from tico_pt2e._patterns import (
     ACTIVATION_FUNCTIONS,
     BEFORE_SOFTMAX,
+    FILLING,
     PATTERNS,
     SPLITTING,
     Pattern,
@@ -77,12 +78,11 @@ def find_operations(graph: fx.Graph) -> FoundOperations:
         pattern = _pattern(node)
         if pattern is None and operator_of(node) == "getitem":
             continue  # its source is counted
+        if node not in data:
+            left += _without_data(node, pattern)
+            continue
         if pattern is None:
             left[_described(node)] += 1
-            continue
-        if node not in data:
-            if pattern.result is not Result.SHARED:
-                left[f"{operator_of(node)} of constants or positions"] += 1
             continue
         last = _last(node, pattern)
         inner.add(last)
@@ -107,10 +107,21 @@ def _pattern(node: fx.Node) -> Pattern | None:
     if operator == "getitem":
         source = node_argument(node, 0)
         return PATTERNS["getitem"] if source is not None and operator_of(source) in SPLITTING else None
-    if operator == "constant_pad_nd" and argument(node, 2) not in (None, 0, 0.0):
+    if operator in FILLING and argument(node, FILLING[operator]) not in (None, 0, 0.0):
         return None  # only a zero is on every grid
-    feeds_softmax = {operator_of(user) for user in node.users} == {"softmax"}
-    return None if operator in BEFORE_SOFTMAX and feeds_softmax else PATTERNS.get(operator)
+    return None if _is_before_softmax(node) else PATTERNS.get(operator)
+
+
+def _is_before_softmax(node: fx.Node) -> bool:
+    readers = {operator_of(user) for user in node.users}
+    return operator_of(node) in BEFORE_SOFTMAX and readers == {"softmax"}
+
+
+def _without_data(node: fx.Node, pattern: Pattern | None) -> Counter[str]:
+    """Return what to count for a node that no data reach: it computes, and neither makes nor moves values."""
+    moves = pattern is not None and pattern.result is Result.SHARED
+    computes = bool(node.all_input_nodes) and not moves
+    return Counter([f"{operator_of(node)} of constants, positions or masks"] if computes else [])
 
 
 def _wide(node: fx.Node) -> Counter[str]:
@@ -130,7 +141,7 @@ def _several(node: fx.Node) -> Counter[str]:
 
 def _described(node: fx.Node) -> str:
     operator = operator_of(node)
-    return f"{operator} before softmax" if operator in BEFORE_SOFTMAX & PATTERNS.keys() else operator
+    return f"{operator} before softmax" if _is_before_softmax(node) else operator
 
 
 def _last(node: fx.Node, pattern: Pattern) -> fx.Node:

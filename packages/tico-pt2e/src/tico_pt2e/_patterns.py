@@ -65,7 +65,7 @@ _TABLE = (
     *_arithmetic("matmul", "bmm", "mm", "baddbmm", *_FUSING, "cat", "stack", "maximum", "minimum"),
     *_unary("mean", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "avg_pool1d", "avg_pool2d"),
     *_unary("relu", "relu6", "hardtanh", "leaky_relu", "prelu", "elu", "hardswish", "hardsigmoid", "clamp"),
-    *_unary("sigmoid", "tanh", "silu", "gelu", "rsqrt"),
+    *_unary("sigmoid", "tanh", "silu", "gelu", "rsqrt", "neg", "abs", "pow"),
     *_unary("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"),
     # What comes in may hold the -inf of a mask.
     Pattern(operator="softmax", inputs=()),
@@ -73,7 +73,7 @@ _TABLE = (
     *_shaping("permute", "transpose", "t", "squeeze", "unsqueeze", "expand", "repeat", "select", "slice"),
     *_shaping("clone", "alias", "flip", "roll", "narrow", "index_select"),
     *_shaping("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "constant_pad_nd", "upsample_nearest2d"),
-    *_shaping("getitem"),
+    *_shaping("masked_fill", "getitem"),
 )
 
 PATTERNS: Final[Mapping[str, Pattern]] = {pattern.operator: pattern for pattern in _TABLE}
@@ -86,6 +86,9 @@ SPLITTING: Final = frozenset(
     {"split", "split_with_sizes", "chunk", "unbind", "tensor_split", "max_pool2d_with_indices"}
 )
 """Operators with several results, each of which has the grid of the input."""
+
+FILLING: Final[Mapping[str, int]] = {"constant_pad_nd": 2, "masked_fill": 2}
+"""The position of the value that these put in beside others: with a zero, the grid of the input does."""
 
 BEFORE_SOFTMAX: Final = frozenset({"add", "sub", "where", "masked_fill"})
 """How masks are applied: the result may hold -inf and stays in float where only a softmax reads it."""

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from tico_config import CalibrationError, Found, PerTensor, Problem, QuantSpec
 from tico_modules import LayerReport
-from tico_observers import LARGEST_PLAUSIBLE, AffineParams, Observer, observer_for
+from tico_observers import (
+    LARGEST_PLAUSIBLE,
+    AffineParams,
+    ChannelRangeStatistic,
+    Extremes,
+    Observer,
+    channel_extremes,
+    observer_for,
+)
 from tico_pt2e._graph import WeightSite
+from tico_pt2e._shared_range import SharedRange
 from tico_quantizers.calibration import Calibration, RealTokens, Recorder
 
 _OUT_OF_REACH = 1000.0
@@ -28,40 +37,48 @@ class Watch(nn.Module):
     Args:
         path: that of the point.
         spec: what grid is asked for.
+        axis: of the channels.
         scores: the value is on the way to a softmax, behind a place where a mask may be applied.
     """
 
     # What fx calls a node that must stay although nothing reads its result.
     _is_impure = True
 
-    def __init__(self, path: str, spec: QuantSpec, *, scores: bool = False) -> None:
+    def __init__(self, path: str, spec: QuantSpec, *, axis: int = -1, scores: bool = False) -> None:
         super().__init__()
         self.path = path
         self.spec = spec
         self.scores = scores
         self._masked = self._accepted_masked = False
         self._was_empty = False
+        self._shared = self._accepted_shared = SharedRange(channels=ChannelRangeStatistic(axis=axis))
         self._observer = observer_for(spec, path, PerTensor())
         self._accepted = copy.copy(self._observer)
         self._calibration: Calibration | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return `x`, seen while calibration goes on."""
+    def forward(self, x: Tensor, *parts: Tensor) -> Tensor:
+        """Return `x`, which joins `parts`, seen while calibration goes on."""
         if self._calibration is not None and self._calibration.watching:
-            self._see(self._calibration.tokens.strip(x))
+            strip = self._calibration.tokens.strip
+            with torch.inference_mode(mode=False):
+                self._see(strip(x), [strip(part) for part in parts])
         return x
 
-    def _see(self, x: Tensor) -> None:
-        self._was_empty = self._was_empty or not x.numel()
-        self._masked = self._masked or self._holds_mask(x)
-        if not self._masked:
-            self._observer.collect(x)
+    def _see(self, x: Tensor, parts: Sequence[Tensor]) -> None:
+        channels = channel_extremes(x.detach(), self._shared.channels.axis)
+        if channels is None:
+            self._was_empty = True
+            return
+        self._masked = self._masked or self._is_of_mask(channels)
+        if self._masked:
+            return
+        self._observer.collect(x)
+        if self._observer.on_nonfinite == "error":  # else values that are left out would count
+            self._shared = self._shared.including(channels, parts)
 
-    def _holds_mask(self, x: Tensor) -> bool:
-        """Return whether `x` has values that only a mask has. NaN and infinity are left to the observer."""
-        if not x.numel():
-            return False
-        low, high = (end.item() for end in torch.aminmax(x))
+    def _is_of_mask(self, seen: Extremes) -> bool:
+        """Return whether only a mask has such values. NaN and infinity are left to the observer."""
+        low, high = seen.minimum.amin().item(), seen.maximum.amax().item()
         if not math.isfinite(high) or math.isnan(low):
             return False
         return low <= -LARGEST_PLAUSIBLE or (self.scores and high - low > _OUT_OF_REACH)
@@ -74,11 +91,19 @@ class Watch(nn.Module):
         """Forget what a pass that did not end has shown."""
         self._observer = copy.copy(self._accepted)
         self._masked = self._accepted_masked
+        self._shared = self._accepted_shared
 
     def accept(self) -> None:
         """Count what the pass that has ended has shown."""
         self._accepted = copy.copy(self._observer)
         self._accepted_masked = self._masked
+        self._accepted_shared = self._shared
+
+    @property
+    def figures(self) -> tuple[tuple[str, float], ...]:
+        """What the report says of the grid, where the range of a few spoils it for the others."""
+        point = self.path.rpartition(".")[2]
+        return () if self.why_float else self._accepted_shared.figures(point)
 
     @property
     def why_float(self) -> str | None:

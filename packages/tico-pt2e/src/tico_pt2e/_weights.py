@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, fx
 
 from tico_config import Found, NumericsError, Problem
-from tico_observers import AffineParams
+from tico_observers import AffineParams, fake_quantize
 from tico_pt2e._graph import QuantGraph, WeightSite
 from tico_pt2e._integers import bias_params, constant_of_codes, constant_on_grid
 from tico_pt2e._nodes import (
     argument,
     constant_value,
+    new_constant,
     node_argument,
     node_called,
     operator_of,
@@ -126,8 +127,9 @@ def fitted(view: SiteView, params: AffineParams, bias: Tensor | None) -> AffineP
 def put_weight(model: QuantGraph, view: SiteView, weight: fx.Node, params: AffineParams | None) -> str:
     """Make the operator read `weight`, and its bias as int32 where its input has a grid.
 
-    Without `params`, one grid a channel, the bias stays as it is. Returns what is to be said about the bias,
-    nothing where all went as usual.
+    Where the site wants the bias in float, it is moved to the same grid: runtimes that take biases in float
+    round them to it themselves. Without `params`, one grid a channel, the bias stays as it is. Returns what
+    is to be said about the bias, nothing where all went as usual.
     """
     with_argument(view.node, view.site.weight, weight)
     bias = view.bias(model) if params is not None else None
@@ -141,7 +143,10 @@ def put_weight(model: QuantGraph, view: SiteView, weight: fx.Node, params: Affin
     if not bool((steps < 2.0**31 - 1).all()):
         return "bias in float, beyond int32 at this scale"
     with model.graph.inserting_before(view.node):
-        node = constant_on_grid(model, view.owner, "bias", bias, grid)
+        if view.site.float_bias:
+            node = new_constant(model, model.graph, view.owner, "bias_on_grid", fake_quantize(bias, grid))
+        else:
+            node = constant_on_grid(model, view.owner, "bias", bias, grid)
     with_argument(view.node, view.site.bias, node)
     return ""
 

@@ -20,6 +20,7 @@ from tico_config import (
     PerToken,
     Problem,
     TicoError,
+    UnsupportedError,
 )
 from tico_modules._storage.exact_module import ExactModule, has_values
 from tico_modules._storage.exported import (
@@ -92,7 +93,13 @@ class ActivationGrid(ExactModule):
         return cls(scale, zero_point, dtype=dtype, granularity=PerToken(), symmetric=symmetric)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the fake-quantized `x`, in the shape and dtype of `x`."""
+        """Return the fake-quantized `x`, in the shape and dtype of `x`.
+
+        Raises:
+            UnsupportedError: `x` holds no floats.
+        """
+        if _holds_no_floats(x):
+            raise UnsupportedError(_problem_of_format(x.dtype))
         if torch.compiler.is_exporting() and (exported := self._in_program(x)) is not None:
             return exported
         if isinstance(self.granularity, PerToken):
@@ -197,6 +204,19 @@ class ActivationGrid(ExactModule):
                 scale, zero_point = params.scale, params.zero_point
             _require_dimensions(scale, granularity)
         return cls(scale, zero_point, dtype=dtype, granularity=granularity, symmetric=symmetric)
+
+
+def _holds_no_floats(x: object) -> bool:
+    # In a symbolic trace of `torch.fx` it is no tensor, and nothing is known of it.
+    return isinstance(x, Tensor) and not x.is_floating_point()
+
+
+def _problem_of_format(dtype: torch.dtype) -> Problem:
+    sentence = f"the input is {dtype}, and the grid is one of floats"
+    remedy = "convert it to the floats that the model was calibrated with"
+    return Problem(
+        field="input", value=Found(str(dtype)), expected="floats", sentence=sentence, remedy=remedy
+    )
 
 
 def _require_dimensions(scale: Tensor, granularity: Granularity) -> None:

@@ -39,11 +39,19 @@ from tico_quantizers.calibration._quiet_runs import has_foreign_hooks, quiet_run
 from tico_quantizers.calibration._reached_layers import ReachedLayers
 from tico_quantizers.calibration._real_tokens import RealTokens
 from tico_quantizers.calibration._snapshots import Snapshots, revision
+from tico_quantizers.calibration._spoiled_points import (
+    ONE_CHANNEL,
+    SPOILED,
+    spoiled_figures,
+    spoiled_points,
+)
 from tico_quantizers.calibration._unreached import UNREACHED
 
 __all__ = [
     "ABSMAX",
     "GRAM",
+    "ONE_CHANNEL",
+    "SPOILED",
     "UNREACHED",
     "ActivationStore",
     "BlockCalls",
@@ -81,6 +89,8 @@ __all__ = [
     "require_watched",
     "revision",
     "run_blocks",
+    "spoiled_figures",
+    "spoiled_points",
     "tensor_leaves",
     "unchanged_process",
     "watch_forward",

@@ -21,8 +21,9 @@ from tico_modules import (
     report,
 )
 from tico_quantizers import Prepared
+from tico_quantizers.calibration import ONE_CHANNEL, SPOILED, spoiled_points
 from tico_wrapq.base import QuantModuleBase, lookup
-from tico_wrapq.ptq._quantizer import CALL_ENDS, CONSPICUOUS, ONE_CHANNEL, PTQCalibration
+from tico_wrapq.ptq._quantizer import CALL_ENDS, PTQCalibration
 from tico_wrapq.ptq._sites import inner, own_floats
 from tico_wrapq.torch_nn import QuantEmbedding, QuantEmbeddingBag, QuantUnary
 
@@ -109,14 +110,14 @@ class Coverage:
         every = (
             (child_path(line.path, name), share) for line in self.lines for name, share in line.taken_by_one
         )
-        return tuple(sorted((one for one in every if one[1] >= CONSPICUOUS), key=lambda one: -one[1]))
+        return tuple(sorted((one for one in every if one[1] >= SPOILED), key=lambda one: -one[1]))
 
     def _spoiled_sentences(self) -> list[str]:
         if not self.spoiled:
             return []
         first = ", ".join(f"{path} {share:.2%}" for path, share in self.spoiled[:3])
         count = f"{len(self.spoiled)} points"
-        return [f"one channel takes at least {CONSPICUOUS:.0%} of the range of {count}: {first}"]
+        return [f"one channel takes at least {SPOILED:.0%} of the range of {count}: {first}"]
 
     @property
     def uneven_calls(self) -> tuple[tuple[str, tuple[tuple[float, float], ...]], ...]:
@@ -154,7 +155,7 @@ def _ranges(ranges: tuple[tuple[float, float], ...]) -> str:
 
 
 def _row(line: CoverageLine) -> str:
-    shares = [f"{name} {share:.2%}" for name, share in line.taken_by_one if share >= CONSPICUOUS]
+    shares = [f"{name} {share:.2%}" for name, share in line.taken_by_one if share >= SPOILED]
     macs = "" if line.macs is None else str(line.macs)
     cells = (line.path, line.module, ", ".join(line.points), ", ".join(shares), macs, line.reason)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
@@ -212,11 +213,7 @@ def _multiplies_nothing(module: nn.Module) -> bool:
 def _line(path: str, module: nn.Module, run: LayerReport) -> CoverageLine:
     points = _points(module) if isinstance(module, RestorableModule) else ()
     figures = dict(run.figures)
-    shares = {
-        name.removesuffix(f" {ONE_CHANNEL}"): share
-        for name, share in run.figures
-        if name.endswith(f" {ONE_CHANNEL}")
-    }
+    shares = dict(spoiled_points(run.figures))
     if isinstance(module, QuantModuleBase):
         seen = ((name, point.taken_by_one) for name, point in module.named_points())
         shares |= {name: share for name, share in seen if share is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import final
 
 import attrs
@@ -11,6 +12,7 @@ from torch import nn
 from tico_config import Found, LifecycleError, Problem, PTQConfig
 from tico_modules import Edit, LayerReport, QuantizedModule, Report, children, named_modules, parameter
 from tico_quantizers import BaseQuantizer, Converted, Example
+from tico_quantizers.calibration import spoiled_figures
 from tico_wrapq.base import (
     REGISTRY,
     Passage,
@@ -26,13 +28,8 @@ from tico_wrapq.ptq._wrapping import Wrapped, wrap
 from tico_wrapq.ptq._writes import InputWrites
 from tico_wrapq.torch_nn import multiplies
 
-CONSPICUOUS = 0.99
-"""From this share of its range on, one channel spoils a point: the report names it."""
-
 SUSPICIOUS = 1e8
 """From this magnitude on, which may be a mask's stand-in for minus infinity, the report names a point."""
-
-ONE_CHANNEL = "range taken by one channel"
 
 CALL_ENDS = ("smallest of call", "largest of call")
 """Of a point whose module is called several times in a pass, with ranges that differ by a lot."""
@@ -77,11 +74,11 @@ class PTQCalibration(PointCalibration):
         wrapper = self.wrapped.wrappers.get(path)
         points = () if wrapper is None else wrapper.named_points()
         named = list(points)
-        shares = ((f"{name} {ONE_CHANNEL}", point.taken_by_one or 0.0) for name, point in named)
+        spoiled = (spoiled_figures(name, point.taken_by_one) for name, point in named)
         largest = ((f"{name} largest magnitude", point.largest) for name, point in named)
         return (
             *macs,
-            *(each for each in shares if each[1] >= CONSPICUOUS),
+            *chain.from_iterable(spoiled),
             *(each for each in largest if each[1] >= SUSPICIOUS),
             *(figure for name, point in named for figure in _call_figures(name, point)),
         )
