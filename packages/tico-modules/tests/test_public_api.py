@@ -39,6 +39,7 @@ class TestPublicAPI(PublicAPI):
         "child_path",
         "children",
         "copy_bias",
+        "drop_stale_ties",
         "keep_dequantized",
         "library_versions",
         "load_quantized",

@@ -45,7 +45,7 @@ from tico_modules._tree.module_tree import (
 )
 from tico_modules._tree.plug_ins import BrokenPlugIn, load_plug_in
 from tico_modules._tree.recorded_outputs import record_outputs
-from tico_modules._tree.ties import find_tied_paths
+from tico_modules._tree.ties import drop_stale_ties, find_tied_paths
 
 INTEGER_MODULES = (
     ScaledInput,
@@ -91,6 +91,7 @@ __all__ = [
     "child_path",
     "children",
     "copy_bias",
+    "drop_stale_ties",
     "find_entry_points",
     "find_tied_paths",
     "keep_dequantized",

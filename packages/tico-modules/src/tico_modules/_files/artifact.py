@@ -19,16 +19,18 @@ from tico_modules._files.manifest import Manifest, read_manifest
 from tico_modules._files.model_card import write_model_card
 from tico_modules._files.module_kinds import load_kinds, package_of
 from tico_modules._files.restoring import Restoring, find_restorable
-from tico_modules._files.shards import read_shards, remove_others, write_shards
+from tico_modules._files.shards import describe_index, read_shards, remove_others, write_shards
 from tico_modules._files.structure import describe_structure, require_structure
 from tico_modules._files.transformers_model import (
     Tokenizer,
     describe_model,
     make_skeleton,
     makes_by_itself,
+    mark_initialized,
     require_config,
     write_beside,
 )
+from tico_modules._files.wrapped_model import unwrap_model
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._record.fingerprint import all_tensors
 from tico_modules._record.history import report, runs_of
@@ -36,6 +38,7 @@ from tico_modules._record.run import Run
 from tico_modules._storage.layout import Layout
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.requirements import require_module
+from tico_modules._tree.ties import drop_stale_ties
 from tico_observers import locked_folder
 
 
@@ -53,19 +56,21 @@ def save_quantized(
     and its tokenizer, for other tools; these are replaced one by one.
 
     Args:
-        model: has integer modules.
+        model: has integer modules. Of what `torch.compile`, `DataParallel`, DDP or `AveragedModel` returned,
+            the model inside is saved.
         directory: may hold an earlier model, which is replaced, and anything else, which is left alone.
         tokenizer: has ``save_pretrained``; by default the tokenizer in the folder that the model was loaded
             from, if there is one.
         shard_bytes: the most bytes of tensors in one file; a tensor that is larger has a file of its own.
 
     Raises:
-        UnsupportedError: `model` is no module, has no integer one, or one that holds itself, or a tensor has
-            no data.
+        UnsupportedError: `model` is no module, has no integer one, or one that holds itself, a tensor has no
+            data, or a part is compiled, sharded or has adapters of peft.
         ConfigError: `shard_bytes` is no positive integer, or `tokenizer` cannot save itself.
         OSError: the folder cannot be written.
     """
     require_module(model)
+    model = unwrap_model(model)
     modules = dict(find_restorable(model))
     if not modules:
         is_graph = isinstance(model, torch.fx.GraphModule)
@@ -85,15 +90,16 @@ def save_quantized(
     folder.mkdir(parents=True, exist_ok=True)
     runs = _collect_runs(modules)
     with locked_folder(folder):
+        shards = write_shards(folder, tensors, shard_bytes)
         manifest = Manifest(
             aliases=aliases,
             modules={path: _describe_module(module, runs) for path, module in modules.items()},
             runs=tuple(runs),
             transformers=describe_model(model),
-            shards=write_shards(folder, tensors, shard_bytes),
+            shards=shards,
             structure=describe_structure(model),
         )
-        write_beside(model, tokenizer, folder)
+        write_beside(model, tokenizer, folder, describe_index(tensors, shard_bytes, shards))
         lines = report(model).without_times()
         call = f"load_quantized(folder{'' if makes_by_itself(model) else ', model'})"
         write_model_card(folder, type(model).__name__, manifest, lines, call)
@@ -142,6 +148,8 @@ def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = 
         restoring.fill()
         _require_alike(about, restoring.root, given=model is not None)
         restoring.tie_weights()
+        drop_stale_ties(restoring.root, edit)
+    mark_initialized(restoring.root)
     return restoring.root.eval()
 
 
