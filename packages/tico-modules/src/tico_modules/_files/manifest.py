@@ -75,7 +75,7 @@ class Manifest:
         }
 
 
-def read_manifest(folder: Path) -> tuple[Manifest, Layout]:
+def read_manifest(folder: Path, *, follow_links: bool = False) -> tuple[Manifest, Layout]:
     """Return the manifest in `folder`, and its values as a `Layout`.
 
     Raises:
@@ -83,7 +83,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, Layout]:
         OSError: the file cannot be read.
     """
     where = folder / MANIFEST_NAME
-    if where.is_symlink():
+    if where.is_symlink() and not follow_links:
         raise _make_error(where, "a link", "a regular file")
     if where.exists() and not where.is_file():  # a pipe would be waited for
         raise _make_error(where, "a folder, pipe or device", "a regular file")

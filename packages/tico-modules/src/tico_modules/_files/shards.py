@@ -85,13 +85,15 @@ def _split_tensors(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[s
     yield part
 
 
-def read_shards(folder: Path, shards: tuple[Shard, ...]) -> dict[str, Tensor]:
+def read_shards(folder: Path, shards: tuple[Shard, ...], *, follow_links: bool = False) -> dict[str, Tensor]:
     """Return the tensors of all `shards`, mapped from the files; sizes are checked before any is opened.
 
     Raises:
         ArtifactError: a file is missing, a link, damaged, or another one than the manifest names.
     """
-    problems = [problem for shard in shards for problem in _find_misfits(folder / shard.name, shard)]
+    problems = [
+        problem for shard in shards for problem in _find_misfits(folder / shard.name, shard, follow_links)
+    ]
     if problems:
         raise ArtifactError(*problems)
     tensors: dict[str, Tensor] = {}
@@ -107,8 +109,8 @@ def read_shards(folder: Path, shards: tuple[Shard, ...]) -> dict[str, Tensor]:
     return tensors
 
 
-def _find_misfits(path: Path, shard: Shard) -> Iterator[Problem]:
-    if path.is_symlink():
+def _find_misfits(path: Path, shard: Shard, follow_links: bool) -> Iterator[Problem]:
+    if path.is_symlink() and not follow_links:
         yield _make_problem(path, "a link", "a regular file")
     elif not path.is_file():
         yield _make_problem(path, "no such file", "there, as the manifest names it")

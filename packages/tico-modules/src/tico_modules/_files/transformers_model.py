@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tico_config import ArtifactError, Found, MissingExtraError, Problem
 from tico_modules._files.shards import INDEX_NAME
+from tico_modules._record.run import Run
 from tico_modules._storage.layout import Layout
 from tico_modules._tree.module_tree import named_modules
 
@@ -69,17 +70,23 @@ def describe_model(model: nn.Module) -> Mapping[str, object] | None:
     if not isinstance(config, dict):
         return None
     config.pop(_QUANTIZATION, None)
-    attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
     return {
         "architecture": type(model).__name__,
         "package": type(model).__module__.partition(".")[0],
-        "attention": attention if isinstance(attention, str) else None,
+        "attention": _attention_of(model),
         "config": config,
         "generation": generation,
     }
 
 
-def write_beside(model: nn.Module, tokenizer: Tokenizer | None, folder: Path, index: str) -> None:
+def _attention_of(model: nn.Module) -> str | None:
+    attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return attention if isinstance(attention, str) else None
+
+
+def write_beside(
+    model: nn.Module, tokenizer: Tokenizer | None, folder: Path, index: str, runs: tuple[Run, ...]
+) -> None:
     """Write what other tools read to `folder`, each file as a whole: the index, and configs and tokenizer.
 
     Files that an interrupted save has left there are removed first. The caller keeps other writers out.
@@ -89,7 +96,7 @@ def write_beside(model: nn.Module, tokenizer: Tokenizer | None, folder: Path, in
     with TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as temporary:
         (Path(temporary) / INDEX_NAME).write_text(index, encoding="utf-8")
         _save_configs(model, Path(temporary))
-        _mark_config(model, Path(temporary) / CONFIG_NAME)
+        _mark_config(model, Path(temporary) / CONFIG_NAME, runs)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         elif (Path(temporary) / CONFIG_NAME).exists():
@@ -105,15 +112,21 @@ def _save_configs(model: nn.Module, folder: Path) -> None:
             save(folder)
 
 
-def _mark_config(model: nn.Module, path: Path) -> None:
+def _mark_config(model: nn.Module, path: Path, runs: tuple[Run, ...]) -> None:
     """Say in the config of a transformers model, if there is one, what transformers has to load it by."""
     config = _read_json(path)
     if isinstance(config, dict):
         dtypes = (each.dtype for each in model.parameters() if each.is_floating_point())
+        dtype = str(next(dtypes, torch.float32)).removeprefix("torch.")
         marks: dict[str, object] = {
             "architectures": [type(model).__name__],
-            "dtype": str(next(dtypes, torch.float32)).removeprefix("torch."),
-            _QUANTIZATION: {"quant_method": QUANT_METHOD},
+            "dtype": dtype,
+            _QUANTIZATION: {
+                "quant_method": QUANT_METHOD,
+                "attention": _attention_of(model),
+                "dtype": dtype,
+                "conversions": [json.loads(run.config) for run in runs if run.config],
+            },
             _WEIGHTS: _UNREGISTERED,
         }
         path.write_text(json.dumps(config | marks, sort_keys=True, indent=2) + "\n", encoding="utf-8")
