@@ -9,21 +9,26 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
     GenerationConfig,
+    LlamaForSequenceClassification,
+    LlamaModel,
     LlamaPreTrainedModel,
     PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.quantizers.base import HfQuantizer
 from transformers.trainer_utils import validate_quantization_for_training
 
 from artifact_folder import MANIFEST, contents
@@ -55,6 +60,27 @@ CONVERSIONS: dict[str, tuple[BaseConfig, ...]] = {
     "GPTQ, PTQ": (GPTQConfig(show_progress=False), PTQConfig()),
 }
 every_conversion = pytest.mark.parametrize("name", CONVERSIONS)
+
+
+class Loader(Protocol):
+    """What `from_pretrained` is."""
+
+    def __call__(self, folder: Path, /, **settings: object) -> object:
+        """Return the model in `folder`."""
+
+
+class Saver(Protocol):
+    """What `save_pretrained` is."""
+
+    def __call__(self, folder: Path, /, **settings: object) -> object:
+        """Write the model to `folder`."""
+
+
+class Generator(Protocol):
+    """What `generate` is."""
+
+    def __call__(self, tokens: Tensor, *, generation_config: object) -> Tensor:
+        """Return `tokens` and those that follow."""
 
 
 def converted(name: str, model: nn.Module | None = None) -> PreTrainedModel:
@@ -106,7 +132,7 @@ def tiny_bert() -> BertForSequenceClassification:
 
 def causal(folder: Path, **settings: object) -> PreTrainedModel:
     """Return the causal language model that transformers loads from `folder`."""
-    load: Callable[..., object] = AutoModelForCausalLM.from_pretrained
+    load: Loader = AutoModelForCausalLM.from_pretrained  # type: ignore[assignment]  # of a class of its own
     model = load(folder, **settings)
     assert isinstance(model, PreTrainedModel)
     return model
@@ -114,7 +140,7 @@ def causal(folder: Path, **settings: object) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, folder: Path, **settings: object) -> None:
     """Let transformers save `model`."""
-    call: Callable[..., object] = model.save_pretrained
+    call: Saver = model.save_pretrained  # type: ignore[assignment]  # which lists its settings
     call(folder, **settings)
 
 
@@ -123,8 +149,12 @@ def test_from_pretrained_gives_the_bits_of_load_quantized(name: str, tmp_path: P
     """Outputs, every tensor with its dtype, the ties and the report; and nothing is missing or left over."""
     model = converted(name)
     save_quantized(model, tmp_path)
-    load: Callable[..., tuple[nn.Module, dict[str, object]]] = AutoModelForCausalLM.from_pretrained
-    loaded, found = load(tmp_path, output_loading_info=True)
+    load: Loader = AutoModelForCausalLM.from_pretrained  # type: ignore[assignment]  # of a class of its own
+    match load(tmp_path, output_loading_info=True):
+        case (PreTrainedModel() as loaded, dict() as found):
+            pass
+        case other:
+            pytest.fail(f"{other} is no model with what was found")
     ours = load_quantized(tmp_path)
     assert {key: value for key, value in found.items() if value} == {}
     assert same_bits(logits(loaded), logits(model))
@@ -177,6 +207,28 @@ def test_attention_of_the_saved_model_comes_back(attention: str, tmp_path: Path)
     save(converted("G", tiny_llama(attention=attention)), tmp_path)
     assert causal(tmp_path).config._attn_implementation == attention
     assert causal(tmp_path, attn_implementation="eager").config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", ["G", "A"])
+def test_base_of_a_saved_model_is_loaded_alone(name: str, tmp_path: Path) -> None:
+    """As the model without its head, which is left in the file."""
+    model = converted(name)
+    save(model, tmp_path)
+    load: Callable[[Path], nn.Module] = AutoModel.from_pretrained
+    base, original = load(tmp_path), model.get_submodule("model")
+    assert type(base) is LlamaModel
+    assert same_bits(base(TOKENS).last_hidden_state, original(TOKENS).last_hidden_state)
+    assert isinstance(base, PreTrainedModel)
+    save(base, tmp_path / "base")
+    assert same_bits(load(tmp_path / "base")(TOKENS).last_hidden_state, base(TOKENS).last_hidden_state)
+
+
+def test_head_that_was_not_saved_is_refused(tmp_path: Path) -> None:
+    """Instead of being made of random numbers."""
+    save(converted("G"), tmp_path)
+    load: Callable[[Path], nn.Module] = LlamaForSequenceClassification.from_pretrained
+    with pytest.raises(ArtifactError, match=r"score\.weight"):
+        load(tmp_path)
 
 
 LAYERS = {f"model.layers.{index}": "cpu" for index in range(2)}
@@ -239,6 +291,7 @@ def test_models_say_that_they_are_quantized(name: str, tmp_path: Path) -> None:
     for each in (model, causal(tmp_path), load_quantized(tmp_path)):
         assert isinstance(each, PreTrainedModel)
         assert each.is_quantized
+        assert isinstance(each.hf_quantizer, HfQuantizer)
         assert each.hf_quantizer.is_trainable
         described = each.config.quantization_config.to_dict()
         kinds = [run["config"]["kind"] for run in described["conversions"]]
@@ -262,7 +315,13 @@ def test_float_model_with_the_same_config_stays_float(tmp_path: Path) -> None:
 def test_trainer_refuses_to_train_integers(name: str) -> None:
     """With the words that it has for every quantized model without adapters."""
     with pytest.raises(ValueError, match="purely quantized"):
-        validate_quantization_for_training(converted(name))
+        validate_quantization_for_training(converted(name))  # type: ignore[no-untyped-call]
+
+
+def _generated(model: PreTrainedModel) -> Tensor:
+    generate: Generator = model.generate  # type: ignore[assignment]
+    greedy = GenerationConfig(max_new_tokens=4, do_sample=False, pad_token_id=0)  # type: ignore[no-untyped-call]
+    return generate(TOKENS, generation_config=greedy)
 
 
 def _pickled(model: PreTrainedModel) -> PreTrainedModel:
@@ -280,10 +339,7 @@ def test_loaded_model_is_copied_pickled_and_generates(name: str, tmp_path: Path)
     for each in (copy.deepcopy(loaded), _pickled(loaded), _pickled(model)):
         assert same_bits(logits(each), logits(model))
         assert len(each(TOKENS, output_hidden_states=True).hidden_states) == 3
-    generate: Callable[..., Tensor] = loaded.generate
-    greedy = GenerationConfig(max_new_tokens=4, do_sample=False, pad_token_id=0)
-    original: Callable[..., Tensor] = model.generate
-    assert torch.equal(generate(TOKENS, generation_config=greedy), original(TOKENS, generation_config=greedy))
+    assert torch.equal(_generated(loaded), _generated(model))
 
 
 SPAWNED = """
@@ -304,7 +360,7 @@ def test_pickled_loaded_model_runs_in_another_process(name: str, tmp_path: Path)
     assert same_bits(torch.load(tmp_path / "out.pt", weights_only=True), logits(model).detach())
 
 
-class Own(LlamaPreTrainedModel):
+class Own(LlamaPreTrainedModel):  # type: ignore[no-untyped-call]
     """A model of somebody's own around a backbone that was loaded."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
@@ -312,7 +368,7 @@ class Own(LlamaPreTrainedModel):
         super().__init__(backbone.config)
         self.backbone = backbone
         self.score = nn.Linear(16, 2)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("name", ["G", "A"])
@@ -332,7 +388,7 @@ def test_ties_are_those_that_are_there(name: str) -> None:
     model = converted(name)
     before = logits(model)
     model.tie_weights()
-    model.init_weights()
+    model.init_weights()  # type: ignore[no-untyped-call]
     assert same_bits(logits(model), before)
     assert model.get_input_embeddings() is model.get_submodule("model.embed_tokens")
 

@@ -12,7 +12,7 @@ def register() -> tuple[str, ...]:
     """
     registered = []
     if find_spec("transformers") is not None:
-        from tico_api.integrations._transformers import register_transformers
+        from tico_api.integrations._transformers.registration import register_transformers
 
         register_transformers()
         registered.append("transformers")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tico_config import BaseConfig, Found, MissingExtraError, Problem
 
 if TYPE_CHECKING:
-    from tico_api.integrations._transformers_config import TicoConfig
+    from tico_api.integrations._transformers.config import TicoConfig
 
 
 def round_on_load(quant_config: BaseConfig) -> TicoConfig:
@@ -24,6 +24,6 @@ def round_on_load(quant_config: BaseConfig) -> TicoConfig:
     if find_spec("transformers") is None:
         found, expected = Found("no such package"), "the package transformers to be installed"
         raise MissingExtraError(Problem(value=found, expected=expected, remedy="pip install 'tico-api[hf]'"))
-    from tico_api.integrations._transformers_config import TicoConfig
+    from tico_api.integrations._transformers.config import TicoConfig
 
     return TicoConfig(quant_config)

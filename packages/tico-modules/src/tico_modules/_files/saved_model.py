@@ -16,7 +16,7 @@ from tico_modules._files.restoring import Restoring
 from tico_modules._files.shards import read_shards
 from tico_modules._files.structure import require_structure
 from tico_modules._files.transformers_model import make_skeleton, require_config
-from tico_modules._storage.layout import Layout
+from tico_modules._storage.layout import Layout, select_below
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.ties import drop_stale_ties
 from tico_observers import locked_folder
@@ -57,6 +57,36 @@ class SavedModel:
             manifest=manifest,
             about=about,
             tensors=tensors | _resolve_aliases(about.child("aliases"), tensors),
+        )
+
+    @property
+    def architecture(self) -> str | None:
+        """The class of the transformers model that was saved; None for any other model."""
+        known = self.about.optional_child("transformers")
+        return None if known is None else known.text("architecture")
+
+    def below(self, path: str) -> SavedModel:
+        """Return what was saved of the module at `path`, as a saved model of its own.
+
+        Raises:
+            ArtifactError: tensors in it are other names of tensors outside.
+        """
+        modules = select_below(self.manifest.modules, path)
+        aliases = select_below(self.manifest.aliases, path)
+        for name, first in aliases.items():
+            if not first.startswith(f"{path}."):
+                raise self.about.child("aliases").make_error(f"{path}.{name}", f"a tensor of {path}")
+        aliases = {name: first.removeprefix(f"{path}.") for name, first in aliases.items()}
+        structure = self.about.optional_child("structure")
+        parts: dict[str, object] = {
+            "modules": modules,
+            "aliases": aliases,
+            "structure": None if structure is None else select_below(structure.values, path),
+        }
+        return SavedModel(
+            manifest=attrs.evolve(self.manifest, modules=modules, aliases=aliases),
+            about=Layout(self.about.where, {**self.about.values, **parts}),
+            tensors=select_below(self.tensors, path),
         )
 
     def make_skeleton(self) -> nn.Module:

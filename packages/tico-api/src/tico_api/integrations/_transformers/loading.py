@@ -14,7 +14,14 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from tico_config import ArtifactError, Problem
-from tico_modules import QuantizedModule, SavedModel, mark_initialized, named_modules, tensor_place
+from tico_modules import (
+    QuantizedModule,
+    SavedModel,
+    children,
+    mark_initialized,
+    named_modules,
+    tensor_place,
+)
 
 _MANIFEST = "quantized.json"
 _IGNORED = "_keys_to_ignore_on_load_unexpected"
@@ -65,7 +72,7 @@ class Loading:
         handle: _Handle = model.register_state_dict_post_hook(hide)  # type: ignore[no-untyped-call]
         rest = {name: tensor for name, tensor in saved.tensors.items() if name not in model.state_dict()}
         ignored: set[str] | None = getattr(model, _IGNORED, None)
-        setattr(model, _IGNORED, (ignored or set()) | {f"^{re.escape(name)}$" for name in rest})
+        setattr(model, _IGNORED, (ignored or set()) | {rf"(^|\.){re.escape(name)}$" for name in rest})
         return cls(model=model, saved=saved, rest=rest, handle=handle, ignored=ignored)
 
     def finish(self) -> None:
@@ -101,7 +108,14 @@ def _open(model: PreTrainedModel, files: Sequence[Path]) -> SavedModel:
         raise ArtifactError(
             Problem(module=where, field="index", value=found, expected=f"{expected}", remedy=remedy)
         )
-    return saved
+    return saved.below(model.base_model_prefix) if _is_base_of(saved, model) else saved
+
+
+def _is_base_of(saved: SavedModel, model: PreTrainedModel) -> bool:
+    """Tell whether `model` is the base of the saved model, as a LLaMA is of one with a head."""
+    prefix = model.base_model_prefix
+    held = any(path.startswith(f"{prefix}.") for path in saved.manifest.modules)
+    return saved.architecture != type(model).__name__ and held and prefix not in children(model)
 
 
 def _remove_data(model: nn.Module, saved: SavedModel) -> None:

@@ -7,8 +7,8 @@ import copy
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tico_api.integrations._transformers_config import TicoConfig, config_of_runs
-from tico_api.integrations._transformers_quantizer import TicoQuantizer
+from tico_api.integrations._transformers.config import TicoConfig, config_of_runs
+from tico_api.integrations._transformers.quantizer import TicoQuantizer
 from tico_modules import RestorableModule, named_modules, runs_of
 
 

@@ -1,13 +1,13 @@
-"""The quantization method ``tico`` of transformers."""
+"""Registering the quantization method with transformers."""
 
 from __future__ import annotations
 
 from transformers.quantizers import auto
 
-from tico_api.integrations._transformers_config import TicoConfig
-from tico_api.integrations._transformers_marks import mark_quantized
-from tico_api.integrations._transformers_quantizer import TicoQuantizer
-from tico_api.integrations._transformers_saving import install_saving
+from tico_api.integrations._transformers.config import TicoConfig
+from tico_api.integrations._transformers.marks import mark_quantized
+from tico_api.integrations._transformers.quantizer import TicoQuantizer
+from tico_api.integrations._transformers.saving import install_saving
 from tico_modules import QUANT_METHOD, add_result_mark
 
 

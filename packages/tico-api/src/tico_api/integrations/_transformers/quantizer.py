@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 
-from tico_api._facade import prepare
-from tico_api.integrations._transformers_config import TicoConfig
-from tico_api.integrations._transformers_loading import Loading
+from tico_api import prepare
+from tico_api.integrations._transformers.config import TicoConfig
+from tico_api.integrations._transformers.loading import Loading
 from tico_config import ConfigError, Found, Problem, UnsupportedError
 from tico_modules import INDEX_NAME
 from tico_quantizers.lifecycle import convert
