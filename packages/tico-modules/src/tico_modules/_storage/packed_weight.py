@@ -245,7 +245,7 @@ class PackedWeight(ExactModule):
         """
         if self._kept:
             return self._kept[0]
-        values = self._dequantize_rows(self.codes, self.scale, self.zero_point).view(self.shape)
+        values: Tensor = self()
         if self._kept is not None:
             self._kept.append(values)
         return values
@@ -261,12 +261,23 @@ class PackedWeight(ExactModule):
         >>> weight.rows(torch.tensor([[2], [0]])).tolist()
         [[[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]]]
         """
-        flat = index.reshape(-1)
-        parts = (part.index_select(0, flat) for part in (self.codes, self.scale, self.zero_point))
-        return self._dequantize_rows(*parts).view(*index.shape, *self.shape[1:])
+        values: Tensor = self(index)
+        return values
 
-    def _dequantize_rows(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return dequantize_rows(self.format, codes, scale, zero_point, self.group_index)
+    def forward(self, index: Tensor | None = None) -> Tensor:
+        """Return what `dequantize` returns, or `rows` for an `index`.
+
+        Both call the module, so that its hooks run: those of accelerate bring the codes from where they are.
+        """
+        form = self.format
+        # By attribute, each buffer takes half a microsecond.
+        held: dict[str, Tensor] = self._buffers  # type: ignore[assignment]  # only group_index may be None
+        codes, scale, zero_point = held["codes"], held["scale"], held["zero_point"]
+        if index is None:
+            return dequantize_rows(form, codes, scale, zero_point, held["group_index"]).view(form.shape)
+        codes, scale, zero_point = (x.index_select(0, index.reshape(-1)) for x in (codes, scale, zero_point))
+        rows = dequantize_rows(form, codes, scale, zero_point, held["group_index"])
+        return rows.view(*index.shape, *form.shape[1:])
 
     def extra_repr(self) -> str:
         """Return format, granularity and bytes."""
