@@ -150,8 +150,11 @@ def test_an_average_of_state_dicts_is_refused(dtype: DType, way: str) -> None:
     assert same_bits(third.dequantize(), one.dequantize())
 
 
+_OFTEN = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
 def _ema(model: nn.Module) -> nn.Module:
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    averaged = AveragedModel(model, multi_avg_fn=_OFTEN, use_buffers=True)
     for _ in range(3):
         averaged.update_parameters(model)
     return averaged.module
