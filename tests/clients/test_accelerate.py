@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import cpu_offload, disk_offload, dispatch_model  # type: ignore[import-not-found]  # optional
-from accelerate.hooks import remove_hook_from_submodules  # type: ignore[import-not-found]  # optional
+from accelerate import cpu_offload, disk_offload, dispatch_model
+from accelerate.hooks import remove_hook_from_submodules
 from transformers import LlamaForCausalLM
 
 from client_models import TOKENS, both, codes_of

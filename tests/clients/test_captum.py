@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 import torch
-from captum.attr import IntegratedGradients, LayerActivation, Saliency  # type: ignore[import-not-found]  # optional
+from captum.attr import IntegratedGradients, LayerActivation, Saliency
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 

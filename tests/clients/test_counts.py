@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fvcore.nn import FlopCountAnalysis  # type: ignore[import-not-found]  # optional
-from thop import profile  # type: ignore[import-not-found]  # optional
+from fvcore.nn import FlopCountAnalysis
+from thop import profile
 from torch import Tensor, nn
-from torchinfo import summary  # type: ignore[import-not-found]  # optional
+from torchinfo import summary
 
 from client_models import TOKENS, both
 from references import same_bits

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model  # type: ignore[import-not-found]  # optional
-from peft.tuners.lora import LoraLayer  # type: ignore[import-not-found]  # optional
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import LlamaForCausalLM
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from peft import PEFT_TYPE_TO_TUNER_MAPPING, LoraConfig, PeftType  # type: ignore[import-not-found]  # optional
-from peft.tuners import lora  # type: ignore[import-not-found]  # optional
-from peft.tuners.tuners_utils import (  # type: ignore[import-not-found]  # optional
+from peft import PEFT_TYPE_TO_TUNER_MAPPING, LoraConfig, PeftType
+from peft.tuners import lora
+from peft.tuners.tuners_utils import (
     BaseTunerLayer,
     _maybe_include_all_linear_layers,
 )
