@@ -55,7 +55,7 @@ def grad_mode_is_left_alone() -> Iterator[None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Function, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Note the outcome of each trial."""
-    report: pytest.TestReport = yield  # type: ignore[misc,assignment]  # pytest's wrappers are sent one
+    report: pytest.TestReport = yield  # type: ignore[assignment]  # pytest's wrappers are sent one
     decided = report.when == "call" or not report.passed
     if decided and hasattr(item.module, "CLIENT"):
         kinds = getattr(item, "callspec", None)

@@ -10,7 +10,7 @@ from accelerate import cpu_offload, disk_offload, dispatch_model
 from accelerate.hooks import remove_hook_from_submodules
 from transformers import LlamaForCausalLM
 
-from client_models import TOKENS, both, codes_of
+from client_models import TOKENS, both, codes_of, generated
 from references import same_bits
 
 CLIENT = "accelerate"
@@ -39,12 +39,12 @@ def test_disk_offload(kind: str, offload_buffers: bool, tmp_path: Path) -> None:
     """The bits that come back from files are those that went there; generation works."""
     for number, model in enumerate(both(kind)):
         expected = model(TOKENS).logits
-        tokens = model.generate(TOKENS[:, :4], max_new_tokens=4, do_sample=False)
+        tokens = generated(model, TOKENS[:, :4], max_new_tokens=4, do_sample=False)
         disk_offload(
             model, str(tmp_path / str(number)), execution_device="cpu", offload_buffers=offload_buffers
         )
         assert same_bits(model(TOKENS).logits, expected)
-        assert torch.equal(model.generate(TOKENS[:, :4], max_new_tokens=4, do_sample=False), tokens)
+        assert torch.equal(generated(model, TOKENS[:, :4], max_new_tokens=4, do_sample=False), tokens)
         assert not offload_buffers or _share_on_meta(model) > 0.9
 
 

@@ -80,3 +80,9 @@ def codes_of(model: nn.Module) -> dict[str, Tensor]:
         for name, buffer in model.named_buffers()
         if name.endswith(".codes")
     }
+
+
+def generated(model: nn.Module, prompt: Tensor, **settings: object) -> Tensor:
+    """Return what a language model makes of `prompt`, which is in front."""
+    tokens: Tensor = getattr(model, "generate")(prompt, **settings)  # noqa: B009  # of many types
+    return tokens
