@@ -57,10 +57,11 @@ def test_pipeline(kind: str, tmp_path: Path) -> None:
     for number, model in enumerate(both(kind)):
         folder = save(model, tmp_path / str(number))
         generate = pipeline("text-generation", model=folder)
-        [found] = generate("w5 w9 w11", max_new_tokens=4, do_sample=False, return_tensors=True)
+        made = generate("w5 w9 w11", max_new_tokens=4, do_sample=False, return_tensors=True)
         prompt = AutoTokenizer.from_pretrained(folder)("w5 w9 w11", return_tensors="pt").input_ids
         expected = generated(model, prompt, max_new_tokens=4, do_sample=False)
-        assert found["generated_token_ids"] == expected[0].tolist()
+        found: object = made[0]["generated_token_ids"]
+        assert found == expected[0].tolist()
 
 
 def test_pickle_of_a_loaded_model(kind: str, tmp_path: Path) -> None:

@@ -43,9 +43,8 @@ def _embed(model: SentenceTransformer) -> Tensor:
 
 
 def _convert(model: SentenceTransformer, kind: str) -> None:
-    transformer: nn.Module = model[0]
     for config in CONFIGS[kind]:
-        inside: nn.Module = transformer.auto_model
+        inside: nn.Module = model[0].auto_model
         prepare(inside, config)
         for _ in range(2):
             _embed(model)

@@ -15,8 +15,8 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     words = {word: number for number, word in enumerate(SPECIAL)}
     words |= {f"w{number}": number for number in range(len(SPECIAL), VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]  # as it documents
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     pad, start, end, unknown = SPECIAL
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         tokenizer_object=tokenizer, pad_token=pad, bos_token=start, eos_token=end, unk_token=unknown
     )
