@@ -63,6 +63,6 @@ def _as_text(config: BaseConfig | str | None) -> str | None:
     parsed = from_json(config) if isinstance(config, str) else config
     if not isinstance(parsed, PTQConfig) or parsed.activation.is_quantized:
         remedy = "pass PTQConfig(activation=no_quant()), or load the float model and convert it"
-        found, expected = Found(f"a {type(parsed).__name__} that needs data"), "a config that needs none"
+        found, expected = Found(f"a {type(parsed).__name__} that needs them"), "a config that needs no data"
         raise ConfigError(Problem(field="quant_config", value=found, expected=expected, remedy=remedy))
     return to_json(parsed)

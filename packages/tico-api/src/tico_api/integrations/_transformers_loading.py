@@ -11,7 +11,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from tico_config import ArtifactError, Problem
 from tico_modules import QuantizedModule, SavedModel, mark_initialized, named_modules, tensor_place
@@ -38,6 +38,7 @@ class Loading:
     saved: SavedModel
     rest: Mapping[str, Tensor]
     handle: _Handle
+    ignored: set[str] | None
 
     @classmethod
     def begin(cls, model: PreTrainedModel, files: Sequence[Path], dtype: torch.dtype | None) -> Loading:
@@ -61,16 +62,16 @@ class Loading:
                 if name in second or name not in saved.tensors:
                     del state[name]
 
-        handle: _Handle = model.register_state_dict_post_hook(hide)
+        handle: _Handle = model.register_state_dict_post_hook(hide)  # type: ignore[no-untyped-call]
         rest = {name: tensor for name, tensor in saved.tensors.items() if name not in model.state_dict()}
-        own = set(getattr(type(model), _IGNORED, None) or ())
-        setattr(model, _IGNORED, own | {f"^{re.escape(name)}$" for name in rest})
-        return cls(model=model, saved=saved, rest=rest, handle=handle)
+        ignored: set[str] | None = getattr(model, _IGNORED, None)
+        setattr(model, _IGNORED, (ignored or set()) | {f"^{re.escape(name)}$" for name in rest})
+        return cls(model=model, saved=saved, rest=rest, handle=handle, ignored=ignored)
 
     def finish(self) -> None:
         """Put in what transformers has not read, and take back what was only for the time of loading."""
         self.handle.remove()
-        delattr(self.model, _IGNORED)
+        setattr(self.model, _IGNORED, self.ignored)
         aliases = self.saved.manifest.aliases
         for name, tensor in self.rest.items():
             if name in aliases:
@@ -79,8 +80,7 @@ class Loading:
                 _put(self.model, name, tensor)
         for _, module in named_modules(self.model):
             if isinstance(module, QuantizedModule):
-                like, device = module.like, module.packed.codes.device
-                module.like = nn.Parameter(like.detach().to(device), requires_grad=False)
+                module.like.requires_grad_(False)  # transformers makes every parameter one to train
         mark_initialized(self.model)
 
 
@@ -92,7 +92,7 @@ def _open(model: PreTrainedModel, files: Sequence[Path]) -> SavedModel:
     """
     folder = files[0].parent
     if not (folder / _MANIFEST).exists():  # a cache of downloads, which are asked for one by one
-        cached_file(model.config.name_or_path, _MANIFEST, revision=folder.name)
+        cached_file(str(model.config.name_or_path), _MANIFEST, revision=folder.name)
     saved = SavedModel.open(folder, follow_links=True)
     expected = sorted(shard.name for shard in saved.manifest.shards)
     found = sorted(file.name for file in files)

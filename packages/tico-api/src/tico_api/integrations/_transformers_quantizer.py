@@ -32,7 +32,7 @@ class TicoQuantizer(HfQuantizer):
     def validate_environment(self, *args: object, **kwargs: object) -> None:
         """Refuse a float model without a config that says how to round it."""
         if not self.pre_quantized and self.quantization_config.quant_config is None:
-            expected, remedy = "a config to round by", "pass TicoConfig(PTQConfig(activation=no_quant()))"
+            expected, remedy = "a config to round by", "pass round_on_load(PTQConfig(activation=no_quant()))"
             found = Found("none, for a float model")
             raise ConfigError(Problem(field="quant_config", value=found, expected=expected, remedy=remedy))
 
@@ -73,7 +73,8 @@ class TicoQuantizer(HfQuantizer):
         """Leave names as they are: files have those of the model."""
         if self.pre_quantized:
             return []
-        return super().update_weight_conversions(weight_conversions, model)
+        given: list[object] = super().update_weight_conversions(weight_conversions, model)  # type: ignore[no-untyped-call]
+        return given
 
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: object
@@ -97,5 +98,9 @@ class TicoQuantizer(HfQuantizer):
 
     def _dequantize(self, model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         remedy = "load the float model instead, or read weights by layer.dequantize()"
-        found, expected = Found("dequantize()"), "a call that leaves integers"
-        raise UnsupportedError(Problem(field="model", value=found, expected=expected, remedy=remedy))
+        sentence = "a model with integer layers is not turned into a float one again"
+        raise UnsupportedError(
+            Problem(
+                field="model", value=Found("dequantize()"), expected="left", sentence=sentence, remedy=remedy
+            )
+        )

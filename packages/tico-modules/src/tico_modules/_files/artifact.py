@@ -175,7 +175,7 @@ def _name_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    for name, tensor in all_tensors(model):
+    for name, tensor in all_tensors(model, empty=True):
         key = (id(tensor), tensor.shape, tensor.stride())
         if key in first:
             aliases[name] = first[key]

@@ -60,7 +60,9 @@ def _as_picklable(hook: _Hook) -> _Hook:
     names: tuple[str, ...] = getattr(code, "co_freevars", ())
     cells: tuple[object, ...] = getattr(hook, "__closure__", None) or ()
     found = {name: getattr(cell, "cell_contents", None) for name, cell in zip(names, cells, strict=True)}
-    settings = {name: value for name, value in found.items() if isinstance(value, str | int)}
+    settings: dict[str, object] = {
+        name: value for name, value in found.items() if isinstance(value, str | int)
+    }
     return RecordingHook(settings, hook) if "key" in settings else hook
 
 
