@@ -265,17 +265,19 @@ def test_trainer_refuses_to_train_integers(name: str) -> None:
         validate_quantization_for_training(converted(name))
 
 
+def _pickled(model: PreTrainedModel) -> PreTrainedModel:
+    copied = pickle.loads(pickle.dumps(model))  # noqa: S301  # of this process
+    assert isinstance(copied, PreTrainedModel)
+    return copied
+
+
 @pytest.mark.parametrize("name", ["G", "A"])
 def test_loaded_model_is_copied_pickled_and_generates(name: str, tmp_path: Path) -> None:
     """Recording of hidden states included, which is made of closures in a float model."""
     model = converted(name)
     save(model, tmp_path)
     loaded = causal(tmp_path)
-    for each in (
-        copy.deepcopy(loaded),
-        pickle.loads(pickle.dumps(loaded)),
-        pickle.loads(pickle.dumps(model)),
-    ):  # noqa: S301
+    for each in (copy.deepcopy(loaded), _pickled(loaded), _pickled(model)):
         assert same_bits(logits(each), logits(model))
         assert len(each(TOKENS, output_hidden_states=True).hidden_states) == 3
     generate: Callable[..., Tensor] = loaded.generate
