@@ -147,8 +147,8 @@ def _by_example(session: nox.Session) -> list[str]:
     """Return what pytest is to run for the tests by example: nothing where files are named after `--`."""
     if any(Path(argument.partition("::")[0]).exists() for argument in session.posargs):
         return []
-    elsewhere = ("--ignore=tests/property", "--ignore=tests/docs", "--ignore=tests/runtimes")
-    return ["tests", *_existing("packages/*/tests"), *elsewhere]
+    apart = ("property", "docs", "runtimes", "clients")
+    return ["tests", *_existing("packages/*/tests"), *(f"--ignore=tests/{name}" for name in apart)]
 
 
 def _existing(*patterns: str) -> list[str]:
@@ -283,6 +283,18 @@ def _provide(
     editable = [argument for package in below for argument in ("--editable", f"packages/{package}")]
     _install(session, environment, "--no-build-isolation", *editable, constraints=constraints)
     stamp.write_text(fingerprint)
+
+
+@nox.session(python=False, default=False)
+def clients(session: nox.Session) -> None:
+    """Try the libraries around a model on converted ones, each at its pinned version, and print the table."""
+    environment = ENVIRONMENTS / f"clients-{sys.version_info.major}.{sys.version_info.minor}"
+    _develop(
+        session, environment, tools="clients", constraints=ROOT / "tests" / "clients" / "constraints.txt"
+    )
+    files = [] if any(Path(each).exists() for each in session.posargs) else ["tests/clients"]
+    # What these libraries warn of is theirs.
+    _pytest(session, "-W", "ignore", *files, environment=environment, OMP_NUM_THREADS=ONE_THREAD)
 
 
 @nox.session(python=False, default=False)

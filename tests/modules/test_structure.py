@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from transformers import LlamaForCausalLM
 from artifact_folder import MANIFEST, rewrite, rewrite_with
 from references import same_bits
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
-from tico_config import ArtifactError, TicoError, UnsupportedError
+from tico_config import ArtifactError, UnsupportedError
 from tico_modules import load_quantized, named_modules, report, save_quantized
 from tico_quantizers.testing import unchanged
 from tiny_models import logits, tiny_llama, values
@@ -198,7 +200,7 @@ def test_module_that_holds_itself_is_refused(tmp_path: Path) -> None:
 
 
 def test_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
-    """A folder, the manifest, a shard or the card: an error at once, or it is left alone."""
+    """A folder, the manifest, a shard or the card: an error at once, or it is left alone or not read."""
     model = _converted(GPTQ)
     save_quantized(model, tmp_path / "saved")
     os.mkfifo(tmp_path / "pipe")
@@ -212,6 +214,8 @@ def test_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
         if name == "README.md":
             save_quantized(model, folder)
             assert not (folder / name).is_file()
+        elif name == "quantized.safetensors.index.json":  # which is for other tools
+            load_quantized(folder, _net())
         else:
             with pytest.raises(ArtifactError, match=r"regular file|as the manifest names it"):
                 load_quantized(folder, _net())
@@ -236,14 +240,32 @@ def test_model_without_values_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+UNREGISTERED = """
+import sys
+from pathlib import Path
+from tico.quantization import GPTQConfig, convert, prepare
+from tiny_models import logits, tiny_llama
+
+model = prepare(tiny_llama(), GPTQConfig(show_progress=False))
+logits(model)
+convert(model)
+for part in (model, model.model):
+    try:
+        part.save_pretrained(sys.argv[1])
+    except TypeError as error:
+        print(error)
+print(*Path(sys.argv[1]).glob("*.safetensors"), len(model.state_dict()) > 0)
+tiny_llama().save_pretrained(sys.argv[1])
+"""
+
+
 def test_save_pretrained_is_refused(tmp_path: Path) -> None:
     """Of the whole model and of a part: it would write what reloads as random layers."""
-    model = prepare(tiny_llama(), GPTQ)
-    logits(model)
-    model = convert(model)
-    for part in (model, model.model):
-        with pytest.raises(TicoError, match="save_quantized"):
-            part.save_pretrained(tmp_path)  # type: ignore[operator, union-attr]
-    assert not list(tmp_path.glob("*.safetensors"))
-    assert model.state_dict()
-    tiny_llama().save_pretrained(tmp_path)
+    # In a process of its own, as any other may have registered the library with transformers.
+    command = [sys.executable, "-W", "ignore", "-c", UNREGISTERED, str(tmp_path)]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=variables)
+    first, second, last = done.stdout.splitlines()
+    assert "save_quantized" in first
+    assert "save_quantized" in second
+    assert last == "True"

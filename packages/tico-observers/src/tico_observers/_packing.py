@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tico_config import ConfigError, Found, NumericsError, Problem
-from tico_observers._tensor_checks import require_integers
+from tico_observers._tensor_checks import is_scripted, require_integers
 
 
 def packed_width(columns: int, bits: int) -> int:
@@ -85,7 +85,9 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     if bits not in (2, 4):
         codes = _words(packed, bits, columns)
     else:
-        codes = _parts(packed, bits) if torch.compiler.is_exporting() else _spread(packed, bits)
+        # A view in another dtype is nothing that programs of other formats know.
+        recorded = torch.compiler.is_exporting() or is_scripted()
+        codes = _parts(packed, bits) if recorded else _spread(packed, bits)
     narrow: Tensor = codes[..., :columns]
     return narrow
 

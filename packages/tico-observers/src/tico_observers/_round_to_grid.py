@@ -6,11 +6,12 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.fx import Proxy
 
 from tico_config import DType, Granularity, PerChannel, PerGroup, PerTensor, PerToken
 from tico_observers._affine_params import broadcast
-from tico_observers._tensor_checks import arithmetic_dtype
+from tico_observers._tensor_checks import arithmetic_dtype, have_numbers
 
 _ZEROS: Final = {dtype: torch.zeros((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
@@ -60,18 +61,11 @@ def _is_recorded(x: object) -> bool:
 
 
 def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, dtype: DType, granularity: Granularity) -> Tensor:
-    if isinstance(granularity, PerTensor) and _have_values(x, scale, zero_point):
+    if isinstance(granularity, PerTensor) and have_numbers(x, scale, zero_point):
         values = _on_one_grid(x, float(scale.item()), int(zero_point.item()), dtype)
     else:
         values = _on_grids(x, scale, zero_point, dtype, granularity)
     return narrowed(values, x.dtype)
-
-
-def _have_values(x: Tensor, scale: Tensor, zero_point: Tensor) -> bool:
-    """Tell whether the numbers can be read here and now: on the CPU, and in no trace."""
-    scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
-    plain = type(x) is type(scale) is type(zero_point) is Tensor and not scripted
-    return plain and not torch.compiler.is_compiling() and x.is_cpu and scale.is_cpu and zero_point.is_cpu
 
 
 def _on_one_grid(x: Tensor, scale: float, zero_point: int, dtype: DType) -> Tensor:
@@ -101,11 +95,19 @@ def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def with_gradient_of(x: Tensor, values: Tensor) -> Tensor:
-    """Return `values`, bit for bit, through which the gradient passes to `x` unchanged."""
-    if not (x.requires_grad and torch.is_grad_enabled()):
+    """Return `values`, bit for bit, through which derivatives pass to and from `x` unchanged.
+
+    In reverse mode these are gradients, in forward mode tangents.
+    """
+    if not (x.requires_grad and torch.is_grad_enabled()) and _tangent_of(x) is None:
         return values
     # x - x.detach() is exactly 0, except where x is not finite.
     return values + torch.nan_to_num(x - x.detach(), nan=0.0)
+
+
+def _tangent_of(x: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]  # torch's own
+    return tangent
 
 
 _UNITS = {PerTensor: "tensor", PerChannel: "channel", PerGroup: "group", PerToken: "token"}

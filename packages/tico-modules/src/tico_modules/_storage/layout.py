@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import TypeVar
 
 import attrs
 from torch import Tensor
 
 from tico_config import ArtifactError, Found, Problem, TicoError
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -174,11 +177,11 @@ def require_tensor(tensors: Mapping[str, Tensor], layout: Layout, name: str) -> 
     return tensors[name]
 
 
-def select_below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors whose names start with `prefix` and a dot, by the rest of their names.
+def select_below(values: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """Return the values whose names start with `prefix` and a dot, by the rest of their names.
 
     >>> select_below({"packed.codes": 1, "bias": 2}, "packed")
     {'codes': 1}
     """
     start = f"{prefix}."
-    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    return {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
