@@ -241,6 +241,17 @@ MAPS: dict[str, object] = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["G", "A"])
+def test_codes_on_the_disk_are_read_when_they_are_needed(name: str, tmp_path: Path) -> None:
+    """Codes are buffers, which accelerate leaves in memory unless it is told to take them too."""
+    model = converted(name)
+    save(model, tmp_path / "saved")
+    places = {"device_map": MAPS["one layer on the disk"], "offload_folder": tmp_path / "offload"}
+    loaded = causal(tmp_path / "saved", offload_buffers=True, **places)
+    assert same_bits(logits(loaded), logits(model))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("where", MAPS)
 @pytest.mark.parametrize("name", ["G", "A"])
 def test_device_map_changes_no_bit(name: str, where: str, tmp_path: Path) -> None:
