@@ -5,6 +5,7 @@ Enough to load and run a saved model, and what exporters stand on. No algorithm 
 
 from tico_modules._files.artifact import load_quantized, save_quantized
 from tico_modules._layers.backend import set_backend
+from tico_modules._layers.lent_state import Forward, call_as
 from tico_modules._layers.quantized_conv import (
     ConvSettings,
     QuantizedConv1d,
@@ -17,6 +18,7 @@ from tico_modules._layers.quantized_conv_transpose import (
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
 )
+from tico_modules._layers.quantized_experts import ExpertWeights, FloatExpert, QuantizedExperts
 from tico_modules._layers.quantized_linear import QuantizedEmbedding, QuantizedLinear
 from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
 from tico_modules._layers.restorable import RestorableModule
@@ -32,6 +34,7 @@ from tico_modules._storage.exact_module import ExactModule
 from tico_modules._storage.kept_weights import keep_dequantized
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._storage.read_only_weight import read_only
 from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.entry_points import find_entry_points
@@ -57,6 +60,7 @@ INTEGER_MODULES = (
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
+    QuantizedExperts,
 )
 
 __all__ = [
@@ -68,6 +72,9 @@ __all__ = [
     "DataFingerprint",
     "Edit",
     "ExactModule",
+    "ExpertWeights",
+    "FloatExpert",
+    "Forward",
     "LayerReport",
     "Layout",
     "PackedWeight",
@@ -79,6 +86,7 @@ __all__ = [
     "QuantizedConvTranspose2d",
     "QuantizedConvTranspose3d",
     "QuantizedEmbedding",
+    "QuantizedExperts",
     "QuantizedLinear",
     "QuantizedModule",
     "Report",
@@ -87,6 +95,7 @@ __all__ = [
     "ScaledInput",
     "TransposedLinear",
     "answer_for",
+    "call_as",
     "carry_over",
     "child_path",
     "children",
@@ -101,6 +110,7 @@ __all__ = [
     "named_modules",
     "own_tensor",
     "parameter",
+    "read_only",
     "record_outputs",
     "remember",
     "report",
