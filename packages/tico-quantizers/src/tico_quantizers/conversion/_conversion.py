@@ -10,6 +10,7 @@ from torch import nn
 
 from tico_config import Found, Problem, UnsupportedError
 from tico_modules import Edit, LayerReport, Report, named_modules
+from tico_quantizers.conversion._opened_experts import close_experts
 from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.layers import Layer, QuantizedWeight, shape, with_weight
 from tico_quantizers.protocol import Converted
@@ -90,6 +91,14 @@ class Conversion:
     def notes(self) -> dict[str, str]:
         """Return what the report says of layers besides their figures, by path."""
         return {path: line.reason for path, line in self._lines.items() if line.reason}
+
+    def close_experts(self) -> nn.Module:
+        """Put integer modules in the place of opened experts, and return the root of the model."""
+        closed = close_experts(self.root, self._edit)
+        self.root = closed.root
+        self._modules = [module for module in self._modules if id(module) not in closed.layers]
+        self._modules += closed.experts
+        return self.root
 
     def converted(self, left: Mapping[str, LayerReport]) -> Converted:
         """Return the result, with a line for each module, those in `left` included, in the model's order."""

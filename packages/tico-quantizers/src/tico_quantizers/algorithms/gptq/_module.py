@@ -44,6 +44,10 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
         """Round to nearest."""
         return round_layer(target, tokens)
 
+    def shows_all_to_experts(self) -> bool:
+        """Return what the config says of it."""
+        return self.config.calibrate_all_experts
+
     def options(self) -> BlockOptions:
         """Return what the config says of blocks."""
         config = self.config
