@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from references import same_bits
 from tico_config import DType, LifecycleError
@@ -132,14 +134,47 @@ def test_a_write_is_refused(name: str, write: str) -> None:
     assert same_bits(_weight(layer).clone(), before)
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if name != "scaled input"])
-@pytest.mark.parametrize("value", [torch.zeros(1), nn.Parameter(torch.zeros(1))])
-def test_another_weight_is_refused(name: str, value: Tensor) -> None:
-    """A layer that computes with codes would not look at it."""
+def _set(value: Tensor | None) -> Callable[[nn.Module], object]:
+    return lambda layer: setattr(layer, "weight", value)
+
+
+def _prune(layer: nn.Module) -> None:
+    prune.l1_unstructured(layer, "weight", amount=0.5)  # type: ignore[no-untyped-call]  # torch's own
+
+
+def _prune_globally(layer: nn.Module) -> None:
+    prune.global_unstructured([(layer, "weight")], pruning_method=prune.L1Unstructured, amount=0.5)
+
+
+REPLACEMENTS: dict[str, Callable[[nn.Module], object]] = {
+    "tensor": _set(torch.zeros(1)),
+    "parameter": _set(nn.Parameter(torch.zeros(1))),
+    "none": _set(None),
+    "no more": lambda layer: delattr(layer, "weight"),
+    "pruned": _prune,
+    "pruned among others": _prune_globally,
+}
+
+
+@every_layer
+@pytest.mark.parametrize("change", REPLACEMENTS)
+def test_another_weight_is_refused(name: str, change: str) -> None:
+    """A layer that computes with codes would not look at it. The layer is as it was."""
     layer = LAYERS[name]()
+    before = _weight(layer).clone()
     with pytest.raises(LifecycleError, match="integer layer"):
-        layer.weight = value
-    assert "weight" not in vars(layer)
+        REPLACEMENTS[change](layer)
+    assert not {"weight", "weight_orig"} & {*vars(layer), *layer._parameters, *layer._buffers}
+    assert same_bits(_weight(layer).clone(), before)
+
+
+def test_a_norm_is_not_folded_into_it() -> None:
+    """Torch's own fusion replaces the weight, which is refused."""
+    conv, linear = LAYERS["conv2d"]().eval(), LAYERS["linear"]().eval()
+    with pytest.raises(LifecycleError, match="integer layer"):
+        fuse_conv_bn_eval(conv, nn.BatchNorm2d(4).eval())  # type: ignore[type-var]  # as a user would
+    with pytest.raises(LifecycleError, match="integer layer"):
+        fuse_linear_bn_eval(linear, nn.BatchNorm1d(5).eval())  # type: ignore[type-var]  # as a user would
 
 
 @every_layer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from references import same_bits
-from tico_config import DType, PerChannel, PerTensor
+from tico_config import DType, LifecycleError, PerChannel, PerTensor
 from tico_modules import ActivationGrid, ExactModule, PackedWeight, Parts, QuantizedLinear
 from tico_observers import AffineParams
 
@@ -124,6 +126,78 @@ def test_numbers_that_no_layer_has_are_refused(name: str, assign: bool) -> None:
     BENT[name](state)
     with pytest.raises(RuntimeError, match="must be"):
         layer.load_state_dict(state, assign=assign)
+
+
+def _averages(one: Tensor, other: Tensor) -> dict[str, Tensor]:
+    return {
+        "rounded": (one.double() / 2 + other.double() / 2).to(one.dtype),
+        "of integers": (one / 2).to(one.dtype) + (other / 2).to(one.dtype),
+        "exponential": (one * 0.9 + other * 0.1).to(one.dtype),
+    }
+
+
+@pytest.mark.parametrize("way", _averages(torch.ones(1), torch.ones(1)))
+@pytest.mark.parametrize("dtype", [UINT8, INT8, DType.uint(4), DType.int(16)], ids=str)
+def test_an_average_of_state_dicts_is_refused(dtype: DType, way: str) -> None:
+    """Also one that keeps every dtype: its codes are not those that a state dict was made with."""
+    one, other, third = (_weight(dtype, group_size=4) for _ in range(3))
+    state, others = one.state_dict(), other.state_dict()
+    mean = {name: _averages(tensor, others[name])[way] for name, tensor in state.items()}
+    mean["_extra_state"] = state["_extra_state"]
+    with pytest.raises(RuntimeError, match="codes are no values to average"):
+        third.load_state_dict(mean)
+    third.load_state_dict(state)
+    assert same_bits(third.dequantize(), one.dequantize())
+
+
+_OFTEN = get_ema_multi_avg_fn(0.9)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def _ema(model: nn.Module) -> nn.Module:
+    averaged = AveragedModel(model, multi_avg_fn=_OFTEN, use_buffers=True)
+    for _ in range(3):
+        averaged.update_parameters(model)
+    return averaged.module
+
+
+def _mean_with_another(model: nn.Module) -> nn.Module:
+    copied, other = copy.deepcopy(model), nn.Sequential(_layer())
+    for mine, its in zip(copied.state_dict().values(), other.state_dict().values(), strict=True):
+        mine.copy_(mine / 2 + its / 2)
+    return copied
+
+
+def _layer() -> QuantizedLinear:
+    return QuantizedLinear.from_float(nn.Linear(32, 32), UINT8)
+
+
+@pytest.mark.parametrize("average", [_ema, _mean_with_another])
+def test_an_average_over_buffers_is_refused(average: Callable[[nn.Module], nn.Module]) -> None:
+    """At the next call, and before anything is saved of it. The model itself goes on."""
+    model, x = nn.Sequential(_layer()), torch.randn(2, 32)
+    expected = model(x)
+    averaged = average(model)
+    with pytest.raises(LifecycleError, match="codes are no values to average"):
+        averaged(x)
+    with pytest.raises(LifecycleError, match="codes are no values to average"):
+        averaged.state_dict()
+    assert same_bits(model(x), expected)
+
+
+def test_a_copy_takes_what_is_no_average() -> None:
+    """An average of parameters alone, the same codes written again, and the codes of a state dict."""
+    model, other, x = nn.Sequential(_layer()), nn.Sequential(_layer()), torch.randn(2, 32)
+    averaged = AveragedModel(model)
+    averaged.update_parameters(model)
+    averaged.update_parameters(model)
+    assert same_bits(averaged(x), model(x))
+    copied = copy.deepcopy(model)
+    for mine, its in zip(copied.buffers(), model.buffers(), strict=True):
+        mine.copy_(its)
+    assert same_bits(copied(x), model(x))
+    copied.load_state_dict(other.state_dict())
+    assert same_bits(copied(x), other(x))
+    assert same_bits(copy.deepcopy(copied).to(torch.float64)(x), other(x))
 
 
 def test_codes_beyond_their_format_are_refused() -> None:

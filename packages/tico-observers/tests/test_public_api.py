@@ -42,6 +42,8 @@ class TestPublicAPI(PublicAPI):
         "dequantize",
         "fake_quantize",
         "fake_quantize_mx",
+        "have_numbers",
+        "is_scripted",
         "least_divergence_range",
         "least_error_range",
         "load_statistics",

@@ -48,7 +48,13 @@ from tico_observers._statistics_file import (
     read_statistics,
     save_statistics,
 )
-from tico_observers._tensor_checks import OnNonfinite, require_finite, require_float_tensor
+from tico_observers._tensor_checks import (
+    OnNonfinite,
+    have_numbers,
+    is_scripted,
+    require_finite,
+    require_float_tensor,
+)
 
 __all__ = [
     "LARGEST_PLAUSIBLE",
@@ -84,6 +90,8 @@ __all__ = [
     "dequantize",
     "fake_quantize",
     "fake_quantize_mx",
+    "have_numbers",
+    "is_scripted",
     "least_divergence_range",
     "least_error_range",
     "load_statistics",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tico_config import ConfigError, Found, NumericsError, Problem
-from tico_observers._tensor_checks import require_integers
+from tico_observers._tensor_checks import is_scripted, require_integers
 
 
 def packed_width(columns: int, bits: int) -> int:
@@ -82,7 +82,9 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     if bits > 8:
         low, high = packed.to(torch.int32).reshape(*shape, 2).unbind(-1)
         return low | (high << 8)
-    codes = _spread(packed, bits) if bits in (2, 4) else _words(packed, bits, columns)
+    # A view in another dtype is nothing that `torch.jit.trace` knows.
+    spread = bits in (2, 4) and not is_scripted()
+    codes = _spread(packed, bits) if spread else _words(packed, bits, columns)
     narrow: Tensor = codes[..., :columns]
     return narrow
 
@@ -111,7 +113,7 @@ def _spread(packed: Tensor, bits: int) -> Tensor:
 
 
 def _words(packed: Tensor, bits: int, columns: int) -> Tensor:
-    """Return the codes of 3, 5, 6 or 7 bits, by way of an integer for each eight of them."""
+    """Return the codes of 2 to 7 bits, by way of an integer for each eight of them."""
     wide = torch.int32 if bits == 3 else torch.int64
     count = -(-columns // 8)
     padded = torch.nn.functional.pad(packed.to(wide), (0, count * bits - packed.shape[-1]))

@@ -7,10 +7,12 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx import Proxy
 
 from tico_config import DType, Granularity, PerChannel, PerGroup, PerTensor, PerToken
 from tico_observers._affine_params import broadcast
-from tico_observers._tensor_checks import arithmetic_dtype
+from tico_observers._tensor_checks import arithmetic_dtype, have_numbers
 
 # `torch.export` is told apart from `torch.compile` since torch 2.7; before, both get the operator.
 _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
@@ -44,7 +46,8 @@ def round_to_grid(
     """Return `fake_quantize` of `x` for a grid given by its parts, which are not checked.
 
     For modules that keep `scale` and `zero_point` as buffers and use them in every forward pass. In a
-    program that `torch.export` makes it is one call of the operator ``tico::fake_quantize``.
+    program that `torch.export` or `torch.fx.symbolic_trace` makes it is one call of the operator
+    ``tico::fake_quantize``.
 
     >>> from tico_config import DType, PerTensor
     >>> scale, zero_point = torch.tensor(0.5), torch.tensor(0)
@@ -52,25 +55,23 @@ def round_to_grid(
     >>> round_to_grid(x, scale, zero_point, dtype=DType.int(4), granularity=PerTensor()).tolist()
     [-4.0, 0.5]
     """
-    if _is_exporting():
+    if _is_recorded(x):
         called: Tensor = _operator(x, scale, zero_point, dtype.qmin, dtype.qmax, *_settings(granularity))
         return called
     return with_gradient_of(x, _rounded(x.detach(), scale, zero_point, dtype, granularity))
 
 
+def _is_recorded(x: object) -> bool:
+    """Tell whether `torch.export` or `torch.fx.symbolic_trace` makes a program of what is called with `x`."""
+    return _is_exporting() or isinstance(x, Proxy)
+
+
 def _rounded(x: Tensor, scale: Tensor, zero_point: Tensor, dtype: DType, granularity: Granularity) -> Tensor:
-    if isinstance(granularity, PerTensor) and _have_values(x, scale, zero_point):
+    if isinstance(granularity, PerTensor) and have_numbers(x, scale, zero_point):
         values = _on_one_grid(x, float(scale.item()), int(zero_point.item()), dtype)
     else:
         values = _on_grids(x, scale, zero_point, dtype, granularity)
     return narrowed(values, x.dtype)
-
-
-def _have_values(x: Tensor, scale: Tensor, zero_point: Tensor) -> bool:
-    """Tell whether the numbers can be read here and now: on the CPU, and in no trace."""
-    scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
-    plain = type(x) is type(scale) is type(zero_point) is Tensor and not scripted
-    return plain and not torch.compiler.is_compiling() and x.is_cpu and scale.is_cpu and zero_point.is_cpu
 
 
 def _on_one_grid(x: Tensor, scale: float, zero_point: int, dtype: DType) -> Tensor:
@@ -100,11 +101,19 @@ def narrowed(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def with_gradient_of(x: Tensor, values: Tensor) -> Tensor:
-    """Return `values`, bit for bit, through which the gradient passes to `x` unchanged."""
-    if not (x.requires_grad and torch.is_grad_enabled()):
+    """Return `values`, bit for bit, through which derivatives pass to and from `x` unchanged.
+
+    In reverse mode these are gradients, in forward mode tangents.
+    """
+    if not (x.requires_grad and torch.is_grad_enabled()) and _tangent_of(x) is None:
         return values
     # x - x.detach() is exactly 0, except where x is not finite.
     return values + torch.nan_to_num(x - x.detach(), nan=0.0)
+
+
+def _tangent_of(x: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]  # torch's own
+    return tangent
 
 
 _UNITS = {PerTensor: "tensor", PerChannel: "channel", PerGroup: "group", PerToken: "token"}

@@ -134,6 +134,33 @@ def require_choice(on_nonfinite: str) -> None:
         raise CalibrationError(problem)
 
 
+def have_numbers(*tensors: Tensor) -> bool:
+    """Tell whether the numbers of all `tensors` can be read here and now.
+
+    They are on the CPU, and nothing traces, compiles or transforms the function that reads them.
+
+    >>> have_numbers(torch.zeros(3)), have_numbers(torch.zeros(3, device="meta"))
+    (True, False)
+    """
+    if torch.compiler.is_compiling():
+        return False
+    for each in tensors:  # a loop, since this is done in every call of a layer
+        if type(each) is not Tensor or not each.is_cpu:
+            return False
+    # Inside a transform of torch.func, such as vmap, what looks like one number may stand for several.
+    return not is_scripted() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def is_scripted() -> bool:
+    """Tell whether `torch.jit.trace` is running.
+
+    >>> is_scripted()
+    False
+    """
+    scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
+    return scripted
+
+
 def arithmetic_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype to compute in: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -102,6 +102,7 @@ def save_quantized(
     return written
 
 
+@torch.inference_mode(mode=False)  # tensors made in this mode are of no use outside of it
 def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
     """Return the model that `save_quantized` wrote to `directory`, in evaluation mode.
 

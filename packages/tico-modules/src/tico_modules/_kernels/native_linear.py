@@ -20,8 +20,8 @@ from tico_modules._kernels.native_kernels import (
     RowScaledProduct,
 )
 from tico_modules._storage.activation_grid import ActivationGrid
-from tico_modules._storage.dequantization import is_scripted
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_observers import is_scripted
 
 Backend: TypeAlias = Literal["reference", "native", "auto"]
 

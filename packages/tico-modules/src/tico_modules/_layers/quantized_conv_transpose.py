@@ -151,7 +151,8 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:  # noqa: A002  # as torch
         """Return the layer's output for `input`, of `output_size` where several sizes are possible."""
         x = self._round_to_grid(self.act_in, input)
-        return self._round_to_grid(self.act_out, self._spread(x, self.dequantize().to(x.dtype), output_size))
+        output = self._spread(x, self._weight_for(x).to(x.dtype), output_size)
+        return self._round_to_grid(self.act_out, output)
 
     def _spread(self, x: Tensor, weight: Tensor, output_size: Sequence[int] | None) -> Tensor:
         conv, axes = self.conv, len(self.conv.stride)

@@ -16,6 +16,7 @@ from tico_modules._kernels.native_linear import Backend, NativeLinear
 from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
 from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
 from tico_modules._storage.layout import Layout
+from tico_modules._storage.meta_tensors import require_values
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.answers import answer_for
 from tico_modules._tree.requirements import float_weight
@@ -128,7 +129,7 @@ class QuantizedEmbedding(QuantizedModule):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the rows at the integers `input`, fake-quantized on `act_out` where there is such a grid."""
-        output = self.packed.rows(input).to(self.dtype)
+        output = require_values(self.packed.rows(input), input, type(self).__name__).to(self.dtype)
         output = output if self.factor == 1 else output * output.new_full((), self.factor)
         return self._round_to_grid(self.act_out, output)
 

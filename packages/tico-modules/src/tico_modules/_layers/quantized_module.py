@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tico_config import ArtifactError, Found, LifecycleError, Problem, UnsupportedError
+from tico_config import ArtifactError, Found, Problem, UnsupportedError
+from tico_modules._layers.kept_weight import KeepsWeight, refuse_weight
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.transposed_linear import TransposedLinear
 from tico_modules._storage.activation_grid import ActivationGrid
 from tico_modules._storage.layout import Layout, require_tensor, select_below
+from tico_modules._storage.meta_tensors import require_values
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._storage.read_only_weight import read_only
 from tico_modules._tree.module_tree import own_tensor
@@ -51,7 +53,7 @@ class Parts:
             raise UnsupportedError(*problems)
 
 
-class QuantizedModule(RestorableModule):
+class QuantizedModule(KeepsWeight, RestorableModule):
     """A layer with an integer weight.
 
     The reference semantics of a call: fake-quantize the input on `act_in`, dequantize the weight, compute in
@@ -117,7 +119,15 @@ class QuantizedModule(RestorableModule):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  # torch's own name, which callers may use
         """Return the layer's output for `input`."""
         x = self._round_to_grid(self.act_in, input)
-        return self._round_to_grid(self.act_out, self._compute(x, self.dequantize().to(x.dtype)))
+        return self._round_to_grid(self.act_out, self._compute(x, self._weight_for(x).to(x.dtype)))
+
+    def _weight_for(self, x: Tensor) -> Tensor:
+        """Return the weight as float32, for an input `x` that is somewhere else than on the meta device.
+
+        Raises:
+            LifecycleError: the weight has no values. Some kernels of torch would take it, and make them up.
+        """
+        return require_values(self.dequantize(), x, type(self).__name__)
 
     @staticmethod
     def _round_to_grid(grid: ActivationGrid | None, x: Tensor) -> Tensor:
@@ -143,17 +153,11 @@ class QuantizedModule(RestorableModule):
 
     @weight.setter
     def weight(self, value: Tensor) -> None:
-        raise _replacement_error()
+        refuse_weight()
 
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Take in a parameter; refuse one in the place of the weight.
-
-        Raises:
-            LifecycleError: it is to be the weight.
-        """
-        if name == "weight":
-            raise _replacement_error()
-        super().register_parameter(name, param)
+    @weight.deleter
+    def weight(self) -> None:
+        refuse_weight()
 
     def _read_weight(self) -> Tensor:
         return self.dequantize().to(self.packed.float_dtype).contiguous()
@@ -235,16 +239,6 @@ class QuantizedModule(RestorableModule):
         settings = [f"{name}={value}" for name, value in self.settings().items()]
         weight = f"{self.packed.dtype} {self.packed.unit}, {self.packed.bytes} bytes"
         return ", ".join([*settings, weight, f"bias={self.bias is not None}"])
-
-
-def _replacement_error() -> LifecycleError:
-    remedy = "replace the whole layer, or change the weight before the model is converted"
-    sentence, expected = "an integer layer keeps its codes and takes no other weight", "the codes that it has"
-    return LifecycleError(
-        Problem(
-            field="weight", value=Found("another one"), expected=expected, remedy=remedy, sentence=sentence
-        )
-    )
 
 
 def _restore_grid(layout: Layout, name: str, tensors: Mapping[str, Tensor]) -> ActivationGrid | None:

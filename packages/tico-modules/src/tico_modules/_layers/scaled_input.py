@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from tico_modules._layers.kept_weight import KeepsWeight, refuse_weight
 from tico_modules._layers.quantized_conv_transpose import (
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
@@ -33,7 +34,7 @@ _INPUTS_FIRST = (
 
 
 @final
-class ScaledInput(RestorableModule):
+class ScaledInput(KeepsWeight, RestorableModule):
     """``layer(x * factor)``, with a factor for each channel of the input.
 
     `factor` has shape (channels,); `axis` is the axis of the channels, negative: -1 is the last one.
@@ -64,6 +65,14 @@ class ScaledInput(RestorableModule):
         if weight is None:
             raise AttributeError("weight")
         return read_only(self._read_weight, weight.shape, weight.dtype, weight.device)
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        refuse_weight()
+
+    @weight.deleter
+    def weight(self) -> None:
+        refuse_weight()
 
     @property
     def bias(self) -> Tensor | None:

@@ -21,6 +21,7 @@ from tico_config import (
 )
 from tico_modules._storage.exact_module import ExactModule, has_values
 from tico_modules._storage.layout import Layout, require_tensor
+from tico_modules._storage.meta_tensors import require_values
 from tico_observers import AffineParams, round_to_grid
 
 
@@ -78,7 +79,7 @@ class ActivationGrid(ExactModule):
         if isinstance(self.granularity, PerToken):
             scale, zero_point = compute_token_grids(x, self.dtype, symmetric=self.symmetric)
         else:
-            scale, zero_point = self.scale, self.zero_point
+            scale, zero_point = require_values(self.scale, x, "ActivationGrid", "scale"), self.zero_point
         return round_to_grid(x, scale, zero_point, dtype=self.dtype, granularity=self.granularity)
 
     @property
@@ -165,6 +166,10 @@ def compute_token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Te
 
     They are those of `tico_observers.params_per_token`, whose checks a program for export cannot hold.
     """
+    return _find_token_grids(x, dtype.qmin, dtype.qmax, symmetric)
+
+
+def _find_token_grids(x: Tensor, qmin: int, qmax: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     smallest = torch.finfo(torch.float32).tiny
     if x.shape[-1] == 0:
         low = high = x.new_zeros(x.shape[:-1], dtype=torch.float64)
@@ -172,15 +177,16 @@ def compute_token_grids(x: Tensor, dtype: DType, *, symmetric: bool) -> tuple[Te
         low = x.detach().amin(-1).to(torch.float64).clamp(max=0.0)
         high = x.detach().amax(-1).to(torch.float64).clamp(min=0.0)
         low, high = low * (low <= -smallest), high * (high >= smallest)
-    if symmetric:
-        width = torch.maximum(high / dtype.qmax, low / dtype.qmin)
-    else:
-        width = (high - low) / (dtype.qmax - dtype.qmin)
+    width = torch.maximum(high / qmax, low / qmin) if symmetric else (high - low) / (qmax - qmin)
     scale = torch.where(width == 0, 1.0, width).clamp(min=smallest).to(torch.float32)
     if symmetric:
         return scale, torch.zeros_like(scale, dtype=torch.int32)
-    offset = torch.round(low / scale.to(torch.float64)).clamp(min=dtype.qmin - dtype.qmax)
-    return scale, (dtype.qmin - offset).to(torch.int32)
+    offset = torch.round(low / scale.to(torch.float64)).clamp(min=qmin - qmax)
+    return scale, (qmin - offset).to(torch.int32)
+
+
+# What depends on the numbers of `x` stays one node in a graph of `torch.fx.symbolic_trace`.
+torch.fx.wrap("_find_token_grids")
 
 
 def _split_granularity(granularity: Granularity) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from tico_modules._storage.weight_format import WeightFormat
+from tico_observers import have_numbers
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -53,19 +54,12 @@ def spread_groups(form: WeightFormat, values: Tensor, group_index: Tensor | None
     return values.repeat_interleave(form.group_size, 1)[:, : form.columns]
 
 
-def is_scripted() -> bool:
-    """Tell whether `torch.jit.trace` is running."""
-    scripted: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch's lists
-    return scripted
-
-
 def _fits_float32(scale: Tensor, bits: int) -> bool:
     """Tell whether all values are finite in float32, where the scales can be read here and now.
 
     Reading them costs less than clamping every value, but would end a trace and wait for another device.
     """
-    traced = torch.compiler.is_compiling() or is_scripted() or type(scale) is not Tensor
-    if traced or not scale.is_cpu or not scale.numel():
+    if not have_numbers(scale) or not scale.numel():
         return False
     largest: float = scale.amax().item() * 2**bits
     return largest <= _LARGEST

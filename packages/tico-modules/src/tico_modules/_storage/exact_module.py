@@ -12,6 +12,7 @@ from typing_extensions import Self
 from tico_config import Found, Problem
 
 _EXTRA = "_extra_state"
+_MARK = "mark"
 _REMEDY = "load it into a model that was converted with the same config"
 
 
@@ -37,10 +38,18 @@ class ExactModule(nn.Module):
             if buffer is not None and given.dtype != buffer.dtype:
                 yield Problem(field=name, value=Found(str(given.dtype)), expected=str(buffer.dtype))
 
+    def mark(self, tensors: Mapping[str, Tensor | None]) -> str | None:
+        """Return what tells `tensors`, the buffers of such a module by name, from averages of several ones.
+
+        None where nothing does.
+        """
+        return None
+
     def get_extra_state(self) -> Tensor:
-        """Return the number format for a state dict, as the bytes of a text, uint8."""
-        text = json.dumps(dict(self.meaning()), sort_keys=True)
-        return torch.tensor(list(text.encode()), dtype=torch.uint8)
+        """Return number format and mark for a state dict, as the bytes of a text, uint8."""
+        mark = self.mark(self._buffers)
+        values = dict(self.meaning()) | ({} if mark is None else {_MARK: mark})
+        return torch.tensor(list(json.dumps(values, sort_keys=True).encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: object) -> None:
         """Do nothing: the format was compared before, and never changes."""
@@ -85,7 +94,8 @@ class ExactModule(nn.Module):
     def _find_misfits(self, state_dict: Mapping[str, Tensor], prefix: str) -> Iterator[Problem]:
         """Yield what keeps the tensors of a state dict from being those of this module."""
         where = prefix.removesuffix(".")
-        found = list(_format_problems(state_dict.get(prefix + _EXTRA), self.meaning()))
+        saved = _read_extra(state_dict.get(prefix + _EXTRA))
+        found = list(_format_problems(saved, self.meaning()))
         if not found:
             own: dict[str, Tensor | None] = self._buffers
             given = {name: state_dict.get(prefix + name) for name in own}
@@ -95,7 +105,7 @@ class ExactModule(nn.Module):
                 for name, tensor in given.items()
                 if tensor is not None and tensor.shape == getattr(own[name], "shape", None)
             }
-            found = list(self.tensor_problems(fitting))
+            found = list(self.tensor_problems(fitting)) or list(_mark_problems(saved, self.mark(given)))
         for problem in found:
             yield Problem(
                 module=where,
@@ -106,23 +116,38 @@ class ExactModule(nn.Module):
             )
 
 
-def _format_problems(saved: Tensor | None, own: Mapping[str, object]) -> Iterator[Problem]:
-    """Yield each field of the number format that is another one in a state dict, if it has any."""
+def _read_extra(saved: Tensor | None) -> Mapping[str, object] | None:
+    """Return the values in the extra state of a state dict; None where it is not one of such a module."""
     if saved is None:
-        return
+        return {}
     try:
         values: object = json.loads(bytes(saved.tolist()))
     except (ValueError, TypeError, RecursionError):
         values = None
-    if not isinstance(values, dict):
+    return values if isinstance(values, dict) else None
+
+
+def _format_problems(saved: Mapping[str, object] | None, own: Mapping[str, object]) -> Iterator[Problem]:
+    """Yield each field of the number format that is another one in a state dict, if it has any."""
+    if saved is None:
         yield Problem(field="format", value=Found("other bytes"), expected="as state_dict() gives it")
         return
-    for name in sorted(own.keys() | values.keys()):
-        if values.get(name) != own.get(name):
+    for name in sorted(own.keys() | saved.keys()) if saved else ():
+        if name != _MARK and saved.get(name) != own.get(name):
             expected = f"{own.get(name)!r}, as in the format of this module"
-            yield Problem(field=name, value=values.get(name), expected=expected)
+            yield Problem(field=name, value=saved.get(name), expected=expected)
+
+
+def _mark_problems(saved: Mapping[str, object] | None, given: str | None) -> Iterator[Problem]:
+    """Yield that the codes of a state dict are not those that it was made with, if it says which."""
+    marked = saved.get(_MARK) if saved else None
+    if None not in (marked, given) and marked != given:
+        remedy = "average float models and convert the result: codes are no values to average"
+        expected = "those that the state dict was made with"
+        yield Problem(field="codes", value=Found("others"), expected=expected, remedy=remedy)
 
 
 def has_values(*tensors: Tensor) -> bool:
-    """Tell whether the values of all `tensors` can be read here and now."""
-    return all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta for tensor in tensors)
+    """Tell whether the values of all `tensors` can be read here and now, also from another device."""
+    plain = all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta for tensor in tensors)
+    return plain and torch._C._functorch.peek_interpreter_stack() is None

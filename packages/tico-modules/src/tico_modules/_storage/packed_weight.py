@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from tico_config import DType, NumericsError, Problem, TicoError
+from tico_modules._storage.code_mark import CopiedCodes, mark_of
 from tico_modules._storage.dequantization import dequantize_rows, spread_groups
 from tico_modules._storage.exact_module import ExactModule, has_values
 from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
@@ -47,6 +48,7 @@ class PackedWeight(ExactModule):
     scale: Tensor
     zero_point: Tensor
     group_index: Tensor | None
+    _copied: CopiedCodes | None = None  # in a copy: what the codes were
     _kept: list[Tensor] | None = None  # the dequantized weight while `expanded` lasts
 
     def __init__(
@@ -184,8 +186,34 @@ class PackedWeight(ExactModule):
         except TicoError as error:
             yield from error.problems
 
+    def mark(self, tensors: Mapping[str, Tensor | None]) -> str | None:
+        """Return a checksum of some of the codes."""
+        codes = tensors["codes"]
+        return None if codes is None else mark_of(codes)
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._copied = CopiedCodes.of(self._buffers["codes"])
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        prefix: str,
+        local_metadata: Mapping[str, object],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        load = super()._load_from_state_dict
+        load(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if self._copied is not None:
+            self._copied = CopiedCodes.of(self._buffers["codes"])
+
     def _save_to_state_dict(self, destination: dict[str, object], prefix: str, keep_vars: bool) -> None:
         refuse_save_pretrained(prefix)
+        if self._copied is not None:
+            self._copied.require_same(self.codes)
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -245,7 +273,7 @@ class PackedWeight(ExactModule):
         """
         if self._kept:
             return self._kept[0]
-        values = self._dequantize_rows(self.codes, self.scale, self.zero_point).view(self.shape)
+        values: Tensor = self()
         if self._kept is not None:
             self._kept.append(values)
         return values
@@ -261,12 +289,25 @@ class PackedWeight(ExactModule):
         >>> weight.rows(torch.tensor([[2], [0]])).tolist()
         [[[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]]]
         """
-        flat = index.reshape(-1)
-        parts = (part.index_select(0, flat) for part in (self.codes, self.scale, self.zero_point))
-        return self._dequantize_rows(*parts).view(*index.shape, *self.shape[1:])
+        values: Tensor = self(index)
+        return values
 
-    def _dequantize_rows(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        return dequantize_rows(self.format, codes, scale, zero_point, self.group_index)
+    def forward(self, index: Tensor | None = None) -> Tensor:
+        """Return what `dequantize` returns, or `rows` for an `index`.
+
+        Both call the module, so that its hooks run: those of accelerate bring the codes from where they are.
+        """
+        form = self.format
+        # By attribute, each buffer takes half a microsecond.
+        held: dict[str, Tensor] = self._buffers  # type: ignore[assignment]  # only group_index may be None
+        codes, scale, zero_point = held["codes"], held["scale"], held["zero_point"]
+        if self._copied is not None and not torch.compiler.is_compiling():
+            self._copied.require_same(codes)
+        if index is None:
+            return dequantize_rows(form, codes, scale, zero_point, held["group_index"]).view(form.shape)
+        codes, scale, zero_point = (x.index_select(0, index.reshape(-1)) for x in (codes, scale, zero_point))
+        rows = dequantize_rows(form, codes, scale, zero_point, held["group_index"])
+        return rows.view(*index.shape, *form.shape[1:])
 
     def extra_repr(self) -> str:
         """Return format, granularity and bytes."""

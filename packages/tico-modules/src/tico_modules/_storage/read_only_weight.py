@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from typing_extensions import Self
 
 from tico_config import Found, LifecycleError, Problem
-from tico_modules._storage.dequantization import is_scripted
+from tico_observers import is_scripted
 
 _SAME = ("aten::detach", "aten::alias")
 

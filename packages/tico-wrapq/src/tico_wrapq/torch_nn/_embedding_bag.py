@@ -65,7 +65,7 @@ class QuantizedEmbeddingBag(QuantizedModule):
         """Return a row for each bag of the indices `input`, moved to `act_out`'s grid where there is one."""
         output = F.embedding_bag(
             input,
-            self.packed.dequantize().to(self.dtype),
+            self._weight_for(input).to(self.dtype),
             offsets,
             mode=self.bag.mode,
             per_sample_weights=per_sample_weights,

@@ -1,0 +1,10 @@
+"""The public name of `tico_api.integrations`: importing it registers with the libraries that are installed.
+
+>>> import tico.quantization.integrations
+"""
+
+from tico_api.integrations import register
+
+register()
+
+__all__ = ["register"]
