@@ -276,6 +276,16 @@ def test_experts_that_do_not_fit_are_refused() -> None:
         QuantizedExperts.from_float(experts, INT4, transposed={"down_proj": False}, choosing=True)
 
 
+def test_weights_without_values_are_refused() -> None:
+    """Not every kernel refuses tensors on the meta device."""
+    _, experts = experts_of(rounded(fused_model("mixtral")))
+    for module in experts.modules():
+        if isinstance(module, PackedWeight):
+            module.to("meta")
+    with pytest.raises(LifecycleError, match="meta device"):
+        experts(torch.ones(3, 16), torch.tensor([[2], [0], [2]]), torch.ones(3, 1))
+
+
 def test_the_float_module_is_left_as_it_is() -> None:
     """Its parameters, its class and what it gives; the new one answers what it answered."""
     model = fused_model("mixtral")

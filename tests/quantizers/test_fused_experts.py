@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import attrs
 import pytest
@@ -11,8 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fused_models import FUSED, experts_of, fused_model, token_ids
-from tico.quantization import GPTQConfig, PTQConfig, convert, coverage, prepare
-from tico_config import CalibrationError, no_quant
+from tico.quantization import (
+    GPTQConfig,
+    PTQConfig,
+    convert,
+    coverage,
+    load_calibration,
+    prepare,
+    save_calibration,
+)
+from tico_config import CalibrationError, UnsupportedError, no_quant
 from tico_modules import (
     FloatExpert,
     LayerReport,
@@ -25,6 +35,7 @@ from tico_modules import (
 )
 from tico_quantizers.algorithms.gptq import quantize_weight
 from tico_quantizers.layers import FusedExperts, fused_experts
+from tico_quantizers.testing import refused
 from tiny_models import logits
 
 PLAIN = GPTQConfig(token_weights="uniform", min_expert_tokens=1, show_progress=False)
@@ -218,6 +229,70 @@ def test_all_experts_can_learn_from_all_tokens(name: str) -> None:
         assert counts == [token_ids().numel()] * 4
 
 
+@pytest.mark.parametrize("name", FUSED)
+def test_the_split_into_batches_and_the_number_of_threads_change_no_bit(name: str) -> None:
+    """Neither of sums over the rows of an expert."""
+    expected = quantized(fused_model(name), PLAIN)
+    batches = [{"input_ids": ids} for ids in (token_ids()[:2], token_ids()[2:3], token_ids()[3:])]
+    assert same_codes(quantized(fused_model(name), PLAIN, *batches), expected)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        assert same_codes(quantized(fused_model(name), PLAIN), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "llama4"])
+def test_a_calibration_file_holds_what_experts_have_read(name: str, tmp_path: Path) -> None:
+    """The first layer, which reads the same in the float model, has the same codes."""
+    file = tmp_path / "calibration"
+    model = prepare(fused_model(name), PLAIN)
+    with torch.no_grad():
+        model(token_ids())
+    save_calibration(model, file)
+    other = prepare(fused_model(name), PLAIN)
+    load_calibration(other, file)
+    found, expected = packed_of(convert(other)), packed_of(convert(model))
+    first = [path for path in expected if "layers.0." in path]
+    assert len(first) == 8
+    assert all(torch.equal(found[path].codes, expected[path].codes) for path in first)
+
+
+def test_all_tokens_for_all_experts_are_not_what_files_hold(tmp_path: Path) -> None:
+    """Such a calibration is neither saved nor loaded."""
+    model = prepare(fused_model("mixtral"), attrs.evolve(PLAIN, calibrate_all_experts=True))
+    with torch.no_grad():
+        model(token_ids())
+    with refused(model, UnsupportedError, field="calibrate_all_experts"):
+        save_calibration(model, tmp_path / "calibration")
+    plain = prepare(fused_model("mixtral"), PLAIN)
+    with torch.no_grad():
+        plain(token_ids())
+    file = tmp_path / "calibration"
+    save_calibration(plain, file)
+    with refused(model, UnsupportedError, field="calibrate_all_experts", module=str(file)):
+        load_calibration(model, file)
+
+
+def test_a_copy_of_a_prepared_model_learns_by_itself() -> None:
+    """Converted copies have the same codes, and the original is prepared still."""
+    model = prepare(fused_model("gpt_oss"), PLAIN)
+    with torch.no_grad():
+        model(token_ids())
+    one, other = convert(model, inplace=False), convert(copy.deepcopy(model))
+    assert same_codes(one, other)
+    assert same_codes(convert(model), one)
+
+
+def test_work_that_was_interrupted_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """Experts are in the files of finished blocks."""
+    config = attrs.evolve(PLAIN, checkpoint_dir=str(tmp_path))
+    first = quantized(fused_model("mixtral"), config)
+    assert same_codes(quantized(fused_model("mixtral"), config), first)
+    assert len(list(tmp_path.rglob("block-*"))) == 2
+
+
 SETTINGS: Mapping[str, Mapping[str, object]] = {
     "groups": {"group_size": 8, "symmetric": True},
     "order of activations": {"act_order": True, "group_size": 8},
@@ -227,15 +302,14 @@ SETTINGS: Mapping[str, Mapping[str, object]] = {
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_experts_take_every_setting_of_linear_layers(setting: str, tmp_path: object) -> None:
+def test_experts_take_every_setting_of_linear_layers(setting: str, tmp_path: Path) -> None:
     """And are saved with what it gives."""
     config = GPTQConfig(**SETTINGS[setting], show_progress=False)  # type: ignore[arg-type]  # of several types
     found = quantized(fused_model("gpt_oss"), config)
     assert len(packed_of(found)) == 16
-    folder = str(tmp_path)
-    save_quantized(found, folder)
+    save_quantized(found, tmp_path)
     with torch.no_grad():
-        assert torch.equal(logits(load_quantized(folder), token_ids()), logits(found, token_ids()))
+        assert torch.equal(logits(load_quantized(tmp_path), token_ids()), logits(found, token_ids()))
 
 
 def test_stages_learn_from_the_quantized_ones_before_them() -> None:

@@ -15,10 +15,12 @@ from tico_config import ArtifactError, DType, Found, Problem, UnsupportedError
 from tico_modules._layers.lent_state import call_as
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._storage.layout import Layout, require_tensor, select_below
+from tico_modules._storage.meta_tensors import require_values
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._storage.read_only_weight import read_only
 from tico_modules._tree.answers import HISTORY
 from tico_modules._tree.module_tree import parameter
+from tico_observers import have_numbers
 
 
 class FloatExpert(nn.Module):
@@ -179,17 +181,19 @@ class QuantizedExperts(RestorableModule):
     def forward(self, *args: object, **kwargs: object) -> Tensor:
         """Return what the float module would, with the values of the integers for its weights."""
         chosen = partial(_find_chosen, args, kwargs) if self._choosing else None
-        stacks = {name: self._stack(name, chosen) for name in self._transposed}
+        x = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), self.like)
+        stacks = {name: self._stack(name, x, chosen) for name in self._transposed}
         return call_as(self._kind, self, stacks, args, kwargs)
 
-    def _stack(self, name: str, chosen: Callable[[], frozenset[int] | None] | None) -> Tensor:
-        """Return what stands for the parameter `name` in a call: values that are computed when used."""
+    def _stack(self, name: str, x: Tensor, chosen: Callable[[], frozenset[int] | None] | None) -> Tensor:
+        """Return what stands for the parameter `name` in a call with `x`, whose values are read when used."""
         experts, swapped, like = self._experts(name), self._transposed[name], self.like
         rows, columns = shape_of(experts[0])
         shape = (len(experts), columns, rows) if swapped else (len(experts), rows, columns)
 
         def read_one(number: int) -> Tensor:
-            values = experts[number].dequantize().to(like.dtype)
+            values = require_values(experts[number].dequantize(), x, type(self).__name__, name)
+            values = values.to(like.dtype)
             return values.T if swapped else values
 
         def read_all() -> Tensor:
@@ -337,6 +341,12 @@ def _find_chosen(args: tuple[object, ...], kwargs: Mapping[str, object]) -> froz
     """Return the numbers in the only tensor of integers of a call; None where there is no such tensor."""
     given = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
     numbers = [each for each in given if not (each.is_floating_point() or each.dtype == torch.bool)]
-    if len(numbers) != 1 or torch.compiler.is_compiling() or numbers[0].is_meta:
+    if len(numbers) != 1 or not _are_known(numbers[0]):
         return None
     return frozenset(torch.unique(numbers[0]).tolist())
+
+
+def _are_known(numbers: Tensor) -> bool:
+    """Tell whether `numbers` can be read here and now: nothing traces, compiles or captures the call."""
+    captured = numbers.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not captured and not numbers.is_meta and have_numbers(torch.empty(0))

@@ -81,6 +81,7 @@ class BlockCalibration(Calibration, Generic[C]):
         fields = (
             ("asymmetric", options.paired, True, "0"),
             ("activation_dtype", options.narrow, "bfloat16", "None"),
+            ("calibrate_all_experts", options.all_experts, True, "False"),
             ("token_weights", given is not None, given, "'uniform' or 'auto'"),
         )
         problems = [
@@ -181,15 +182,11 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
         """Return whether a bar is shown."""
         return True
 
-    def shows_all_to_experts(self) -> bool:
-        """Return whether fused experts learn from all tokens, instead of from those that go to them."""
-        return False
-
     def prepare(
         self, model: nn.Module, example: Example | None, edit: Edit
     ) -> tuple[nn.Module, BlockCalibration[C]]:
         """Start to watch the inputs of blocks and layers."""
-        model = open_experts(model, edit, every_token=self.shows_all_to_experts())
+        model = open_experts(model, edit, every_token=self.options().all_experts)
         plan = plan_layers(model, self.config, check=self.problems)
         rules = {path: self.rule(target) for path, target in plan.targets.items()}
         calibration = BlockCalibration(model, plan, self.options(), rules, self.bound(plan))
