@@ -47,7 +47,7 @@ def _mixtral() -> nn.Module:
 
 
 def _qwen3() -> nn.Module:
-    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
     return Qwen3MoeForCausalLM(Qwen3MoeConfig.from_dict({**_GROUPED, **sizes}))
 
 
@@ -63,7 +63,7 @@ def _llama4() -> nn.Module:
 
 
 def _deepseek() -> nn.Module:
-    sizes = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+    sizes = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
     config = DeepseekV3Config.from_dict({**_SIZES, **_LATENT, **sizes, "num_key_value_heads": 4})
     return DeepseekV3ForCausalLM(config)
 
