@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fused_models import FUSED, experts_of, fused_model, token_ids
 from tico.quantization import (
+    AWQConfig,
     GPTQConfig,
     PTQConfig,
     convert,
@@ -22,7 +23,7 @@ from tico.quantization import (
     prepare,
     save_calibration,
 )
-from tico_config import CalibrationError, UnsupportedError, no_quant
+from tico_config import BaseConfig, CalibrationError, DType, UnsupportedError, no_quant
 from tico_modules import (
     FloatExpert,
     LayerReport,
@@ -35,6 +36,7 @@ from tico_modules import (
 )
 from tico_quantizers.algorithms.gptq import quantize_weight
 from tico_quantizers.layers import FusedExperts, fused_experts
+from tico_quantizers.solvers import Grid, best_shares
 from tico_quantizers.testing import refused
 from tiny_models import logits
 
@@ -42,8 +44,8 @@ PLAIN = GPTQConfig(token_weights="uniform", min_expert_tokens=1, show_progress=F
 CHOOSING = tuple(name for name in FUSED if name != "llama4")
 
 
-def quantized(model: nn.Module, config: GPTQConfig, *batches: Mapping[str, Tensor]) -> nn.Module:
-    """Return `model` after GPTQ on `batches`."""
+def quantized(model: nn.Module, config: BaseConfig, *batches: Mapping[str, Tensor]) -> nn.Module:
+    """Return `model` after an algorithm on `batches`."""
     prepare(model, config)
     with torch.no_grad():
         for batch in batches or ({"input_ids": token_ids()},):
@@ -100,8 +102,8 @@ def gated(experts: nn.Module, number: int, rows: Tensor, about: FusedExperts) ->
     return up * F.silu(gate)
 
 
-def by_definition(name: str) -> dict[str, Tensor]:
-    """Return the codes of the experts of the first layer: rows are routed by hand, one expert at a time."""
+def read_by_definition(name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return matrix and rows of each expert of the first layer, routed by hand, one expert at a time."""
     model = fused_model(name)
     path, experts = experts_of(model, layer=0)
     about = fused_experts(experts)
@@ -116,18 +118,18 @@ def by_definition(name: str) -> dict[str, Tensor]:
             for parameter, x in inputs.items():
                 weight = experts.get_parameter(parameter)[number]
                 matrix = weight.T if about.transposed[parameter] else weight
-                gram = (x.double().T @ x.double()).float()
-                found[f"{path}.{parameter}.{number}"] = quantize_weight(matrix, gram, bits=4).codes
+                found[f"{path}.{parameter}.{number}"] = matrix.detach(), x
     return found
 
 
 @pytest.mark.parametrize("name", FUSED)
 def test_each_expert_is_solved_for_the_rows_that_go_to_it(name: str) -> None:
     """Codes are those of GPTQ on the Gram matrix of rows that were routed by hand."""
-    found, expected = packed_of(quantized(fused_model(name), PLAIN)), by_definition(name)
-    assert len(expected) == 8
-    for path, codes in expected.items():
-        assert torch.equal(found[path].integer_codes(), codes.to(torch.int32)), path
+    found, read = packed_of(quantized(fused_model(name), PLAIN)), read_by_definition(name)
+    assert len(read) == 8
+    for path, (matrix, x) in read.items():
+        expected = quantize_weight(matrix, (x.double().T @ x.double()).float(), bits=4)
+        assert torch.equal(found[path].integer_codes(), expected.codes.to(torch.int32)), path
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -363,6 +365,44 @@ def test_integer_experts_keep_their_codes_when_activations_get_grids() -> None:
     assert all(torch.equal(codes, found[path].codes) for path, codes in before.items())
     points = {line.path: line.points for line in coverage(model).lines}
     assert points["model.layers.1.mlp.experts"] == ("gate_up_proj uint4 per row", "down_proj uint4 per row")
+
+
+AWQ = AWQConfig(bits=3, group_size=None, clip=True, show_progress=False)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_awq_searches_the_range_of_each_expert_for_its_rows(name: str) -> None:
+    """Codes are those on the grids that suit rows which were routed by hand; experts take no scales."""
+    found, read = quantized(fused_model(name), AWQ), read_by_definition(name)
+    grid = Grid(dtype=DType.uint(3), symmetric=False, group_size=None)
+    shares = {}
+    for path, (matrix, x) in read.items():
+        mean = ((x.double().T @ x.double()) / len(x)).float()
+        shares[path] = best_shares(matrix, mean, grid)
+        wanted = PackedWeight.on_grid(matrix, grid.params(matrix, shares[path]))
+        assert torch.equal(packed_of(found)[path].codes, wanted.codes), path
+        assert "not scaled" in lines_of(found)[path].reason
+    assert any(bool((share < 1).any()) for share in shares.values())
+
+
+def test_awq_keeps_the_whole_range_of_experts_that_read_nothing() -> None:
+    """And says so; nothing else needs data less than before."""
+    found = quantized(fused_model("llama4"), AWQ, {"input_ids": token_ids(rows=1, length=2)})
+    unread = {path: line for path, line in lines_of(found).items() if "no token went to it" in line.reason}
+    assert len(unread) >= 4 * 2
+    for path in unread:
+        _, experts = experts_of(fused_model("llama4"), layer=int(path.split(".")[2]))
+        parameter, number = path.split(".")[-2:]
+        weight = experts.get_parameter(parameter)[int(number)].T
+        wanted = PackedWeight.round_to_nearest(weight, DType.uint(3), symmetric=False, group_size=None)
+        assert torch.equal(packed_of(found)[path].codes, wanted.codes)
+
+
+def test_gptq_rounds_experts_after_the_scales_of_awq() -> None:
+    """Scales alone leave experts float, for the next algorithm."""
+    scaled = quantized(fused_model("mixtral"), attrs.evolve(AWQ, round_weights=False))
+    assert not packed_of(scaled)
+    assert len(packed_of(quantized(scaled, PLAIN))) == 16
 
 
 def test_generation_works_after_gptq() -> None:

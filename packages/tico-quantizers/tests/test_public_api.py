@@ -250,6 +250,9 @@ class TestConversion(PublicNames):
 
     package = "tico_quantizers.conversion"
     names = (
+        "ClosedExperts",
+        "close_experts",
+        "open_experts",
         "BlockCalibration",
         "BlockQuantizer",
         "WeightQuantizer",
