@@ -176,7 +176,8 @@ def test_another_model_is_refused_and_stays_what_it_was(tmp_path: Path) -> None:
     """One whose experts have other sizes."""
     manifest = save_quantized(rounded(fused_model("mixtral")), tmp_path)
     where = f"{manifest}.modules.model.layers.0.mlp.experts.layout"
-    other = fused_model("qwen3")
+    other = fused_model("mixtral")
+    other.get_submodule("model.layers.0.mlp.experts").down_proj = nn.Parameter(torch.ones(4, 16, 8))
     with refused(other, ArtifactError, field="down_proj", module=where):
         load_quantized(tmp_path, other)
 

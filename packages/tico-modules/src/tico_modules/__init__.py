@@ -5,6 +5,7 @@ Enough to load and run a saved model, and what exporters stand on. No algorithm 
 
 from tico_modules._files.artifact import load_quantized, save_quantized
 from tico_modules._layers.backend import set_backend
+from tico_modules._layers.expert_weights import ExpertWeights, FloatExpert
 from tico_modules._layers.lent_state import Forward, call_as
 from tico_modules._layers.quantized_conv import (
     ConvSettings,
@@ -18,7 +19,7 @@ from tico_modules._layers.quantized_conv_transpose import (
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
 )
-from tico_modules._layers.quantized_experts import ExpertWeights, FloatExpert, QuantizedExperts
+from tico_modules._layers.quantized_experts import QuantizedExperts
 from tico_modules._layers.quantized_linear import QuantizedEmbedding, QuantizedLinear
 from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
 from tico_modules._layers.restorable import RestorableModule

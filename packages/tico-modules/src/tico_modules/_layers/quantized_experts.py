@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_config import ArtifactError, DType, Found, Problem, UnsupportedError
+from tico_modules._layers.expert_weights import ExpertWeights, FloatExpert, dtype_of, shape_of
 from tico_modules._layers.lent_state import call_as
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._storage.layout import Layout, require_tensor, select_below
@@ -21,68 +22,6 @@ from tico_modules._storage.read_only_weight import read_only
 from tico_modules._tree.answers import HISTORY
 from tico_modules._tree.module_tree import parameter
 from tico_observers import have_numbers
-
-
-class FloatExpert(nn.Module):
-    """The weight (outputs, inputs) of an expert that was left in float, beside others that are integers."""
-
-    weight: nn.Parameter
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
-
-    def dequantize(self) -> Tensor:
-        """Return the weight as float32."""
-        return self.weight.detach().to(torch.float32)
-
-    def extra_repr(self) -> str:
-        """Return the shape."""
-        return f"float, shape {tuple(self.weight.shape)}"
-
-
-@attrs.frozen(eq=False)
-class ExpertWeights:
-    """The weights of all experts that stand in one parameter, each (outputs, inputs).
-
-    `transposed` tells that the parameter holds them as (experts, inputs, outputs), not (experts, outputs,
-    inputs). A `FloatExpert` is left in float.
-
-    Raises:
-        UnsupportedError: there is none, an expert is something else, or two are of different shapes.
-    """
-
-    experts: tuple[PackedWeight | FloatExpert, ...]
-    transposed: bool = False
-
-    def __attrs_post_init__(self) -> None:
-        """Refuse experts that are none, or not alike."""
-        given: tuple[object, ...] = self.experts
-        strange = [each for each in given if not isinstance(each, PackedWeight | FloatExpert)]
-        shapes = set() if strange else {shape_of(each) for each in self.experts}
-        if strange or len(shapes) != 1:
-            found = strange[0] if strange else Found(f"experts of the shapes {sorted(shapes)}")
-            expected = "a PackedWeight or FloatExpert for each expert, all of one shape"
-            raise UnsupportedError(Problem(field="experts", value=found, expected=expected))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the parameter."""
-        rows, columns = shape_of(self.experts[0])
-        return (len(self.experts), columns, rows) if self.transposed else (len(self.experts), rows, columns)
-
-
-def shape_of(expert: nn.Module) -> tuple[int, ...]:
-    """Return the shape (outputs, inputs) of an expert's weight."""
-    return expert.shape if isinstance(expert, PackedWeight) else tuple(parameter_of(expert).shape)
-
-
-def parameter_of(expert: nn.Module) -> Tensor:
-    """Return the float weight of an expert that was left in float."""
-    weight = parameter(expert, "weight")
-    if weight is None:
-        raise UnsupportedError(Problem(field="experts", value=expert, expected="a FloatExpert with a weight"))
-    return weight
 
 
 @final
@@ -121,7 +60,7 @@ class QuantizedExperts(RestorableModule):
         self._transposed = {name: each.transposed for name, each in weights.items()}
         for name, each in weights.items():
             self._modules[name] = nn.ModuleList(each.experts)  # a name may be one of the class's own
-        empty = torch.empty(0, dtype=_dtype_of(next(iter(weights.values()))), device=self._device())
+        empty = torch.empty(0, dtype=dtype_of(next(iter(weights.values()))), device=self._device())
         self.like = nn.Parameter(empty, requires_grad=False)
 
     @classmethod
@@ -278,12 +217,6 @@ class QuantizedExperts(RestorableModule):
     def _formats(self, name: str) -> str:
         packed = [each for each in self._experts(name) if isinstance(each, PackedWeight)]
         return " and ".join(sorted({f"{each.dtype} {each.unit}" for each in packed}))
-
-
-def _dtype_of(weights: ExpertWeights) -> torch.dtype:
-    """Return the dtype of the float weights."""
-    first = weights.experts[0]
-    return first.float_dtype if isinstance(first, PackedWeight) else parameter_of(first).dtype
 
 
 def _adopt_state(old: nn.Module, new: nn.Module, names: set[str]) -> None:
