@@ -138,7 +138,7 @@ def _by_example(session: nox.Session) -> list[str]:
     """Return what pytest is to run for the tests by example: nothing where files are named after `--`."""
     if any(Path(argument.partition("::")[0]).exists() for argument in session.posargs):
         return []
-    elsewhere = ("--ignore=tests/property", "--ignore=tests/docs")
+    elsewhere = ("--ignore=tests/property", "--ignore=tests/docs", "--ignore=tests/clients")
     return ["tests", *_existing("packages/*/tests"), *elsewhere]
 
 
@@ -246,6 +246,18 @@ def interpreters(session: nox.Session, version: str) -> None:
     environment = ENVIRONMENTS / f"development-{version}"
     _develop(session, environment, interpreter=interpreter)
     _pytest(session, *_by_example(session), environment=environment)
+
+
+@nox.session(python=False, default=False)
+def clients(session: nox.Session) -> None:
+    """Try the libraries around a model on converted ones, each at its pinned version, and print the table."""
+    environment = ENVIRONMENTS / f"clients-{sys.version_info.major}.{sys.version_info.minor}"
+    _develop(
+        session, environment, tools="clients", constraints=ROOT / "tests" / "clients" / "constraints.txt"
+    )
+    files = [] if any(Path(each).exists() for each in session.posargs) else ["tests/clients"]
+    # What these libraries warn of is theirs.
+    _pytest(session, "-W", "ignore", *files, environment=environment, OMP_NUM_THREADS=ONE_THREAD)
 
 
 @nox.session(python=False, default=False)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import attrs
+import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from artifact_folder import MANIFEST, contents, stored_tensors
+from artifact_folder import MANIFEST, contents, rewrite_with, shards, stored_tensors
 from references import same_bits
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico_config import ArtifactError, DType, UnsupportedError
+from tico_modules import PackedWeight
+from tico_observers import read_sealed, seal
 from tico_quantizers import (
     QuantizedConv2d,
     QuantizedLinear,
@@ -26,7 +33,7 @@ from tico_quantizers import (
     save_quantized,
 )
 from tico_quantizers.testing import refused, same_tensors, tensors_of
-from tiny_models import TOKENS, Net, images, logits, net, tiny_llama
+from tiny_models import TOKENS, Net, images, logits, net, tiny_llama, values
 
 GPTQ = GPTQConfig(show_progress=False)
 PTQ = PTQConfig(strict_wrap=False)
@@ -302,3 +309,88 @@ def test_data_and_model_are_known_by_their_fingerprints() -> None:
     next(changed.parameters()).data[0] += 1
     assert run_on(one).model == model_fingerprint(net()) != model_fingerprint(changed)
     assert run_on(one, other).calls == 2
+
+
+READERS = [
+    (bits, signed, size) for bits in (2, 3, 4, 7, 8, 12, 16) for signed in (False, True) for size in (None, 8)
+]
+
+
+@pytest.mark.parametrize(("bits", "signed", "size"), READERS)
+def test_numpy_reads_codes_by_what_the_folder_says(
+    bits: int, signed: bool, size: int | None, tmp_path: Path
+) -> None:
+    """The lines in the file, run on its fields and tensors, give the weight without this library."""
+    rounded = PackedWeight.round_to_nearest(
+        values(0, 5, 19), DType(bits, signed), symmetric=signed, group_size=size
+    )
+    layer = QuantizedLinear.from_float(nn.Linear(19, 5), DType(bits, signed))
+    save_quantized(nn.Sequential(layer.with_parts(attrs.evolve(layer.parts, packed=rounded))), tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())["manifest"]
+    (file,) = shards(tmp_path)
+    arrays = {name.removeprefix("0.packed."): array for name, array in load_file(file).items()}
+    names = {"np": np, "group_index": None} | manifest["modules"]["0"]["layout"]["packed"] | arrays
+    names["group_index"] = arrays.get("group_index")
+    exec("\n".join(manifest["packing"]["numpy"]), names)  # noqa: S102  # this is what the file is for
+    read = torch.from_numpy(names["weight"]).to(torch.float32)
+    assert torch.equal(read.reshape(5, 19), rounded.dequantize())
+
+
+def test_shards_and_index_are_what_tools_of_safetensors_ask_for(saved: Path) -> None:
+    """The framework in the header, and the file of every tensor in one index."""
+    (file,) = shards(saved)
+    with safe_open(file, framework="pt") as reader:
+        assert reader.metadata()["format"] == "pt"
+        names = set(reader.keys())
+    (path,) = saved.glob("*.index.json")
+    assert json.loads(path.read_text())["weight_map"] == dict.fromkeys(names, file.name)
+
+
+def test_folder_of_the_release_before_is_read(saved: Path) -> None:
+    """Its manifest says nothing of packing, its shards name no framework and hold no empty parameters."""
+    old = {name: tensor for name, tensor in stored_tensors(saved).items() if not name.endswith(".like")}
+    (shard,) = shards(saved)
+    about = read_sealed(shard).about
+    shard.unlink()
+    before = seal(about, old)
+    header = before._header.replace(b'"__metadata__":{"format":"pt",', b'"__metadata__":{')
+    text = header[8:].rstrip(b" ")
+    header = (len(text) + -len(text) % 8).to_bytes(8, "little") + text + b" " * (-len(text) % 8)
+    body = b"".join(tensor.numpy().tobytes() for tensor in before.tensors.values())
+    name = f"quantized-00001-of-00001-{before.seal[:16]}.safetensors"
+    (saved / name).write_bytes(header + body)
+
+    def change(manifest: dict[str, object]) -> None:
+        manifest["version"] = 2
+        manifest["shards"] = [{"name": name, "bytes": len(header + body), "seal": before.seal}]
+        del manifest["packing"]
+
+    rewrite_with(saved, change)
+    assert same_tensors(tensors_of(load_quantized(saved, Net())), tensors_of(converted_net()))
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], object]] = {
+    "compiled": torch.compile,
+    "DataParallel": nn.DataParallel,
+    "compiled and DataParallel": lambda model: torch.compile(nn.DataParallel(model)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch, as it imports its compiler
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_model_in_a_wrapper_is_saved_as_itself(wrapper: str, tmp_path: Path) -> None:
+    """Under its own names, so that it can be loaded."""
+    model = converted_net()
+    wrapped = WRAPPERS[wrapper](model)
+    assert isinstance(wrapped, nn.Module)
+    save_quantized(wrapped, tmp_path)
+    assert same_tensors(tensors_of(load_quantized(tmp_path, Net())), tensors_of(model))
+
+
+def test_wrapper_inside_a_model_is_refused_when_it_is_saved(tmp_path: Path) -> None:
+    """Nobody could load it: the names inside are the wrapper's."""
+    model = converted_net()
+    model.head = nn.DataParallel(model.get_submodule("head"))
+    with pytest.raises(UnsupportedError, match="`module` in its place"):
+        save_quantized(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -229,7 +229,7 @@ def test_names_that_lead_elsewhere_are_refused(name: str, saved: Path) -> None:
 
 def test_a_newer_version_is_named(saved: Path) -> None:
     """The error says where the file comes from."""
-    rewrite(saved, ("version",), 3)
+    rewrite(saved, ("version",), 4)
     assert "a newer release" in str(refusal(saved))
 
 

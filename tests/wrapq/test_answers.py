@@ -38,7 +38,7 @@ from tico_modules import (
     save_quantized,
 )
 from tico_quantizers.layers import as_layer, matrix, shape, with_weight
-from tico_wrapq import FoldedNorm, QuantizedNorm, QuantModuleBase, QuantUnary
+from tico_wrapq import FoldedNorm, PTQWrapper, QuantizedNorm, QuantModuleBase, QuantUnary
 from tico_wrapq.base import ACT_OUT, PointDeclaration, QuantPoint
 from tico_wrapq.testing import WrapperCase
 from tiny_models import values
@@ -294,3 +294,13 @@ def test_wrapper_of_ones_own_answers(kind: type[QuantModuleBase]) -> None:
         for name in ("_cache", "nothing of the kind"):
             with pytest.raises(AttributeError):
                 getattr(each, name)
+
+
+def test_a_buffer_is_taken_in_beside_one_of_the_float_module() -> None:
+    """A tool that counts operations gives every module a buffer of the same name, the innermost one first."""
+    wrapper = PTQWrapper(nn.ReLU()).wrapped
+    for _, module in reversed(list(wrapper.named_modules())):
+        module.register_buffer("total_ops", torch.zeros(1))
+    assert "total_ops" in dict(wrapper.named_buffers(recurse=False))
+    with pytest.raises(KeyError):
+        wrapper.register_buffer("mode", torch.zeros(1))

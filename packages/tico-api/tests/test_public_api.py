@@ -1,6 +1,6 @@
 """The public names of tico_api."""
 
-from public_api import PublicAPI
+from public_api import PublicAPI, PublicNames
 
 
 class TestPublicAPI(PublicAPI):
@@ -126,3 +126,10 @@ class TestPublicConfigAlias(PublicAPI):
         "unmatched_problems",
         "winning_rule",
     )
+
+
+class TestPublicIntegrations(PublicNames):
+    """What `tico.quantization.integrations` promises."""
+
+    package = "tico.quantization.integrations"
+    names = ("register", "round_on_load")

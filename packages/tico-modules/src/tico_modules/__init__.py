@@ -4,6 +4,9 @@ Enough to load and run a saved model, and what exporters stand on. No algorithm 
 """
 
 from tico_modules._files.artifact import load_quantized, save_quantized
+from tico_modules._files.saved_model import SavedModel
+from tico_modules._files.shards import INDEX_NAME
+from tico_modules._files.transformers_model import QUANT_METHOD, mark_initialized
 from tico_modules._layers.backend import set_backend
 from tico_modules._layers.expert_weights import ExpertWeights, FloatExpert
 from tico_modules._layers.lent_state import Forward, call_as
@@ -49,7 +52,8 @@ from tico_modules._tree.module_tree import (
 )
 from tico_modules._tree.plug_ins import BrokenPlugIn, load_plug_in
 from tico_modules._tree.recorded_outputs import record_outputs
-from tico_modules._tree.ties import find_tied_paths
+from tico_modules._tree.result_marks import add_result_mark, mark_result
+from tico_modules._tree.ties import drop_stale_ties, find_tied_paths
 
 INTEGER_MODULES = (
     ScaledInput,
@@ -65,7 +69,9 @@ INTEGER_MODULES = (
 )
 
 __all__ = [
+    "INDEX_NAME",
     "INTEGER_MODULES",
+    "QUANT_METHOD",
     "ActivationGrid",
     "BrokenPlugIn",
     "ConvSettings",
@@ -93,20 +99,25 @@ __all__ = [
     "Report",
     "RestorableModule",
     "Run",
+    "SavedModel",
     "ScaledInput",
     "TransposedLinear",
+    "add_result_mark",
     "answer_for",
     "call_as",
     "carry_over",
     "child_path",
     "children",
     "copy_bias",
+    "drop_stale_ties",
     "find_entry_points",
     "find_tied_paths",
     "keep_dequantized",
     "library_versions",
     "load_plug_in",
     "load_quantized",
+    "mark_initialized",
+    "mark_result",
     "model_fingerprint",
     "named_modules",
     "own_tensor",

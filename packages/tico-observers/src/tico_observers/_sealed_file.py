@@ -1,6 +1,6 @@
 """Sealed files: tensors in the safetensors layout, with digests and a seal over all of it.
 
-The header's one metadata key holds canonical JSON: a schema version, what the file is about, and name,
+One metadata key of the header holds canonical JSON: a schema version, what the file is about, and name,
 format, shape and SHA-256 of every tensor, sealed by the SHA-256 of that text. Format, order and offsets of
 the tensors follow from it, so a reader rebuilds the whole header and accepts no other. Any
 safetensors tool can read the tensors. Nothing in the file names code.
@@ -147,7 +147,7 @@ def read_sealed(path: str | os.PathLike[str]) -> SealedFile:
             raise _refused(target, f"{size} bytes, {length} of them header", "a whole sealed file")
         header = size_prefix(length) + file.read(length)
         about, entries = _parsed_header(target, header[8:])
-        if _header(about, entries) != header:
+        if header not in (_header(about, entries), _header(about, entries, framework=False)):
             raise _refused(target, "another one", "the header that its own list of tensors gives")
         if size != 8 + length + sum(entry.bytes for entry in entries):
             raise _refused(target, f"{size} bytes", "the size that its header gives")
@@ -216,9 +216,11 @@ def _seal(about: str, entries: list[_Entry]) -> str:
     return hashlib.sha256(_canonical(_listing(about, entries)).encode()).hexdigest()
 
 
-def _header(about: str, entries: list[_Entry]) -> bytes:
+def _header(about: str, entries: list[_Entry], *, framework: bool = True) -> bytes:
+    """Return the header; earlier releases did not write the framework, which some readers ask for."""
     sealed = _listing(about, entries) | {"seal": _seal(about, entries)}
-    header: dict[str, object] = {"__metadata__": {_METADATA_KEY: _canonical(sealed)}}
+    metadata = {_METADATA_KEY: _canonical(sealed)} | ({"format": "pt"} if framework else {})
+    header: dict[str, object] = {"__metadata__": metadata}
     offset = 0
     for entry in entries:
         span = [offset, offset + entry.bytes]

@@ -3,8 +3,8 @@
 >>> import tico.quantization.integrations
 """
 
-from tico_api.integrations import register
+from tico_api.integrations import register, round_on_load
 
 register()
 
-__all__ = ["register"]
+__all__ = ["register", "round_on_load"]

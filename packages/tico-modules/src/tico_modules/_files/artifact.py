@@ -14,28 +14,28 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tico_config import ArtifactError, ConfigError, Found, Problem, UnsupportedError
-from tico_modules._files.manifest import Manifest, read_manifest
+from tico_config import ConfigError, Found, Problem, UnsupportedError
+from tico_modules._files.manifest import Manifest
 from tico_modules._files.model_card import write_model_card
-from tico_modules._files.module_kinds import load_kinds, package_of
-from tico_modules._files.restoring import Restoring, find_restorable
-from tico_modules._files.shards import read_shards, remove_others, write_shards
-from tico_modules._files.structure import describe_structure, require_structure
+from tico_modules._files.module_kinds import package_of
+from tico_modules._files.restoring import find_restorable
+from tico_modules._files.saved_model import SavedModel, as_path
+from tico_modules._files.shards import describe_index, remove_others, write_shards
+from tico_modules._files.structure import describe_structure
 from tico_modules._files.transformers_model import (
     Tokenizer,
     describe_model,
-    make_skeleton,
     makes_by_itself,
-    require_config,
+    mark_initialized,
     write_beside,
 )
+from tico_modules._files.wrapped_model import unwrap_model
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._record.fingerprint import all_tensors
 from tico_modules._record.history import report, runs_of
 from tico_modules._record.run import Run
-from tico_modules._storage.layout import Layout
-from tico_modules._tree.edit import Edit
 from tico_modules._tree.requirements import require_module
+from tico_modules._tree.result_marks import mark_result
 from tico_observers import locked_folder
 
 
@@ -53,19 +53,21 @@ def save_quantized(
     and its tokenizer, for other tools; these are replaced one by one.
 
     Args:
-        model: has integer modules.
+        model: has integer modules. Of what `torch.compile`, `DataParallel`, DDP or `AveragedModel` returned,
+            the model inside is saved.
         directory: may hold an earlier model, which is replaced, and anything else, which is left alone.
         tokenizer: has ``save_pretrained``; by default the tokenizer in the folder that the model was loaded
             from, if there is one.
         shard_bytes: the most bytes of tensors in one file; a tensor that is larger has a file of its own.
 
     Raises:
-        UnsupportedError: `model` is no module, has no integer one, or one that holds itself, or a tensor has
-            no data.
+        UnsupportedError: `model` is no module, has no integer one, or one that holds itself, a tensor has no
+            data, or a part is compiled, sharded or has adapters of peft.
         ConfigError: `shard_bytes` is no positive integer, or `tokenizer` cannot save itself.
         OSError: the folder cannot be written.
     """
     require_module(model)
+    model = unwrap_model(model)
     modules = dict(find_restorable(model))
     if not modules:
         is_graph = isinstance(model, torch.fx.GraphModule)
@@ -79,21 +81,22 @@ def save_quantized(
     if tokenizer is not None and not callable(getattr(tokenizer, "save_pretrained", None)):
         expected = "one that has save_pretrained"
         raise ConfigError(Problem(field="tokenizer", value=tokenizer, expected=expected))
-    folder = _as_path(directory)
+    folder = as_path(directory)
     tensors, aliases = _name_tensors(model)
     _require_values(tensors)
     folder.mkdir(parents=True, exist_ok=True)
     runs = _collect_runs(modules)
     with locked_folder(folder):
+        shards = write_shards(folder, tensors, shard_bytes)
         manifest = Manifest(
             aliases=aliases,
             modules={path: _describe_module(module, runs) for path, module in modules.items()},
             runs=tuple(runs),
             transformers=describe_model(model),
-            shards=write_shards(folder, tensors, shard_bytes),
+            shards=shards,
             structure=describe_structure(model),
         )
-        write_beside(model, tokenizer, folder)
+        write_beside(model, tokenizer, folder, describe_index(tensors, shard_bytes, shards), manifest.runs)
         lines = report(model).without_times()
         call = f"load_quantized(folder{'' if makes_by_itself(model) else ', model'})"
         write_model_card(folder, type(model).__name__, manifest, lines, call)
@@ -122,34 +125,14 @@ def load_quantized(directory: str | os.PathLike[str], model: nn.Module | None = 
         MissingExtraError: `model` is left out and transformers is not installed.
         OSError: a file cannot be read.
     """
-    folder = _as_path(directory)
     if model is not None:
         require_module(model)
-    if folder.exists() and not folder.is_dir():
-        problem = Problem(field="directory", value=Found(f"the file {folder}"), expected="a folder")
-        raise ArtifactError(problem)
-    with locked_folder(folder, shared=True):
-        manifest, about = read_manifest(folder)
-        tensors = read_shards(folder, manifest.shards)
-    kinds = load_kinds()
-    with Edit() as edit:
-        restoring = Restoring(
-            root=make_skeleton(about) if model is None else model,
-            where=about.where,
-            tensors=tensors | _resolve_aliases(about.child("aliases"), tensors),
-            edit=edit,
-        )
-        restoring.put_modules(about.child("modules"), kinds, manifest.runs)
-        restoring.fill()
-        _require_alike(about, restoring.root, given=model is not None)
-        restoring.tie_weights()
-    return restoring.root.eval()
-
-
-def _as_path(directory: object) -> Path:
-    if not isinstance(directory, str | os.PathLike):
-        raise UnsupportedError(Problem(field="directory", value=directory, expected="the path of a folder"))
-    return Path(directory)
+    saved = SavedModel.open(directory)
+    skeleton = saved.make_skeleton() if model is None else model
+    root = saved.put_into(skeleton, given=model is not None)
+    mark_initialized(root)
+    mark_result(root)
+    return root.eval()
 
 
 def _require_values(tensors: Mapping[str, Tensor]) -> None:
@@ -168,19 +151,6 @@ def _require_values(tensors: Mapping[str, Tensor]) -> None:
     ]
     if problems:
         raise UnsupportedError(*problems)
-
-
-def _require_alike(about: Layout, root: nn.Module, *, given: bool) -> None:
-    """Refuse a model that computes something else than the one that was saved, as far as that can be told.
-
-    Raises:
-        ArtifactError: with every difference in modules and in the config of transformers.
-    """
-    structure = about.optional_child("structure") if "structure" in about.values else None
-    if structure is not None:
-        require_structure(structure, root)
-    if given:
-        require_config(about, root)
 
 
 def _collect_runs(modules: Mapping[str, nn.Module]) -> list[Run]:
@@ -205,7 +175,7 @@ def _name_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    for name, tensor in all_tensors(model):
+    for name, tensor in all_tensors(model, empty=True):
         key = (id(tensor), tensor.shape, tensor.stride())
         if key in first:
             aliases[name] = first[key]
@@ -213,13 +183,3 @@ def _name_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             first[key] = name
             tensors[name] = tensor
     return tensors, aliases
-
-
-def _resolve_aliases(aliases: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
-    for name in aliases.values:
-        first = aliases.text(name)
-        if first not in tensors:
-            raise aliases.make_error(name, "the name of a tensor in the file")
-        found[name] = tensors[first]
-    return found

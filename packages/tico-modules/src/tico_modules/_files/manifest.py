@@ -15,6 +15,7 @@ from typing import Final
 import attrs
 
 from tico_config import ArtifactError, Found, Problem
+from tico_modules._files.code_packing import describe_packing
 from tico_modules._files.shards import Shard, parse_shard
 from tico_modules._record.run import Run
 from tico_modules._storage.layout import Layout
@@ -22,7 +23,8 @@ from tico_observers import replaced_file
 
 MANIFEST_NAME: Final = "quantized.json"
 FORMAT: Final = "tico-quantized"
-VERSION: Final = 2
+VERSION: Final = 3
+_READABLE: Final = (2, VERSION)
 _MAX_BYTES: Final = 2**27
 
 
@@ -64,6 +66,7 @@ class Manifest:
             "format": FORMAT,
             "version": VERSION,
             "aliases": dict(self.aliases),
+            "packing": describe_packing(),
             "modules": {path: dict(entry) for path, entry in self.modules.items()},
             "runs": [run.to_values() for run in self.runs],
             "transformers": self.transformers,
@@ -72,7 +75,7 @@ class Manifest:
         }
 
 
-def read_manifest(folder: Path) -> tuple[Manifest, Layout]:
+def read_manifest(folder: Path, *, follow_links: bool = False) -> tuple[Manifest, Layout]:
     """Return the manifest in `folder`, and its values as a `Layout`.
 
     Raises:
@@ -80,7 +83,7 @@ def read_manifest(folder: Path) -> tuple[Manifest, Layout]:
         OSError: the file cannot be read.
     """
     where = folder / MANIFEST_NAME
-    if where.is_symlink():
+    if where.is_symlink() and not follow_links:
         raise _make_error(where, "a link", "a regular file")
     if where.exists() and not where.is_file():  # a pipe would be waited for
         raise _make_error(where, "a folder, pipe or device", "a regular file")
@@ -90,7 +93,8 @@ def read_manifest(folder: Path) -> tuple[Manifest, Layout]:
         raise _make_error(where, "a longer one", f"of at most {_MAX_BYTES} bytes")
     layout = Layout(str(where), _parse(where, content))
     names = ("aliases", "format", "modules", "runs", "shards", "transformers", "version")
-    layout.require_keys((*names, "structure") if "structure" in layout.values else names)
+    later = [name for name in ("packing", "structure") if name in layout.values]
+    layout.require_keys((*names, *later))
     aliases, modules = layout.child("aliases"), layout.child("modules")
     transformers = layout.optional_child("transformers")
     manifest = Manifest(
@@ -124,9 +128,10 @@ def _parse(where: Path, content: bytes) -> Mapping[str, object]:
             values: dict[str, object] = {str(name): value for name, value in found.items()}
         case _:
             raise _make_error(where, "another text", f"JSON of the format {FORMAT}")
-    if version != VERSION:
+    if version not in _READABLE:
         origin = ", which a newer release of this library wrote" if version > VERSION else ""
-        raise _make_error(where, f"one of version {version}{origin}", f"of version {VERSION}")
+        expected = f"of version {' or '.join(map(str, _READABLE))}"
+        raise _make_error(where, f"one of version {version}{origin}", expected)
     if not _is_sealed(values, content):
         raise _make_error(where, "one that was changed", "as it was written, with the SHA-256 of its text")
     return values

@@ -93,10 +93,10 @@ class Restoring:
         Raises:
             ArtifactError: with every tensor that is missing, left over, or of another shape or kind of dtype.
         """
-        expected = dict(all_tensors(self.root))
+        expected = dict(all_tensors(self.root, empty=True))
         problems = [
             Problem(module=self.where, field=name, value=value, expected=wanted)
-            for name in sorted(expected.keys() | self.tensors.keys())
+            for name in sorted(self.tensors.keys() | dict(all_tensors(self.root)).keys())
             for value, wanted in _find_misfits(expected.get(name), self.tensors.get(name))
         ]
         if problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from tico_observers import read_sealed, seal
 _NAME: Final = re.compile(r"quantized-[0-9]{5}-of-[0-9]{5}-[0-9a-f]{16}\.safetensors")
 # What a writer of such a file leaves if it is stopped: `replaced_file` gives these names.
 _ORPHAN: Final = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]+\.tmp")
+INDEX_NAME: Final = "quantized.safetensors.index.json"
 _ABOUT: Final = '{"kind":"shard of a quantized model","manifest":"quantized.json"}'
 
 
@@ -61,6 +63,15 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> tup
     return tuple(shards)
 
 
+def describe_index(tensors: Mapping[str, Tensor], limit: int, shards: tuple[Shard, ...]) -> str:
+    """Return the index that other tools read: which of the `shards` holds which of the `tensors`."""
+    parts = zip(_split_tensors(tensors, limit), shards, strict=True)
+    files = {name: shard.name for part, shard in parts for name in part}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    index = {"metadata": {"format": "pt", "total_size": size}, "weight_map": files}
+    return f"{json.dumps(index, sort_keys=True, indent=2)}\n"
+
+
 def _split_tensors(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[str, Tensor]]:
     part: dict[str, Tensor] = {}
     size = 0
@@ -74,13 +85,15 @@ def _split_tensors(tensors: Mapping[str, Tensor], limit: int) -> Iterator[dict[s
     yield part
 
 
-def read_shards(folder: Path, shards: tuple[Shard, ...]) -> dict[str, Tensor]:
+def read_shards(folder: Path, shards: tuple[Shard, ...], *, follow_links: bool = False) -> dict[str, Tensor]:
     """Return the tensors of all `shards`, mapped from the files; sizes are checked before any is opened.
 
     Raises:
         ArtifactError: a file is missing, a link, damaged, or another one than the manifest names.
     """
-    problems = [problem for shard in shards for problem in _find_misfits(folder / shard.name, shard)]
+    problems = [
+        problem for shard in shards for problem in _find_misfits(folder / shard.name, shard, follow_links)
+    ]
     if problems:
         raise ArtifactError(*problems)
     tensors: dict[str, Tensor] = {}
@@ -96,8 +109,8 @@ def read_shards(folder: Path, shards: tuple[Shard, ...]) -> dict[str, Tensor]:
     return tensors
 
 
-def _find_misfits(path: Path, shard: Shard) -> Iterator[Problem]:
-    if path.is_symlink():
+def _find_misfits(path: Path, shard: Shard, follow_links: bool) -> Iterator[Problem]:
+    if path.is_symlink() and not follow_links:
         yield _make_problem(path, "a link", "a regular file")
     elif not path.is_file():
         yield _make_problem(path, "no such file", "there, as the manifest names it")

@@ -11,15 +11,28 @@ from tempfile import TemporaryDirectory
 from typing import Final, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tico_config import ArtifactError, Found, MissingExtraError, Problem
+from tico_modules._files.shards import INDEX_NAME
+from tico_modules._record.run import Run
 from tico_modules._storage.layout import Layout
+from tico_modules._tree.module_tree import named_modules
 
 CONFIG_NAME: Final = "config.json"
 GENERATION_NAME: Final = "generation_config.json"
+QUANT_METHOD: Final = "tico"
+_QUANTIZATION: Final = "quantization_config"
+# transformers refuses a file of weights that is none of safetensors, and quotes its name. So its error is
+# this sentence where the method is not registered; it would make a float model with random weights otherwise.
+_WEIGHTS: Final = "transformers_weights"
+_UNREGISTERED: Final = (
+    "this model is quantized: `import tico.quantization.integrations` before from_pretrained"
+    " (pip install 'tico-api[hf]'), or call tico.quantization.load_quantized"
+)
 _VERSION: Final = "transformers_version"
 _LONGEST: Final = 200
+_INITIALIZED: Final = "_is_hf_initialized"
 # Fields of a config that make no difference to what a converted model computes.
 _INDIFFERENT: Final = (
     *("_name_or_path", "architectures", "dtype", "torch_dtype", "finetuning_task", "id2label", "label2id"),
@@ -54,27 +67,36 @@ def describe_model(model: nn.Module) -> Mapping[str, object] | None:
     with TemporaryDirectory() as folder:
         _save_configs(model, Path(folder))
         config, generation = (_read_json(Path(folder) / name) for name in (CONFIG_NAME, GENERATION_NAME))
-    if config is None:
+    if not isinstance(config, dict):
         return None
-    attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    config.pop(_QUANTIZATION, None)
     return {
         "architecture": type(model).__name__,
         "package": type(model).__module__.partition(".")[0],
-        "attention": attention if isinstance(attention, str) else None,
+        "attention": _attention_of(model),
         "config": config,
         "generation": generation,
     }
 
 
-def write_beside(model: nn.Module, tokenizer: Tokenizer | None, folder: Path) -> None:
-    """Write configs and tokenizer of a transformers model to `folder` for other tools, each file as a whole.
+def _attention_of(model: nn.Module) -> str | None:
+    attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
+    return attention if isinstance(attention, str) else None
+
+
+def write_beside(
+    model: nn.Module, tokenizer: Tokenizer | None, folder: Path, index: str, runs: tuple[Run, ...]
+) -> None:
+    """Write what other tools read to `folder`, each file as a whole: the index, and configs and tokenizer.
 
     Files that an interrupted save has left there are removed first. The caller keeps other writers out.
     """
     for orphan in folder.glob(f"{_TEMPORARY}*"):
         rmtree(orphan, ignore_errors=True)
     with TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as temporary:
+        (Path(temporary) / INDEX_NAME).write_text(index, encoding="utf-8")
         _save_configs(model, Path(temporary))
+        _mark_config(model, Path(temporary) / CONFIG_NAME, runs)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         elif (Path(temporary) / CONFIG_NAME).exists():
@@ -88,6 +110,26 @@ def _save_configs(model: nn.Module, folder: Path) -> None:
         save: object = getattr(getattr(model, name, None), "save_pretrained", None)
         if callable(save):
             save(folder)
+
+
+def _mark_config(model: nn.Module, path: Path, runs: tuple[Run, ...]) -> None:
+    """Say in the config of a transformers model, if there is one, what transformers has to load it by."""
+    config = _read_json(path)
+    if isinstance(config, dict):
+        dtypes = (each.dtype for each in model.parameters() if each.is_floating_point())
+        dtype = str(next(dtypes, torch.float32)).removeprefix("torch.")
+        marks: dict[str, object] = {
+            "architectures": [type(model).__name__],
+            "dtype": dtype,
+            _QUANTIZATION: {
+                "quant_method": QUANT_METHOD,
+                "attention": _attention_of(model),
+                "dtype": dtype,
+                "conversions": [json.loads(run.config) for run in runs if run.config],
+            },
+            _WEIGHTS: _UNREGISTERED,
+        }
+        path.write_text(json.dumps(config | marks, sort_keys=True, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_tokenizer(model: nn.Module, folder: Path) -> None:
@@ -107,6 +149,20 @@ def makes_by_itself(model: nn.Module) -> bool:
     """Tell whether the class of `model` is one that `make_skeleton` finds: one of transformers."""
     transformers = sys.modules.get("transformers")
     return getattr(transformers, type(model).__name__, None) is type(model)
+
+
+def mark_initialized(model: nn.Module) -> None:
+    """Mark modules and tensors as transformers marks what it has loaded: it initializes all others.
+
+    It does so as soon as the model becomes a part of a transformers model of one's own.
+    """
+    for _, module in named_modules(model):
+        setattr(module, _INITIALIZED, True)
+        parameters: dict[str, nn.Parameter | None] = module._parameters
+        buffers: dict[str, Tensor | None] = module._buffers
+        for tensor in (*parameters.values(), *buffers.values()):
+            if tensor is not None:
+                setattr(tensor, _INITIALIZED, True)
 
 
 def require_config(about: Layout, model: nn.Module) -> None:

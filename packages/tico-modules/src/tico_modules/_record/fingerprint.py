@@ -15,15 +15,15 @@ from tico_modules._tree.requirements import require_module
 from tico_observers import tensor_digest
 
 
-def all_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def all_tensors(model: nn.Module, *, empty: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter and buffer, also the buffers that a state dict leaves out.
 
-    The empty parameters that only tell the dtype of a float weight are none of them.
+    The empty parameters that only tell the dtype of a float weight are none of them, except with `empty`.
     """
     for path, module in named_modules(model, every_path=True):
         parameters: dict[str, nn.Parameter | None] = module._parameters
         buffers: dict[str, Tensor | None] = module._buffers
-        unsaved = module.unsaved if isinstance(module, StandIn) else frozenset()
+        unsaved = module.unsaved if isinstance(module, StandIn) and not empty else frozenset()
         for name, tensor in (*parameters.items(), *buffers.items()):
             if tensor is not None and name not in unsaved:
                 yield child_path(path, name), tensor

@@ -23,9 +23,15 @@ def refuse_save_pretrained(prefix: str) -> None:
     frame = sys._getframe(1)
     while frame.f_back is not None:
         frame = frame.f_back
-        if frame.f_code.co_name == _SAVER and frame.f_globals.get("__name__") in _MODULES:
+        if frame.f_code.co_name != _SAVER or frame.f_globals.get("__name__") not in _MODULES:
+            continue
+        # With adapters in the model, transformers saves these and nothing else.
+        if not getattr(frame.f_locals.get("self"), "_hf_peft_config_loaded", False):
             found, expected = Found(_SAVER), "saved by a function that knows integer layers"
-            remedy = "call save_quantized(model, directory), and load_quantized(directory) to load it"
+            remedy = (
+                "call save_quantized(model, directory), and load_quantized(directory) to load it;"
+                " after `import tico.quantization.integrations`, transformers does both itself"
+            )
             where = prefix.removesuffix(".")
             raise UnsupportedError(
                 Problem(module=where, field="model", value=found, expected=expected, remedy=remedy)

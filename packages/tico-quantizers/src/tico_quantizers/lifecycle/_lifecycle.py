@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from tico_config import BaseConfig, ConfigError, Found, Problem
-from tico_modules import Edit
+from tico_modules import Edit, drop_stale_ties, mark_result
 from tico_quantizers.calibration import unchanged_process
 from tico_quantizers.lifecycle._arguments import (
     require_arguments,
@@ -96,8 +96,10 @@ def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: b
     work = model if inplace else detached_copy(model)
     with unchanged_process(), Edit() as edit:
         root = state_of(work).convert(work, edit)
+        drop_stale_ties(root, edit)
         note_replaced(work, Replaced("convert", config, root), edit)
         edit.on_commit(lambda: vars(work).pop(STATE))
+    mark_result(root)
     return root
 
 

@@ -111,6 +111,14 @@ class QuantModuleBase(RestorableModule):
             answer: Tensor | nn.Module = getattr(kept, name)
             return answer
 
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Take in a buffer, also one of a name that the float module answers for, as counters have."""
+        kept, self.kept = vars(self).get("kept"), None
+        try:
+            super().register_buffer(name, tensor, persistent)
+        finally:
+            self.kept = kept
+
     @abstractmethod
     def adopt(self, module: nn.Module) -> None:
         """Keep what `forward` needs of the float module: itself as a child, or its children by their names.
