@@ -405,6 +405,32 @@ def test_gptq_rounds_experts_after_the_scales_of_awq() -> None:
     assert len(packed_of(quantized(scaled, PLAIN))) == 16
 
 
+@pytest.mark.parametrize("names", ["top_k_index top_k_weights", "router_indices routing_weights"])
+def test_experts_alone_can_be_quantized(names: str) -> None:
+    """Called by the names that an implementation has, in any order; the report of a part has its experts."""
+    _, experts = experts_of(fused_model("gpt_oss"))
+    implementation = "eager" if "router" in names else "grouped_mm"
+    getattr(experts, "config")._experts_implementation = implementation  # noqa: B009  # transformers' own
+    numbers = torch.arange(128).view(64, 2) % 4
+    named = dict(zip(names.split(), (numbers, torch.full((64, 2), 0.5)), strict=True))
+    x = torch.linspace(-1, 1, 64 * 16).view(64, 16).sin()
+    prepared = prepare(experts, PLAIN)
+    with torch.no_grad():
+        prepared(x, **dict(reversed(named.items())))
+    found = convert(prepared)
+    assert isinstance(found, QuantizedExperts)
+    lines = {line.path: line for line in report(found).layers}
+    assert lines[""].weight == "gate_up_proj uint4 per row, down_proj uint4 per row"
+    assert {dict(lines[f"down_proj.{number}"].figures)["tokens"] for number in range(4)} == {32}
+
+
+def test_the_report_of_a_part_has_its_experts() -> None:
+    """By the paths that they have in the part."""
+    found = quantized(fused_model("mixtral"), PLAIN)
+    _, experts = experts_of(found)
+    assert "down_proj.3" in {line.path for line in report(experts).layers}
+
+
 def test_generation_works_after_gptq() -> None:
     """With the integers in the place of the experts."""
     found = quantized(fused_model("gpt_oss"), PLAIN)

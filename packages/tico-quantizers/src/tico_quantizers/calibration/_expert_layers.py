@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import final
@@ -10,7 +9,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from tico_modules import Forward, QuantizedLinear, call_as, carry_over, children, parameter, read_only
+from tico_modules import QuantizedLinear, call_as, carry_over, children, parameter, read_only
 from tico_quantizers.calibration._calls import tensor_leaves
 from tico_quantizers.calibration._hooks import is_heard
 from tico_quantizers.layers import ExpertLinear, ExpertStack, FusedExperts, eager_forward, quiet
@@ -88,8 +87,8 @@ class ExpertLayers(nn.Module):
 
         Rows that are padding give zeros.
         """
-        forward = eager_forward(self._kind)
-        x, *rest = (each.detach().flatten(0, -2) for each in _tensors(forward, args, kwargs))
+        forward, given = eager_forward(self._kind), [*tensor_leaves(args), *tensor_leaves(kwargs)]
+        x, *rest = (each.detach().flatten(0, -2) for each in _in_order(given))
         kept = torch.ones(len(x), dtype=torch.bool, device=x.device) if real is None else self._spread(real)
         given = [x[kept], *(each[kept] for each in rest)]
         if self._every_token and self.about.routing == "chosen":
@@ -134,7 +133,14 @@ def _call(layers: list[nn.Module], number: int, x: Tensor, transposed: bool) -> 
     return output
 
 
-def _tensors(forward: Forward, args: tuple[object, ...], kwargs: Mapping[str, object]) -> list[Tensor]:
-    """Return rows, numbers of experts and shares, in the order in which `forward` takes them."""
-    given = inspect.signature(forward).bind(None, *args, **kwargs).arguments
-    return tensor_leaves(tuple(given.values()))
+def _in_order(given: list[Tensor]) -> list[Tensor]:
+    """Return rows, numbers of experts and shares in this order, in which forwards take them, or rows alone.
+
+    Implementations give them other names, so they are told by what they hold.
+    """
+    numbers = [each for each in given if not each.is_floating_point()]
+    floats = [each for each in given if each.is_floating_point()]
+    if not numbers:
+        return floats
+    shares = next(each for each in reversed(floats) if each.shape == numbers[0].shape)
+    return [next(each for each in floats if each is not shares), numbers[0], shares]
