@@ -18,7 +18,7 @@ def mark_of(codes: Tensor) -> str | None:
 
     >>> import torch
     >>> mark_of(torch.tensor([[1, 2]], dtype=torch.uint8))
-    'b6cc4292'
+    '6d693c7a'
     """
     if not has_values(codes):
         return None
