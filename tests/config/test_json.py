@@ -18,6 +18,7 @@ GOLDEN: Final = (
     '"activation_dtype":null,'
     '"asymmetric":0.0,'
     '"bits":4,'
+    '"calibrate_all_experts":false,'
     '"checkpoint_dir":null,'
     '"damping":0.01,'
     '"damping_reference":"mean",'

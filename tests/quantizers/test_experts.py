@@ -7,14 +7,13 @@ import logging
 import pytest
 import torch
 from torch import nn
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from expert_models import Mixture, tokens
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import CalibrationError
 from tico_quantizers import LayerReport, QuantizedLinear, report
 from tico_quantizers.testing import refused
-from tiny_models import TOKENS, values
+from tiny_models import values
 
 
 def lines(model: nn.Module) -> dict[str, LayerReport]:
@@ -78,25 +77,3 @@ def test_a_list_of_layers_that_all_read_the_same_has_no_experts() -> None:
     prepared = prepare(model, GPTQConfig(show_progress=False))
     prepared(tokens((3, 3, 3, 3)))
     assert not any("rounded" in line.reason for line in lines(convert(prepared)).values())
-
-
-def test_fused_experts_are_named_as_left_in_float() -> None:
-    """A Mixtral of transformers holds the weights of all experts of a layer in two parameters."""
-    config = MixtralConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=4,
-    )
-    model = nn.Module.eval(MixtralForCausalLM(config))
-    prepared = prepare(model, GPTQConfig(show_progress=False))
-    with torch.no_grad():
-        prepared(TOKENS)
-    found = lines(convert(prepared))
-    fused = found["model.layers.1.mlp.experts"]
-    assert fused.weight == "float"
-    assert "gate_up_proj, down_proj: weights of several layers" in fused.reason
-    assert found["model.layers.1.self_attn.o_proj"].weight == "uint4 asymmetric per row"

@@ -35,6 +35,7 @@ class TestPublicAPI(PublicAPI):
         "QuantizedConvTranspose2d",
         "QuantizedConvTranspose3d",
         "QuantizedEmbedding",
+        "QuantizedExperts",
         "QuantizedLinear",
         "QuantizedModule",
         "QuantizerEntry",
@@ -103,6 +104,12 @@ class TestLayers(PublicNames):
 
     package = "tico_quantizers.layers"
     names = (
+        "ExpertLinear",
+        "ExpertStack",
+        "FusedExperts",
+        "eager_forward",
+        "fused_experts",
+        "quiet",
         "FloatLayer",
         "IntegerLayer",
         "Layer",
@@ -143,6 +150,7 @@ class TestCalibration(PublicNames):
 
     package = "tico_quantizers.calibration"
     names = (
+        "ExpertLayers",
         "ABSMAX",
         "ActivationStore",
         "BlockCalls",
@@ -246,6 +254,9 @@ class TestConversion(PublicNames):
 
     package = "tico_quantizers.conversion"
     names = (
+        "ClosedExperts",
+        "close_experts",
+        "open_experts",
         "BlockCalibration",
         "BlockQuantizer",
         "WeightQuantizer",

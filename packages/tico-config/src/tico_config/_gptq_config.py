@@ -47,8 +47,9 @@ class GPTQConfig(ModuleConfig):
         damping: share of the Hessian's diagonal that is added to it, above 0 and up to 1.
         damping_reference: ``"mean"`` or ``"median"``, what the share is of; a few inputs that are much
             larger than all others raise the mean, not the median.
-        min_expert_tokens: an expert (a module of a list of which some read less than others) that reads fewer
-            tokens is rounded to nearest; 0 requires data for every one.
+        min_expert_tokens: an expert (a module of a list, or a weight in a parameter that holds one for each
+            expert, of which some read less than others) that reads fewer tokens is rounded to nearest; 0
+            requires data for every one.
         token_weights: how often a token counts in the Hessian. ``"auto"`` weighs it by how far an error in
             the layer's output for it moves the output of the block: a first token, which all others
             may attend to, then outweighs hundreds of them. ``"uniform"`` counts all alike, as the paper does.
@@ -58,6 +59,10 @@ class GPTQConfig(ModuleConfig):
         asymmetric: share of the distance between the inputs that a layer has in the float model and in the
             quantized one that it makes up for (GPTAQ, Li et al. 2025, arXiv 2504.02692, whose code takes
             0.25); 0 for none. It needs a pass of each float block more; not with `true_sequential`.
+        calibrate_all_experts: let the experts that share a parameter learn from all tokens, instead of from
+            those that go to them, and count a token for an expert that it does not go to as much as for the
+            mean of those that it does. The outputs of the model do not change. Experts of a module that is
+            given their rows sorted already, as in Llama 4, learn from their own all the same.
         forward_dtype: ``"bfloat16"`` to compute the passes of `convert` in it, where torch's autocast does.
         activation_dtype: ``"bfloat16"`` to keep what goes from block to block in it.
         offload: ``"disk"`` to keep that in temporary files without a name, in the folder of ``TMPDIR``.
@@ -82,6 +87,7 @@ class GPTQConfig(ModuleConfig):
             "overrides",
             "true_sequential",
             "asymmetric",
+            "calibrate_all_experts",
             "forward_dtype",
             "activation_dtype",
             "offload",
@@ -106,6 +112,7 @@ class GPTQConfig(ModuleConfig):
     token_weights: TokenWeights = attrs.field(default="auto", converter=_as_weights)
     true_sequential: bool = False
     asymmetric: float = attrs.field(default=0.0, converter=as_float)
+    calibrate_all_experts: bool = False
     forward_dtype: Literal["bfloat16"] | None = None
     activation_dtype: Literal["bfloat16"] | None = None
     offload: Literal["disk"] | None = None

@@ -8,6 +8,8 @@ from tico_modules._files.saved_model import SavedModel
 from tico_modules._files.shards import INDEX_NAME
 from tico_modules._files.transformers_model import QUANT_METHOD, mark_initialized
 from tico_modules._layers.backend import set_backend
+from tico_modules._layers.expert_weights import ExpertWeights, FloatExpert
+from tico_modules._layers.lent_state import Forward, call_as
 from tico_modules._layers.quantized_conv import (
     ConvSettings,
     QuantizedConv1d,
@@ -20,6 +22,7 @@ from tico_modules._layers.quantized_conv_transpose import (
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
 )
+from tico_modules._layers.quantized_experts import QuantizedExperts
 from tico_modules._layers.quantized_linear import QuantizedEmbedding, QuantizedLinear
 from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
 from tico_modules._layers.restorable import RestorableModule
@@ -36,6 +39,7 @@ from tico_modules._storage.exported import code_dtype, dialect_operator
 from tico_modules._storage.kept_weights import keep_dequantized
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._storage.read_only_weight import read_only
 from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.entry_points import find_entry_points
@@ -62,6 +66,7 @@ INTEGER_MODULES = (
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
+    QuantizedExperts,
 )
 
 __all__ = [
@@ -75,6 +80,9 @@ __all__ = [
     "DataFingerprint",
     "Edit",
     "ExactModule",
+    "ExpertWeights",
+    "FloatExpert",
+    "Forward",
     "LayerReport",
     "Layout",
     "PackedWeight",
@@ -86,6 +94,7 @@ __all__ = [
     "QuantizedConvTranspose2d",
     "QuantizedConvTranspose3d",
     "QuantizedEmbedding",
+    "QuantizedExperts",
     "QuantizedLinear",
     "QuantizedModule",
     "Report",
@@ -96,6 +105,7 @@ __all__ = [
     "TransposedLinear",
     "add_result_mark",
     "answer_for",
+    "call_as",
     "carry_over",
     "child_path",
     "children",
@@ -115,6 +125,7 @@ __all__ = [
     "named_modules",
     "own_tensor",
     "parameter",
+    "read_only",
     "record_outputs",
     "remember",
     "report",

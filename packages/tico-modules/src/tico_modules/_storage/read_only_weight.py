@@ -54,6 +54,7 @@ class ReadOnlyWeight(Tensor):
     """
 
     _read: Callable[[], Tensor]
+    _part: Callable[[int], Tensor] | None = None
 
     def __new__(
         cls,
@@ -89,6 +90,9 @@ class ReadOnlyWeight(Tensor):
         named = kwargs or {}
         if _writes(func, args, named):
             _refuse(f"a write by {func._schema.name.removeprefix('aten::')}")
+        parts = _read_parts(func._schema.name, args)
+        if parts is not None:
+            return cls.of(parts)
         if func._schema.name in _SAME and isinstance(args[0], ReadOnlyWeight):
             same = args[0]
             return cls(same._read, same.shape, same.dtype, same.device, same.stride())
@@ -164,9 +168,15 @@ class ReadOnlyWeight(Tensor):
 
 
 def read_only(
-    read: Callable[[], Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    read: Callable[[], Tensor],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    part: Callable[[int], Tensor] | None = None,
 ) -> Tensor:
     """Return the tensor whose values `read` returns at their use; the values themselves while tracing.
+
+    Where its parts along the first axis are asked for by their numbers, only these are read, by `part`.
 
     >>> weight = read_only(lambda: torch.ones(2), (2,), torch.float32, torch.device("cpu"))
     >>> (weight + 1).tolist()
@@ -174,7 +184,23 @@ def read_only(
     """
     if torch.compiler.is_compiling() or is_scripted():
         return read()
-    return ReadOnlyWeight(read, shape, dtype, device)
+    made = ReadOnlyWeight(read, shape, dtype, device)
+    made._part = part
+    return made
+
+
+def _read_parts(operator: str, args: tuple[object, ...]) -> Tensor | None:
+    """Return what an `operator` picks along the first axis, where the parts can be read one by one."""
+    match operator, args:
+        case "aten::select", (ReadOnlyWeight(_part=part) as stack, 0, int(number)) if part is not None:
+            return part(number % len(stack))
+        case "aten::index", (ReadOnlyWeight(_part=part) as stack, [Tensor() as numbers]) if part is not None:
+            if numbers.dtype == torch.bool:
+                return None
+            picked, places = torch.unique(numbers % len(stack), return_inverse=True)
+            return torch.stack([part(number) for number in picked.tolist()])[places] if len(picked) else None
+        case _:
+            return None
 
 
 def _values_of(item: object) -> object:

@@ -8,6 +8,7 @@ from tico_quantizers.calibration._block_driver import Step
 from tico_quantizers.calibration._block_inputs import BlockInputs, BlockOptions, TokenRule
 from tico_quantizers.calibration._calls import Call, Replay, map_leaves, tensor_leaves
 from tico_quantizers.calibration._checkpoint import Checkpoint
+from tico_quantizers.calibration._expert_layers import ExpertLayers
 from tico_quantizers.calibration._float_statistics import float_statistics
 from tico_quantizers.calibration._forward_watch import (
     Calibration,
@@ -60,6 +61,7 @@ __all__ = [
     "Calibration",
     "Call",
     "Checkpoint",
+    "ExpertLayers",
     "GroupedGram",
     "Hook",
     "InputGrams",

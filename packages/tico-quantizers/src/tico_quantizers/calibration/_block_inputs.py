@@ -57,6 +57,7 @@ class BlockOptions:
         offload: keep what goes from block to block on disk.
         narrow: keep it in bfloat16.
         skip_unreached: leave layers out that no data reach.
+        all_experts: let experts in one parameter learn from all tokens, not from those alone that go to them.
     """
 
     fixed: bool = False
@@ -67,6 +68,7 @@ class BlockOptions:
     offload: bool = False
     narrow: bool = False
     skip_unreached: bool = False
+    all_experts: bool = False
 
 
 class GramSource(Protocol):

@@ -100,6 +100,14 @@ def is_watched(module: nn.Module) -> bool:
     return any(isinstance(getattr(hook, "__self__", None), Hook) for hook in hooks)
 
 
+def is_heard(module: nn.Module) -> bool:
+    """Whether an algorithm listens to the calls of `module` now."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    owners: list[object] = [getattr(hook, "__self__", None) for hook in hooks]
+    watchers = (owner.watcher for owner in owners if isinstance(owner, Hook))
+    return any(watcher is not None and watcher.watching for watcher in watchers)
+
+
 def remember_hooks(model: nn.Module) -> Callable[[], None]:
     """Return what removes every forward hook that `model` and its modules are given from now on.
 

@@ -16,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from tico_config import CalibrationError, Found, Problem
 from tico_modules import children, named_modules
 from tico_quantizers.calibration._calls import tensor_leaves
+from tico_quantizers.calibration._expert_layers import ExpertLayers
 from tico_quantizers.calibration._hooks import Watcher, after_call, before_call
 from tico_quantizers.calibration._masks import Statement, is_mask_name, statements
 from tico_quantizers.calibration._picked_rows import real_among
@@ -26,11 +27,15 @@ _LISTS = (nn.ModuleList, nn.ModuleDict)
 
 @attrs.frozen(eq=False)
 class _Known:
-    """What is known in a call: what its masks say, and of which rows experts may be given some."""
+    """What is known in a call: what its masks say, and of which rows experts may be given some.
+
+    In a call that is `alone`, what those around it say does not count.
+    """
 
     said: tuple[Statement, ...] = ()
     rows: Tensor | None = None
     real: Tensor | None = None
+    alone: bool = False
 
 
 _Owner: TypeAlias = tuple[int, str]
@@ -75,6 +80,9 @@ class RealTokens:
         """Set the hooks on `root`, and on all in it that may take masks, that tell which calls go on."""
         handles: list[RemovableHandle] = []
         for path, module in named_modules(root):
+            if isinstance(module, ExpertLayers):
+                handles += self._follow(module, partial(self._tell, module), watcher)
+                continue
             names, may_take_masks = _argument_names(module)
             if may_take_masks or not path:
                 handles += self._follow(module, partial(_read_masks, module, names), watcher)
@@ -177,7 +185,18 @@ class RealTokens:
         return said.real.view(*said.shape, *(1,) * (x.ndim - 3)).expand(x.shape[:-1])
 
     def _said(self) -> Iterator[Statement]:
-        return (one for _, known in self._calls for one in known.said)
+        alone = [place for place, (_, known) in enumerate(self._calls) if known.alone]
+        inner = self._calls[alone[-1] :] if alone else self._calls
+        return (one for _, known in inner for one in known.said)
+
+    def _tell(self, experts: ExpertLayers, args: tuple[object, ...], kwargs: Mapping[str, object]) -> _Known:
+        """Tell `experts` which of the rows that they are given are real: they go on with these alone."""
+        x = _first_rows(args, kwargs) if self._has_padding else None
+        if x is not None and experts.about.routing == "sorted":
+            x = x.reshape(experts.about.count, -1, x.shape[-1])[0]
+        real = None if x is None else self.rows(x)
+        experts.real = None if real is None else real.reshape(-1)
+        return _Known(alone=True)
 
     def _ranked(self) -> list[Statement]:
         """Return what is said of tensors by their shape, what counts most first."""

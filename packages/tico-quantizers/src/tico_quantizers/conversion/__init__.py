@@ -2,13 +2,17 @@
 
 from tico_quantizers.conversion._block_quantizer import BlockCalibration, BlockQuantizer
 from tico_quantizers.conversion._conversion import Conversion
+from tico_quantizers.conversion._opened_experts import ClosedExperts, close_experts, open_experts
 from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.conversion._weight_quantizer import WeightQuantizer
 
 __all__ = [
     "BlockCalibration",
     "BlockQuantizer",
+    "ClosedExperts",
     "Conversion",
     "Progress",
     "WeightQuantizer",
+    "close_experts",
+    "open_experts",
 ]

@@ -26,6 +26,7 @@ from tico_quantizers.calibration import (
     run_blocks,
 )
 from tico_quantizers.conversion._conversion import Conversion
+from tico_quantizers.conversion._opened_experts import open_experts
 from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.layers import (
     LayerPlan,
@@ -80,6 +81,7 @@ class BlockCalibration(Calibration, Generic[C]):
         fields = (
             ("asymmetric", options.paired, True, "0"),
             ("activation_dtype", options.narrow, "bfloat16", "None"),
+            ("calibrate_all_experts", options.all_experts, True, "False"),
             ("token_weights", given is not None, given, "'uniform' or 'auto'"),
         )
         problems = [
@@ -184,6 +186,7 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
         self, model: nn.Module, example: Example | None, edit: Edit
     ) -> tuple[nn.Module, BlockCalibration[C]]:
         """Start to watch the inputs of blocks and layers."""
+        model = open_experts(model, edit, every_token=self.options().all_experts)
         plan = plan_layers(model, self.config, check=self.problems)
         rules = {path: self.rule(target) for path, target in plan.targets.items()}
         calibration = BlockCalibration(model, plan, self.options(), rules, self.bound(plan))
@@ -203,7 +206,7 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
             work = Conversion(model, plan.layers, edit, bar)
             run_blocks(inputs, _Solving(self, plan, work, inputs), checkpoint)
         _warn({**unreached, **work.notes()})
-        converted = work.converted(plan.lines_left(model, name))
+        converted = work.converted(plan.lines_left(work.close_experts(), name))
         return _of_float_model(converted, plan.targets) if inputs.adopted else converted
 
 

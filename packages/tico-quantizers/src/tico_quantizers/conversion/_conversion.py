@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import final
 
+import attrs
 from torch import nn
 
 from tico_config import Found, Problem, UnsupportedError
-from tico_modules import Edit, LayerReport, Report, named_modules
+from tico_modules import Edit, LayerReport, QuantizedExperts, Report, named_modules
+from tico_quantizers.conversion._opened_experts import close_experts
 from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.layers import Layer, QuantizedWeight, shape, with_weight
 from tico_quantizers.protocol import Converted
@@ -91,8 +93,30 @@ class Conversion:
         """Return what the report says of layers besides their figures, by path."""
         return {path: line.reason for path, line in self._lines.items() if line.reason}
 
+    def close_experts(self) -> nn.Module:
+        """Put integer modules in the place of opened experts, and return the root of the model."""
+        closed = close_experts(self.root, self._edit)
+        self.root = closed.root
+        self._modules = [module for module in self._modules if id(module) not in closed.layers]
+        self._modules += closed.experts
+        return self.root
+
     def converted(self, left: Mapping[str, LayerReport]) -> Converted:
         """Return the result, with a line for each module, those in `left` included, in the model's order."""
         lines = {**left, **self._lines}
+        lines |= {line.path: line for line in self._lines_of_experts(lines)}
         ordered = tuple(lines[path] for path, _ in named_modules(self.root) if path in lines)
         return Converted(root=self.root, modules=tuple(self._modules), report=Report(layers=ordered))
+
+    def _lines_of_experts(self, lines: Mapping[str, LayerReport]) -> Iterator[LayerReport]:
+        """Yield a line for each module of experts that was closed, besides those of its experts."""
+        closed = {id(module) for module in self._modules}
+        for path, module in named_modules(self.root):
+            if isinstance(module, QuantizedExperts) and id(module) in closed:
+                below = (lines[place].algorithm for place in lines if _is_below(place, path))
+                known = LayerReport(path=path, module=type(module).__name__, algorithm=next(below, ""))
+                yield attrs.evolve(lines.get(path, known), weight=", ".join(module.labels))
+
+
+def _is_below(path: str, parent: str) -> bool:
+    return path.startswith(f"{parent}." if parent else "")

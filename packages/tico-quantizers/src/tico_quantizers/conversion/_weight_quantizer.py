@@ -12,6 +12,7 @@ from tico_config import ModuleConfig, Problem
 from tico_modules import Edit
 from tico_quantizers.calibration import Calibration
 from tico_quantizers.conversion._conversion import Conversion
+from tico_quantizers.conversion._opened_experts import open_experts
 from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.layers import QuantizedWeight, Target, plan_layers
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
@@ -47,14 +48,14 @@ class WeightQuantizer(BaseQuantizer[C, Calibration]):
 
     def prepare(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, Calibration]:
         """Refuse what is wrong with model and config."""
+        model = open_experts(model, edit)
         plan_layers(model, self.config, check=self.problems)
         return model, Calibration()
 
     def convert(self, model: nn.Module, calibration: Calibration, edit: Edit) -> Converted:
         """Replace the layers by integer ones."""
         plan, name = plan_layers(model, self.config, check=self.problems), self.config.name
-        left = plan.lines_left(model, name)
         with Progress(name.upper(), total=len(plan.targets), show=True) as bar:
             work = Conversion(model, plan.layers, edit, bar)
             work.put_all(self.quantize(target) for target in plan.targets.values())
-        return work.converted(left)
+        return work.converted(plan.lines_left(work.close_experts(), name))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tico_modules import find_tied_paths, named_modules
 from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_scale
 from tico_quantizers.layers import (
+    ExpertLinear,
     FloatLayer,
     IntegerLayer,
     Layer,
@@ -24,6 +25,7 @@ from tico_quantizers.layers import (
 )
 
 Producer: TypeAlias = ChannelScale | FloatLayer
+IN_ONE = "its weight is in a parameter with those of other experts, which are not scaled"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -84,6 +86,7 @@ class Candidates:
         layers = layers_in(model)
         reasons = reasons_against(model, layers)
         reasons |= {path: why for path, layer in layers.items() if (why := reason_against_scaling(layer))}
+        reasons |= {path: IN_ONE for path, layer in layers.items() if isinstance(layer, ExpertLinear)}
         scales = {
             path: scale
             for path, module in named_modules(model)

@@ -1,8 +1,11 @@
 """Which layers a config reaches and why not the others, and a layer as a matrix."""
 
 from tico_quantizers.layers._blocks import find_blocks, homes_in
+from tico_quantizers.layers._expert_calls import ExpertStack, eager_forward
+from tico_quantizers.layers._expert_linear import ExpertLinear
 from tico_quantizers.layers._experts import less_read, peers_of
 from tico_quantizers.layers._float_lines import float_lines
+from tico_quantizers.layers._fused_experts import FusedExperts, fused_experts, quiet
 from tico_quantizers.layers._inputs import input_rows, input_tensor, output_added
 from tico_quantizers.layers._matrix import (
     FloatLayer,
@@ -29,7 +32,10 @@ from tico_quantizers.layers._replacement import QuantizedWeight, with_weight
 from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
 
 __all__ = [
+    "ExpertLinear",
+    "ExpertStack",
     "FloatLayer",
+    "FusedExperts",
     "IntegerLayer",
     "Layer",
     "LayerPlan",
@@ -38,9 +44,11 @@ __all__ = [
     "as_layer",
     "columns",
     "computes_itself",
+    "eager_forward",
     "feature_axis",
     "find_blocks",
     "float_lines",
+    "fused_experts",
     "group_size_problem",
     "groups",
     "has_own_forward",
@@ -54,6 +62,7 @@ __all__ = [
     "output_embeddings",
     "peers_of",
     "plan_layers",
+    "quiet",
     "reads_rows",
     "reasons_against",
     "require_as_its_class",

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tico_modules import LayerReport, QuantizedModule, named_modules
+from tico_modules import LayerReport, PackedWeight, QuantizedExperts, QuantizedModule, named_modules
 
 
 def float_lines(
@@ -34,7 +34,8 @@ def float_lines(
     lines: dict[str, LayerReport] = {}
     for path, module in _outside_of_integers(model):
         integer = isinstance(module, QuantizedModule)
-        reason = reasons.get(path) or (None if integer else _reason(module, f"{algorithm} {does}"))
+        own = None if integer else _reason(module, f"{algorithm} {does}")
+        reason = reasons.get(path) or (own and _reason_below(path, module, reasons)) or own
         if path not in said and reason is not None:
             share = sizes[path] / total
             lines[path] = LayerReport(
@@ -53,7 +54,7 @@ def _outside_of_integers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, module in named_modules(model):
         if id(module) not in inside:
             yield path, module
-            if isinstance(module, QuantizedModule):
+            if isinstance(module, QuantizedModule | PackedWeight):
                 inside |= {id(part) for _, part in named_modules(module)}
 
 
@@ -62,13 +63,21 @@ def _sizes(model: nn.Module) -> dict[str, int]:
     seen: set[int] = set()
     sizes: dict[str, int] = {}
     for path, module in _outside_of_integers(model):
-        if isinstance(module, QuantizedModule):
+        if isinstance(module, PackedWeight):
+            sizes[path] = math.prod(module.shape)
+        elif isinstance(module, QuantizedModule):
             sizes[path] = math.prod(module.packed.shape) + (0 if module.bias is None else module.bias.numel())
         else:
             own = [each for each in _parameters(module).values() if id(each) not in seen]
             seen |= {id(each) for each in own}
             sizes[path] = sum(each.numel() for each in own)
     return sizes
+
+
+def _reason_below(path: str, module: nn.Module, reasons: Mapping[str, str]) -> str | None:
+    """Return why the experts in a parameter of `module`, which have reasons of their own, are float."""
+    starts = tuple(f"{path}.{name}." if path else f"{name}." for name in _parameters(module))
+    return next((why for place, why in reasons.items() if place.startswith(starts)), None)
 
 
 def _parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -85,6 +94,8 @@ def _reason(module: nn.Module, otherwise: str) -> str | None:
     stacks = [name for name, each in own.items() if each.ndim == 3 and len(each) > 1]
     if stacks:
         return f"{', '.join(stacks)}: weights of several layers in one parameter, which stay float"
+    if isinstance(module, QuantizedExperts):
+        return None  # biases, as those of any integer layer
     if isinstance(module, nn.MultiheadAttention):
         return f"{', '.join(own)}: nn.MultiheadAttention computes with them itself"
     return otherwise

@@ -9,6 +9,7 @@ from torch.nn import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from tico_modules import find_tied_paths, named_modules, own_tensor
+from tico_quantizers.layers._expert_linear import ExpertLinear
 from tico_quantizers.layers._matrix import FloatLayer, IntegerLayer, Layer, as_layer
 from tico_quantizers.layers._own_forward import computes_as_its_class, computes_itself, kind_of
 
@@ -103,7 +104,7 @@ def _reason_against(layer: Layer, *, inside_attention: bool) -> str | None:
 
 
 def _weight_reason(layer: FloatLayer) -> str | None:
-    weight = own_tensor(layer, "weight")
+    weight = layer.weight if isinstance(layer, ExpertLinear) else own_tensor(layer, "weight")
     if parametrize.is_parametrized(layer) or weight is None or _is_recomputed(layer, "weight"):
         return "its weight is computed from other parameters"
     if _is_recomputed(layer, "bias"):

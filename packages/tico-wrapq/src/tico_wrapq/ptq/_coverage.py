@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tico_modules import (
     LayerReport,
     PackedWeight,
+    QuantizedExperts,
     QuantizedModule,
     RestorableModule,
     child_path,
@@ -274,6 +275,8 @@ def _points(module: RestorableModule) -> tuple[str, ...]:
         grids = {"act_in": module.act_in, "act_out": module.act_out}
         labels = [f"{name} {grid.label}" for name, grid in grids.items() if grid is not None]
         return (f"weight {module.packed.dtype}", *labels)
+    if isinstance(module, QuantizedExperts):
+        return module.labels
     if not isinstance(module, QuantModuleBase):
         return ()
     weights = [f"{name} {spec}" for name, spec in module.weight_specs.items() if spec.is_quantized]

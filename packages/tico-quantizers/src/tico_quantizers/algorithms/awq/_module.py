@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import final
+from typing import TypeGuard, final
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,11 @@ from tico_quantizers.calibration import (
     BlockOptions,
     Checkpoint,
     GroupedGram,
+    TokenRule,
     float_statistics,
     run_blocks,
 )
-from tico_quantizers.conversion import Conversion, Progress
+from tico_quantizers.conversion import Conversion, Progress, open_experts
 from tico_quantizers.equivalence import (
     Candidates,
     Consumer,
@@ -33,7 +34,9 @@ from tico_quantizers.equivalence import (
     reason_against_scaling,
 )
 from tico_quantizers.layers import (
+    ExpertLinear,
     FloatLayer,
+    Layer,
     LayerPlan,
     QuantizedWeight,
     Target,
@@ -65,7 +68,12 @@ class AWQCalibration(PairCalibration):
         """Start to watch."""
         super().start(model, example, edit)
         self.inputs.record(self)
-        self.inputs.watch(self.plan.layers, self)
+        self.inputs.watch(self.plan.layers, self, self._rules())
+
+    def _rules(self) -> dict[str, TokenRule]:
+        """Return that experts in one parameter need no data."""
+        experts = (path for path, layer in self.plan.layers.items() if isinstance(layer, ExpertLinear))
+        return dict.fromkeys(experts, TokenRule(least=1))
 
     def statistics(self) -> Mapping[str, Statistic]:
         """Return what each layer of the plan has read."""
@@ -85,6 +93,7 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         self, model: nn.Module, example: Example | None, edit: Edit
     ) -> tuple[nn.Module, AWQCalibration]:
         """Find the pairs, if example or mappings tell them, and start to watch."""
+        model = open_experts(model, edit) if self.config.round_weights else model
         candidates = candidates_of(model, self.config)
         plan = plan_layers(model, self.config, refuse=reason_against_scaling, check=_problems)
         calibration = AWQCalibration(model, candidates, self.config, plan)
@@ -120,6 +129,7 @@ class _Search:
         self.pairs = pairs
         self.scales: dict[str, tuple[float, Tensor]] = {}
         self.shares: dict[str, Tensor] = {}
+        self.unread: set[str] = set()
         self._pair_of = {consumer.path: (pair, consumer) for pair in pairs for consumer in pair.consumers}
         self._known: dict[str, Tensor] = {}
 
@@ -130,6 +140,9 @@ class _Search:
         self._known |= {
             path: gram.means()[0] for path, gram in statistics.items() if isinstance(gram, GroupedGram)
         }
+        unread = [path for path, read in statistics.items() if isinstance(read, int)]
+        self.unread |= set(unread)
+        self.shares |= {path: _whole_range(self.plan.targets[path]) for path in unread}
         for pair in self.pairs:
             consumers = [consumer for consumer in pair.consumers if consumer.path in self.plan.targets]
             if pair.path not in self.scales and all(consumer.path in self._known for consumer in consumers):
@@ -163,8 +176,13 @@ class _Search:
             columns = self.scales[pair.path][1][consumer.columns]
             weight, mean = weight * columns, mean / columns / columns[:, None]
         if not target.config.clip:
-            return torch.ones(1, 1, dtype=torch.float64, device=weight.device)
+            return _whole_range(target)
         return best_shares(weight, mean, _grid(target.config))
+
+
+def _whole_range(target: Target[AWQConfig]) -> Tensor:
+    """Return the share of its range that every group keeps: all of it."""
+    return torch.ones(1, 1, dtype=torch.float64, device=matrix(target.layer).device)
 
 
 def _grid(config: AWQConfig) -> Grid:
@@ -182,8 +200,7 @@ def _problems(target: Target[AWQConfig]) -> Iterator[Problem]:
 def _converted(work: Conversion, search: _Search, found: FoundPairs, edit: Edit) -> Converted:
     """Put the rounded layers into the model, and report what was done to each module."""
     kinds = {path: type(module).__name__ for path, module in named_modules(work.root)}
-    left = search.plan.lines_left(work.root, "awq")
-    lines = _lines(search, found, kinds, left)
+    lines = _lines(search, found, kinds, {})
     for path, target in search.plan.targets.items():
         weight, shares, grid = matrix(target.layer), search.shares[path], _grid(target.config)
         if target.config.round_weights:
@@ -191,13 +208,19 @@ def _converted(work: Conversion, search: _Search, found: FoundPairs, edit: Edit)
             packed = PackedWeight.on_grid(whole, params, group_size=target.config.group_size)
             work.put(QuantizedWeight(packed, lines[path]))
         else:
-            if target.config.clip and isinstance(target.layer, FloatLayer):
+            if target.config.clip and _is_own(target.layer):
                 put_matrix(path, target.layer, grid.clipped(weight, shares), edit)
             work.keep(target.layer)
     for pair in search.pairs:
         if pair.path not in search.plan.targets:
             work.keep(pair.module)
-    return work.converted(lines)
+    left = search.plan.lines_left(work.close_experts(), "awq")
+    return work.converted(_lines(search, found, kinds, left))
+
+
+def _is_own(layer: Layer) -> TypeGuard[FloatLayer]:
+    """Tell whether `layer` holds a float weight of its own, not one of those in a parameter."""
+    return isinstance(layer, FloatLayer) and not isinstance(layer, ExpertLinear)
 
 
 def _lines(
@@ -218,6 +241,8 @@ def _lines(
         figures.setdefault(path, []).append(
             ("mean share of range", float(products.total(shares)) / shares.numel())
         )
+    for path in search.unread:
+        notes.setdefault(path, []).append("no token went to it, so its whole range was kept")
     told = {path: line.reason for path, line in left.items()}
     unread = {pair.path: "no layer that reads it is rounded" for pair in found.pairs}
     told |= {**unread, **found.left, **search.plan.left}

@@ -20,6 +20,7 @@ _WITHOUT_PASSES: Final[Mapping[str, object]] = {
     "true_sequential": False,
     "asymmetric": 0.0,
     "token_weights": "uniform",
+    "calibrate_all_experts": False,
     "forward_dtype": None,
     "activation_dtype": None,
     "checkpoint_dir": None,
@@ -55,6 +56,7 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
             offload=config.offload is not None,
             narrow=config.activation_dtype is not None,
             skip_unreached=config.on_uncalibrated == "skip",
+            all_experts=config.calibrate_all_experts,
         )
 
     def rule(self, target: Target[GPTQConfig]) -> TokenRule:
