@@ -227,6 +227,9 @@ COLUMNS: Final[Mapping[str, BaseConfig]] = {
     "AWQ W8": AWQConfig(bits=8, group_size=None, show_progress=False),
     "SmoothQuant": SmoothQuantConfig(),
     "PTQ W8A16": PTQConfig(activation=affine(DType.int(16)), strict_wrap=False, on_uncalibrated="skip"),
+    "PTQ steps": PTQConfig(
+        activation=affine(DType.int(16)), strict_wrap=False, on_uncalibrated="skip", steps="auto"
+    ),
     "PTQ strict": PTQConfig(activation=affine(DType.int(16))),
 }
 EXACT: Final = 80.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import attrs
 
@@ -23,6 +23,8 @@ class PTQConfig(SpecConfig):
         activation: spec of every activation point; `no_quant()` quantizes weights only.
         weight: spec of every weight; per output channel unless it says otherwise.
         overrides: paths, globs or ``re:`` patterns, each with a `QuantSpec` or some of its fields.
+        steps: ``"auto"`` gives every functional step in the forward of a module without a wrapper a point of
+            its own, such as ``layers.0.self_attn.matmul_0``; ``"declared"`` leaves that arithmetic float.
         strict_wrap: whether a module without a wrapper is an error; if not, it stays float and is reported.
         on_uncalibrated: ``"skip"`` to leave activations that no calibration data reach in float, and say so
             in the report; ``"error"`` refuses to convert then.
@@ -37,6 +39,7 @@ class PTQConfig(SpecConfig):
 
     name: ClassVar[str] = "ptq"
 
+    steps: Literal["auto", "declared"] = "declared"
     strict_wrap: bool = True
     on_uncalibrated: OnUncalibrated = "error"
     variant: str = "default"

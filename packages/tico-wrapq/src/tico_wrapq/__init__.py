@@ -41,6 +41,7 @@ from tico_wrapq.ptq import (
     PTQWrapper,
     coverage,
 )
+from tico_wrapq.steps import StepPoints
 from tico_wrapq.torch_nn import (
     Add,
     Concat,
@@ -92,8 +93,8 @@ RESTORABLE_MODULES = (
     QuantSteppedAttention,
     QuantSteppedNorm,
     QuantSteppedSiLU,
+    StepPoints,
 )
-
 __all__ = [
     "ACT_IN",
     "ACT_OUT",

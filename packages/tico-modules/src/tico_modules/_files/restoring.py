@@ -50,18 +50,23 @@ class Restoring:
         record_outputs(self.root, self.edit)
         done: set[int] = set()
         for path, entry in sorted(entries.children(), key=lambda item: item[0].count(".")):
-            original = self._find_original(path)
+            kind = kinds.find(entry)
+            original = self._find_original(path.rpartition(".")[0] if kind.stands_beside else path)
             if id(original) in done:
                 continue  # a shared module that another of its paths has already restored
             own = select_below(self.tensors, path) if path else self.tensors
-            new = kinds.find(entry).restore(original, entry.child("layout"), own)
-            answer_for(original, new)
+            new = kind.restore(original, entry.child("layout"), own)
             for number in entry.integers("runs"):
                 if number >= len(runs):
                     raise entry.make_error("runs", f"integers below {len(runs)}")
                 remember((new,), runs[number])
-            done.add(id(new))
-            self.root = self.edit.replace(self.root, original, new)
+            if kind.stands_beside:
+                done.add(id(original))
+                new.join(original, self.edit)
+            else:
+                done.add(id(new))
+                answer_for(original, new)
+                self.root = self.edit.replace(self.root, original, new)
 
     def _require_float(self) -> None:
         remedy = "pass the model as it was before prepare"

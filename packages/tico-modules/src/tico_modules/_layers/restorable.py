@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from tico_modules._storage.layout import Layout
 from tico_modules._tree.answers import StandIn
+from tico_modules._tree.edit import Edit
 
 
 class RestorableModule(StandIn, ABC):
@@ -23,6 +24,8 @@ class RestorableModule(StandIn, ABC):
 
     kind: ClassVar[str]
     holds_modules: ClassVar[bool] = False
+    stands_beside: ClassVar[bool] = False
+    """Whether it is a child of the module that it serves, which stays, and not in the module's place."""
 
     @property
     def is_calibrating(self) -> bool:
@@ -38,6 +41,11 @@ class RestorableModule(StandIn, ABC):
     def restore(cls, original: nn.Module, layout: Layout, tensors: Mapping[str, Tensor]) -> Self:
         """Return the module that `layout` describes, with `tensors` by name, to replace the float `original`.
 
+        One that stands beside others is given the module that it is a child of, and joins it in `join`.
+
         Raises:
             ArtifactError: layout, tensors and `original` do not fit each other.
         """
+
+    def join(self, served: nn.Module, edit: Edit) -> None:
+        """Become a child of `served`, if the module is one that stands beside others."""

@@ -111,16 +111,19 @@ class Edit:
         return root
 
     def put(self, mapping: dict[str, T], name: str, value: T) -> None:
-        """Set the entry `name`, which `mapping` has already; undone like every change."""
-        self._undo.append(_Assignment(mapping, name, mapping[name]))
+        """Set the entry `name` of `mapping`; undone like every change."""
+        known = name in mapping
+        self._undo.append(_Assignment(mapping, name, mapping[name]) if known else _Removal(mapping, name))
         mapping[name] = value
+
+    def drop(self, mapping: dict[str, T], name: str) -> None:
+        """Remove the entry `name` of `mapping`; undone like every change."""
+        self._undo.append(_Assignment(mapping, name, mapping.pop(name)))
 
     def set_attribute(self, owner: object, name: str, value: object) -> None:
         """Set an ordinary attribute that `owner` keeps in its `__dict__`."""
         attributes: dict[str, object] = vars(owner)
-        undo = _Assignment(attributes, name, attributes[name]) if name in attributes else None
-        self._undo.append(undo or _Removal(attributes, name))
-        attributes[name] = value
+        self.put(attributes, name, value)
 
 
 @attrs.frozen

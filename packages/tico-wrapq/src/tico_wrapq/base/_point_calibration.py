@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 import torch
@@ -30,6 +30,7 @@ from tico_wrapq.base._declaration import ACT_IN
 from tico_wrapq.base._passage import Passage
 from tico_wrapq.base._point import QuantPoint, require_data
 from tico_wrapq.base._point_statistics import PointStatistics
+from tico_wrapq.base._quant_module_base import QuantModuleBase
 
 # A point has no points below it, so that no other can have such a path.
 _CHANNELS = ".channels"
@@ -42,11 +43,20 @@ class PointCalibration(Calibration):
     """
 
     def __init__(
-        self, root: nn.Module, points: Sequence[QuantPoint], passage: Passage, *recorders: Recorder
+        self,
+        root: nn.Module,
+        wrappers: Iterable[QuantModuleBase],
+        passage: Passage,
+        *recorders: Recorder,
     ) -> None:
-        self.points = points
+        self._wrappers = tuple(wrappers)
         self._root = root
         super().__init__(passage, *recorders)
+
+    @property
+    def points(self) -> list[QuantPoint]:
+        """The points that there are by now."""
+        return [point for wrapper in self._wrappers for _, point in wrapper.named_points()]
 
     def statistics(self) -> Mapping[str, Statistic]:
         """Return what the points have seen, by path.

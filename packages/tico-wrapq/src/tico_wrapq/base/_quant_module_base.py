@@ -75,7 +75,7 @@ class QuantModuleBase(RestorableModule):
         self.adopt(module)
         self.kept = next((name for name, child in children(self).items() if child is module), None)
         self.training = module.training
-        if self.kept is None or self.takes_hooks:
+        if not self.stands_beside and (self.kept is None or self.takes_hooks):
             modes = [(part, part.training) for _, part in named_modules(module)]
             carry_over(module, self)
             for part, training in modes:

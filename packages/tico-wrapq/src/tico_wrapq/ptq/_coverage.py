@@ -26,6 +26,7 @@ from tico_quantizers.calibration import ONE_CHANNEL, SPOILED, spoiled_points
 from tico_wrapq.base import QuantModuleBase, lookup
 from tico_wrapq.ptq._quantizer import CALL_ENDS, PTQCalibration
 from tico_wrapq.ptq._sites import inner, own_floats
+from tico_wrapq.steps import Stepped, StepPoints
 from tico_wrapq.torch_nn import QuantEmbedding, QuantEmbeddingBag, QuantUnary
 
 
@@ -177,6 +178,10 @@ def coverage(model: nn.Module) -> Coverage:
         run = known.get(path, LayerReport(path=path, module="", algorithm=""))
         is_line = isinstance(module, RestorableModule) or not children(module) or own_floats(module)
         # A part of something else has a line only where an algorithm has said what became of it.
+        if isinstance(module, StepPoints):
+            path, run = module.path, known.get(module.path, run)
+        elif isinstance(module, Stepped):
+            continue  # its points have the line
         if run.reason and run.algorithm if path in skipped else is_line or run.reason:
             lines.append(_line(path, module, run))
     packed = {id(m): m for _, m in named_modules(model) if isinstance(m, PackedWeight)}
@@ -267,7 +272,7 @@ def _under_way(calibration: PTQCalibration) -> dict[str, LayerReport]:
 
 
 def _kind(module: nn.Module) -> str:
-    return type(module).__name__
+    return module.source if isinstance(module, StepPoints) else type(module).__name__
 
 
 def _points(module: RestorableModule) -> tuple[str, ...]:

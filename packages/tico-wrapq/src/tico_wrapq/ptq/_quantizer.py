@@ -41,11 +41,10 @@ class PTQCalibration(PointCalibration):
 
     def __init__(self, wrapped: Wrapped, folds: list[Fold], edit: Edit) -> None:
         self.wrapped = wrapped
-        points = [point for wrapper in wrapped.wrappers.values() for _, point in wrapper.named_points()]
         passage = Passage()
         self.work = Work(self)
         self.folds = Folds(folds, self)
-        super().__init__(wrapped.root, points, passage, self.work, self.folds)
+        super().__init__(wrapped.root, wrapped.wrappers.values(), passage, self.work, self.folds)
         passage.calibration = self
         for wrapper in wrapped.wrappers.values():
             wrapper.enable_calibration(passage)

@@ -11,8 +11,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from tico_modules import RestorableModule, child_path, children, named_modules
+from tico_modules import RestorableModule, child_path, children, named_modules, parameter
 from tico_wrapq.base import PointDeclaration, QuantModuleBase, QuantPoint, WrapperRegistry
+from tico_wrapq.steps import StepPoints, why_not_stepped
 
 # Modules that read their children's weights without calling them, so that wrapping those changes nothing.
 _WHOLES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.LinearCrossEntropyLoss)
@@ -51,6 +52,25 @@ class ModuleSite:
     def is_quantized(self) -> bool:
         """Whether an earlier run has left grids here."""
         return isinstance(self.module, RestorableModule)
+
+
+def with_steps(site: ModuleSite) -> ModuleSite:
+    """Return `site`, with points for the steps of the module's own forward where nothing else serves it."""
+    whole = isinstance(site.module, (*_WHOLES, nn.RNNBase, nn.RNNCellBase))
+    settled = site.wrapper is not None or site.passes or site.is_quantized or whole
+    if settled or parametrize.is_parametrized(site.module):
+        return site
+    refusal = why_not_stepped(site.module)
+    if refusal is not None:
+        return attrs.evolve(site, reason="", refusal=refusal)
+    matrices = [name for name in site.floats if (own := parameter(site.module, name)) is None or own.ndim > 1]
+    return attrs.evolve(
+        site, wrapper=StepPoints, reason="", refusal=_weights_refusal(matrices) if matrices else ""
+    )
+
+
+def _weights_refusal(names: list[str]) -> str:
+    return f"it has no wrapper for the weights that it owns: {', '.join(names)}"
 
 
 def sites(model: nn.Module, registry: WrapperRegistry, variant: str) -> Iterator[ModuleSite]:
@@ -145,5 +165,5 @@ def _why_no_wrapper(module: nn.Module) -> str:
     if isinstance(module, nn.Bilinear):
         return "it has no wrapper: it multiplies two inputs by each weight in one kernel"
     if children(module) and own_floats(module):
-        return f"it has no wrapper for the weights that it owns: {', '.join(own_floats(module))}"
+        return _weights_refusal(list(own_floats(module)))
     return "it has no wrapper"

@@ -57,7 +57,7 @@ class PTQWrapper(WatchedModule):
         self._wrappers = found.wrappers
         self.wrapped = found.root
         self._passage = Passage()
-        self._calibration = PointCalibration(self, list(self._points()), self._passage)
+        self._calibration = PointCalibration(self, found.wrappers.values(), self._passage)
         self._passage.calibration = self._calibration
 
     def forward(self, *args: object, **kwargs: object) -> object:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import attrs
 import torch
@@ -33,7 +34,8 @@ from tico_modules import (
     record_outputs,
 )
 from tico_wrapq.base import QuantModuleBase, WrapperRegistry, spec_problem
-from tico_wrapq.ptq._sites import ModuleSite, own_floats, sites
+from tico_wrapq.ptq._sites import ModuleSite, own_floats, sites, with_steps
+from tico_wrapq.steps import StepPoints
 
 _ASKED = "the config leaves it float"
 
@@ -58,7 +60,8 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
     """
     _require_variant(registry, config)
     root = _taken_apart(model, registry, config, edit)
-    found = [_unless_float(site, config) for site in sites(root, registry, config.variant)]
+    every = sites(root, registry, config.variant)
+    found = [_unless_float(with_steps(site) if config.steps == "auto" else site, config) for site in every]
     _require_supported(found, config)
     specs = _specs(found, config)
     _require_finite_weights(found)
@@ -67,13 +70,21 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
     wrappers: dict[str, QuantModuleBase] = {}
     for site in found:
         wanted = any(specs[path].is_quantized for path in _point_paths(site)) or _is_apart(site)
-        if site.wrapper is not None and wanted:
+        if site.wrapper is StepPoints:
+            steps = StepPoints(site.module, site.path, partial(_spec_at, config))
+            steps.join(site.module, edit)
+            wrappers[site.path] = steps
+        elif site.wrapper is not None and wanted:
             wrapper = site.wrapper(site.adopted, site.path, lambda path: specs[path])
             root = edit.replace(root, site.module, wrapper)
             wrappers[site.path] = wrapper
     left = [_left(site) for site in found if site.path not in wrappers and _is_reported(site)]
     left += parts
     return Wrapped(root=root, wrappers=wrappers, left=tuple(left))
+
+
+def _spec_at(config: PTQConfig, path: str) -> QuantSpec:
+    return config.resolve(path).spec
 
 
 def _taken_apart(model: nn.Module, registry: WrapperRegistry, config: PTQConfig, edit: Edit) -> nn.Module:
@@ -196,7 +207,8 @@ def _specs(found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
                 continue
             problem = spec_problem(path, declaration, specs[path])
             unsupported += [] if problem is None else [problem]
-    problems += _match_problems(found, specs, config) if not problems else []
+    steps = any(site.wrapper is StepPoints for site in found)
+    problems += _match_problems(found, specs, config) if not problems and not steps else []
     if problems:
         raise ConfigError(*problems)
     if unsupported:

@@ -1,0 +1,159 @@
+"""Attention scores on their way to a softmax: which steps made them, and which of them a mask leaves out."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, TypeAlias
+
+import attrs
+import torch
+from torch import Tensor
+
+from tico_wrapq.steps._operators import Operator
+
+OUT_OF_REACH: Final = 80.0
+"""A score so far below the largest of its row has a weight below 2e-35 of the largest one."""
+
+_SOFTMAX: Final = frozenset({"softmax", "log_softmax"})
+_LONGEST_CHAIN: Final = 16
+_RESHAPES: Final = frozenset({"view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as"})
+
+See: TypeAlias = Callable[[Tensor], None]
+Project: TypeAlias = Callable[[Tensor], Tensor]
+
+
+@attrs.define(eq=False)
+class _Seen:
+    """A step's result that is yet to be shown to its point, as `see` does; `scores` notes what it is."""
+
+    value: Tensor
+    see: See
+    scores: Callable[[], None]
+
+    def show(self, left_out: Tensor | None = None) -> None:
+        """Show the result to the point, with 0, which every grid has, where something is left out."""
+        self.see(self.value if left_out is None else self.value.masked_fill(left_out, 0.0))
+
+
+@attrs.frozen(eq=False)
+class _Ancestor:
+    """A step whose result has become a tensor value by value; `project` leads back from there to its shape."""
+
+    step: _Seen
+    project: Project
+
+
+class ScoreTracing:
+    """Holds the results of steps back until it is known whether they are scores that a mask leaves out."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[_Seen] = deque()
+        self._ancestors: dict[int, tuple[weakref.ref[Tensor], tuple[_Ancestor, ...]]] = {}
+
+    def hold(self, value: Tensor, see: See, scores: Callable[[], None]) -> None:
+        """Hold the result of a step back; `scores` is called if it turns out to be attention scores."""
+        step = _Seen(value, see, scores)
+        self._waiting.append(step)
+        self._note(value, (_Ancestor(step, _same),))
+        if len(self._waiting) > _LONGEST_CHAIN:
+            self._waiting.popleft().show()
+
+    def before(self, operator: Operator, args: tuple[object, ...]) -> None:
+        """Keep what is held back as it is when a function is about to write to it."""
+        written = args[0] if operator.in_place and args else None
+        if isinstance(written, Tensor):
+            for step in self._waiting:
+                if _share_memory(step.value, written):
+                    step.value = step.value.clone()
+
+    def after(
+        self, operator: Operator, args: tuple[object, ...], kwargs: Mapping[str, object], result: Tensor
+    ) -> None:
+        """Follow what a function has made of scores; a softmax tells which of them are left out."""
+        sources = list(_tensors((*args, *kwargs.values())))
+        if operator.name in _SOFTMAX and sources:
+            self._settle(sources[0])
+            return
+        found = list(self._of(result))
+        joined_along = _axis(args, kwargs) if operator.name == "cat" else None
+        start = 0
+        for source in sources:
+            if joined_along is not None and source.ndim != result.ndim:
+                continue  # torch joins empty tensors of one axis to any other
+            if joined_along is not None:
+                project: Project | None = _part(source, joined_along, start)
+                start += source.shape[joined_along]
+            else:
+                project = _projection(operator, source, result)
+            if project is not None:
+                found += [_chained(each, project) for each in self._of(source)]
+        if found:
+            self._note(result, tuple(found[:_LONGEST_CHAIN]))
+
+    def _settle(self, scores: Tensor) -> None:
+        left_out = scores < scores.amax(-1, keepdim=True) - OUT_OF_REACH
+        for each in self._of(scores):
+            each.step.scores()
+            if each.step in self._waiting:
+                self._waiting.remove(each.step)
+                each.step.show(each.project(left_out))
+
+    def finish(self) -> None:
+        """Show everything that is still held back."""
+        while self._waiting:
+            self._waiting.popleft().show()
+
+    def _of(self, tensor: Tensor) -> tuple[_Ancestor, ...]:
+        reference, found = self._ancestors.get(id(tensor), (None, ()))
+        return found if reference is not None and reference() is tensor else ()
+
+    def _note(self, tensor: Tensor, found: tuple[_Ancestor, ...]) -> None:
+        self._ancestors[id(tensor)] = weakref.ref(tensor), found
+
+
+def _same(left_out: Tensor) -> Tensor:
+    return left_out
+
+
+def _chained(ancestor: _Ancestor, project: Project) -> _Ancestor:
+    return _Ancestor(ancestor.step, lambda left_out: ancestor.project(project(left_out)))
+
+
+def _part(source: Tensor, axis: int, start: int) -> Project:
+    return lambda left_out: left_out.narrow(axis, start, source.shape[axis])
+
+
+def _projection(operator: Operator, source: Tensor, result: Tensor) -> Project | None:
+    """Return how what is left out of `result` is left out of `source`; None if that can't be said."""
+    if source.shape == result.shape:
+        return _same
+    if operator.name in _RESHAPES and source.numel() == result.numel():
+        return lambda left_out: left_out.reshape(source.shape)
+    return None
+
+
+def _axis(args: tuple[object, ...], kwargs: Mapping[str, object]) -> int:
+    axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    return axis if isinstance(axis, int) else 0
+
+
+def _tensors(args: Iterable[object]) -> Iterable[Tensor]:
+    for each in args:
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, tuple | list):
+            yield from (part for part in each if isinstance(part, Tensor))
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def moved_within_reach(scores: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return `scores` moved to a grid; those out of reach of the softmax stay as they are and do not count."""
+    largest = scores.amax(-1, keepdim=True)
+    left_out = scores < largest - OUT_OF_REACH
+    moved = move(torch.where(left_out, largest, scores))
+    return torch.where(left_out, scores, moved)

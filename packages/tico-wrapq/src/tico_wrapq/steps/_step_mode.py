@@ -1,0 +1,156 @@
+"""The function mode that finds the steps of modules while their forward runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import CodeType, FrameType
+from typing import Final, Protocol
+
+import attrs
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tico_wrapq.steps._attention import attention_by_steps
+from tico_wrapq.steps._call_site import Site, is_inside, name_of, site_of
+from tico_wrapq.steps._data_following import DataFollowing, Origin, tensors_in
+from tico_wrapq.steps._operators import ATTENTION, Effect, Operator, operator_of
+from tico_wrapq.steps._score_tracing import ScoreTracing
+
+_STORES: Final = ("transformers/cache_utils.py",)
+"""Files whose functions keep what they are given and hand it out again: a step there would be none of a model."""
+
+
+class Points(Protocol):
+    """The points of the steps of one module."""
+
+    def pass_through(self, name: str, result: Tensor, tracing: ScoreTracing) -> Tensor:
+        """Return the `result` of the step `name`, seen or moved to its grid."""
+
+
+@attrs.frozen(eq=False)
+class _Owner:
+    """A module whose forward runs: its points, and the code of that forward."""
+
+    points: Points
+    forward: CodeType
+
+
+class StepMode(TorchFunctionMode):
+    """Hands the result of each step to the points of the module whose own forward computes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._owners: list[_Owner] = []
+        self._following = DataFollowing()
+        self._tracing = ScoreTracing()
+
+    @contextmanager
+    def inside(self, points: Points, forward: CodeType) -> Iterator[None]:
+        """Let the steps that follow be those of `points`, until the module's forward has ended."""
+        self._owners.append(_Owner(points, forward))
+        try:
+            yield
+            if len(self._owners) == 1:
+                self._tracing.finish()
+        finally:
+            self._owners.pop()
+
+    def give(self, values: object) -> None:
+        """Take in the arguments of the outermost module."""
+        self._following.give(tensors_in(values))
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        """Return what `func` returns, passed through the point of the step if it is one."""
+        named, operator = kwargs or {}, operator_of(func)
+        if operator.name == ATTENTION:
+            name = self._name(operator, sys._getframe(1))
+            if name is not None:
+                return self._attention(name, operator, args, named)
+        self._tracing.before(operator, args)
+        results = func(*args, **named)
+        origin = self._following.follow(operator, args, named, results)
+        if origin is not Origin.DATA or not isinstance(results, Tensor) or not results.is_floating_point():
+            return results
+        name = self._name(operator, sys._getframe(1)) if _is_step(operator) else None
+        moved = results if name is None else self._moved(name, operator, args, named, results)
+        self._tracing.after(operator, args, named, moved)
+        return moved
+
+    def _moved(
+        self,
+        name: str,
+        operator: Operator,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        result: Tensor,
+    ) -> Tensor:
+        moved = self._owners[-1].points.pass_through(name, result, self._tracing)
+        if moved is result:
+            return result
+        if operator.in_place or "out" in kwargs:
+            return result.copy_(moved)
+        self._following.follow(operator, args, kwargs, moved)
+        return moved
+
+    def _attention(
+        self, name: str, operator: Operator, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> Tensor:
+        def move(step: str, result: Tensor) -> Tensor:
+            inner = f"{name}_{step}" if step else name
+            return self._owners[-1].points.pass_through(inner, result, self._tracing)
+
+        result = attention_by_steps(move, self._tracing, *args, **kwargs)  # type: ignore[arg-type]
+        self._following.follow(operator, args, kwargs, result)
+        return result
+
+    def _name(self, operator: Operator, frame: FrameType) -> str | None:
+        """Return the name of the step that `frame` computes; None where it is none of the module's own."""
+        site = site_of(frame, self._owners[-1].forward) if self._owners else None
+        return None if site is None else _known_name(site, operator)
+
+
+def _is_step(operator: Operator) -> bool:
+    return operator.is_step or operator.effect is Effect.UNKNOWN
+
+
+_NAMES: Final[dict[tuple[int, ...], tuple[Site, str | None]]] = {}
+
+
+def _known_name(site: Site, operator: Operator) -> str | None:
+    """Return the name of a step, found once: the site is kept, so that its codes keep their identities."""
+    key = tuple(part for code, at in site for part in (id(code), at))
+    known = _NAMES.get(key)
+    if known is None:
+        known = site, None if is_inside(site, _STORES) else name_of(site, operator.name)
+        _NAMES[key] = known
+    return known[1]
+
+
+_ACTIVE: Final[ContextVar[StepMode | None]] = ContextVar("step_mode", default=None)
+
+
+@contextmanager
+def steps_of(points: Points, forward: CodeType, values: object) -> Iterator[None]:
+    """Let the functions that the forward of a module calls be steps of `points`."""
+    active = _ACTIVE.get()
+    if active is not None:
+        with active.inside(points, forward):
+            yield
+        return
+    mode = StepMode()
+    mode.give(values)
+    token = _ACTIVE.set(mode)
+    try:
+        with mode, mode.inside(points, forward):
+            yield
+    finally:
+        _ACTIVE.reset(token)
