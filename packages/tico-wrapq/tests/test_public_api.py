@@ -55,6 +55,7 @@ class TestPublicAPI(PublicAPI):
         "QuantizedNorm",
         "RESTORABLE_MODULES",
         "Role",
+        "StepPoints",
         "Watching",
         "WeightCodes",
         "WrapperEntry",

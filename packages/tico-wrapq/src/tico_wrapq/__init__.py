@@ -142,6 +142,7 @@ __all__ = [
     "QuantizedEmbeddingBag",
     "QuantizedNorm",
     "Role",
+    "StepPoints",
     "Watching",
     "WeightCodes",
     "WrapperEntry",

@@ -16,6 +16,7 @@ from tico_config import (
     PerChannel,
     Problem,
     TicoError,
+    UnsupportedError,
 )
 from tico_modules import named_modules
 from tico_observers import (
@@ -65,6 +66,7 @@ class PointCalibration(Calibration):
             LifecycleError: no point waits for data.
             CalibrationError: points have seen none.
         """
+        self._require_declared_points()
         watched = _watched(self.points)
         require_data(self.points)
         seen: dict[str, Statistic] = {}
@@ -85,11 +87,27 @@ class PointCalibration(Calibration):
             ArtifactError: they are of another model; every path that differs is listed.
             CalibrationError: a point needs another kind of statistic; every such point is listed.
         """
+        self._require_declared_points()
         watched = _watched(self.points)
         merged = _merged(watched, self._of_points(watched, statistics))
         for each in self.points:
             if each.path in merged:
                 each.resume(merged[each.path])
+
+    def _require_declared_points(self) -> None:
+        """Refuse points of steps, of which files do not say what they turned out to be.
+
+        Raises:
+            UnsupportedError: the model has such points.
+        """
+        found = [wrapper.path for wrapper in self._wrappers if wrapper.stands_beside]
+        if found:
+            sentence = "calibration files hold no steps yet"
+            remedy = "convert this model, or calibrate one that was prepared with steps='declared'"
+            value, expected = Found("'auto'"), "'declared' for calibration files"
+            raise UnsupportedError(
+                Problem(field="steps", value=value, expected=expected, sentence=sentence, remedy=remedy)
+            )
 
     def _of_points(
         self, watched: Collection[str], statistics: Mapping[str, Statistic]

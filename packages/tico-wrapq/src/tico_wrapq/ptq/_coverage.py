@@ -179,9 +179,9 @@ def coverage(model: nn.Module) -> Coverage:
         is_line = isinstance(module, RestorableModule) or not children(module) or own_floats(module)
         # A part of something else has a line only where an algorithm has said what became of it.
         if isinstance(module, StepPoints):
-            path, run = module.path, known.get(module.path, run)
-        elif isinstance(module, Stepped):
-            continue  # its points have the line
+            lines.append(_line(module.path, module, known.get(module.path, run)))
+        if isinstance(module, StepPoints | Stepped):
+            continue  # the points have the line of the module whose forward they run
         if run.reason and run.algorithm if path in skipped else is_line or run.reason:
             lines.append(_line(path, module, run))
     packed = {id(m): m for _, m in named_modules(model) if isinstance(m, PackedWeight)}

@@ -9,8 +9,26 @@ from typing import final
 import attrs
 from torch import nn
 
-from tico_config import Found, LifecycleError, Problem, PTQConfig
-from tico_modules import Edit, LayerReport, QuantizedModule, Report, children, named_modules, parameter
+from tico_config import (
+    CalibrationError,
+    ConfigError,
+    Found,
+    LifecycleError,
+    Problem,
+    PTQConfig,
+    UnsupportedError,
+    unmatched_overrides,
+)
+from tico_modules import (
+    Edit,
+    LayerReport,
+    QuantizedModule,
+    Report,
+    child_path,
+    children,
+    named_modules,
+    parameter,
+)
 from tico_quantizers import BaseQuantizer, Converted, Example
 from tico_quantizers.calibration import spoiled_figures
 from tico_wrapq.base import (
@@ -99,6 +117,7 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         """Put integer layers in the place of wrappers, and fix the points of the others."""
         wrappers, weights = calibration.wrapped.wrappers, WeightCodes()
         _require_in_place(model, wrappers)
+        unfit = self._settled_steps(calibration, edit)
         skipped = self._skipped(calibration.points, edit)
         require_grids(calibration.points)
         left = calibration.wrapped.left
@@ -108,7 +127,7 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
             path: folded[path] if path in folded else wrapper.finish(weights, edit)
             for path, wrapper in wrappers.items()
         }
-        notes = _joined(_untied(wrappers, finished), calibration.folds.notes(), skipped)
+        notes = _joined(_untied(wrappers, finished), calibration.folds.notes(), skipped, unfit)
         root, lines = model, list(left)
         for path, wrapper in wrappers.items():
             new = finished[path]
@@ -117,6 +136,27 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         by_path = {line.path: attrs.evolve(line, figures=figures[line.path]) for line in lines}
         ordered = [by_path[path] for path, _ in named_modules(root) if path in by_path]
         return Converted(root=root, modules=tuple(finished.values()), report=Report(layers=tuple(ordered)))
+
+    def _settled_steps(self, calibration: PTQCalibration, edit: Edit) -> dict[str, str]:
+        """Leave steps float to which no grid does justice; return the notes by module."""
+        steps = calibration.wrapped.steps
+        if not steps:
+            return {}
+        points = calibration.points
+        if not points:
+            remedy = "run data through the prepared model"
+            found, sentence = Found("none"), "no calibration data have reached a step of the model"
+            expected = "calibration data"
+            raise CalibrationError(Problem(value=found, expected=expected, sentence=sentence, remedy=remedy))
+        paths = [*calibration.wrapped.paths, *(point.path for point in points)]
+        paths += [child_path(each.path, name) for each in steps for name in each.unknown]
+        if problems := unmatched_overrides(self.config.overrides, paths):
+            raise ConfigError(*problems)
+        unknown = [problem for each in steps for problem in each.unknown_problems()]
+        if self.config.strict_wrap and unknown:
+            raise UnsupportedError(*unknown)
+        notes = {each.path: each.leave_unfit(edit) for each in steps}
+        return {path: note for path, note in notes.items() if note}
 
     def _skipped(self, points: Sequence[QuantPoint], edit: Edit) -> dict[str, str]:
         """Leave points that no data reached in float, if the config says so; return the notes by module."""

@@ -42,11 +42,20 @@ _ASKED = "the config leaves it float"
 
 @attrs.frozen(eq=False, kw_only=True)
 class Wrapped:
-    """A wrapped model: its root, its wrappers by path, and the modules left as they were with the reason."""
+    """A wrapped model: its root, its wrappers by path, and the modules left as they were with the reason.
+
+    `paths` are those that overrides may speak of, but of steps, which are found later.
+    """
 
     root: nn.Module
     wrappers: dict[str, QuantModuleBase]
     left: tuple[LayerReport, ...]
+    paths: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> list[StepPoints]:
+        """What runs the forward of modules step by step."""
+        return [each for each in self.wrappers.values() if isinstance(each, StepPoints)]
 
 
 def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: Edit) -> Wrapped:
@@ -71,7 +80,8 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
     for site in found:
         wanted = any(specs[path].is_quantized for path in _point_paths(site)) or _is_apart(site)
         if site.wrapper is StepPoints:
-            steps = StepPoints(site.module, site.path, partial(_spec_at, config))
+            named = partial(_is_named, config)
+            steps = StepPoints(site.module, site.path, partial(_spec_at, config), named)
             steps.join(site.module, edit)
             wrappers[site.path] = steps
         elif site.wrapper is not None and wanted:
@@ -80,7 +90,12 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
             wrappers[site.path] = wrapper
     left = [_left(site) for site in found if site.path not in wrappers and _is_reported(site)]
     left += parts
-    return Wrapped(root=root, wrappers=wrappers, left=tuple(left))
+    paths = (*_override_paths(found), *specs)
+    return Wrapped(root=root, wrappers=wrappers, left=tuple(left), paths=paths)
+
+
+def _is_named(config: PTQConfig, path: str) -> bool:
+    return config.resolve(path).origin.startswith("overrides[")
 
 
 def _spec_at(config: PTQConfig, path: str) -> QuantSpec:
@@ -216,10 +231,14 @@ def _specs(found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
     return specs
 
 
-def _match_problems(found: list[ModuleSite], specs: dict[str, QuantSpec], config: PTQConfig) -> list[Problem]:
+def _override_paths(found: list[ModuleSite]) -> list[str]:
+    """Return the paths of modules and of their parameters that overrides may speak of."""
     paths = [site.path for site in found if site.wrapper is not None or site.reason == _ASKED]
-    floats = [path for site in found for path in _float_paths(site)]
-    problems = unmatched_overrides(config.overrides, [*paths, *floats, *specs])
+    return paths + [path for site in found for path in _float_paths(site)]
+
+
+def _match_problems(found: list[ModuleSite], specs: dict[str, QuantSpec], config: PTQConfig) -> list[Problem]:
+    problems = unmatched_overrides(config.overrides, [*_override_paths(found), *specs])
     if not any(spec.is_quantized for spec in specs.values()):
         expected, got = "one with a module to quantize", Found("a model with none")
         sentence = "the model has no module with a point or weight to quantize"

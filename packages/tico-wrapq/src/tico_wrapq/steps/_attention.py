@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+import attrs
 import torch
 from torch import Tensor
-
-from tico_wrapq.steps._score_tracing import ScoreTracing
 
 
 class Move(Protocol):
@@ -18,48 +17,50 @@ class Move(Protocol):
         """Return `result`, seen or moved to the grid of `step`."""
 
 
-def attention_by_steps(
-    move: Move,
-    tracing: ScoreTracing,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Return softmax(query keyᵀ scale + mask) value (..., queries, channels).
+@attrs.frozen(eq=False)
+class Attention:
+    """The arguments of torch's `scaled_dot_product_attention`, by their names and in their order there."""
 
-    The steps are `logits`, `scaled`, `masked` where there is a mask, `softmax`, and the result itself.
-    """
-    if enable_gqa:
-        repeats = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(repeats, -3), value.repeat_interleave(repeats, -3)
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    mask = _mask(query, key, attn_mask, is_causal=is_causal)
-    left_out = None if mask is None else mask < torch.finfo(mask.dtype).min / 2
-    logits = move("logits", _within(query @ key.transpose(-2, -1), left_out))
-    scores = move("scaled", logits * factor)
-    if mask is not None and left_out is not None:
-        masked = move("masked", _within(scores + mask, left_out))
-        scores = masked.masked_fill(left_out, -math.inf)
-    weights = torch.softmax(scores, -1)
-    if left_out is not None:
-        # A row of which nothing is left has weights of 0, where a softmax gives NaN.
-        weights = weights.masked_fill(left_out.all(-1, keepdim=True), 0.0)
-    return move("", move("softmax", weights) @ value)
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    attn_mask: Tensor | None = None
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = attrs.field(default=None, kw_only=True)
+    enable_gqa: bool = attrs.field(default=False, kw_only=True)
 
+    def by_steps(self, move: Move) -> Tensor:
+        """Return softmax(query keyᵀ scale + mask) value (..., queries, channels).
 
-def _mask(query: Tensor, key: Tensor, given: Tensor | None, *, is_causal: bool) -> Tensor | None:
-    if is_causal:
-        shape = (query.shape[-2], key.shape[-2])
-        given = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
-    if given is None or given.dtype is not torch.bool:
-        return given
-    return torch.zeros_like(given, dtype=query.dtype).masked_fill(~given, -math.inf)
+        The steps are `logits`, `scaled`, `masked` where there is a mask, `softmax`, and the result itself.
+        """
+        key, value, mask = self._repeated(self.key), self._repeated(self.value), self._mask()
+        factor = 1 / math.sqrt(self.query.shape[-1]) if self.scale is None else self.scale
+        left_out = None if mask is None else mask < torch.finfo(mask.dtype).min / 2
+        logits = move("logits", _within(self.query @ key.transpose(-2, -1), left_out))
+        scores = move("scaled", logits * factor)
+        if mask is not None and left_out is not None:
+            masked = move("masked", _within(scores + mask, left_out))
+            scores = masked.masked_fill(left_out, -math.inf)
+        weights = torch.softmax(scores, -1)
+        if left_out is not None:
+            # A row of which nothing is left has weights of 0, where a softmax gives NaN.
+            weights = weights.masked_fill(left_out.all(-1, keepdim=True), 0.0)
+        weights = torch.nn.functional.dropout(move("softmax", weights), self.dropout_p)
+        return move("", weights @ value)
+
+    def _repeated(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(self.query.shape[-3] // x.shape[-3], -3) if self.enable_gqa else x
+
+    def _mask(self) -> Tensor | None:
+        given = self.attn_mask
+        if self.is_causal:
+            shape = (self.query.shape[-2], self.key.shape[-2])
+            given = torch.ones(shape, dtype=torch.bool, device=self.query.device).tril()
+        if given is None or given.dtype is not torch.bool:
+            return given
+        return torch.zeros_like(given, dtype=self.query.dtype).masked_fill(~given, -math.inf)
 
 
 def _within(scores: Tensor, left_out: Tensor | None) -> Tensor:

@@ -39,9 +39,9 @@ _BINARY: Final = {
 
 
 def site_of(frame: FrameType, forward: CodeType) -> Site | None:
-    """Return the calls that lead from the code `forward` to `frame`; None if another module's call is between.
+    """Return the calls that lead from the code `forward` to `frame`.
 
-    None also where `forward` does not run.
+    None where `forward` does not run, or where the call of another module is between.
     """
     places: list[Place] = []
     current: FrameType | None = frame

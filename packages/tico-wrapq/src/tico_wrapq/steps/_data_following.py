@@ -51,9 +51,7 @@ class DataFollowing:
                 self._note(args[0], origin)
         return origin
 
-    def _origin(
-        self, operator: Operator, args: tuple[object, ...], kwargs: Mapping[str, object]
-    ) -> Origin:
+    def _origin(self, operator: Operator, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Origin:
         if operator.effect is Effect.READS_NO_VALUES:
             return Origin.CONSTANTS
         read = args[:1] if reads_first_alone(operator) else (args, *kwargs.values())

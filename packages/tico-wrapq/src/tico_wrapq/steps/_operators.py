@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
 
@@ -22,7 +21,7 @@ class Effect(enum.Enum):
 
 @attrs.frozen
 class Operator:
-    """A function of torch: the name that its steps go by, what it does, and whether it writes to its input."""
+    """A function of torch: the name of its steps, what it does, and whether it writes to its input."""
 
     name: str
     effect: Effect
@@ -34,43 +33,48 @@ class Operator:
         return self.effect in (Effect.COMPUTES, Effect.LOOKS_UP) and self.name not in _LOOK_UPS
 
 
-_ARITHMETIC = "add sub mul div pow neg abs maximum minimum reciprocal square sqrt rsqrt exp exp2 expm1 log log1p"
-_ARITHMETIC += " log2 sin cos sinc erf lerp addcmul addcdiv hypot fmod remainder dist cumsum cumprod logcumsumexp"
-_PRODUCTS = "matmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner outer dot kron cdist"
-_FUNCTIONS = "relu relu6 hardtanh leaky_relu prelu rrelu elu celu selu silu gelu mish tanh sigmoid hardsigmoid"
-_FUNCTIONS += " hardswish hardshrink softshrink softplus softsign tanhshrink threshold logsigmoid glu clamp sinh cosh"
-_FUNCTIONS += " softmax softmin log_softmax logsumexp sign round floor ceil trunc frac expit"
-_SUMS = "mean sum nansum prod var std norm vector_norm normalize cosine_similarity index_add scatter_add"
-_SUMS += " segment_reduce scatter_reduce"
-_NORMS = "layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm"
-_POOLS = "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d interpolate"
-_POOLS += " upsample grid_sample lp_pool1d lp_pool2d fold"
-_JOINS = "cat stack hstack vstack dstack"
-_STEPS: Final = frozenset(" ".join((_ARITHMETIC, _PRODUCTS, _FUNCTIONS, _SUMS, _NORMS, _POOLS, _JOINS)).split())
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
-_LAYERS: Final = frozenset(
-    "linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
-    " conv_tbc grouped_mm _grouped_mm".split()
-)
-_LOOK_UPS: Final = frozenset({"embedding", "embedding_bag"})
 
-_MOVES: Final = frozenset(
-    "get getitem setitem view view_as reshape reshape_as flatten unflatten ravel permute transpose swapaxes swapdims t"
-    " adjoint movedim moveaxis squeeze unsqueeze expand expand_as broadcast_to repeat repeat_interleave tile split"
-    " split_with_sizes chunk tensor_split unbind narrow select index_select gather take take_along_dim index where"
-    " masked_fill masked_select masked_scatter fill zero fill_diagonal copy index_copy index_put scatter index_fill"
-    " flip fliplr flipud roll rot90 clone detach contiguous alias to type type_as float double half bfloat16 cpu cuda"
-    " requires_grad dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout pad constant_pad_nd"
-    " unfold pixel_shuffle pixel_unshuffle channel_shuffle max_pool1d max_pool2d max_pool3d adaptive_max_pool1d"
-    " adaptive_max_pool2d adaptive_max_pool3d max_unpool1d max_unpool2d max_unpool3d amax amin aminmax max min topk sort"
-    " msort kthvalue median mode tril triu diag diagonal diag_embed as_strided real nan_to_num meshgrid block_diag"
-    " atleast_1d atleast_2d atleast_3d slice_scatter select_scatter diagonal_scatter column_stack row_stack"
-    " boxed_call identity lift_fresh pin_memory record_function _to_copy unique".split()
-)
-_READS_NO_VALUES: Final = frozenset(
-    "zeros_like ones_like empty_like full_like rand_like randn_like randint_like new_zeros new_ones new_empty"
-    " new_full new_tensor size stride dim ndimension numel nelement is_floating_point argmax argmin argsort".split()
-)
+_STEPS: Final = _names("""
+    add sub mul div pow neg abs maximum minimum reciprocal square sqrt rsqrt exp exp2 expm1 log log1p log2
+    sin cos sinc erf lerp addcmul addcdiv hypot fmod remainder dist cumsum cumprod logcumsumexp
+    matmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner outer dot kron cdist
+    relu relu6 hardtanh leaky_relu prelu rrelu elu celu selu silu gelu mish tanh sigmoid hardsigmoid hardswish
+    hardshrink softshrink softplus softsign tanhshrink threshold logsigmoid glu clamp sinh cosh
+    softmax softmin log_softmax logsumexp sign round floor ceil trunc frac
+    mean sum nansum prod var std norm vector_norm normalize cosine_similarity
+    index_add scatter_add scatter_reduce segment_reduce
+    layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm
+    avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    interpolate upsample grid_sample lp_pool1d lp_pool2d fold
+    cat stack hstack vstack dstack
+""")
+_LAYERS: Final = _names("""
+    linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
+    grouped_mm _grouped_mm
+""")
+_LOOK_UPS: Final = _names("embedding embedding_bag")
+_MOVES: Final = _names("""
+    get getitem setitem view view_as reshape reshape_as flatten unflatten ravel permute transpose swapaxes
+    swapdims t adjoint movedim moveaxis squeeze unsqueeze expand expand_as broadcast_to repeat
+    repeat_interleave tile split split_with_sizes chunk tensor_split unbind narrow select index_select gather
+    take take_along_dim index where masked_fill masked_select masked_scatter fill zero fill_diagonal copy
+    index_copy index_put scatter index_fill flip fliplr flipud roll rot90 clone detach contiguous alias
+    to type type_as float double half bfloat16 cpu cuda requires_grad pin_memory _to_copy lift_fresh
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout pad constant_pad_nd unfold
+    pixel_shuffle pixel_unshuffle channel_shuffle max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
+    adaptive_max_pool2d adaptive_max_pool3d max_unpool1d max_unpool2d max_unpool3d
+    amax amin aminmax max min topk sort msort kthvalue median mode unique
+    tril triu diag diagonal diag_embed as_strided real nan_to_num meshgrid block_diag
+    atleast_1d atleast_2d atleast_3d slice_scatter select_scatter diagonal_scatter column_stack row_stack
+""")
+_READS_NO_VALUES: Final = _names("""
+    zeros_like ones_like empty_like full_like rand_like randn_like randint_like
+    new_zeros new_ones new_empty new_full new_tensor
+    size stride dim ndimension numel nelement is_floating_point argmax argmin argsort
+""")
 _FIRST_ALONE: Final = frozenset({"to", "type_as", "view_as", "reshape_as", "expand_as"})
 _ALIASES: Final = {
     "multiply": "mul",
@@ -99,7 +103,7 @@ _ALIASES: Final = {
 _REVERSED: Final = frozenset({"add", "sub", "mul", "div", "truediv", "pow", "matmul", "mod", "floordiv"})
 
 
-def operator_of(function: Callable[..., object]) -> Operator:
+def operator_of(function: object) -> Operator:
     """Return what is known of `function`, by its name: methods, operators and functions are alike.
 
     >>> import torch

@@ -1,11 +1,12 @@
-"""Attention scores on their way to a softmax: which steps made them, and which of them a mask leaves out."""
+"""What steps turn out to be by what follows: scores, which a softmax reads, or statistics of a norm."""
 
 from __future__ import annotations
 
+import enum
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import attrs
 import torch
@@ -20,17 +21,32 @@ _SOFTMAX: Final = frozenset({"softmax", "log_softmax"})
 _LONGEST_CHAIN: Final = 16
 _RESHAPES: Final = frozenset({"view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as"})
 
-See: TypeAlias = Callable[[Tensor], None]
+_SQUARES: Final = frozenset({"pow", "square", "var"})
+_MEANS: Final = frozenset({"mean", "sum", "add"})
+_ROOTS: Final = frozenset({"rsqrt", "sqrt"})
+
+T = TypeVar("T")
+
+
+class StepRole(enum.Enum):
+    """What a step turns out to be."""
+
+    SCORES = "attention scores, which a mask may leave out"
+    STATISTIC = "a statistic of a norm"
+
+
+See: TypeAlias = Callable[[Tensor], object]
+Note: TypeAlias = Callable[[StepRole], None]
 Project: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @attrs.define(eq=False)
 class _Seen:
-    """A step's result that is yet to be shown to its point, as `see` does; `scores` notes what it is."""
+    """A step's result that is yet to be shown to its point, as `see` does; `note` is told what it is."""
 
     value: Tensor
     see: See
-    scores: Callable[[], None]
+    note: Note
 
     def show(self, left_out: Tensor | None = None) -> None:
         """Show the result to the point, with 0, which every grid has, where something is left out."""
@@ -39,7 +55,7 @@ class _Seen:
 
 @attrs.frozen(eq=False)
 class _Ancestor:
-    """A step whose result has become a tensor value by value; `project` leads back from there to its shape."""
+    """A step whose result has become a tensor value by value; `project` leads back to its shape."""
 
     step: _Seen
     project: Project
@@ -51,10 +67,11 @@ class ScoreTracing:
     def __init__(self) -> None:
         self._waiting: deque[_Seen] = deque()
         self._ancestors: dict[int, tuple[weakref.ref[Tensor], tuple[_Ancestor, ...]]] = {}
+        self._squares: dict[int, tuple[weakref.ref[Tensor], tuple[_Seen, ...]]] = {}
 
-    def hold(self, value: Tensor, see: See, scores: Callable[[], None]) -> None:
-        """Hold the result of a step back; `scores` is called if it turns out to be attention scores."""
-        step = _Seen(value, see, scores)
+    def hold(self, value: Tensor, see: See, note: Note) -> None:
+        """Hold the result of a step back; `note` is told if it turns out to be more than a step."""
+        step = _Seen(value, see, note)
         self._waiting.append(step)
         self._note(value, (_Ancestor(step, _same),))
         if len(self._waiting) > _LONGEST_CHAIN:
@@ -73,10 +90,11 @@ class ScoreTracing:
     ) -> None:
         """Follow what a function has made of scores; a softmax tells which of them are left out."""
         sources = list(_tensors((*args, *kwargs.values())))
+        self._follow_squares(operator, sources, result)
         if operator.name in _SOFTMAX and sources:
             self._settle(sources[0])
             return
-        found = list(self._of(result))
+        found = list(_known(self._ancestors, result))
         joined_along = _axis(args, kwargs) if operator.name == "cat" else None
         start = 0
         for source in sources:
@@ -88,14 +106,24 @@ class ScoreTracing:
             else:
                 project = _projection(operator, source, result)
             if project is not None:
-                found += [_chained(each, project) for each in self._of(source)]
+                found += [_chained(each, project) for each in _known(self._ancestors, source)]
         if found:
             self._note(result, tuple(found[:_LONGEST_CHAIN]))
 
+    def _follow_squares(self, operator: Operator, sources: list[Tensor], result: Tensor) -> None:
+        """Follow the squares of a norm through their mean to the root, which tells what they are."""
+        before = tuple(step for source in sources for step in _known(self._squares, source))
+        own = tuple(each.step for each in _known(self._ancestors, result)[:1] if each.step.value is result)
+        if operator.name in _ROOTS:
+            for step in (*before, *(own if before else ())):
+                step.note(StepRole.STATISTIC)
+        elif operator.name in _SQUARES or (operator.name in _MEANS and before):
+            self._squares[id(result)] = weakref.ref(result), (*before, *own)
+
     def _settle(self, scores: Tensor) -> None:
         left_out = scores < scores.amax(-1, keepdim=True) - OUT_OF_REACH
-        for each in self._of(scores):
-            each.step.scores()
+        for each in _known(self._ancestors, scores):
+            each.step.note(StepRole.SCORES)
             if each.step in self._waiting:
                 self._waiting.remove(each.step)
                 each.step.show(each.project(left_out))
@@ -105,12 +133,13 @@ class ScoreTracing:
         while self._waiting:
             self._waiting.popleft().show()
 
-    def _of(self, tensor: Tensor) -> tuple[_Ancestor, ...]:
-        reference, found = self._ancestors.get(id(tensor), (None, ()))
-        return found if reference is not None and reference() is tensor else ()
-
     def _note(self, tensor: Tensor, found: tuple[_Ancestor, ...]) -> None:
         self._ancestors[id(tensor)] = weakref.ref(tensor), found
+
+
+def _known(found: Mapping[int, tuple[weakref.ref[Tensor], tuple[T, ...]]], tensor: Tensor) -> tuple[T, ...]:
+    reference, known = found.get(id(tensor), (None, ()))
+    return known if reference is not None and reference() is tensor else ()
 
 
 def _same(left_out: Tensor) -> Tensor:
@@ -152,7 +181,7 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
 
 
 def moved_within_reach(scores: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return `scores` moved to a grid; those out of reach of the softmax stay as they are and do not count."""
+    """Return `scores` moved to a grid, but for those out of reach of the softmax, which do not count."""
     largest = scores.amax(-1, keepdim=True)
     left_out = scores < largest - OUT_OF_REACH
     moved = move(torch.where(left_out, largest, scores))

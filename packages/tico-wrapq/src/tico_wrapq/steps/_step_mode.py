@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import CodeType, FrameType
@@ -13,14 +13,21 @@ import attrs
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from tico_wrapq.steps._attention import attention_by_steps
+from tico_wrapq.steps._attention import Attention
 from tico_wrapq.steps._call_site import Site, is_inside, name_of, site_of
 from tico_wrapq.steps._data_following import DataFollowing, Origin, tensors_in
 from tico_wrapq.steps._operators import ATTENTION, Effect, Operator, operator_of
 from tico_wrapq.steps._score_tracing import ScoreTracing
 
 _STORES: Final = ("transformers/cache_utils.py",)
-"""Files whose functions keep what they are given and hand it out again: a step there would be none of a model."""
+"""Files whose functions keep what they are given and hand it out again, which is no step of a model."""
+
+
+class Function(Protocol):
+    """A function of torch."""
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Call it."""
 
 
 class Points(Protocol):
@@ -28,6 +35,9 @@ class Points(Protocol):
 
     def pass_through(self, name: str, result: Tensor, tracing: ScoreTracing) -> Tensor:
         """Return the `result` of the step `name`, seen or moved to its grid."""
+
+    def leave_float(self, name: str, function: str) -> None:
+        """Note that the step `name` calls a function that no table knows."""
 
 
 @attrs.frozen(eq=False)
@@ -64,7 +74,7 @@ class StepMode(TorchFunctionMode):
 
     def __torch_function__(
         self,
-        func: Callable[..., object],
+        func: Function,
         types: Sequence[type],
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, object] | None = None,
@@ -81,6 +91,9 @@ class StepMode(TorchFunctionMode):
         if origin is not Origin.DATA or not isinstance(results, Tensor) or not results.is_floating_point():
             return results
         name = self._name(operator, sys._getframe(1)) if _is_step(operator) else None
+        if name is not None and operator.effect is Effect.UNKNOWN:
+            self._owners[-1].points.leave_float(name, operator.name)
+            return results
         moved = results if name is None else self._moved(name, operator, args, named, results)
         self._tracing.after(operator, args, named, moved)
         return moved
@@ -108,7 +121,7 @@ class StepMode(TorchFunctionMode):
             inner = f"{name}_{step}" if step else name
             return self._owners[-1].points.pass_through(inner, result, self._tracing)
 
-        result = attention_by_steps(move, self._tracing, *args, **kwargs)  # type: ignore[arg-type]
+        result = Attention(*args, **kwargs).by_steps(move)  # type: ignore[arg-type]  # as torch was given them
         self._following.follow(operator, args, kwargs, result)
         return result
 
@@ -122,6 +135,7 @@ def _is_step(operator: Operator) -> bool:
     return operator.is_step or operator.effect is Effect.UNKNOWN
 
 
+# One for each place in the text of functions that are steps: as many as the code that is imported has.
 _NAMES: Final[dict[tuple[int, ...], tuple[Site, str | None]]] = {}
 
 

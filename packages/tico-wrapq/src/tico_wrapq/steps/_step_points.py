@@ -7,10 +7,11 @@ from functools import partial
 from typing import ClassVar, final
 
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import Self, assert_never
 
 from tico_config import CalibrationError, Found, Problem, QuantSpec, no_quant
 from tico_modules import ActivationGrid, Edit, Layout, child_path, children, select_below
+from tico_observers import LARGEST_PLAUSIBLE
 from tico_wrapq.base import (
     Mode,
     Passage,
@@ -21,12 +22,17 @@ from tico_wrapq.base import (
     Role,
     WeightCodes,
 )
-from tico_wrapq.steps._score_tracing import ScoreTracing, moved_within_reach
+from tico_wrapq.steps._score_tracing import ScoreTracing, StepRole, moved_within_reach
 from tico_wrapq.steps._step_mode import steps_of
-from tico_wrapq.steps._stepped_class import code_of, run_by_steps
+from tico_wrapq.steps._stepped_class import Forward, code_of, run_by_steps
+
 
 def _float(path: str) -> QuantSpec:
     return no_quant()
+
+
+def _never(path: str) -> bool:
+    return False
 
 
 @final
@@ -34,16 +40,26 @@ class StepPoints(QuantModuleBase):
     """The points of the functional steps in a module's own `forward`, made as they are reached.
 
     It stands beside the other children of the module, which goes on to run its own forward.
+
+    Args:
+        module: the module whose forward is run.
+        path: its full path in the model.
+        resolve: gives the spec of each point by its full path.
+        is_named: tells whether an override speaks of the point at a path.
     """
 
     kind: ClassVar[str] = "ptq.steps"
     stands_beside: ClassVar[bool] = True
 
-    def __init__(self, module: nn.Module, path: str, resolve: Resolve) -> None:
+    def __init__(
+        self, module: nn.Module, path: str, resolve: Resolve, is_named: Callable[[str], bool] = _never
+    ) -> None:
         super().__init__(module, path, resolve)
         self._resolve = resolve
+        self._is_named = is_named
         self._passage: Passage | None = None
         self.scores: set[str] = set()
+        self.statistics: set[str] = set()
         self.unknown: dict[str, str] = {}
 
     def adopt(self, module: nn.Module) -> None:
@@ -66,7 +82,7 @@ class StepPoints(QuantModuleBase):
 
     def run(
         self,
-        forward: Callable[..., object],
+        forward: Forward,
         module: nn.Module,
         args: tuple[object, ...],
         kwargs: Mapping[str, object],
@@ -88,7 +104,7 @@ class StepPoints(QuantModuleBase):
         point = known.get(name)
         if self.mode is Mode.CALIB:
             watching = point if isinstance(point, QuantPoint) else self._new_point(name)
-            tracing.hold(result, watching, partial(self.scores.add, name))
+            tracing.hold(result, watching, partial(self._note, name))
             return result
         if not isinstance(point, QuantPoint):
             raise CalibrationError(self._unseen(name))
@@ -96,6 +112,60 @@ class StepPoints(QuantModuleBase):
             return moved_within_reach(result, point)
         moved: Tensor = point(result)
         return moved
+
+    def _note(self, name: str, role: StepRole) -> None:
+        match role:
+            case StepRole.SCORES:
+                self.scores.add(name)
+            case StepRole.STATISTIC:
+                self.statistics.add(name)
+            case unreachable:
+                assert_never(unreachable)
+
+    def leave_float(self, name: str, function: str) -> None:
+        """Note that the step `name` calls `function`, which no table knows, so that it has no point.
+
+        Raises:
+            CalibrationError: the model is quantized, and no calibration data have reached the step.
+        """
+        if self.mode is Mode.CALIB:
+            self.unknown[name] = function
+        elif name not in self.unknown:
+            raise CalibrationError(self._unseen(name))
+
+    def leave_unfit(self, edit: Edit) -> str:
+        """Leave steps float to which no fixed grid does justice, and say which and why; empty without any."""
+        unfit = self._unfit()
+        for name in unfit.keys() - self.unknown.keys():
+            self.point(name).fix(None, edit)
+        return "; ".join(f"{name} stays float: {why}" for name, why in sorted(unfit.items()))
+
+    def _unfit(self) -> Mapping[str, str]:
+        """Return the steps that are to stay float although a grid is asked for, each with the reason."""
+        points = self.named_points()
+        asked = {name: point for name, point in points if point.is_quantized and not point.is_dynamic}
+        masks = {name: "it holds a mask" for name, each in asked.items() if each.largest >= LARGEST_PLAUSIBLE}
+        norms = {name: "it is a statistic of a norm" for name in asked if name in self.statistics}
+        named = {name for name, point in asked.items() if self._is_named(point.path)}
+        unknown = {name: f"{function} is in no table" for name, function in self.unknown.items()}
+        return {**unknown, **masks, **{name: why for name, why in norms.items() if name not in named}}
+
+    def unknown_problems(self) -> list[Problem]:
+        """Return why steps can't have a point, unless an override leaves them float."""
+        found = ((name, function) for name, function in sorted(self.unknown.items()))
+        asked = ((child_path(self.path, name), function) for name, function in found)
+        return [
+            Problem(
+                module=path,
+                value=Found(function),
+                expected="a function in the table of steps",
+                sentence=f"it calls {function}, and whether that is a step is not known",
+                remedy=f"leave it float by overrides={{{path!r}: no_quant()}}, or set strict_wrap=False"
+                " to leave all such steps float and have them reported",
+            )
+            for path, function in asked
+            if self._resolve(path).is_quantized
+        ]
 
     def _new_point(self, name: str) -> QuantPoint:
         path = child_path(self.path, name)
@@ -123,11 +193,13 @@ class StepPoints(QuantModuleBase):
             edit.drop(modules, name)
         edit.set_attribute(self, "_passage", None)
         edit.set_attribute(self, "_resolve", _float)
+        edit.set_attribute(self, "_is_named", _never)
         return super().finish(weights, edit)
 
     def layout(self) -> Mapping[str, object]:
         """Return the grids of the steps and which of them are attention scores, as JSON values."""
-        return {"points": super().layout(), "scores": sorted(self.scores)}
+        names = {"scores": sorted(self.scores), "unknown": sorted(self.unknown)}
+        return {"points": super().layout(), **names}
 
     @classmethod
     def restore(cls, original: nn.Module, layout: Layout, tensors: Mapping[str, Tensor]) -> Self:
@@ -147,6 +219,6 @@ class StepPoints(QuantModuleBase):
                 if grid is not None:
                     point.fix(ActivationGrid.restore(grid, select_below(tensors, f"{name}.fixed")), edit)
         steps.scores = set(layout.texts("scores"))
+        steps.unknown = dict.fromkeys(layout.texts("unknown"), "a function")
         steps.mode = Mode.QUANT
         return steps
-

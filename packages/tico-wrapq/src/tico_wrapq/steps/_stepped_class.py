@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from types import CodeType
+import types
+from collections.abc import Mapping
 from typing import ClassVar, Final, Protocol
 
+import torch
 from torch import nn
 
 from tico_modules import Edit, children
+
 STEPS: Final = "quant_steps"
 """The name of the child that holds the points of a module's steps."""
+
+_WHY_NOT_COMPILED: Final = "its steps are found while it runs; compile what torch.export makes of it instead"
+
+
+class Forward(Protocol):
+    """The forward of a class of modules."""
+
+    def __call__(self, module: nn.Module, /, *args: object, **kwargs: object) -> object:
+        """Return what `module` gives."""
 
 
 class RunsSteps(Protocol):
     """The child of a module that runs the module's forward."""
 
     def run(
-        self,
-        forward: Callable[..., object],
-        module: nn.Module,
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object],
+        self, forward: Forward, module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> object:
         """Return what `forward` of the module's own class returns, step by step."""
 
@@ -38,25 +45,42 @@ class Stepped:
         return _empty, (type(self).float_class,), vars(self)
 
 
-@functools.lru_cache(maxsize=None)
+_MADE: Final[dict[type[nn.Module], type[nn.Module]]] = {}
+
+
 def stepped(kind: type[nn.Module]) -> type[nn.Module]:
     """Return `kind` with a forward that lets its steps pass through the points in the child `quant_steps`."""
-    plain: Callable[..., object] = kind.forward
+    if kind not in _MADE:
+        _MADE[kind] = _make(kind)
+    return _MADE[kind]
+
+
+def _make(kind: type[nn.Module]) -> type[nn.Module]:
+    plain: Forward = kind.forward
 
     @functools.wraps(plain)
     def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
         steps: RunsSteps = getattr(self, STEPS)
         return steps.run(plain, self, args, kwargs)
 
-    own: dict[str, object] = {"float_class": kind, "forward": forward, "__module__": kind.__module__}
-    own["__qualname__"] = kind.__qualname__
-    return type(kind)(kind.__name__, (Stepped, kind), own)
+    # The compiler can't follow how steps are found. It is imported here, which takes a second.
+    uncompiled: object = torch.compiler.disable(forward, reason=_WHY_NOT_COMPILED)  # type: ignore[no-untyped-call]
+    own: dict[str, object] = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "float_class": kind,
+        "forward": uncompiled,
+    }
+    made: type[nn.Module] = types.new_class(
+        kind.__name__, (Stepped, kind), exec_body=lambda body: body.update(own)
+    )
+    return made
 
 
-def code_of(forward: Callable[..., object]) -> CodeType | None:
+def code_of(forward: object) -> types.CodeType | None:
     """Return the code of `forward` without what decorators have put around it; None if it is not Python's."""
-    plain: object = inspect.unwrap(forward)
-    return plain.__code__ if inspect.isfunction(plain) else None
+    plain: object = inspect.unwrap(forward) if callable(forward) else None
+    return plain.__code__ if isinstance(plain, types.FunctionType) else None
 
 
 def why_not_stepped(module: nn.Module) -> str | None:
@@ -65,7 +89,7 @@ def why_not_stepped(module: nn.Module) -> str | None:
         return "its forward was replaced on the instance, so that its steps cannot be found"
     if code_of(type(module).forward) is None:
         return "its forward is not written in Python, so that its steps cannot be found"
-    if STEPS in children(module) or hasattr(type(module), STEPS):
+    if STEPS in {*children(module), *vars(module), *dir(type(module))}:
         return f"it has something called {STEPS}, the name under which the points of steps stand"
     return None
 
