@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 from collections.abc import Callable, Iterator
 
@@ -216,3 +217,21 @@ def test_graph_of_modules_is_no_exported_graph() -> None:
     prepared = prepare(torch.fx.symbolic_trace(_model()), GPTQConfig(show_progress=False))
     prepared(values(0, 8, 4))
     assert isinstance(convert(prepared).get_submodule("fc"), QuantizedLinear)
+
+
+@every_config
+@pytest.mark.parametrize("in_place", [False, True], ids=["torch.compile", "module.compile"])
+def test_a_prepared_model_that_is_compiled_takes_no_data(config: BaseConfig, in_place: bool) -> None:
+    """It says so in the first pass, and the model that prepare returned goes on to learn."""
+    x = torch.linspace(-1, 1, 8).view(2, 4)
+    whole = not isinstance(config, PT2EConfig)
+    prepared = prepare(_model(), config, args=(x,), inplace=whole)
+    twin = copy.deepcopy(prepared)
+    if in_place:
+        prepared.compile(backend="eager")
+    compiled = prepared if in_place else torch.compile(prepared, backend="eager")
+    with pytest.raises(UnsupportedError, match="compile what convert returns"):
+        compiled(x)
+    learning = twin if in_place else prepared  # a copy is not compiled
+    learning(x)
+    assert convert(learning)(x).shape == (2, 4)

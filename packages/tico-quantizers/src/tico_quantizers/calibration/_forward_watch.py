@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from tico_config import CalibrationError, Found, LifecycleError, Problem, UnsupportedError
 from tico_modules import DataFingerprint, Edit, named_modules
 from tico_observers import Statistic
+from tico_quantizers.calibration._compiled_calls import require_eager_call
 from tico_quantizers.calibration._hooks import after_call, before_call
 from tico_quantizers.calibration._real_tokens import RealTokens
 
@@ -86,7 +87,9 @@ class Calibration(Recorder):
 
         Raises:
             CalibrationError: one of the `modal` modules is in training mode.
+            UnsupportedError: torch.compile runs the model.
         """
+        require_eager_call()
         _require_evaluation_mode(modal)
         with _TURN:
             self.drop_unfinished()

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import ParamSpec
 
 from tico_modules import named_modules
+from tico_quantizers.calibration._compiled_calls import require_eager_call
 
 P = ParamSpec("P")
 _OBSERVING = ContextVar("observing", default=False)
@@ -55,6 +56,7 @@ class Hook(Generic[P]):
     def before(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> None:
         """Take what torch gives a hook before the call."""
         if self.watcher is None or self.watcher.watching:
+            require_eager_call()
             with _observation():
                 self.action(*call, **_)
 
