@@ -121,8 +121,11 @@ class ScoreTracing:
             self._squares[id(result)] = weakref.ref(result), (*before, *own)
 
     def _settle(self, scores: Tensor) -> None:
+        found = _known(self._ancestors, scores)
+        if not found:
+            return
         left_out = scores < scores.amax(-1, keepdim=True) - OUT_OF_REACH
-        for each in _known(self._ancestors, scores):
+        for each in found:
             each.step.note(StepRole.SCORES)
             if each.step in self._waiting:
                 self._waiting.remove(each.step)
