@@ -144,6 +144,49 @@ def test_masked_scores_take_no_part_in_any_grid() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+class Fused(nn.Module):
+    """The same attention by one function, with the mask's number for what is hidden."""
+
+    def __init__(self, hidden: float) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the other tokens see."""
+        mask = torch.zeros(x.shape[1] - 1, x.shape[1])
+        mask[:, -1] = self.hidden
+        return nn.functional.scaled_dot_product_attention(x[:, :-1], x, x, attn_mask=mask)
+
+
+@pytest.mark.parametrize("hidden", [-math.inf, -3.4e38, -1e9, -1e4])
+def test_the_number_that_a_mask_adds_takes_no_part_in_any_grid(hidden: float) -> None:
+    """Nor does what it hides, whatever the number."""
+    far = [torch.cat([batch[:, :-1], 100 * batch[:, -1:]], 1) for batch in batches()]
+    reference = convert(calibrated(Fused(-math.inf))).state_dict()
+    for data in (batches(), far):
+        found = convert(calibrated(Fused(hidden), A16, data)).state_dict()
+        assert sum(name.endswith(".scale") for name in found) == 5
+        assert all(torch.equal(found[name], reference[name]) for name in found)
+
+
+class AlongSecond(nn.Module):
+    """A softmax along the axis of the tokens."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the weights of the tokens, per feature."""
+        return torch.softmax(x * 10.0, 1)
+
+
+def test_a_softmax_along_another_axis_makes_no_scores() -> None:
+    """Every value before it is on the grid, also where a feature is far below the others."""
+    data = [torch.cat([batch[..., :-1], batch[..., -1:] - 100.0], -1) for batch in batches()]
+    steps = convert(calibrated(AlongSecond(), A16, data)).get_submodule("quant_steps")
+    assert isinstance(steps, StepPoints)
+    assert not steps.scores
+    scale = steps.point("mul_0").state_dict()["fixed.scale"]
+    assert scale * 2**15 > 1000
+
+
 def test_a_masked_score_keeps_a_weight_of_zero() -> None:
     """A later token changes nothing before it, bit for bit."""
     converted = convert(calibrated(seeded(Model)))
@@ -267,6 +310,36 @@ def test_functions_in_no_table_are_refused_or_named() -> None:
         convert(calibrated(Unknown()))
     permissive = PTQConfig(steps="auto", strict_wrap=False)
     assert "special_i0 is in no table" in report(convert(calibrated(Unknown(), permissive))).layers[0].reason
+
+
+class Several(nn.Module):
+    """Calls functions that give several tensors, or complex ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a sum of what they give."""
+        variance, mean = torch.var_mean(x, -1, keepdim=True)
+        return torch.add(variance + mean, torch.fft.rfft(x).abs()[..., :1])
+
+
+def test_functions_of_several_or_complex_results_are_named() -> None:
+    """All of them at once."""
+    with pytest.raises(UnsupportedError, match=r"(?s)fft_rfft.*var_mean"):
+        convert(calibrated(Several()))
+
+
+class Hypotenuse(nn.Module):
+    """A root of squares that is no norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the length of pairs."""
+        return torch.sqrt(x[..., :1] ** 2 + x[..., 1:2] ** 2)
+
+
+def test_a_root_of_a_plain_sum_is_no_statistic() -> None:
+    """Nothing was averaged, so every step has its grid."""
+    line = report(convert(calibrated(Hypotenuse()))).layers[0]
+    assert line.reason == ""
+    assert "sqrt_0 int16 static" in line.activation
 
 
 def test_calibration_files_are_refused(tmp_path: Path) -> None:

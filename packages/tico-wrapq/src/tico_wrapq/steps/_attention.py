@@ -9,6 +9,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from tico_wrapq.steps._score_tracing import OUT_OF_REACH
+
 
 class Move(Protocol):
     """Passes the result of a step through its point."""
@@ -37,11 +39,11 @@ class Attention:
         """
         key, value, mask = self._repeated(self.key), self._repeated(self.value), self._mask()
         factor = 1 / math.sqrt(self.query.shape[-1]) if self.scale is None else self.scale
-        left_out = None if mask is None else mask < torch.finfo(mask.dtype).min / 2
+        left_out = None if mask is None else _out_of_reach(self.query @ key.transpose(-2, -1) * factor + mask)
         logits = move("logits", _within(self.query @ key.transpose(-2, -1), left_out))
         scores = move("scaled", logits * factor)
         if mask is not None and left_out is not None:
-            masked = move("masked", _within(scores + mask, left_out))
+            masked = move("masked", _within(scores + (mask - _offset(mask)), left_out))
             scores = masked.masked_fill(left_out, -math.inf)
         weights = torch.softmax(scores, -1)
         if left_out is not None:
@@ -61,6 +63,18 @@ class Attention:
         if given is None or given.dtype is not torch.bool:
             return given
         return torch.zeros_like(given, dtype=self.query.dtype).masked_fill(~given, -math.inf)
+
+
+def _out_of_reach(scores: Tensor) -> Tensor:
+    """Return which scores are too far below the largest of their row to have a weight."""
+    return (scores < scores.amax(-1, keepdim=True) - OUT_OF_REACH) | (scores == -math.inf)
+
+
+def _offset(mask: Tensor) -> Tensor:
+    """Return what a mask adds to a whole row, which no softmax sees, where it leaves nothing of the row."""
+    largest = mask.amax(-1, keepdim=True)
+    whole = largest.isfinite() & (largest < -OUT_OF_REACH)
+    return largest.where(whole, torch.zeros_like(largest))
 
 
 def _within(scores: Tensor, left_out: Tensor | None) -> Tensor:

@@ -21,8 +21,8 @@ _SOFTMAX: Final = frozenset({"softmax", "log_softmax"})
 _LONGEST_CHAIN: Final = 16
 _RESHAPES: Final = frozenset({"view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as"})
 
-_SQUARES: Final = frozenset({"pow", "square", "var"})
-_MEANS: Final = frozenset({"mean", "sum", "add"})
+_SQUARES: Final = frozenset({"pow", "square"})
+_MEANS: Final = frozenset({"mean", "sum"})
 _ROOTS: Final = frozenset({"rsqrt", "sqrt"})
 
 T = TypeVar("T")
@@ -68,6 +68,7 @@ class ScoreTracing:
         self._waiting: deque[_Seen] = deque()
         self._ancestors: dict[int, tuple[weakref.ref[Tensor], tuple[_Ancestor, ...]]] = {}
         self._squares: dict[int, tuple[weakref.ref[Tensor], tuple[_Seen, ...]]] = {}
+        self._means: dict[int, tuple[weakref.ref[Tensor], tuple[_Seen, ...]]] = {}
 
     def hold(self, value: Tensor, see: See, note: Note) -> None:
         """Hold the result of a step back; `note` is told if it turns out to be more than a step."""
@@ -92,7 +93,8 @@ class ScoreTracing:
         sources = list(_tensors((*args, *kwargs.values())))
         self._follow_squares(operator, sources, result)
         if operator.name in _SOFTMAX and sources:
-            self._settle(sources[0])
+            if _axis(args, kwargs) in (-1, sources[0].ndim - 1):
+                self._settle(sources[0])
             return
         found = list(_known(self._ancestors, result))
         joined_along = _axis(args, kwargs) if operator.name == "cat" else None
@@ -112,13 +114,18 @@ class ScoreTracing:
 
     def _follow_squares(self, operator: Operator, sources: list[Tensor], result: Tensor) -> None:
         """Follow the squares of a norm through their mean to the root, which tells what they are."""
-        before = tuple(step for source in sources for step in _known(self._squares, source))
+        squares = tuple(step for source in sources for step in _known(self._squares, source))
+        means = tuple(step for source in sources for step in _known(self._means, source))
         own = tuple(each.step for each in _known(self._ancestors, result)[:1] if each.step.value is result)
         if operator.name in _ROOTS:
-            for step in (*before, *(own if before else ())):
+            for step in (*means, *(own if means else ())):
                 step.note(StepRole.STATISTIC)
-        elif operator.name in _SQUARES or (operator.name in _MEANS and before):
-            self._squares[id(result)] = weakref.ref(result), (*before, *own)
+        elif operator.name in _SQUARES:
+            self._squares[id(result)] = weakref.ref(result), own
+        elif operator.name == "var" or (operator.name in _MEANS and squares):
+            self._means[id(result)] = weakref.ref(result), (*squares, *own)
+        elif operator.name == "add" and means:
+            self._means[id(result)] = weakref.ref(result), (*means, *own)
 
     def _settle(self, scores: Tensor) -> None:
         found = _known(self._ancestors, scores)

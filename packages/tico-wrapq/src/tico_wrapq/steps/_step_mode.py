@@ -88,11 +88,13 @@ class StepMode(TorchFunctionMode):
         self._tracing.before(operator, args)
         results = func(*args, **named)
         origin = self._following.follow(operator, args, named, results)
-        if origin is not Origin.DATA or not isinstance(results, Tensor) or not results.is_floating_point():
+        if origin is not Origin.DATA or not any(map(_holds_numbers, tensors_in(results))):
             return results
         name = self._name(operator, sys._getframe(1)) if _is_step(operator) else None
         if name is not None and operator.effect is Effect.UNKNOWN:
             self._owners[-1].points.leave_float(name, operator.name)
+            return results
+        if not isinstance(results, Tensor) or not results.is_floating_point():
             return results
         moved = results if name is None else self._moved(name, operator, args, named, results)
         self._tracing.after(operator, args, named, moved)
@@ -129,6 +131,10 @@ class StepMode(TorchFunctionMode):
         """Return the name of the step that `frame` computes; None where it is none of the module's own."""
         site = site_of(frame, self._owners[-1].forward) if self._owners else None
         return None if site is None else _known_name(site, operator)
+
+
+def _holds_numbers(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _is_step(operator: Operator) -> bool:
