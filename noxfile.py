@@ -39,6 +39,7 @@ PACKAGES: Final = {
     "tico-config": ("tico_config",),
     "tico-observers": ("tico_observers",),
     "tico-modules": ("tico_modules",),
+    "tico-export": ("tico_export",),
     "tico-quantizers": ("tico_quantizers",),
     "tico-pt2e": ("tico_pt2e",),
     "tico-wrapq": ("tico_wrapq",),

@@ -17,6 +17,7 @@ MODULES: Final = {
     "tico-config": ("tico_config",),
     "tico-observers": ("tico_observers",),
     "tico-modules": ("tico_modules",),
+    "tico-export": ("tico_export",),
     "tico-quantizers": ("tico_quantizers",),
     "tico-pt2e": ("tico_pt2e",),
     "tico-wrapq": ("tico_wrapq",),
@@ -25,13 +26,19 @@ MODULES: Final = {
 
 LAYERS: Final = tuple(MODULES)
 
-# Wrappers know no graphs, and graphs no wrappers.
-BESIDE: Final = {"tico-pt2e": "tico-wrapq", "tico-wrapq": "tico-pt2e"}
+# Wrappers know no graphs, and graphs no wrappers; no algorithm knows a format, and no format an algorithm.
+BESIDE: Final = {
+    "tico-export": {"tico-quantizers", "tico-pt2e", "tico-wrapq"},
+    "tico-quantizers": {"tico-export"},
+    "tico-pt2e": {"tico-wrapq", "tico-export"},
+    "tico-wrapq": {"tico-pt2e", "tico-export"},
+    "tico-api": {"tico-export"},  # which it only hands on where it is installed
+}
 
 
 def layers_below(name: str) -> set[str]:
-    """Return the distributions that `name` may use: those before it, less the one beside it."""
-    return {*LAYERS[: LAYERS.index(name)]} - {BESIDE.get(name)}
+    """Return the distributions that `name` may use: those before it, less the ones beside it."""
+    return {*LAYERS[: LAYERS.index(name)]} - BESIDE.get(name, set())
 
 
 @attrs.frozen

@@ -54,6 +54,7 @@ from tico_modules._tree.module_tree import (
 from tico_modules._tree.plug_ins import BrokenPlugIn, load_plug_in
 from tico_modules._tree.recorded_outputs import record_outputs
 from tico_modules._tree.result_marks import add_result_mark, mark_result
+from tico_modules._tree.stage import PREPARED, is_prepared
 from tico_modules._tree.ties import drop_stale_ties, find_tied_paths
 
 INTEGER_MODULES = (
@@ -72,6 +73,7 @@ INTEGER_MODULES = (
 __all__ = [
     "INDEX_NAME",
     "INTEGER_MODULES",
+    "PREPARED",
     "QUANT_METHOD",
     "ActivationGrid",
     "BrokenPlugIn",
@@ -115,6 +117,7 @@ __all__ = [
     "drop_stale_ties",
     "find_entry_points",
     "find_tied_paths",
+    "is_prepared",
     "keep_dequantized",
     "library_versions",
     "load_plug_in",

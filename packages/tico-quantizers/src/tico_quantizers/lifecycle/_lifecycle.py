@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from tico_config import BaseConfig, ConfigError, Found, Problem
-from tico_modules import Edit, drop_stale_ties, mark_result
+from tico_modules import PREPARED, Edit, drop_stale_ties, mark_result
 from tico_quantizers.calibration import unchanged_process
 from tico_quantizers.lifecycle._arguments import (
     require_arguments,
@@ -17,7 +17,6 @@ from tico_quantizers.lifecycle._arguments import (
 from tico_quantizers.lifecycle._copies import detached_copy
 from tico_quantizers.lifecycle._model_kinds import require_model, require_modules, require_plain
 from tico_quantizers.lifecycle._stages import (
-    STATE,
     Replaced,
     note_replaced,
     require_unprepared,
@@ -61,7 +60,7 @@ def prepare(
     work = model if inplace else detached_copy(model)
     with unchanged_process(), Edit() as edit:
         root, prepared = quantizer.start(work, example, edit)
-        edit.set_attribute(root, STATE, prepared)
+        edit.set_attribute(root, PREPARED, prepared)
         note_replaced(work, Replaced("prepare", quant_config, root), edit)
     return root
 
@@ -98,7 +97,7 @@ def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: b
         root = state_of(work).convert(work, edit)
         drop_stale_ties(root, edit)
         note_replaced(work, Replaced("convert", config, root), edit)
-        edit.on_commit(lambda: vars(work).pop(STATE))
+        edit.on_commit(lambda: vars(work).pop(PREPARED))
     mark_result(root)
     return root
 

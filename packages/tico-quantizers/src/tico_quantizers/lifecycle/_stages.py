@@ -9,12 +9,11 @@ import attrs
 from torch import nn
 
 from tico_config import BaseConfig, Found, LifecycleError, Problem
-from tico_modules import Edit, RestorableModule, named_modules, runs_of
+from tico_modules import PREPARED, Edit, RestorableModule, named_modules, runs_of
 from tico_quantizers.calibration import is_watched
 from tico_quantizers.lifecycle._paths import replacement
 from tico_quantizers.protocol import AnyPrepared, Prepared
 
-STATE = "_tico_prepared"
 _REPLACED = "_tico_replaced"
 _WHOLE = "call convert with the whole model; if that is gone, load the weights into a model made anew"
 _UNPREPARED = "a model that is not prepared"
@@ -38,7 +37,7 @@ def note_replaced(old: nn.Module, replaced: Replaced, edit: Edit) -> None:
 
 def prepared_state(model: nn.Module) -> AnyPrepared | None:
     """Return what `prepare` has left with this very module, or None."""
-    state: object = vars(model).get(STATE)
+    state: object = vars(model).get(PREPARED)
     return state if isinstance(state, Prepared) else None
 
 

@@ -1,0 +1,35 @@
+"""Converted models in the formats of other runtimes, each file checked by the runtime that it is for."""
+
+from tico_export._export import export
+from tico_export._result import ExportResult
+from tico_export.formats import PT2
+from tico_export.program import load_program
+from tico_export.protocol import (
+    ENTRY_POINT_GROUP,
+    Consumer,
+    Example,
+    Exporter,
+    ExporterEntry,
+    ExporterRegistry,
+    ExportTarget,
+    exporter_entry,
+)
+from tico_export.source import Grid, IntegerWeight, Source
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "PT2",
+    "Consumer",
+    "Example",
+    "ExportResult",
+    "ExportTarget",
+    "Exporter",
+    "ExporterEntry",
+    "ExporterRegistry",
+    "Grid",
+    "IntegerWeight",
+    "Source",
+    "export",
+    "exporter_entry",
+    "load_program",
+]

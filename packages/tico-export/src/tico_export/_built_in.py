@@ -1,0 +1,10 @@
+"""The exporters of this package."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tico_export.formats import PT2_ENTRY
+from tico_export.protocol import ExporterEntry
+
+BUILT_IN: Final[tuple[ExporterEntry, ...]] = (PT2_ENTRY,)

@@ -1,0 +1,128 @@
+"""What a consumer gives, compared with what the model gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from tico_config import ArtifactError, Found, Problem
+from tico_export.protocol import Consumer, Example
+from tico_modules import QuantizedLinear, named_modules
+
+
+@attrs.frozen(kw_only=True)
+class Comparison:
+    """How near outputs come to those of the model, as the fields of `ExportResult` have it."""
+
+    sqnr: float
+    max_difference: float
+    equal_share: float
+    kl: float | None = None
+    perplexities: tuple[float, float] | None = None
+
+
+def verify(model: nn.Module, example: Example, consumer: Consumer, path: Path) -> Comparison:
+    """Have `consumer` run the export at `path`, and compare.
+
+    Raises:
+        ArtifactError: it gives something else than the model, beyond the bound of the format.
+    """
+    expected = outputs_of(model, example)
+    found = [each.detach().cpu() for each in consumer.run(path, example)]
+    _require_alike(expected, found, consumer)
+    compared = compare(expected[: len(found)], found, _tokens(example))
+    if not compared.sqnr >= consumer.smallest_sqnr:
+        difference = f"{compared.sqnr:.1f} dB, at most {compared.max_difference:.3g} apart"
+        sentence = f"{consumer.name} gives other values than the model ({difference})"
+        expectation = f"at least {consumer.smallest_sqnr:.0f} dB: {consumer.why}"
+        raise ArtifactError(
+            Problem(field="export", value=Found(difference), expected=expectation, sentence=sentence)
+        )
+    return compared
+
+
+def outputs_of(model: nn.Module, example: Example) -> list[Tensor]:
+    """Return the tensors of floats that the reference of `model` gives, in the order of its outputs."""
+    with torch.no_grad(), _by_reference(model):
+        output: object = model(*example.args, **example.kwargs)
+    return floats_in(output)
+
+
+def floats_in(output: object) -> list[Tensor]:
+    """Return the tensors of floats in `output`, on the CPU."""
+    leaves: list[object] = pytree.tree_leaves(output)
+    return [each.detach().cpu() for each in leaves if isinstance(each, Tensor) and each.is_floating_point()]
+
+
+@contextmanager
+def _by_reference(model: nn.Module) -> Iterator[None]:
+    """Let integer layers compute by the reference back end."""
+    layers = [each for _, each in named_modules(model) if isinstance(each, QuantizedLinear)]
+    before = [each.backend for each in layers]
+    for each in layers:
+        each.use("reference")
+    try:
+        yield
+    finally:
+        for each, backend in zip(layers, before, strict=True):
+            each.use(backend)
+
+
+def _require_alike(expected: Sequence[Tensor], found: Sequence[Tensor], consumer: Consumer) -> None:
+    shapes = [tuple(each.shape) for each in expected]
+    given = [tuple(each.shape) for each in found]
+    if not found or given != shapes[: len(given)]:
+        sentence = f"{consumer.name} gives outputs of shapes {given}, the model {shapes}"
+        raise ArtifactError(
+            Problem(field="export", value=Found(str(given)), expected=str(shapes), sentence=sentence)
+        )
+
+
+def compare(expected: Sequence[Tensor], found: Sequence[Tensor], tokens: Tensor | None = None) -> Comparison:
+    """Return how near `found` comes to `expected`; `tokens` (batch, tokens) are what was read."""
+    one = torch.cat([each.double().flatten() for each in expected])
+    other = torch.cat([each.double().flatten() for each in found])
+    noise, signal = (one - other).square().sum().item(), one.square().sum().item()
+    figures = Comparison(
+        sqnr=_decibels(signal, noise),
+        max_difference=(one - other).abs().max().item() if one.numel() else 0.0,
+        equal_share=(one == other).double().mean().item() if one.numel() else 1.0,
+    )
+    logits = expected[0]
+    if tokens is None or logits.ndim != 3 or logits.shape[:2] != tokens.shape:
+        return figures
+    first, second = (F.log_softmax(each[0].double(), -1) for each in (expected, found))
+    return attrs.evolve(
+        figures,
+        kl=F.kl_div(second, first, log_target=True, reduction="none").sum(-1).mean().item(),
+        perplexities=(_perplexity(first, tokens), _perplexity(second, tokens)),
+    )
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if math.isnan(noise) or math.isnan(signal):
+        return math.nan
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def _perplexity(log_probabilities: Tensor, tokens: Tensor) -> float:
+    chosen = log_probabilities[:, :-1].gather(-1, tokens[:, 1:, None].cpu())
+    return math.exp(-chosen.mean().item()) if chosen.numel() else math.nan
+
+
+def _tokens(example: Example) -> Tensor | None:
+    """Return the first input of integers of two axes, which a language model reads as tokens."""
+    given = [*example.args, *(each for name, each in example.kwargs.items() if name == "input_ids")]
+    first = next(iter(given), None)
+    is_text = isinstance(first, Tensor) and first.ndim == 2 and not first.is_floating_point()
+    return first if is_text and isinstance(first, Tensor) else None

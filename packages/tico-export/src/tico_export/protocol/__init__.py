@@ -1,0 +1,26 @@
+"""What an exporter is: targets, exporters, what reads their files, and the registry."""
+
+from tico_export.protocol._consumer import Consumer, Run
+from tico_export.protocol._example import Example
+from tico_export.protocol._exporter import Exporter
+from tico_export.protocol._registry import (
+    ENTRY_POINT_GROUP,
+    AnyExporter,
+    ExporterEntry,
+    ExporterRegistry,
+    exporter_entry,
+)
+from tico_export.protocol._target import ExportTarget
+
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "AnyExporter",
+    "Consumer",
+    "Example",
+    "ExportTarget",
+    "Exporter",
+    "ExporterEntry",
+    "ExporterRegistry",
+    "Run",
+    "exporter_entry",
+]

@@ -1,0 +1,58 @@
+"""What an exporter does, and when it is called."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from tico_config import Problem
+from tico_export.protocol._consumer import Consumer
+from tico_export.protocol._example import Example
+from tico_export.protocol._target import ExportTarget
+from tico_export.source import Source
+
+T = TypeVar("T", bound=ExportTarget)
+
+
+class Exporter(ABC, Generic[T]):
+    """Writes converted models in the format of one target.
+
+    `export` calls `problems` first, and nothing is written where there is any. Then `write` is given a path
+    in a new folder beside the one asked for; what it leaves there is moved to its place only when all went
+    well. Between the two, `consumer` is asked for what reads the file, and that runs it. An exporter knows
+    no algorithm, changes nothing of the model, and gives the same bytes for the same model in every process.
+
+    Args:
+        target: the format with its options.
+    """
+
+    def __init__(self, target: T) -> None:
+        self.target = target
+
+    @abstractmethod
+    def problems(self, source: Source) -> Iterable[Problem]:
+        """Yield everything of `source` that the format cannot hold, each with its module and a way out.
+
+        What a format would drop in silence belongs here: a bias, a grid of an activation, a tied weight.
+        """
+
+    @abstractmethod
+    def write(self, source: Source, example: Example | None, path: Path) -> None:
+        """Write `source` to `path`, a folder to be made or a file; other files may stand beside it.
+
+        `example` is None where none was given, which a target that needs one never sees.
+
+        Raises:
+            UnsupportedError: the model cannot be written after all.
+            MissingExtraError: what writes the format is not installed; the error names the extra.
+        """
+
+    @abstractmethod
+    def consumer(self, source: Source) -> Consumer:
+        """Return what is to read an export of `source`.
+
+        Raises:
+            MissingExtraError: it is not installed; the error names the extra.
+        """

@@ -1,0 +1,7 @@
+"""A converted model as every writer sees it: codes, scales, grids, names and ties, read off once."""
+
+from tico_export.source._grid import Grid
+from tico_export.source._integer_weight import IntegerWeight
+from tico_export.source._source import Source
+
+__all__ = ["Grid", "IntegerWeight", "Source"]

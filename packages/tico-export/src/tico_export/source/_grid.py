@@ -1,0 +1,47 @@
+"""The grid of an activation, as numbers."""
+
+from __future__ import annotations
+
+import attrs
+from torch import Tensor
+from typing_extensions import Self
+
+from tico_config import DType, Granularity, PerToken
+from tico_modules import ActivationGrid
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Grid:
+    """Codes of `dtype`, ``value = (code - zero_point) * scale``.
+
+    `scale` (float32) and `zero_point` (int32) have the shape that `granularity` asks for. A grid that is
+    computed for each token has none: both are None, and `symmetric` says how it is made.
+    """
+
+    dtype: DType
+    granularity: Granularity
+    symmetric: bool
+    scale: Tensor | None
+    zero_point: Tensor | None
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether each token has a grid of its own."""
+        return isinstance(self.granularity, PerToken)
+
+    @property
+    def label(self) -> str:
+        """A short name, for example ``uint8 static`` or ``int8 per token``."""
+        return f"{self.dtype} {'per token' if self.is_dynamic else 'static'}"
+
+    @classmethod
+    def of(cls, module: ActivationGrid) -> Self:
+        """Return the numbers of `module`."""
+        dynamic = isinstance(module.granularity, PerToken)
+        return cls(
+            dtype=module.dtype,
+            granularity=module.granularity,
+            symmetric=module.symmetric,
+            scale=None if dynamic else module.scale,
+            zero_point=None if dynamic else module.zero_point,
+        )

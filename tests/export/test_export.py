@@ -1,0 +1,253 @@
+"""What every export promises, whatever the format."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import ClassVar, final
+
+import attrs
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tico.quantization import GPTQConfig, PTQConfig, convert, prepare, set_backend
+from tico_config import (
+    ArtifactError,
+    ConfigError,
+    LifecycleError,
+    MissingExtraError,
+    Problem,
+    UnsupportedError,
+)
+from tico_export import (
+    PT2,
+    Consumer,
+    Example,
+    Exporter,
+    ExporterRegistry,
+    ExportTarget,
+    Source,
+    export,
+    exporter_entry,
+    load_program,
+)
+
+X = torch.linspace(-2, 2, 40).view(5, 8)
+
+
+def converted() -> nn.Module:
+    """Return a small model of two integer layers."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    prepared = prepare(model, PTQConfig())
+    prepared(X)
+    return convert(prepared)
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Text(ExportTarget):
+    """A format for these tests: the codes as text, beside which another file stands."""
+
+    name: ClassVar[str] = "text"
+
+    installed: bool = True
+    off_by: float = 0.0
+    breaks: bool = False
+    refused: tuple[str, ...] = ()
+
+
+class TextExporter(Exporter[Text]):
+    """Writes codes as text."""
+
+    def problems(self, source: Source) -> Iterable[Problem]:
+        """Refuse what the target names."""
+        return [
+            Problem(module=path, field="bias", value=0, expected="none")
+            for path in source.weights
+            if path in self.target.refused
+        ]
+
+    def write(self, source: Source, example: Example | None, path: Path) -> None:
+        """Write two files."""
+        path.with_name(f"{path.name}.beside").write_text("more")
+        path.write_text(str([each.codes().tolist() for each in source.weights.values()]))
+        if self.target.breaks:
+            raise OSError(28, "No space left on device")
+
+    def consumer(self, source: Source) -> Consumer:
+        """Return something that computes as the model does, or nearly."""
+        if not self.target.installed:
+            raise MissingExtraError(Problem(field="reader", value="none", expected="tico-export[text]"))
+
+        def run(path: Path, example: Example) -> Sequence[Tensor]:
+            assert path.exists()
+            found: Tensor = source.model(*example.args)
+            return [found + self.target.off_by]
+
+        return Consumer(name="reader 1.0", run=run, smallest_sqnr=40.0, why="its floats have few bits")
+
+
+REGISTRY = ExporterRegistry([exporter_entry(Text, TextExporter)])
+
+
+def left_in(folder: Path) -> list[str]:
+    """Return the names of everything in `folder`."""
+    return sorted(each.name for each in folder.iterdir())
+
+
+def test_an_export_is_compared_with_the_model(tmp_path: Path) -> None:
+    """The result has the figures of the comparison, and the sizes."""
+    result = export(converted(), tmp_path / "m.txt", Text(off_by=1e-4), args=(X,), registry=REGISTRY)
+    assert (result.verified, result.consumer) == (True, "reader 1.0")
+    assert result.max_difference == pytest.approx(1e-4, rel=1e-2)  # float32 rounds what is added
+    assert result.sqnr > 60
+    assert result.bytes == sum(each.stat().st_size for each in tmp_path.iterdir())
+    assert left_in(tmp_path) == ["m.txt", "m.txt.beside"]
+
+
+def test_values_beyond_the_bound_are_an_error_and_leave_no_file(tmp_path: Path) -> None:
+    """A consumer that gives something else than the model is named with the difference."""
+    with pytest.raises(ArtifactError, match=r"reader 1.0 gives other values than the model .*dB"):
+        export(converted(), tmp_path / "m.txt", Text(off_by=1.0), args=(X,), registry=REGISTRY)
+    assert left_in(tmp_path) == []
+
+
+def test_nan_is_never_near_enough(tmp_path: Path) -> None:
+    """A consumer that gives NaN does not pass."""
+    with pytest.raises(ArtifactError, match="other values"):
+        export(converted(), tmp_path / "m", Text(off_by=float("nan")), args=(X,), registry=REGISTRY)
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    """A full disk leaves the folder as it was."""
+    with pytest.raises(OSError, match="No space"):
+        export(converted(), tmp_path / "m.txt", Text(breaks=True), args=(X,), registry=REGISTRY)
+    assert left_in(tmp_path) == []
+
+
+def test_a_file_beside_the_export_is_not_replaced(tmp_path: Path) -> None:
+    """What has the name of a file that the format writes beside the export stays, and is named."""
+    (tmp_path / "m.txt.beside").write_text("mine")
+    with pytest.raises(ConfigError, match=r"m.txt.beside"):
+        export(converted(), tmp_path / "m.txt", Text(), args=(X,), registry=REGISTRY)
+    assert left_in(tmp_path) == ["m.txt.beside"]
+    assert (tmp_path / "m.txt.beside").read_text() == "mine"
+
+
+def test_everything_a_format_cannot_hold_is_told_at_once(tmp_path: Path) -> None:
+    """Each module is in the one error."""
+    with pytest.raises(UnsupportedError) as caught:
+        export(converted(), tmp_path / "m", Text(refused=("0", "2")), args=(X,), registry=REGISTRY)
+    assert [each.module for each in caught.value.problems] == ["0", "2"]
+    assert left_in(tmp_path) == []
+
+
+def test_a_consumer_that_is_not_installed_is_said(tmp_path: Path) -> None:
+    """The result says that nothing was verified; required, that is an error."""
+    missing = Text(installed=False)
+    result = export(converted(), tmp_path / "m", missing, args=(X,), registry=REGISTRY)
+    assert not result.verified
+    assert result.consumer.startswith("not verified: ")
+    assert "tico-export[text]" in result.consumer
+    with pytest.raises(MissingExtraError):
+        export(converted(), tmp_path / "n", missing, args=(X,), registry=REGISTRY, verify="require")
+    assert left_in(tmp_path) == ["m", "m.beside"]
+
+
+@pytest.mark.parametrize(
+    ("verify", "says"), [(False, "not verified: verify=False"), (True, "there are no example inputs")]
+)
+def test_what_was_not_compared_is_said(tmp_path: Path, verify: bool, says: str) -> None:
+    """Without example inputs, or where it was not asked for, the result says so."""
+    result = export(converted(), tmp_path / "m", Text(), registry=REGISTRY, verify=verify)
+    assert not result.verified
+    assert says in result.consumer
+
+
+def _prepared() -> nn.Module:
+    return prepare(nn.Sequential(nn.Linear(8, 8)).eval(), GPTQConfig(show_progress=False))
+
+
+@pytest.mark.parametrize(
+    ("model", "error"),
+    [
+        (nn.Linear(8, 8).eval(), UnsupportedError),
+        ("a model", UnsupportedError),
+        (_prepared(), LifecycleError),
+        (converted().train(), LifecycleError),
+    ],
+    ids=["float", "no module", "prepared", "training"],
+)
+def test_only_converted_models_are_exported(tmp_path: Path, model: nn.Module, error: type[Exception]) -> None:
+    """Any other model is refused, and nothing is written."""
+    with pytest.raises(error, match=r"convert|evaluation"):
+        export(model, tmp_path / "m", Text(), args=(X,), registry=REGISTRY)
+    assert left_in(tmp_path) == []
+
+
+def test_bad_arguments_are_refused(tmp_path: Path) -> None:
+    """Paths that exist or have no folder, targets that are none, inputs that are missing: one error each."""
+    model = converted()
+    (tmp_path / "there").write_text("mine")
+    with pytest.raises(ConfigError, match="does not exist yet"):
+        export(model, tmp_path / "there", PT2(), args=(X,))
+    with pytest.raises(ConfigError, match="in a folder that exists"):
+        export(model, tmp_path / "no" / "m", PT2(), args=(X,))
+    with pytest.raises(UnsupportedError, match=r"write PT2\(\)"):
+        export(model, tmp_path / "m", PT2, args=(X,))  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="no exporter serves PT2"):
+        export(model, tmp_path / "m", PT2(), args=(X,), registry=REGISTRY)
+    with pytest.raises(ConfigError, match="no example inputs"):
+        export(model, tmp_path / "m", PT2())
+    with pytest.raises(ConfigError, match=r"args=\(x,\)"):
+        export(model, tmp_path / "m", PT2(), args=X)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="require"):
+        export(model, tmp_path / "m", PT2(), args=(X,), verify="always")  # type: ignore[arg-type]
+    assert left_in(tmp_path) == ["there"]
+
+
+def test_the_model_keeps_its_back_end(tmp_path: Path) -> None:
+    """The comparison is with the reference, whatever computes the model before and after."""
+    model = converted()
+    set_backend(model, "native")
+    before = model(X)
+    assert export(model, tmp_path / "m.pt2", PT2(), args=(X,)).max_difference == 0.0
+    assert torch.equal(model(X), before)
+    assert [getattr(each, "backend", "") for each in model] == ["native", "", "native"]  # type: ignore[attr-defined]
+
+
+_SAVES = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_export import PT2, X, converted, export
+export(converted(), Path(sys.argv[1]), PT2(), args=(X,), verify=False)
+"""
+
+
+def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    """An export here and one in a fresh process are equal, and are the model's bits."""
+    here, there = tmp_path / "here" / "m.pt2", tmp_path / "there" / "m.pt2"
+    here.parent.mkdir()
+    there.parent.mkdir()
+    export(converted(), here, PT2(), args=(X,))
+    command = [sys.executable, "-c", _SAVES, str(there), str(Path(__file__).parent)]
+    subprocess.run(command, check=True)
+    assert torch.equal(load_program(there).module()(X), converted()(X))
+    assert here.read_bytes() == there.read_bytes()
+
+
+def test_the_source_has_names_and_ties() -> None:
+    """Integer layers stand by their path, floats by their names, and shared weights have one."""
+    model = converted()
+    source = Source.read(model)
+    assert list(source.weights) == ["0", "2"]
+    assert source.weights["0"].shape == (16, 8)
+    assert source.weights["0"].act_in is not None
+    assert dict(source.floats) == {}
+    assert torch.equal(source.weights["2"].dequantize(), model[2].weight)  # type: ignore[index]
