@@ -149,7 +149,7 @@ class _Levels(nn.Module):
 
 def test_module_whose_calls_differ_in_range_stands_out() -> None:
     """With the range of each call over all passes, while it is prepared and afterwards."""
-    model = prepare(_Levels(1.0, 10.0, 100.0).eval(), PTQConfig())
+    model = prepare(_Levels(1.0, 10.0, 100.0).eval(), PTQConfig(steps="declared"))
     x = values(0, 20, 8)
     model(x)
     model(-2 * x)

@@ -12,9 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
 
 from tico.quantization import PTQConfig, convert, coverage, load_quantized, prepare, save_quantized
-from tico.quantization.config import DType, PerGroup, QuantSpec, UnsupportedError, affine, no_quant
+from tico.quantization.config import DType, PerGroup, QuantSpec, affine, no_quant
 from tico_quantizers import QuantizedLinear
-from tico_quantizers.testing import refused, same_tensors, tensors_of
+from tico_quantizers.testing import same_tensors, tensors_of
 from tico_wrapq import QuantTransposedLinear
 from tiny_models import values
 
@@ -31,6 +31,7 @@ def _gpt2() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = GPT2Config(vocab_size=40, n_positions=16, n_embd=16, n_layer=2, n_head=2)
+        config._attn_implementation = "eager"
         model: nn.Module = GPT2LMHeadModel(config)
         return model.train(False)
 
@@ -106,8 +107,15 @@ class _Halved(Conv1D):
         return output / 2
 
 
-def test_subclass_with_another_forward_is_refused() -> None:
-    """An integer layer would lose it."""
+def test_subclass_with_another_forward_keeps_it() -> None:
+    """An integer layer would lose it: its steps have points, and its weight is integers."""
     model = nn.Sequential(_transposed(_Halved, 5, 6)).eval()
-    with refused(model, UnsupportedError, module="0"):
-        prepare(model, PTQConfig())
+    x = values(0, 3, 6)
+    expected = model(x)
+    prepare(model, PTQConfig())
+    assert torch.equal(model(x), expected)
+    found = convert(model)
+    assert isinstance(found.get_submodule("0"), _Halved)
+    [line] = [line for line in coverage(found).lines if line.path == "0"]
+    assert [point.split()[0] for point in line.points] == ["weight", "div_0", "forward_0_addmm_0"]
+    assert (found(x) - expected).abs().max() < 0.02 * expected.abs().max()

@@ -44,7 +44,7 @@ def _converted(make: Callable[[], nn.Module], overrides: Mapping[str, object]) -
     torch.manual_seed(0)
     model = ReadAgain(make()).eval()
     expected = model(values(0, 5, 4))
-    prepare(model, PTQConfig(overrides=dict(overrides)))
+    prepare(model, PTQConfig(overrides=dict(overrides), steps="declared"))
     assert torch.equal(model(values(0, 5, 4)), expected)
     converted = convert(model).requires_grad_(False)
     return converted, converted(values(1, 5, 4))

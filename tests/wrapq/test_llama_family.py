@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -255,14 +256,19 @@ class _Same(LlamaDecoderLayer):  # type: ignore[no-untyped-call]  # its hook for
 
 
 def test_forward_of_a_subclass_is_not_replaced() -> None:
-    """Strict mode refuses a subclass that computes something else; otherwise its layers are quantized."""
+    """A subclass that computes something else keeps its forward: steps have points, or layers alone do."""
     model = tiny("Llama")
     for layer in (0, 1):
         model.get_submodule(f"model.layers.{layer}.self_attn").__class__ = _Scaled
     expected = model(TOKENS).logits
+    declared = PTQConfig(steps="declared")
     with refused(model, UnsupportedError, module="model.layers.0.self_attn"):
-        prepare(model, PTQConfig())
-    prepared = prepare(model, PTQConfig(strict_wrap=False))
+        prepare(model, declared)
+    prepared = prepare(copy.deepcopy(model), PTQConfig())
+    prepared(TOKENS)
+    lines = {line.path: line.points for line in coverage(convert(prepared)).lines}
+    assert "mul_0 uint8 static" in lines["model.layers.1.self_attn"]
+    prepared = prepare(model, attrs.evolve(declared, strict_wrap=False))
     assert torch.equal(prepared(TOKENS).logits, expected)
     attention = convert(prepared).get_submodule("model.layers.1.self_attn")
     assert isinstance(attention, _Scaled)

@@ -1,9 +1,10 @@
-"""Weights that a module owns itself, outside of any layer: in errors, reports and coverage."""
+"""Weights that a module owns itself, where its steps have no points: in errors, reports and coverage."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class Mixture(nn.Module):
 
 
 X = values(3, 2, 4, 8)
+DECLARED = PTQConfig(steps="declared")
 LEFT = {"positions": no_quant(), "experts.up": no_quant(), "experts.down": no_quant()}
 
 
@@ -52,7 +54,7 @@ def test_strict_means_strict() -> None:
     """A module that owns float weights is refused, children or not; all of them, with their names."""
     model = Mixture().eval()
     with refused(model, UnsupportedError, module="Mixture") as error:
-        prepare(model, PTQConfig())
+        prepare(model, DECLARED)
     assert [problem.module for problem in error.value.problems] == ["Mixture", "experts"]
     for part in ("it owns: positions", "it owns: up, down", "'experts.down': no_quant()"):
         assert part in str(error.value)
@@ -62,8 +64,8 @@ def test_each_weight_is_left_float_by_its_path() -> None:
     """Layers below the module are quantized; a weight that is not named is still refused."""
     model = Mixture().eval()
     with refused(model, UnsupportedError, module="experts"):
-        prepare(model, PTQConfig(overrides={"positions": no_quant(), "experts.up": no_quant()}))
-    prepare(model, PTQConfig(overrides=LEFT))
+        prepare(model, attrs.evolve(DECLARED, overrides={"positions": no_quant(), "experts.up": no_quant()}))
+    prepare(model, attrs.evolve(DECLARED, overrides=LEFT))
     model(X)
     convert(model)
     points = {line.path: bool(line.points) for line in coverage(model).lines}
@@ -72,7 +74,8 @@ def test_each_weight_is_left_float_by_its_path() -> None:
 
 def test_module_is_left_float_by_its_path() -> None:
     """With everything below it."""
-    model = prepare(Mixture().eval(), PTQConfig(overrides={"positions": no_quant(), "experts*": no_quant()}))
+    left = {"positions": no_quant(), "experts*": no_quant()}
+    model = prepare(Mixture().eval(), attrs.evolve(DECLARED, overrides=left))
     model(X)
     points = {line.path: bool(line.points) for line in coverage(convert(model)).lines}
     assert points == {"": False, "layer": True, "experts": False, "experts.act_fn": False}
@@ -87,7 +90,7 @@ def test_unknown_weight_is_refused() -> None:
 
 
 def _measured() -> Coverage:
-    model = prepare(Mixture().eval(), PTQConfig(strict_wrap=False))
+    model = prepare(Mixture().eval(), attrs.evolve(DECLARED, strict_wrap=False))
     model(X)
     before = coverage(model)
     after = coverage(convert(model))

@@ -39,7 +39,7 @@ class PTQConfig(SpecConfig):
 
     name: ClassVar[str] = "ptq"
 
-    steps: Literal["auto", "declared"] = "declared"
+    steps: Literal["auto", "declared"] = "auto"
     strict_wrap: bool = True
     on_uncalibrated: OnUncalibrated = "error"
     variant: str = "default"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
 import attrs
 
@@ -15,6 +16,9 @@ from tico_config._partial import apply_partial, partial_problems
 from tico_config._problem import Problem
 from tico_config._quant_spec import QuantSpec, affine
 from tico_config.validation import check_instance, refuse
+
+Role: TypeAlias = Literal["weight", "activation"]
+"""Which default a point has."""
 
 _CHANGE = "a QuantSpec, or a mapping with some of its fields"
 
@@ -78,10 +82,11 @@ class SpecConfig(BaseConfig):
         except ConfigError as error:
             raise ConfigError(*(attrs.evolve(problem, module=path) for problem in error.problems)) from None
 
-    def resolve(self, path: str) -> Resolution[QuantSpec]:
+    def resolve(self, path: str, role: Role | None = None) -> Resolution[QuantSpec]:
         """Return the spec of the point at `path` and which field or override it comes from.
 
-        A last component ``weight`` takes `weight` as its default, any other `activation`.
+        The default is the field that `role` names; without it, a last component ``weight`` takes `weight`,
+        any other `activation`.
 
         Raises:
             ConfigError: two overrides contradict each other, or an override does not fit the default.
@@ -95,7 +100,8 @@ class SpecConfig(BaseConfig):
         """
         refuse(check_instance("path", path, str, "a path, as text"))
         module, _, point = path.rpartition(".")
-        role = "weight" if point == "weight" else "activation"
+        if role is None:
+            role = "weight" if point == "weight" else "activation"
         rule = winning_rule(self.overrides, (path, module))
         if rule is None:
             return Resolution(self.weight if role == "weight" else self.activation, role)

@@ -24,8 +24,6 @@ class RestorableModule(StandIn, ABC):
 
     kind: ClassVar[str]
     holds_modules: ClassVar[bool] = False
-    stands_beside: ClassVar[bool] = False
-    """Whether it is a child of the module that it serves, which stays, and not in the module's place."""
 
     @property
     def is_calibrating(self) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 
 from tico_modules._record.report import LayerReport, Report
 from tico_modules._record.run import Run
-from tico_modules._tree.answers import HISTORY
+from tico_modules._tree.answers import HISTORY, StandIn
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.module_tree import child_path, children, named_modules
 from tico_modules._tree.requirements import require_module
@@ -56,15 +56,21 @@ def report(model: nn.Module) -> Report:
     for path, module in named_modules(model):
         if path in known and path not in operators:
             lines.append(known[path])
+        elif _stands_beside(module):
+            continue  # it has the line of the module that it serves
         elif not children(module) and not path.startswith(tuple(whole)):
             kind = type(module).__name__
             lines.append(
                 LayerReport(path=path, module=kind, algorithm="", reason="no algorithm was run on it")
             )
-        if runs_of(module):
+        if runs_of(module) and not _stands_beside(module):
             whole.append(f"{path}." if path else "")
     lines += [known[path] for path in operators if path in known]
     return Report(layers=tuple(lines))
+
+
+def _stands_beside(module: nn.Module) -> bool:
+    return isinstance(module, StandIn) and module.stands_beside
 
 
 def _find_operator_paths(model: nn.Module) -> Iterator[str]:
@@ -83,7 +89,8 @@ def _sort_runs(model: nn.Module) -> list[tuple[Run, list[str]]]:
         for age, run in enumerate(runs_of(module)):
             runs[id(run)] = run
             ages[id(run)] = max(age, ages.get(id(run), 0))
-            paths.setdefault(id(run), []).append(path)
+            served = path.rpartition(".")[0] if _stands_beside(module) else path
+            paths.setdefault(id(run), []).append(served)
     return [(runs[key], paths[key]) for key in sorted(runs, key=lambda key: ages[key])]
 
 

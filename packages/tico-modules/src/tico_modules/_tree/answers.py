@@ -20,6 +20,8 @@ class StandIn(nn.Module):
     """
 
     unsaved: ClassVar[frozenset[str]] = frozenset()
+    stands_beside: ClassVar[bool] = False
+    """Whether it is a child of the module that it serves, which stays, and not in the module's place."""
 
     def take_dtype(self, dtype: torch.dtype) -> None:
         """Answer from now on that the float weight has `dtype`, where the module has one to answer for."""

@@ -15,7 +15,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import CalibrationError, Found, LifecycleError, Problem, UnsupportedError
-from tico_modules import DataFingerprint, Edit, named_modules
+from tico_modules import DataFingerprint, Edit, Layout, named_modules
 from tico_observers import Statistic
 from tico_quantizers.calibration._compiled_calls import require_eager_call
 from tico_quantizers.calibration._hooks import after_call, before_call
@@ -159,6 +159,17 @@ class Calibration(Recorder):
             ArtifactError: they are of another model.
         """
         raise UnsupportedError(_kept_in_no_file(self))
+
+    def findings(self) -> Mapping[str, object]:
+        """Return what the data have told besides statistics, as JSON values; by default nothing."""
+        return {}
+
+    def adopt_findings(self, findings: Layout, edit: Edit) -> None:
+        """Go on as if what `findings` tell had been found, too; called before `adopt` with those of a file.
+
+        Raises:
+            ArtifactError: a value is missing or of another type.
+        """
 
     @contextmanager
     def paused(self) -> Iterator[None]:

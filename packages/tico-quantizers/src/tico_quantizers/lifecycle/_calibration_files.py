@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 
@@ -9,7 +10,7 @@ import attrs
 from torch import nn
 
 from tico_config import ArtifactError, Found, LifecycleError, Problem, TicoError
-from tico_modules import named_modules
+from tico_modules import Edit, Layout, named_modules
 from tico_observers import StatisticsFile, read_statistics, save_statistics
 from tico_quantizers.calibration import Calibration, WatchedModule, unchanged_process
 from tico_quantizers.lifecycle._model_kinds import require_model
@@ -51,8 +52,11 @@ def save_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
     calibration, fingerprint = _held(model)
     with unchanged_process(), calibration.paused():
         seen = calibration.statistics()
-    data = calibration.data
-    save_statistics(path, seen, {"model": fingerprint, "data": data.text, "calls": str(data.calls)})
+        found = calibration.findings()
+    origin = {"model": fingerprint, "data": calibration.data.text, "calls": str(calibration.data.calls)}
+    if found:
+        origin["findings"] = json.dumps(found, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    save_statistics(path, seen, origin)
 
 
 def load_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -77,7 +81,8 @@ def load_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
     _require_same_model(name, model, fingerprint, file)
     calls = _calls(name, file.origin)
     try:
-        with unchanged_process():
+        with unchanged_process(), Edit() as edit:
+            calibration.adopt_findings(_findings(name, file.origin), edit)
             calibration.adopt(file.statistics)
     except LifecycleError:
         raise
@@ -132,6 +137,23 @@ def _foreign(name: str, model: nn.Module, file: StatisticsFile) -> Iterator[Prob
             expected="a module of the model",
             sentence=f"{path} was calibrated, and the model has no such module",
         )
+
+
+def _findings(name: str, origin: Mapping[str, str]) -> Layout:
+    """Return what a file tells besides statistics.
+
+    Raises:
+        ArtifactError: it is no object of JSON.
+    """
+    text = origin.get("findings", "{}")
+    try:
+        values: object = json.loads(text)
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        found, expected = Found(text[:40]), "an object of JSON"
+        raise ArtifactError(Problem(module=name, field="findings", value=found, expected=expected))
+    return Layout(f"{name}: findings", values)
 
 
 def _calls(name: str, origin: Mapping[str, str]) -> tuple[str, int] | None:

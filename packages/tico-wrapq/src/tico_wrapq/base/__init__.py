@@ -28,11 +28,13 @@ from tico_wrapq.base._registry import (
     try_register,
     wrapper_entry,
 )
+from tico_wrapq.base._weight_packing import WEIGHT, pack_weight
 
 __all__ = [
     "ACT_IN",
     "ACT_OUT",
     "REGISTRY",
+    "WEIGHT",
     "Frozen",
     "Mode",
     "PassThroughEntry",
@@ -52,6 +54,7 @@ __all__ = [
     "WrapperEntry",
     "WrapperRegistry",
     "lookup",
+    "pack_weight",
     "pass_through_entry",
     "register",
     "register_pass_through",

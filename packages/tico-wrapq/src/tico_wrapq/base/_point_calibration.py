@@ -16,9 +16,8 @@ from tico_config import (
     PerChannel,
     Problem,
     TicoError,
-    UnsupportedError,
 )
-from tico_modules import named_modules
+from tico_modules import Edit, Layout, named_modules
 from tico_observers import (
     AbsMaxStatistic,
     ChannelRangeStatistic,
@@ -66,7 +65,6 @@ class PointCalibration(Calibration):
             LifecycleError: no point waits for data.
             CalibrationError: points have seen none.
         """
-        self._require_declared_points()
         watched = _watched(self.points)
         require_data(self.points)
         seen: dict[str, Statistic] = {}
@@ -87,37 +85,44 @@ class PointCalibration(Calibration):
             ArtifactError: they are of another model; every path that differs is listed.
             CalibrationError: a point needs another kind of statistic; every such point is listed.
         """
-        self._require_declared_points()
-        watched = _watched(self.points)
-        merged = _merged(watched, self._of_points(watched, statistics))
-        for each in self.points:
+        waiting = [point for wrapper in self._wrappers for point in wrapper.waiting_points()]
+        watched = _watched(waiting)
+        # Data of one's own may have reached steps that those of the file have not.
+        own = {each.path for wrapper in self._beside() for each in wrapper.waiting_points()}
+        needed = watched.keys() - {name for name in own if name in watched and not watched[name].is_empty}
+        found = self._of_points(needed, watched, statistics)
+        merged = _merged({name: each for name, each in watched.items() if name in found}, found)
+        for each in waiting:
             if each.path in merged:
                 each.resume(merged[each.path])
 
-    def _require_declared_points(self) -> None:
-        """Refuse points of steps, of which files do not say what they turned out to be.
+    def findings(self) -> Mapping[str, object]:
+        """Return what was found out about steps, by the path of their module."""
+        return {wrapper.path: wrapper.known_findings() for wrapper in self._beside()}
+
+    def adopt_findings(self, findings: Layout, edit: Edit) -> None:
+        """Have found also what `findings` tell.
 
         Raises:
-            UnsupportedError: the model has such points.
+            ArtifactError: a value is missing or of another type.
         """
-        found = [wrapper.path for wrapper in self._wrappers if wrapper.stands_beside]
-        if found:
-            sentence = "calibration files hold no steps yet"
-            remedy = "convert this model, or calibrate one that was prepared with steps='declared'"
-            value, expected = Found("'auto'"), "'declared' for calibration files"
-            raise UnsupportedError(
-                Problem(field="steps", value=value, expected=expected, sentence=sentence, remedy=remedy)
-            )
+        own = {wrapper.path: wrapper for wrapper in self._beside()}
+        for path, found in findings.children():
+            if path in own:
+                own[path].adopt_findings(found, edit)
+
+    def _beside(self) -> list[QuantModuleBase]:
+        return [wrapper for wrapper in self._wrappers if wrapper.stands_beside]
 
     def _of_points(
-        self, watched: Collection[str], statistics: Mapping[str, Statistic]
+        self, needed: Collection[str], known: Collection[str], statistics: Mapping[str, Statistic]
     ) -> dict[str, Statistic]:
-        """Return those of points, on the device of the model."""
+        """Return those of points, on the device of the model; `needed` points have to be among them."""
         own = {name: statistic for name, statistic in statistics.items() if "|" not in name}
         if statistics and not own:
             raise CalibrationError(_NO_POINTS)
         channels = {name for name in own if name.endswith(_CHANNELS) and name.removesuffix(_CHANNELS) in own}
-        _require_same_paths(self._root, watched, own.keys() - channels)
+        _require_same_paths(self._root, needed, known, own.keys() - channels)
         stored = (*self._root.parameters(), *self._root.buffers())
         device = next((tensor.device for tensor in stored), torch.device("cpu"))
         return {name: moved(statistic, device) for name, statistic in own.items()}
@@ -180,8 +185,10 @@ def _by_channel(seen: ChannelRangeStatistic) -> AbsMaxStatistic:
     return AbsMaxStatistic(granularity=axis, seen=RangeStatistic(granularity=axis, extremes=seen.channels))
 
 
-def _require_same_paths(model: nn.Module, watched: Collection[str], saved: Collection[str]) -> None:
-    """Refuse statistics that lack a point, or have one of a module that the model lacks.
+def _require_same_paths(
+    model: nn.Module, needed: Collection[str], known: Collection[str], saved: Collection[str]
+) -> None:
+    """Refuse statistics that lack a `needed` point, or have one of a module that the model lacks.
 
     Raises:
         ArtifactError: with every such point.
@@ -194,7 +201,7 @@ def _require_same_paths(model: nn.Module, watched: Collection[str], saved: Colle
             expected="among the points saved",
             sentence=f"the model has the point {name}, which was not saved",
         )
-        for name in sorted(set(watched) - set(saved))
+        for name in sorted(set(needed) - set(saved))
     ]
     foreign = [
         Problem(
@@ -203,7 +210,7 @@ def _require_same_paths(model: nn.Module, watched: Collection[str], saved: Colle
             expected="a point of the model",
             sentence=f"{name} was saved, and the model has no such module",
         )
-        for name in sorted(set(saved) - set(watched))
+        for name in sorted(set(saved) - set(known))
         if name.rpartition(".")[0] not in modules
     ]
     if lacking or foreign:

@@ -20,6 +20,7 @@ from tico_modules import (
     child_path,
     children,
     named_modules,
+    parameter,
     select_below,
 )
 from tico_wrapq.base._declaration import PointDeclaration, Role
@@ -184,6 +185,22 @@ class QuantModuleBase(RestorableModule):
         self.mode = Mode.CALIB
         for _, point in self.named_points():
             point.watch(passage)
+
+    def float_weights(self) -> Mapping[str, Tensor]:
+        """Return the weights that `finish` makes integers of, by name, to find those that several hold."""
+        weight = parameter(self.stands_for, "weight")
+        return {} if weight is None else {"weight": weight}
+
+    def waiting_points(self) -> Iterator[QuantPoint]:
+        """Yield the points that a calibration file may tell of."""
+        return (point for _, point in self.named_points())
+
+    def known_findings(self) -> Mapping[str, object]:
+        """Return what calibration has told besides ranges, as JSON values; by default nothing."""
+        return {}
+
+    def adopt_findings(self, layout: Layout, edit: Edit) -> None:  # most have found nothing
+        """Have found also what `known_findings` of another calibration tells."""
 
     def finish(self, weights: WeightCodes, edit: Edit) -> nn.Module:
         """Freeze every point and return what takes the place of this wrapper: itself, unless overridden.

@@ -16,6 +16,7 @@ from tico_wrapq.base import (
     QuantModuleBase,
     Role,
     WeightCodes,
+    pack_weight,
     register,
     try_register,
 )
@@ -26,7 +27,6 @@ from tico_wrapq.torch_nn import (
     NormSettings,
     QuantizedNorm,
     QuantUnary,
-    pack_weight,
     why_not_integer,
 )
 

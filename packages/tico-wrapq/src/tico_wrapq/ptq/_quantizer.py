@@ -4,30 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import final
+from typing import TypeAlias, final
 
 import attrs
 from torch import nn
 
 from tico_config import (
-    CalibrationError,
-    ConfigError,
     Found,
     LifecycleError,
     Problem,
     PTQConfig,
-    UnsupportedError,
-    unmatched_overrides,
 )
 from tico_modules import (
     Edit,
     LayerReport,
     QuantizedModule,
     Report,
-    child_path,
     children,
     named_modules,
-    parameter,
 )
 from tico_quantizers import BaseQuantizer, Converted, Example
 from tico_quantizers.calibration import spoiled_figures
@@ -41,9 +35,11 @@ from tico_wrapq.base import (
     require_grids,
 )
 from tico_wrapq.ptq._folds import Fold, Folds, foldable
+from tico_wrapq.ptq._step_settling import IDLE, idle_steps, settle_steps
 from tico_wrapq.ptq._work import Work
 from tico_wrapq.ptq._wrapping import Wrapped, wrap
 from tico_wrapq.ptq._writes import InputWrites
+from tico_wrapq.steps import StepPoints
 from tico_wrapq.torch_nn import multiplies
 
 SUSPICIOUS = 1e8
@@ -117,46 +113,29 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         """Put integer layers in the place of wrappers, and fix the points of the others."""
         wrappers, weights = calibration.wrapped.wrappers, WeightCodes()
         _require_in_place(model, wrappers)
-        unfit = self._settled_steps(calibration, edit)
+        unfit = settle_steps(calibration.wrapped, self.config, edit)
         skipped = self._skipped(calibration.points, edit)
         require_grids(calibration.points)
         left = calibration.wrapped.left
         figures = {path: calibration.figures(path) for path in (*wrappers, *(line.path for line in left))}
         folded = {path: new for fold in calibration.folds.shown() for path, new in fold.finish().items()}
+        idle, tied = idle_steps(wrappers), _tied(wrappers)
         finished = {
             path: folded[path] if path in folded else wrapper.finish(weights, edit)
             for path, wrapper in wrappers.items()
+            if path not in idle
         }
-        notes = _joined(_untied(wrappers, finished), calibration.folds.notes(), skipped, unfit)
-        root, lines = model, list(left)
-        for path, wrapper in wrappers.items():
-            new = finished[path]
+        notes = _joined(_untied(tied, finished), calibration.folds.notes(), skipped, unfit)
+        root, lines = model, [*left, *(_idle_line(each) for each in idle.values())]
+        for each in idle.values():
+            each.leave(edit)
+        for path, new in finished.items():
+            wrapper = wrappers[path]
             root = edit.replace(root, wrapper, new) if new is not wrapper else root
             lines.append(_line(path, wrapper, new, notes.get(path, "")))
         by_path = {line.path: attrs.evolve(line, figures=figures[line.path]) for line in lines}
         ordered = [by_path[path] for path, _ in named_modules(root) if path in by_path]
         return Converted(root=root, modules=tuple(finished.values()), report=Report(layers=tuple(ordered)))
-
-    def _settled_steps(self, calibration: PTQCalibration, edit: Edit) -> dict[str, str]:
-        """Leave steps float to which no grid does justice; return the notes by module."""
-        steps = calibration.wrapped.steps
-        if not steps:
-            return {}
-        points = calibration.points
-        if not points:
-            remedy = "run data through the prepared model"
-            found, sentence = Found("none"), "no calibration data have reached a step of the model"
-            expected = "calibration data"
-            raise CalibrationError(Problem(value=found, expected=expected, sentence=sentence, remedy=remedy))
-        paths = [*calibration.wrapped.paths, *(point.path for point in points)]
-        paths += [child_path(each.path, name) for each in steps for name in each.unknown]
-        if problems := unmatched_overrides(self.config.overrides, paths):
-            raise ConfigError(*problems)
-        unknown = [problem for each in steps for problem in each.unknown_problems()]
-        if self.config.strict_wrap and unknown:
-            raise UnsupportedError(*unknown)
-        notes = {each.path: each.leave_unfit(edit) for each in steps}
-        return {path: note for path, note in notes.items() if note}
 
     def _skipped(self, points: Sequence[QuantPoint], edit: Edit) -> dict[str, str]:
         """Leave points that no data reached in float, if the config says so; return the notes by module."""
@@ -173,6 +152,10 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
             module: f"no calibration data reached {', '.join(found)}, left float"
             for module, found in names.items()
         }
+
+
+def _idle_line(steps: StepPoints) -> LayerReport:
+    return LayerReport(path=steps.path, module=steps.source, algorithm="ptq", reason=IDLE)
 
 
 def _call_figures(name: str, point: QuantPoint) -> Iterator[tuple[str, float]]:
@@ -208,19 +191,34 @@ def _require_in_place(model: nn.Module, wrappers: Mapping[str, QuantModuleBase])
         raise LifecycleError(*gone)
 
 
-def _untied(wrappers: Mapping[str, QuantModuleBase], finished: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Return a note for each module whose weight was tied to another's and whose codes are not."""
-    users: dict[int, list[str]] = {}
+_Holder: TypeAlias = tuple[str, str]
+"""The path of a wrapper, and the name of a weight that it stands for."""
+
+
+def _tied(wrappers: Mapping[str, QuantModuleBase]) -> list[list[_Holder]]:
+    """Return those that hold one weight, for each weight that several hold."""
+    holders: dict[int, list[_Holder]] = {}
     for path, wrapper in wrappers.items():
-        for child in children(wrapper).values():
-            users.setdefault(id(parameter(child, "weight")), []).append(path)
-    users.pop(id(None), None)
+        for name, weight in wrapper.float_weights().items():
+            holders.setdefault(id(weight), []).append((path, name))
+    return [each for each in holders.values() if len(each) > 1]
+
+
+def _untied(tied: list[list[_Holder]], finished: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return a note for each module whose weight was tied to another's and whose codes are not."""
     notes: dict[str, str] = {}
-    for paths in users.values():
-        codes = {id(getattr(finished[path], "packed", None)) for path in paths}
-        if len(codes) > 1:
-            notes |= {path: f"no longer tied: one weight of {', '.join(paths)}" for path in paths}
+    for holders in tied:
+        if len({_codes(finished[path], name) for path, name in holders if path in finished}) > 1:
+            paths = ", ".join(path for path, _ in holders)
+            notes |= {path: f"no longer tied: one weight of {paths}" for path, _ in holders}
     return notes
+
+
+def _codes(module: nn.Module, name: str) -> tuple[int, ...]:
+    """Return what the codes of a weight are known by; empty where it is float."""
+    if isinstance(module, StepPoints):
+        return tuple(id(each) for each in module.weights[name].packed) if name in module.weights else ()
+    return (id(module.packed),) if isinstance(module, QuantizedModule) else ()
 
 
 def _line(path: str, wrapper: QuantModuleBase, new: nn.Module, note: str) -> LayerReport:
@@ -235,6 +233,8 @@ def _line(path: str, wrapper: QuantModuleBase, new: nn.Module, note: str) -> Lay
 
 
 def _weight_label(wrapper: QuantModuleBase, new: nn.Module) -> str:
+    if isinstance(new, StepPoints):
+        return ", ".join(f"{name} {each.label}" for name, each in new.weights.items()) or "float"
     inner = children(new).get(wrapper.kept or "") if isinstance(new, QuantModuleBase) else new
     if not isinstance(inner, QuantizedModule):
         return "float"

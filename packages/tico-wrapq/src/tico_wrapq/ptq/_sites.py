@@ -11,12 +11,22 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from tico_modules import RestorableModule, child_path, children, named_modules, parameter
+from tico_modules import RestorableModule, child_path, children, named_modules
 from tico_wrapq.base import PointDeclaration, QuantModuleBase, QuantPoint, WrapperRegistry
 from tico_wrapq.steps import StepPoints, why_not_stepped
 
 # Modules that read their children's weights without calling them, so that wrapping those changes nothing.
 _WHOLES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.LinearCrossEntropyLoss)
+
+
+# Modules whose steps are computed in one kernel, that have no forward, or no weight before their first call.
+_NO_STEPS = (
+    *_WHOLES,
+    *(nn.RNNBase, nn.RNNCellBase),
+    *(nn.ParameterList, nn.ParameterDict),
+    LazyModuleMixin,
+)
+_ARITHMETIC = "the arithmetic of its own forward stays float"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -25,7 +35,8 @@ class ModuleSite:
 
     `adopted` is `module`, or what a wrapper that stands there from an earlier run wraps. Without wrapper
     and `reason` the module is not supported, `refusal` says why. `passes` says whether its class is
-    registered as one that needs no quantization; `floats` are the names of the parameters of floats that
+    registered as one that needs no quantization, `is_settled` whether a wrapper of its class says what
+    becomes of it; `floats` are the names of the parameters of floats that
     `module` itself owns where there is no wrapper for it.
     """
 
@@ -36,6 +47,7 @@ class ModuleSite:
     reason: str = ""
     refusal: str = ""
     passes: bool = False
+    is_settled: bool = False
     floats: tuple[str, ...] = ()
 
     @property
@@ -56,17 +68,13 @@ class ModuleSite:
 
 def with_steps(site: ModuleSite) -> ModuleSite:
     """Return `site`, with points for the steps of the module's own forward where nothing else serves it."""
-    whole = isinstance(site.module, (*_WHOLES, nn.RNNBase, nn.RNNCellBase))
-    settled = site.wrapper is not None or site.passes or site.is_quantized or whole
-    if settled or parametrize.is_parametrized(site.module):
+    known = site.wrapper is not None or site.passes or site.is_quantized or site.is_settled
+    if known or isinstance(site.module, _NO_STEPS) or parametrize.is_parametrized(site.module):
         return site
     refusal = why_not_stepped(site.module)
     if refusal is not None:
         return attrs.evolve(site, reason="", refusal=refusal)
-    matrices = [name for name in site.floats if (own := parameter(site.module, name)) is None or own.ndim > 1]
-    return attrs.evolve(
-        site, wrapper=StepPoints, reason="", refusal=_weights_refusal(matrices) if matrices else ""
-    )
+    return attrs.evolve(site, wrapper=StepPoints, reason="", refusal="")
 
 
 def _weights_refusal(names: list[str]) -> str:
@@ -102,12 +110,14 @@ def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str)
     adopted = module if kept is None else children(module)[kept]
     taken_apart = isinstance(module, QuantModuleBase) and kept is None
     wrapper = type(module) if taken_apart else registry.find(type(adopted), variant)
+    settled = False
     if wrapper is not None and issubclass(wrapper, QuantModuleBase):
         own = not taken_apart and _has_own_forward(wrapper, adopted, registry)
         refusal = "it has a forward of its own" if own else wrapper.refusal(adopted)
         reason, passing = wrapper.pass_reason(adopted) or "", None
         if refusal is None and not reason:
             return ModuleSite(path=path, module=module, adopted=adopted, wrapper=wrapper)
+        settled = not _overrides_forward(wrapper, adopted, registry)
     else:
         reason = _reason(module, passing)
         refusal = "" if reason else _why_no_wrapper(adopted)
@@ -118,6 +128,7 @@ def _site(path: str, module: nn.Module, registry: WrapperRegistry, variant: str)
         reason=reason,
         refusal=refusal or "",
         passes=passing is not None,
+        is_settled=settled,
         floats=own_floats(module),
     )
 
@@ -142,8 +153,11 @@ def _holds_floats(tensor: Tensor) -> bool:
 
 def _has_own_forward(wrapper: type[QuantModuleBase], module: nn.Module, registry: WrapperRegistry) -> bool:
     """Tell whether `wrapper` would replace a forward that is not that of a class it is registered for."""
-    if not wrapper.replaces_forward:
-        return False
+    return wrapper.replaces_forward and _overrides_forward(wrapper, module, registry)
+
+
+def _overrides_forward(wrapper: type[QuantModuleBase], module: nn.Module, registry: WrapperRegistry) -> bool:
+    """Tell whether the forward of `module` is not that of a class that `wrapper` is registered for."""
     known = [inspect.unwrap(base.forward) for base in registry.bases_of(wrapper, type(module))]
     return "forward" in vars(module) or inspect.unwrap(type(module).forward) not in known
 
@@ -153,7 +167,7 @@ def _reason(module: nn.Module, passing: str | None) -> str:
     if isinstance(module, RestorableModule):
         return "it is quantized already"
     holds_others = children(module) and not isinstance(module, _WHOLES) and not own_floats(module)
-    return passing or ("the arithmetic of its own forward stays float" if holds_others else "")
+    return passing or (_ARITHMETIC if holds_others else "")
 
 
 def _why_no_wrapper(module: nn.Module) -> str:

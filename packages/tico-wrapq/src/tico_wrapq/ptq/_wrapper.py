@@ -21,7 +21,8 @@ from tico_wrapq.base import (
     WeightCodes,
     require_grids,
 )
-from tico_wrapq.ptq._wrapping import wrap
+from tico_wrapq.ptq._step_settling import idle_steps, settle_steps
+from tico_wrapq.ptq._wrapping import Wrapped, wrap
 from tico_wrapq.ptq._writes import InputWrites
 
 
@@ -52,8 +53,10 @@ class PTQWrapper(WatchedModule):
         _require_unwrapped(module)
         self.training = module.training
         self.mode = Mode.NO_QUANT
+        self._config = config or PTQConfig()
         with Edit() as edit:
-            found = wrap(module, config or PTQConfig(), REGISTRY.with_installed(), edit)
+            found = wrap(module, self._config, REGISTRY.with_installed(), edit)
+        self._wrapping: Wrapped | None = found
         self._wrappers = found.wrappers
         self.wrapped = found.root
         self._passage = Passage()
@@ -107,12 +110,19 @@ class PTQWrapper(WatchedModule):
             CalibrationError: points saw no data; nothing was changed.
         """
         self._require(Mode.CALIB)
-        require_grids(self._points())
         weights = WeightCodes()
         with Edit() as edit:
-            for wrapper in self._wrappers.values():
-                edit.replace(self, wrapper, wrapper.finish(weights, edit))
+            if self._wrapping is not None:
+                settle_steps(self._wrapping, self._config, edit)
+            require_grids(self._points())
+            idle = idle_steps(self._wrappers)
+            for path, wrapper in self._wrappers.items():
+                if path in idle:
+                    idle[path].leave(edit)
+                else:
+                    edit.replace(self, wrapper, wrapper.finish(weights, edit))
             edit.set_attribute(self, "_wrappers", {})
+            edit.set_attribute(self, "_wrapping", None)
             edit.set_attribute(self, "mode", Mode.QUANT)
         for handle in self._calibration.handles:
             handle.remove()

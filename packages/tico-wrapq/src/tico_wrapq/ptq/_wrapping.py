@@ -81,7 +81,8 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
         wanted = any(specs[path].is_quantized for path in _point_paths(site)) or _is_apart(site)
         if site.wrapper is StepPoints:
             named = partial(_is_named, config)
-            steps = StepPoints(site.module, site.path, partial(_spec_at, config), named)
+            weights = {name: _weight_spec(config, child_path(site.path, name)) for name in site.floats}
+            steps = StepPoints(site.module, site.path, partial(_spec_at, config), named, weights)
             steps.join(site.module, edit)
             wrappers[site.path] = steps
         elif site.wrapper is not None and wanted:
@@ -100,6 +101,10 @@ def _is_named(config: PTQConfig, path: str) -> bool:
 
 def _spec_at(config: PTQConfig, path: str) -> QuantSpec:
     return config.resolve(path).spec
+
+
+def _weight_spec(config: PTQConfig, path: str) -> QuantSpec:
+    return config.resolve(path, "weight").spec
 
 
 def _taken_apart(model: nn.Module, registry: WrapperRegistry, config: PTQConfig, edit: Edit) -> nn.Module:
@@ -222,8 +227,7 @@ def _specs(found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
                 continue
             problem = spec_problem(path, declaration, specs[path])
             unsupported += [] if problem is None else [problem]
-    steps = any(site.wrapper is StepPoints for site in found)
-    problems += _match_problems(found, specs, config) if not problems and not steps else []
+    problems += _match_problems(found, specs, config) if not problems else []
     if problems:
         raise ConfigError(*problems)
     if unsupported:
@@ -238,12 +242,27 @@ def _override_paths(found: list[ModuleSite]) -> list[str]:
 
 
 def _match_problems(found: list[ModuleSite], specs: dict[str, QuantSpec], config: PTQConfig) -> list[Problem]:
-    problems = unmatched_overrides(config.overrides, [*_override_paths(found), *specs])
-    if not any(spec.is_quantized for spec in specs.values()):
+    stepped = {site.path for site in found if site.wrapper is StepPoints}
+    every = unmatched_overrides(config.overrides, [*_override_paths(found), *specs])
+    problems = [each for each in every if not (stepped and _may_name_step(each, stepped))]
+    if not stepped and not any(spec.is_quantized for spec in specs.values()):
         expected, got = "one with a module to quantize", Found("a model with none")
         sentence = "the model has no module with a point or weight to quantize"
         problems.append(Problem(field="model", value=got, expected=expected, sentence=sentence))
     return problems
+
+
+def _may_name_step(problem: Problem, stepped: set[str]) -> bool:
+    """Whether a pattern that matches nothing known may speak of steps, which are found later.
+
+    The name of a step has a number in it, and follows the path of a module.
+    """
+    pattern = str(problem.value)
+    module, _, last = pattern.rpartition(".")
+    if pattern.startswith("re:") or any(each in last for each in "*?["):
+        return True
+    numbered = any(character.isdigit() for character in last) and "_" in last
+    return numbered and (module in stepped or any(each in module for each in "*?["))
 
 
 def _require_finite_weights(found: list[ModuleSite]) -> None:

@@ -30,7 +30,7 @@ class Operator:
     @property
     def is_step(self) -> bool:
         """Whether its result gets a point."""
-        return self.effect in (Effect.COMPUTES, Effect.LOOKS_UP) and self.name not in _LOOK_UPS
+        return self.effect in (Effect.COMPUTES, Effect.LOOKS_UP) and self.name not in LOOK_UPS
 
 
 def _names(text: str) -> frozenset[str]:
@@ -47,6 +47,7 @@ _STEPS: Final = _names("""
     mean sum nansum prod var std norm vector_norm normalize cosine_similarity
     index_add scatter_add scatter_reduce segment_reduce
     layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm
+    linalg_solve_triangular linalg_solve linalg_inv
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     interpolate upsample grid_sample lp_pool1d lp_pool2d fold
     cat stack hstack vstack dstack
@@ -55,7 +56,7 @@ _LAYERS: Final = _names("""
     linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
     grouped_mm _grouped_mm
 """)
-_LOOK_UPS: Final = _names("embedding embedding_bag")
+LOOK_UPS: Final = _names("embedding embedding_bag")
 _MOVES: Final = _names("""
     get getitem setitem view view_as reshape reshape_as flatten unflatten ravel permute transpose swapaxes
     swapdims t adjoint movedim moveaxis squeeze unsqueeze expand expand_as broadcast_to repeat
@@ -129,7 +130,7 @@ def operator_named(spelled: str) -> Operator:
 def _effect(name: str) -> Effect:
     if name in _STEPS or name == ATTENTION:
         return Effect.COMPUTES
-    if name in _LAYERS or name in _LOOK_UPS:
+    if name in _LAYERS or name in LOOK_UPS:
         return Effect.LOOKS_UP
     if name in _READS_NO_VALUES:
         return Effect.READS_NO_VALUES

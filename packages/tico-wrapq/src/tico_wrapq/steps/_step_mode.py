@@ -10,14 +10,15 @@ from types import CodeType, FrameType
 from typing import Final, Protocol
 
 import attrs
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tico_wrapq.steps._attention import Attention
 from tico_wrapq.steps._call_site import Site, is_inside, name_of, site_of
 from tico_wrapq.steps._data_following import DataFollowing, Origin, tensors_in
-from tico_wrapq.steps._operators import ATTENTION, Effect, Operator, operator_of
+from tico_wrapq.steps._operators import ATTENTION, LOOK_UPS, Effect, Operator, operator_of
 from tico_wrapq.steps._score_tracing import ScoreTracing
+from tico_wrapq.steps._weight_uses import WeightUse, WeightUses
 
 _STORES: Final = ("transformers/cache_utils.py",)
 """Files whose functions keep what they are given and hand it out again, which is no step of a model."""
@@ -39,6 +40,13 @@ class Points(Protocol):
     def leave_float(self, name: str, function: str) -> None:
         """Note that the step `name` calls a function that no table knows."""
 
+    @property
+    def is_calibrating(self) -> bool:
+        """Whether steps are being found."""
+
+    def note_weight(self, weight: nn.Parameter, use: WeightUse) -> None:
+        """Take note of how a step reads a weight, if it is one of the module's own."""
+
 
 @attrs.frozen(eq=False)
 class _Owner:
@@ -56,6 +64,7 @@ class StepMode(TorchFunctionMode):
         self._owners: list[_Owner] = []
         self._following = DataFollowing()
         self._tracing = ScoreTracing()
+        self._uses = WeightUses()
 
     @contextmanager
     def inside(self, points: Points, forward: CodeType) -> Iterator[None]:
@@ -88,6 +97,7 @@ class StepMode(TorchFunctionMode):
         self._tracing.before(operator, args)
         results = func(*args, **named)
         origin = self._following.follow(operator, args, named, results)
+        self._note_weights(operator, args, named, results, origin)
         if origin is not Origin.DATA or not any(map(_holds_numbers, tensors_in(results))):
             return results
         name = self._name(operator, sys._getframe(1)) if _is_step(operator) else None
@@ -99,6 +109,25 @@ class StepMode(TorchFunctionMode):
         moved = results if name is None else self._moved(name, operator, args, named, results)
         self._tracing.after(operator, args, named, moved)
         return moved
+
+    def _note_weights(
+        self,
+        operator: Operator,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        results: object,
+        origin: Origin,
+    ) -> None:
+        """Tell the owners of weights how a step with data reads them, while steps are being found."""
+        if not (self._owners and self._owners[-1].points.is_calibrating):
+            return
+        reads = origin is Origin.DATA and operator.effect in (Effect.COMPUTES, Effect.LOOKS_UP)
+        if reads or operator.name in LOOK_UPS:
+            for weight, use in self._uses.find(operator, args, kwargs):
+                for owner in self._owners:
+                    owner.points.note_weight(weight, use)
+        else:
+            self._uses.follow(operator, args, results)
 
     def _moved(
         self,

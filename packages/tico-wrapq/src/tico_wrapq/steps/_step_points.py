@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import ClassVar, final
+from types import MappingProxyType
+from typing import ClassVar, Final, final
 
 from torch import Tensor, nn
-from typing_extensions import Self, assert_never
+from typing_extensions import Self
 
 from tico_config import CalibrationError, Found, Problem, QuantSpec, no_quant
-from tico_modules import ActivationGrid, Edit, Layout, child_path, children, select_below
+from tico_modules import ActivationGrid, Edit, Layout, child_path, children, parameter, select_below
 from tico_observers import LARGEST_PLAUSIBLE
 from tico_wrapq.base import (
     Mode,
@@ -22,9 +23,16 @@ from tico_wrapq.base import (
     Role,
     WeightCodes,
 )
+from tico_wrapq.steps._owned_weight import OwnedWeight, OwnedWeights
 from tico_wrapq.steps._score_tracing import ScoreTracing, StepRole, moved_within_reach
+from tico_wrapq.steps._step_findings import StepFindings
 from tico_wrapq.steps._step_mode import steps_of
-from tico_wrapq.steps._stepped_class import Forward, code_of, run_by_steps
+from tico_wrapq.steps._stepped_class import Forward, code_of, leave, run_by_steps, take_weights
+from tico_wrapq.steps._weight_uses import WeightUse
+from tico_wrapq.steps._weight_watch import WeightWatch
+
+_WEIGHTS: Final = "integers"
+_NO_WEIGHTS: Final[Mapping[str, QuantSpec]] = MappingProxyType({})
 
 
 def _float(path: str) -> QuantSpec:
@@ -46,21 +54,27 @@ class StepPoints(QuantModuleBase):
         path: its full path in the model.
         resolve: gives the spec of each point by its full path.
         is_named: tells whether an override speaks of the point at a path.
+        weights: the specs of the parameters of floats that the module owns, by name.
     """
 
     kind: ClassVar[str] = "ptq.steps"
     stands_beside: ClassVar[bool] = True
 
     def __init__(
-        self, module: nn.Module, path: str, resolve: Resolve, is_named: Callable[[str], bool] = _never
+        self,
+        module: nn.Module,
+        path: str,
+        resolve: Resolve,
+        is_named: Callable[[str], bool] = _never,
+        weights: Mapping[str, QuantSpec] = _NO_WEIGHTS,
     ) -> None:
         super().__init__(module, path, resolve)
+        self.weight_specs = dict(weights)
+        self._watch: WeightWatch | None = None
         self._resolve = resolve
         self._is_named = is_named
         self._passage: Passage | None = None
-        self.scores: set[str] = set()
-        self.statistics: set[str] = set()
-        self.unknown: dict[str, str] = {}
+        self.findings = StepFindings()
 
     def adopt(self, module: nn.Module) -> None:
         """Keep nothing: the module stays."""
@@ -68,6 +82,26 @@ class StepPoints(QuantModuleBase):
     def join(self, served: nn.Module, edit: Edit) -> None:
         """Become a child of `served`, whose forward then passes its steps through the points."""
         run_by_steps(served, self, edit)
+        if self.weights:
+            take_weights(served, tuple(self.weights), edit)
+        else:
+            self._watch = WeightWatch(self.path, served, self.weight_specs)
+
+    @property
+    def weights(self) -> dict[str, OwnedWeight]:
+        """The integers that stand for weights of the module, by the names of the parameters."""
+        found = children(self).get(_WEIGHTS)
+        return found.by_name() if isinstance(found, OwnedWeights) else {}
+
+    def read_weight(self, name: str) -> Tensor:
+        """Return the weight that stood under `name`, computed where it is used, and read-only."""
+        return self.weights[name].read()
+
+    def note_weight(self, weight: nn.Parameter, use: WeightUse) -> None:
+        """Take note of how a step reads a weight, if it is one of the module's own."""
+        name = None if self._watch is None else self._watch.name_of(weight)
+        if name is not None and use not in self.findings.uses.get(name, ()):
+            self.findings = self.findings.with_use(name, use)
 
     def named_points(self) -> Iterator[tuple[str, QuantPoint]]:
         """Yield the point of each step that data have reached, by the step's name, in alphabetical order."""
@@ -108,19 +142,14 @@ class StepPoints(QuantModuleBase):
             return result
         if not isinstance(point, QuantPoint):
             raise CalibrationError(self._unseen(name))
-        if name in self.scores and point.fixed is not None:
+        if name in self.findings.scores and point.fixed is not None:
             return moved_within_reach(result, point)
         moved: Tensor = point(result)
         return moved
 
     def _note(self, name: str, role: StepRole) -> None:
-        match role:
-            case StepRole.SCORES:
-                self.scores.add(name)
-            case StepRole.STATISTIC:
-                self.statistics.add(name)
-            case unreachable:
-                assert_never(unreachable)
+        if name not in self.findings.scores | self.findings.statistics:
+            self.findings = self.findings.with_role(name, role)
 
     def leave_float(self, name: str, function: str) -> None:
         """Note that the step `name` calls `function`, which no table knows, so that it has no point.
@@ -129,15 +158,16 @@ class StepPoints(QuantModuleBase):
             CalibrationError: the model is quantized, and no calibration data have reached the step.
         """
         if self.mode is Mode.CALIB:
-            self.unknown[name] = function
-        elif name not in self.unknown:
+            self.findings = self.findings.with_unknown(name, function)
+        elif name not in self.findings.unknown:
             raise CalibrationError(self._unseen(name))
 
     def leave_unfit(self, edit: Edit) -> str:
         """Leave steps float to which no fixed grid does justice, and say which and why; empty without any."""
-        unfit = self._unfit()
-        for name in unfit.keys() - self.unknown.keys():
+        unfit = dict(self._unfit())
+        for name in unfit.keys() - self.findings.unknown.keys():
             self.point(name).fix(None, edit)
+        unfit |= {} if self._watch is None else self._watch.left_float(self.findings.uses)
         return "; ".join(f"{name} stays float: {why}" for name, why in sorted(unfit.items()))
 
     def _unfit(self) -> Mapping[str, str]:
@@ -145,14 +175,14 @@ class StepPoints(QuantModuleBase):
         points = self.named_points()
         asked = {name: point for name, point in points if point.is_quantized and not point.is_dynamic}
         masks = {name: "it holds a mask" for name, each in asked.items() if each.largest >= LARGEST_PLAUSIBLE}
-        norms = {name: "it is a statistic of a norm" for name in asked if name in self.statistics}
+        norms = {name: "it is a statistic of a norm" for name in asked if name in self.findings.statistics}
         named = {name for name, point in asked.items() if self._is_named(point.path)}
-        unknown = {name: f"{function} is in no table" for name, function in self.unknown.items()}
+        unknown = {name: f"{function} is in no table" for name, function in self.findings.unknown.items()}
         return {**unknown, **masks, **{name: why for name, why in norms.items() if name not in named}}
 
     def unknown_problems(self) -> list[Problem]:
         """Return why steps can't have a point, unless an override leaves them float."""
-        found = ((name, function) for name, function in sorted(self.unknown.items()))
+        found = ((name, function) for name, function in sorted(self.findings.unknown.items()))
         asked = ((child_path(self.path, name), function) for name, function in found)
         return [
             Problem(
@@ -186,11 +216,60 @@ class StepPoints(QuantModuleBase):
             f"or leave the step float by overrides={{{path!r}: no_quant()}}",
         )
 
+    def _pack_weights(self, codes: WeightCodes, edit: Edit) -> None:
+        """Put integers in the place of the weights that steps read."""
+        made = {} if self._watch is None else self._watch.packed(codes, self.findings.uses)
+        edit.set_attribute(self, "weight_specs", {name: self.weight_specs[name] for name in made})
+        if self._watch is not None and made:
+            modules: dict[str, nn.Module | None] = self._modules
+            edit.put(modules, _WEIGHTS, OwnedWeights(made))
+            take_weights(self._watch.served, tuple(made), edit)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of the module has a point, integers, or a note: it only hands tensors on."""
+        found = any(True for _ in self.named_points())
+        return not (found or self.weights or self.findings.unknown or self.findings.uses)
+
+    def leave(self, edit: Edit) -> None:
+        """Let the module run its forward again as if nothing had stood beside it."""
+        if self._watch is not None:
+            leave(self._watch.served, edit)
+
+    def known_findings(self) -> Mapping[str, object]:
+        """Return the names of all steps, and what they turned out to be, as JSON values."""
+        return {"steps": [name for name, _ in self.named_points()], **self.findings.to_values()}
+
+    def adopt_findings(self, layout: Layout, edit: Edit) -> None:
+        """Have found also what `known_findings` of another calibration tells.
+
+        Raises:
+            ArtifactError: a value is missing or of another type.
+        """
+        modules: dict[str, nn.Module | None] = self._modules
+        edit.set_attribute(self, "findings", self.findings.merge(StepFindings.read(layout)))
+        for name in layout.texts("steps"):
+            if name not in modules:
+                edit.on_undo(partial(modules.pop, name, None))
+                self._new_point(name)
+
+    def float_weights(self) -> Mapping[str, Tensor]:
+        """Return the weights of the module that steps with data read, by name."""
+        served = None if self._watch is None else self._watch.served
+        held = {name: None if served is None else parameter(served, name) for name in self.findings.uses}
+        return {name: weight for name, weight in held.items() if weight is not None}
+
+    def waiting_points(self) -> Iterator[QuantPoint]:
+        """Yield the points of steps, those without data too."""
+        return (each for each in children(self).values() if isinstance(each, QuantPoint))
+
     def finish(self, weights: WeightCodes, edit: Edit) -> nn.Module:
         """Freeze the points, without those of steps that only passes that failed have reached."""
         modules: dict[str, nn.Module | None] = self._modules
         for name in children(self).keys() - {name for name, _ in self.named_points()}:
             edit.drop(modules, name)
+        self._pack_weights(weights, edit)
+        edit.set_attribute(self, "_watch", None)
         edit.set_attribute(self, "_passage", None)
         edit.set_attribute(self, "_resolve", _float)
         edit.set_attribute(self, "_is_named", _never)
@@ -198,8 +277,8 @@ class StepPoints(QuantModuleBase):
 
     def layout(self) -> Mapping[str, object]:
         """Return the grids of the steps and which of them are attention scores, as JSON values."""
-        names = {"scores": sorted(self.scores), "unknown": sorted(self.unknown)}
-        return {"points": super().layout(), **names}
+        weights = {name: each.layout() for name, each in self.weights.items()}
+        return {"points": super().layout(), "weights": weights, "findings": self.findings.to_values()}
 
     @classmethod
     def restore(cls, original: nn.Module, layout: Layout, tensors: Mapping[str, Tensor]) -> Self:
@@ -218,7 +297,12 @@ class StepPoints(QuantModuleBase):
                 steps._modules[name] = point
                 if grid is not None:
                     point.fix(ActivationGrid.restore(grid, select_below(tensors, f"{name}.fixed")), edit)
-        steps.scores = set(layout.texts("scores"))
-        steps.unknown = dict.fromkeys(layout.texts("unknown"), "a function")
+        weights = {
+            name: OwnedWeight.restore(entry, select_below(tensors, f"{_WEIGHTS}.{name}"))
+            for name, entry in layout.child("weights").children()
+        }
+        if weights:
+            steps._modules[_WEIGHTS] = OwnedWeights(weights)
+        steps.findings = StepFindings.read(layout.child("findings"))
         steps.mode = Mode.QUANT
         return steps

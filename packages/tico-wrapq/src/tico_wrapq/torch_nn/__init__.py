@@ -23,7 +23,6 @@ from tico_wrapq.torch_nn._layers import (
     QuantIntegerEmbedding,
     QuantLinear,
     QuantTransposedLinear,
-    pack_weight,
     why_not_integer,
 )
 from tico_wrapq.torch_nn._norms import NORM_WEIGHT, NormSettings, QuantizedNorm, QuantNorm, UsedStatistics
@@ -58,6 +57,5 @@ __all__ = [
     "UsedStatistics",
     "layer_work",
     "multiplies",
-    "pack_weight",
     "why_not_integer",
 ]

@@ -13,8 +13,8 @@ from typing_extensions import Self
 
 from tico_config import Found, Problem, UnsupportedError
 from tico_modules import Layout, Parts, QuantizedModule, parameter
-from tico_wrapq.base import ACT_OUT, PointDeclaration, register
-from tico_wrapq.torch_nn._layers import WEIGHT, LayerWrapper, QuantIntegerEmbedding
+from tico_wrapq.base import ACT_OUT, WEIGHT, PointDeclaration, register
+from tico_wrapq.torch_nn._layers import LayerWrapper, QuantIntegerEmbedding
 
 _MODES = ("sum", "mean", "max")
 _DTYPES: Mapping[str, torch.dtype] = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from tico_config import Found, Granularity, PerChannel, PerGroup, Problem, QuantSpec, UnsupportedError
+from tico_config import Found, Problem, QuantSpec, UnsupportedError
 from tico_modules import (
     ActivationGrid,
     ConvSettings,
@@ -30,53 +30,27 @@ from tico_modules import (
     QuantizedModule,
     answer_for,
     carry_over,
-    child_path,
     parameter,
 )
-from tico_observers import Observer, observer_for
 from tico_wrapq.base import (
     ACT_IN,
     ACT_OUT,
+    WEIGHT,
     PointDeclaration,
     QuantModuleBase,
-    Role,
     WeightCodes,
+    pack_weight,
     register,
-    spec_problem,
     try_register,
 )
 from tico_wrapq.torch_nn._channel_axis import along, channel_axis
 from tico_wrapq.torch_nn._layer_work import layer_work
-
-_PER_ROW = PerChannel(0)
-WEIGHT = PointDeclaration("weight", Role.WEIGHT, _PER_ROW)
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LAYERS = (nn.Linear, nn.Embedding, nn.EmbeddingBag, nn.Conv1d, nn.Conv2d, nn.Conv3d, QuantizedModule)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.SyncBatchNorm)
 _FORWARDS = tuple(kind.forward for kind in (*_LAYERS, *_TRANSPOSED, *_NORMS))
-
-
-def pack_weight(weight: Tensor, spec: QuantSpec, path: str, default: Granularity = _PER_ROW) -> PackedWeight:
-    """Return `weight` rounded to nearest on the grid that `spec` asks for, of `default` units unless it says.
-
-    Raises:
-        UnsupportedError: the spec's granularity or format is none that integer weights have.
-        NumericsError: the weight holds NaN or infinity.
-    """
-    name = child_path(path, "weight")
-    observer = observer_for(spec, name, default)
-    problem = spec_problem(name, WEIGHT, spec)
-    if problem is not None or not isinstance(observer, Observer):
-        found = Found(str(spec))
-        raise UnsupportedError(
-            Problem(module=name, field="spec", value=found, expected="an integer grid that weights can have")
-        )
-    observer.collect(weight.detach().flatten(1))
-    granularity = spec.granularity_or(default)
-    size = granularity.size if isinstance(granularity, PerGroup) else None
-    return PackedWeight.on_grid(weight, observer.params, group_size=size)
 
 
 def why_not_integer(layer: nn.Module, forwards: tuple[object, ...] = _FORWARDS) -> str | None:

@@ -15,9 +15,18 @@ from typing_extensions import Self
 
 from tico_config import Found, PerTensor, Problem, UnsupportedError
 from tico_modules import Edit, Layout, PackedWeight, Parts, QuantizedModule, carry_over, parameter
-from tico_wrapq.base import ACT_IN, ACT_OUT, PointDeclaration, Resolve, Role, WeightCodes, register
+from tico_wrapq.base import (
+    ACT_IN,
+    ACT_OUT,
+    PointDeclaration,
+    Resolve,
+    Role,
+    WeightCodes,
+    pack_weight,
+    register,
+)
 from tico_wrapq.torch_nn._channel_axis import channel_axis
-from tico_wrapq.torch_nn._layers import pack_weight, why_not_integer
+from tico_wrapq.torch_nn._layers import why_not_integer
 from tico_wrapq.torch_nn._unary import QuantUnary
 
 NORM_WEIGHT = PointDeclaration("weight", Role.WEIGHT, PerTensor())

@@ -1,0 +1,87 @@
+"""What calibration finds out about the steps of one module, besides what their points see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+from typing_extensions import Self
+
+from tico_modules import Layout
+from tico_wrapq.steps._score_tracing import StepRole
+from tico_wrapq.steps._weight_uses import WeightUse
+
+
+@attrs.frozen(kw_only=True)
+class StepFindings:
+    """Which steps are scores or statistics of norms, which are unknown, and how weights are read.
+
+    Attributes:
+        scores: the names of steps that a softmax reads.
+        statistics: the names of steps that are statistics of a norm.
+        unknown: the functions of steps that are in no table, by the names of these steps.
+        uses: how steps with data read the weights that the module owns, by their names.
+    """
+
+    scores: frozenset[str] = frozenset()
+    statistics: frozenset[str] = frozenset()
+    unknown: Mapping[str, str] = attrs.field(factory=dict)
+    uses: Mapping[str, frozenset[WeightUse]] = attrs.field(factory=dict)
+
+    def with_role(self, name: str, role: StepRole) -> Self:
+        """Return the findings with one more: what the step `name` is."""
+        if role is StepRole.SCORES:
+            return attrs.evolve(self, scores=self.scores | {name})
+        return attrs.evolve(self, statistics=self.statistics | {name})
+
+    def with_unknown(self, name: str, function: str) -> Self:
+        """Return the findings with one more: the step `name` calls a `function` that is in no table."""
+        return attrs.evolve(self, unknown={**self.unknown, name: function})
+
+    def with_use(self, name: str, use: WeightUse) -> Self:
+        """Return the findings with one more: how a step reads the weight `name`."""
+        return attrs.evolve(self, uses={**self.uses, name: self.uses.get(name, frozenset()) | {use}})
+
+    def merge(self, other: StepFindings) -> Self:
+        """Return these findings and those of `other`."""
+        uses = {
+            name: self.uses.get(name, frozenset()) | other.uses.get(name, frozenset())
+            for name in {**self.uses, **other.uses}
+        }
+        return attrs.evolve(
+            self,
+            scores=self.scores | other.scores,
+            statistics=self.statistics | other.statistics,
+            unknown={**other.unknown, **self.unknown},
+            uses=uses,
+        )
+
+    def to_values(self) -> dict[str, object]:
+        """Return the findings as JSON values."""
+        return {
+            "scores": sorted(self.scores),
+            "statistics": sorted(self.statistics),
+            "unknown": [{"step": step, "function": each} for step, each in sorted(self.unknown.items())],
+            "uses": [
+                {"weight": name, "axes": list(use.axes), "added": use.is_added}
+                for name, uses in sorted(self.uses.items())
+                for use in sorted(uses, key=lambda use: (use.axes, use.is_added))
+            ],
+        }
+
+    @classmethod
+    def read(cls, layout: Layout) -> Self:
+        """Return the findings that `to_values` gave.
+
+        Raises:
+            ArtifactError: a value is missing or of another type.
+        """
+        found = cls(
+            scores=frozenset(layout.texts("scores")),
+            statistics=frozenset(layout.texts("statistics")),
+            unknown={each.text("step"): each.text("function") for each in layout.objects("unknown")},
+        )
+        for each in layout.objects("uses"):
+            use = WeightUse(each.integers("axes"), each.boolean("added"))
+            found = found.with_use(each.text("weight"), use)
+        return found
