@@ -25,25 +25,43 @@ class Operator:
 
     name: str
     effect: Effect
-    in_place: bool = False
+    in_place: bool
+    is_step: bool
+    """Whether its result gets a point."""
+    by_value: bool
+    """Whether each value of its result follows from the values at the same place in its inputs."""
+    reads_first_alone: bool
+    """Whether only the first argument's values reach the result; the second one says shape or format."""
 
-    @property
-    def is_step(self) -> bool:
-        """Whether its result gets a point."""
-        return self.effect in (Effect.COMPUTES, Effect.LOOKS_UP) and self.name not in _LOOK_UPS
+    # Fields, since they are asked for at every call of a function in a forward pass.
+    @classmethod
+    def of(cls, name: str, *, in_place: bool) -> Operator:
+        """Return what the tables say of the function `name`."""
+        effect = _effect(name)
+        return cls(
+            name=name,
+            effect=effect,
+            in_place=in_place,
+            is_step=effect in (Effect.COMPUTES, Effect.LOOKS_UP) and name not in _LOOK_UPS,
+            by_value=name in _BY_VALUE,
+            reads_first_alone=name in _FIRST_ALONE,
+        )
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_STEPS: Final = _names("""
+_ARITHMETIC: Final = _names("""
     add sub mul div pow neg abs maximum minimum reciprocal square sqrt rsqrt exp exp2 expm1 log log1p log2
-    sin cos sinc erf lerp addcmul addcdiv hypot fmod remainder dist cumsum cumprod logcumsumexp
-    matmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner outer dot kron cdist
+    sin cos sinc erf lerp addcmul addcdiv hypot fmod remainder sign round floor ceil trunc frac clamp sinh cosh
     relu relu6 hardtanh leaky_relu prelu rrelu elu celu selu silu gelu mish tanh sigmoid hardsigmoid hardswish
-    hardshrink softshrink softplus softsign tanhshrink threshold logsigmoid glu clamp sinh cosh
-    softmax softmin log_softmax logsumexp sign round floor ceil trunc frac
+    hardshrink softshrink softplus softsign tanhshrink threshold logsigmoid
+""")
+_STEPS: Final = _ARITHMETIC | _names("""
+    dist cumsum cumprod logcumsumexp glu
+    matmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner outer dot kron cdist
+    softmax softmin log_softmax logsumexp
     mean sum nansum prod var std norm vector_norm normalize cosine_similarity
     index_add scatter_add scatter_reduce segment_reduce
     layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm
@@ -75,6 +93,10 @@ _READS_NO_VALUES: Final = _names("""
     new_zeros new_ones new_empty new_full new_tensor
     size stride dim ndimension numel nelement is_floating_point argmax argmin argsort
 """)
+_BY_VALUE: Final = _ARITHMETIC | _names("""
+    where masked_fill fill copy clone detach contiguous alias to type type_as float double half bfloat16 cpu
+    cuda pin_memory requires_grad _to_copy nan_to_num dropout alpha_dropout expand expand_as broadcast_to
+""")
 _FIRST_ALONE: Final = frozenset({"to", "type_as", "view_as", "reshape_as", "expand_as"})
 _ALIASES: Final = {
     "multiply": "mul",
@@ -103,6 +125,7 @@ _ALIASES: Final = {
 _REVERSED: Final = frozenset({"add", "sub", "mul", "div", "truediv", "pow", "matmul", "mod", "floordiv"})
 
 
+@lru_cache(maxsize=4096)
 def operator_of(function: object) -> Operator:
     """Return what is known of `function`, by its name: methods, operators and functions are alike.
 
@@ -123,7 +146,7 @@ def operator_named(spelled: str) -> Operator:
         in_place = in_place or (plain[:1] == "i" and plain[1:] in _REVERSED)
         plain = plain[1:] if plain[:1] in ("r", "i") and plain[1:] in _REVERSED else plain
     name = _ALIASES.get(plain, plain)
-    return Operator(name, _effect(name), in_place)
+    return Operator.of(name, in_place=in_place)
 
 
 def _effect(name: str) -> Effect:
@@ -137,8 +160,3 @@ def _effect(name: str) -> Effect:
 
 
 ATTENTION: Final = "scaled_dot_product_attention"
-
-
-def reads_first_alone(operator: Operator) -> bool:
-    """Whether only the first argument's values reach the result; the second one says shape or format."""
-    return operator.name in _FIRST_ALONE

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from tico_wrapq.steps._attention import Attention
 from tico_wrapq.steps._call_site import Site, is_inside, name_of, site_of
-from tico_wrapq.steps._data_following import DataFollowing, Origin, tensors_in
+from tico_wrapq.steps._data_following import DataFollowing, Origin, holds_no_tensor, tensors_in
 from tico_wrapq.steps._operators import ATTENTION, Effect, Operator, operator_of
 from tico_wrapq.steps._score_tracing import ScoreTracing
 
@@ -85,19 +85,24 @@ class StepMode(TorchFunctionMode):
             name = self._name(operator, sys._getframe(1))
             if name is not None:
                 return self._attention(name, operator, args, named)
-        self._tracing.before(operator, args)
+        if operator.in_place:
+            self._tracing.before(args)
         results = func(*args, **named)
-        origin = self._following.follow(operator, args, named, results)
-        if origin is not Origin.DATA or not any(map(_holds_numbers, tensors_in(results))):
+        if holds_no_tensor(results) and not operator.in_place:
             return results
-        name = self._name(operator, sys._getframe(1)) if _is_step(operator) else None
-        if name is not None and operator.effect is Effect.UNKNOWN:
+        origin = self._following.follow(operator, args, named, results)
+        if origin is not Origin.DATA or not _hold_numbers(results):
+            return results
+        unknown = operator.effect is Effect.UNKNOWN
+        name = self._name(operator, sys._getframe(1)) if operator.is_step or unknown else None
+        if name is not None and unknown:
             self._owners[-1].points.leave_float(name, operator.name)
             return results
         if not isinstance(results, Tensor) or not results.is_floating_point():
             return results
         moved = results if name is None else self._moved(name, operator, args, named, results)
-        self._tracing.after(operator, args, named, moved)
+        if self._tracing.has_begun:
+            self._tracing.after(operator, args, named, moved)
         return moved
 
     def _moved(
@@ -133,12 +138,8 @@ class StepMode(TorchFunctionMode):
         return None if site is None else _known_name(site, operator)
 
 
-def _holds_numbers(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _is_step(operator: Operator) -> bool:
-    return operator.is_step or operator.effect is Effect.UNKNOWN
+def _hold_numbers(results: object) -> bool:
+    return any(each.is_floating_point() or each.is_complex() for each in tensors_in(results))
 
 
 # One for each place in the text of functions that are steps: as many as the code that is imported has.

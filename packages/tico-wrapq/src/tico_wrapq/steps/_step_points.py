@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 from torch import Tensor, nn
 from typing_extensions import Self, assert_never
@@ -22,9 +22,15 @@ from tico_wrapq.base import (
     Role,
     WeightCodes,
 )
-from tico_wrapq.steps._score_tracing import ScoreTracing, StepRole, moved_within_reach
+from tico_wrapq.steps._kept_scores import moved_within_reach
+from tico_wrapq.steps._score_tracing import ScoreTracing, StepRole
 from tico_wrapq.steps._step_mode import steps_of
 from tico_wrapq.steps._stepped_class import Forward, code_of, run_by_steps
+
+
+_HEADS: Final = -3
+"""The axis of the heads in attention scores (samples, heads, queries, keys), whose keys are no channels."""
+_AXES_OF_ATTENTION: Final = 4
 
 
 def _float(path: str) -> QuantSpec:
@@ -104,19 +110,22 @@ class StepPoints(QuantModuleBase):
         point = known.get(name)
         if self.mode is Mode.CALIB:
             watching = point if isinstance(point, QuantPoint) else self._new_point(name)
-            tracing.hold(result, watching, partial(self._note, name))
+            tracing.hold(result, watching, partial(self._note, watching, result.ndim))
             return result
         if not isinstance(point, QuantPoint):
             raise CalibrationError(self._unseen(name))
         if name in self.scores and point.fixed is not None:
-            return moved_within_reach(result, point)
+            return moved_within_reach(result, point, by_row=point.is_dynamic)
         moved: Tensor = point(result)
         return moved
 
-    def _note(self, name: str, role: StepRole) -> None:
+    def _note(self, point: QuantPoint, axes: int, role: StepRole) -> None:
+        name = point.declaration.name
         match role:
             case StepRole.SCORES:
                 self.scores.add(name)
+                if axes == _AXES_OF_ATTENTION:
+                    point.tell_apart(_HEADS)
             case StepRole.STATISTIC:
                 self.statistics.add(name)
             case unreachable:
