@@ -73,7 +73,7 @@ _LAYERS: Final = _names("""
     linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
     grouped_mm _grouped_mm
 """)
-_LOOK_UPS: Final = _names("embedding embedding_bag")
+_LOOK_UPS: Final = _names("embedding embedding_bag packed_weight")
 _MOVES: Final = _names("""
     get getitem setitem view view_as reshape reshape_as flatten unflatten ravel permute transpose swapaxes
     swapdims t adjoint movedim moveaxis squeeze unsqueeze expand expand_as broadcast_to repeat
@@ -87,6 +87,7 @@ _MOVES: Final = _names("""
     amax amin aminmax max min topk sort msort kthvalue median mode unique
     tril triu diag diagonal diag_embed as_strided real nan_to_num meshgrid block_diag
     atleast_1d atleast_2d atleast_3d slice_scatter select_scatter diagonal_scatter column_stack row_stack
+    activation_grid
 """)
 _READS_NO_VALUES: Final = _names("""
     zeros_like ones_like empty_like full_like rand_like randn_like randint_like
@@ -96,6 +97,7 @@ _READS_NO_VALUES: Final = _names("""
 _BY_VALUE: Final = _ARITHMETIC | _names("""
     where masked_fill fill copy clone detach contiguous alias to type type_as float double half bfloat16 cpu
     cuda pin_memory requires_grad _to_copy nan_to_num dropout alpha_dropout expand expand_as broadcast_to
+    activation_grid
 """)
 _FIRST_ALONE: Final = frozenset({"to", "type_as", "view_as", "reshape_as", "expand_as"})
 _ALIASES: Final = {
