@@ -34,7 +34,7 @@ from tico_modules._storage.exported import (
 from tico_modules._storage.layout import Layout, require_tensor
 from tico_modules._storage.meta_tensors import require_values
 from tico_modules._storage.one_function import is_watched
-from tico_observers import AffineParams, broadcast, round_to_grid
+from tico_observers import AffineParams, broadcast, can_round_tokens, round_to_grid, round_tokens
 
 _BUFFERS = ("scale", "zero_point")
 
@@ -109,6 +109,8 @@ class ActivationGrid(ExactModule):
         if torch.compiler.is_exporting() and (exported := self._in_program(x)) is not None:
             return exported
         if isinstance(self.granularity, PerToken):
+            if can_round_tokens(x, self.dtype, symmetric=self.symmetric):
+                return round_tokens(x, self.dtype, symmetric=self.symmetric)
             scale, zero_point = compute_token_grids(x, self.dtype, symmetric=self.symmetric)
         else:
             scale, zero_point = require_values(self.scale, x, "ActivationGrid", "scale"), self.zero_point

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Final
 
@@ -54,9 +55,9 @@ def _names(text: str) -> frozenset[str]:
 
 _ARITHMETIC: Final = _names("""
     add sub mul div pow neg abs maximum minimum reciprocal square sqrt rsqrt exp exp2 expm1 log log1p log2
-    sin cos sinc erf lerp addcmul addcdiv hypot fmod remainder sign round floor ceil trunc frac clamp sinh cosh
-    relu relu6 hardtanh leaky_relu prelu rrelu elu celu selu silu gelu mish tanh sigmoid hardsigmoid hardswish
-    hardshrink softshrink softplus softsign tanhshrink threshold logsigmoid
+    sin cos sinc erf lerp addcmul addcdiv hypot fmod remainder sign round floor ceil trunc frac clamp
+    sinh cosh relu relu6 hardtanh leaky_relu prelu rrelu elu celu selu silu gelu mish tanh sigmoid hardsigmoid
+    hardswish hardshrink softshrink softplus softsign tanhshrink threshold logsigmoid
 """)
 _STEPS: Final = _ARITHMETIC | _names("""
     dist cumsum cumprod logcumsumexp glu
@@ -128,7 +129,7 @@ _REVERSED: Final = frozenset({"add", "sub", "mul", "div", "truediv", "pow", "mat
 
 
 @lru_cache(maxsize=4096)
-def operator_of(function: object) -> Operator:
+def operator_of(function: Hashable) -> Operator:
     """Return what is known of `function`, by its name: methods, operators and functions are alike.
 
     >>> import torch

@@ -72,7 +72,9 @@ class ScoreTracing:
         """Hold the result of a step back; `note` is told if it turns out to be more than a step."""
         step = _Seen(value, see, note)
         self._waiting.append(step)
-        self._note(value, (_Ancestor(step, _same),))
+        # A function that works in place gives a tensor that has ancestors already.
+        before = _known(self._ancestors, value)
+        self._note(value, (_Ancestor(step, _same), *before[: _LONGEST_CHAIN - 1]))
         if len(self._waiting) > _LONGEST_CHAIN:
             self._waiting.popleft().show()
 
@@ -105,7 +107,7 @@ class ScoreTracing:
         if name == "cat":
             found = self._through_cat(sources, _axis(args, kwargs), result)
         elif operator.by_value:
-            alike = (each for each in sources if each.shape == result.shape)
+            alike = (each for each in sources if each is not result and each.shape == result.shape)
             found = [ancestor for each in alike for ancestor in _known(self._ancestors, each)]
         elif name in _RESHAPES and sources[0].numel() == result.numel():
             found = self._through(sources[0], _reshaped(sources[0]))

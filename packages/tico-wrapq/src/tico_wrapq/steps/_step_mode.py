@@ -29,6 +29,9 @@ class Function(Protocol):
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Call it."""
 
+    def __hash__(self) -> int:
+        """Return the same for the same function."""
+
 
 class Points(Protocol):
     """The points of the steps of one module."""
@@ -93,16 +96,27 @@ class StepMode(TorchFunctionMode):
         origin = self._following.follow(operator, args, named, results)
         if origin is not Origin.DATA or not _hold_numbers(results):
             return results
+        return self._passed(operator, args, named, results, sys._getframe(1))
+
+    def _passed(
+        self,
+        operator: Operator,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        results: object,
+        frame: FrameType,
+    ) -> object:
+        """Return the `results` of a function of data, through the point of the step where it is one."""
         unknown = operator.effect is Effect.UNKNOWN
-        name = self._name(operator, sys._getframe(1)) if operator.is_step or unknown else None
+        name = self._name(operator, frame) if operator.is_step or unknown else None
         if name is not None and unknown:
             self._owners[-1].points.leave_float(name, operator.name)
             return results
         if not isinstance(results, Tensor) or not results.is_floating_point():
             return results
-        moved = results if name is None else self._moved(name, operator, args, named, results)
+        moved = results if name is None else self._moved(name, operator, args, kwargs, results)
         if self._tracing.has_begun:
-            self._tracing.after(operator, args, named, moved)
+            self._tracing.after(operator, args, kwargs, moved)
         return moved
 
     def _moved(

@@ -27,7 +27,6 @@ from tico_wrapq.steps._score_tracing import ScoreTracing, StepRole
 from tico_wrapq.steps._step_mode import steps_of
 from tico_wrapq.steps._stepped_class import Forward, code_of, run_by_steps
 
-
 _HEADS: Final = -3
 """The axis of the heads in attention scores (samples, heads, queries, keys), whose keys are no channels."""
 _AXES_OF_ATTENTION: Final = 4
@@ -143,16 +142,16 @@ class StepPoints(QuantModuleBase):
             raise CalibrationError(self._unseen(name))
 
     def leave_unfit(self, edit: Edit) -> str:
-        """Leave steps float to which no fixed grid does justice, and say which and why; empty without any."""
+        """Leave steps float to which no grid does justice, and say which and why; empty without any."""
         unfit = self._unfit()
         for name in unfit.keys() - self.unknown.keys():
+            edit.set_attribute(self.point(name), "spec", no_quant())
             self.point(name).fix(None, edit)
         return "; ".join(f"{name} stays float: {why}" for name, why in sorted(unfit.items()))
 
     def _unfit(self) -> Mapping[str, str]:
         """Return the steps that are to stay float although a grid is asked for, each with the reason."""
-        points = self.named_points()
-        asked = {name: point for name, point in points if point.is_quantized and not point.is_dynamic}
+        asked = {name: point for name, point in self.named_points() if point.is_quantized}
         masks = {name: "it holds a mask" for name, each in asked.items() if each.largest >= LARGEST_PLAUSIBLE}
         norms = {name: "it is a statistic of a norm" for name in asked if name in self.statistics}
         named = {name for name, point in asked.items() if self._is_named(point.path)}
