@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import attrs
 import pytest
 import torch
@@ -23,6 +25,7 @@ from tico_observers import (
     IdentityStatistic,
     RangeStatistic,
     Statistic,
+    channel_extremes,
 )
 
 ONES = torch.ones(2)
@@ -163,3 +166,20 @@ def test_pending_rows_are_copies() -> None:
     seen = GramStatistic(columns=2).observe(x)
     x.fill_(9.0)
     assert seen.matrix().tolist() == [[3.0, 3.0], [3.0, 3.0]]
+
+
+@pytest.mark.parametrize("shape", [(4100, 257), (2, 3, 4099, 64), (3, 400_000), (1, 2**20), (2**20, 1)])
+@pytest.mark.parametrize("value", [0.5, 99.0, -99.0, math.nan, math.inf])
+def test_channels_of_large_tensors_have_the_range_of_each_column(
+    shape: tuple[int, ...], value: float
+) -> None:
+    """Each is that of the column alone, wherever its smallest and largest values are."""
+    x = torch.sin(torch.arange(math.prod(shape), dtype=torch.float32)).view(shape)
+    x.view(-1)[-1] = x.view(-1)[len(x.view(-1)) // 3] = value
+    columns = x.reshape(-1, shape[-1])
+    found = channel_extremes(x, -1)
+    assert found is not None
+    for at in (0, shape[-1] // 3, shape[-1] - 1):
+        column = columns[:, at].contiguous()
+        assert torch.equal(found.minimum[at].nan_to_num(7.0), column.amin().nan_to_num(7.0))
+        assert torch.equal(found.maximum[at].nan_to_num(7.0), column.amax().nan_to_num(7.0))

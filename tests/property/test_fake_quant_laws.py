@@ -9,7 +9,16 @@ from torch import Tensor
 
 from references import exact_code, same_bits
 from tico_config import DType, PerChannel, PerGroup, PerTensor
-from tico_observers import AffineParams, broadcast, dequantize, fake_quantize, quantize, round_to_grid
+from tico_observers import (
+    AffineParams,
+    broadcast,
+    dequantize,
+    fake_quantize,
+    params_per_token,
+    quantize,
+    round_to_grid,
+    round_tokens,
+)
 from tico_observers.testing import float_dtypes, integer_dtypes, layouts, params_for, tensors
 
 matrices = tensors(shape=(4, 3), largest=2.0**64)
@@ -244,3 +253,31 @@ def test_one_grid_for_all_is_one_for_the_only_channel(pair: tuple[Tensor, Affine
     one, many = fake_quantize(x, params), fake_quantize(x[None], channel)[0]
     assert one.isnan().tolist() == many.isnan().tolist() == x.isnan().tolist()
     assert same_bits(one.nan_to_num(0.0), many.nan_to_num(0.0))
+
+
+@st.composite
+def token_formats(draw: st.DrawFn) -> tuple[DType, bool]:
+    """Draw a format of codes and whether grids of it are symmetric."""
+    dtype = draw(integer_dtypes())
+    return dtype, dtype.signed and draw(st.booleans())
+
+
+@given(matrices, token_formats())
+def test_tokens_are_rounded_on_their_own_grids(x: Tensor, form: tuple[DType, bool]) -> None:
+    """In one go it is fake-quantizing with the grids of the tokens, bit for bit."""
+    dtype, symmetric = form
+    expected = fake_quantize(x, params_per_token(x, dtype, symmetric=symmetric))
+    assert same_bits(round_tokens(x, dtype, symmetric=symmetric), expected)
+
+
+@given(matrices, token_formats(), st.sampled_from([torch.nan, torch.inf, -torch.inf]))
+def test_a_token_that_is_not_finite_becomes_nan_alone(
+    x: Tensor, form: tuple[DType, bool], spoilt: float
+) -> None:
+    """Every value of the token, and none of another one."""
+    dtype, symmetric = form
+    expected = round_tokens(x, dtype, symmetric=symmetric)
+    x[1, 2] = spoilt
+    found = round_tokens(x, dtype, symmetric=symmetric)
+    assert found[1].isnan().all()
+    assert same_bits(found[[0, 2, 3]], expected[[0, 2, 3]])

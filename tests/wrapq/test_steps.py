@@ -7,6 +7,7 @@ import math
 import pickle
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,33 @@ def test_sixteen_bits_keep_the_function() -> None:
     expected = model(batches()[0])
     error = convert(calibrated(copy.deepcopy(model)))(batches()[0]) - expected
     assert error.norm() < 0.02 * expected.norm()
+
+
+def test_only_what_is_added_to_scores_value_by_value_is_taken_for_scores() -> None:
+    """Queries and keys are none, although products of as many tokens as features have their shape."""
+    prepared = calibrated(seeded(Model), data=batches(tokens=8))
+    scores = [each.scores for each in prepared.modules() if isinstance(each, StepPoints)]
+    assert [sorted(found) for found in scores if found] == 2 * [["add_0", "div_0", "matmul_0"]]
+
+
+class Tokens(nn.Module):
+    """Computes with rows of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(500, 8)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return more than the rows."""
+        rows: Tensor = self.table(tokens)
+        return rows * 1.1
+
+
+def test_steps_behind_an_integer_embedding_are_on_their_grids() -> None:
+    """As many values are left as the grid has."""
+    model = prepare(seeded(Tokens).eval(), PTQConfig(activation=affine(DType.uint(4)), steps="auto"))
+    model(torch.arange(500))
+    assert len(convert(model)(torch.arange(500)).unique()) <= 16
 
 
 class Hidden(nn.Module):
@@ -284,16 +312,18 @@ class Norm(nn.Module):
 
 
 def test_the_statistics_of_a_norm_stay_float_and_are_named() -> None:
-    """Unless an override speaks of them, or their grids are per token."""
-    line = report(convert(calibrated(Norm()))).layers[0]
-    assert line.activation == "mul_0 int16 static"
-    assert all(name in line.reason for name in ("pow_0", "mean_0", "add_0", "rsqrt_0"))
+    """Unless an override speaks of them: the square of one outlier leaves nothing of the others."""
+    per_token = PTQConfig(activation=affine(DType.int(8), granularity=PerToken()), steps="auto")
+    for config, grid in ((A16, "int16 static"), (per_token, "int8 per token")):
+        line = report(convert(calibrated(Norm(), config))).layers[0]
+        assert line.activation == f"mul_0 {grid}"
+        assert all(name in line.reason for name in ("pow_0", "mean_0", "add_0", "rsqrt_0"))
     asked = PTQConfig(
         activation=affine(DType.int(16)), steps="auto", overrides={"mean_0": {"dtype": DType.int(8)}}
     )
     assert "mean_0 int8 static" in report(convert(calibrated(Norm(), asked))).layers[0].activation
-    per_token = PTQConfig(activation=affine(DType.int(8), granularity=PerToken()), steps="auto")
-    assert "mean_0 int8 per token" in report(convert(calibrated(Norm(), per_token))).layers[0].activation
+    named = attrs.evolve(per_token, overrides={"mean_0": {"dtype": DType.int(4)}})
+    assert "mean_0 int4 per token" in report(convert(calibrated(Norm(), named))).layers[0].activation
 
 
 class Unknown(nn.Module):

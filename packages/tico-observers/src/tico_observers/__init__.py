@@ -55,6 +55,7 @@ from tico_observers._tensor_checks import (
     require_finite,
     require_float_tensor,
 )
+from tico_observers._token_rounding import can_round_tokens, round_tokens
 
 __all__ = [
     "LARGEST_PLAUSIBLE",
@@ -86,6 +87,7 @@ __all__ = [
     "Statistic",
     "StatisticsFile",
     "broadcast",
+    "can_round_tokens",
     "channel_extremes",
     "dequantize",
     "fake_quantize",
@@ -114,6 +116,7 @@ __all__ = [
     "require_float_tensor",
     "require_plausible",
     "round_to_grid",
+    "round_tokens",
     "save_statistics",
     "seal",
     "statistic_shape",

@@ -74,8 +74,9 @@ def _on_one_grid(x: Tensor, scale: float, zero_point: int, dtype: DType) -> Tens
     wide = wide_dtype(x.dtype, dtype)
     # A scale is positive, so that clamping steps is clamping values.
     steps = ((x if x.dtype == wide else x.to(wide)) * (1.0 / scale)).round_().clamp_(low, high)
-    # 0 + scale * steps: one pass for the product and for removing -0.0, which changes no other bit.
-    values = torch.add(_ZEROS[wide], steps, alpha=scale)
+    # 0 + scale * steps: one pass for the product and for removing -0.0, which changes no other bit. Where
+    # the steps were: memory that is touched for the first time takes longer than all of this arithmetic.
+    values = torch.add(_ZEROS[wide], steps, alpha=scale, out=steps)
     largest = torch.finfo(x.dtype).max
     return values if max(-low, high) * scale <= largest else values.clamp_(-largest, largest)
 

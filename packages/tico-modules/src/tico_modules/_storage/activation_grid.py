@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 from torch.utils._python_dispatch import _disable_current_modes
 from typing_extensions import Self
 
@@ -32,7 +33,8 @@ from tico_modules._storage.exported import (
 )
 from tico_modules._storage.layout import Layout, require_tensor
 from tico_modules._storage.meta_tensors import require_values
-from tico_observers import AffineParams, broadcast, round_to_grid
+from tico_modules._storage.one_function import is_watched
+from tico_observers import AffineParams, broadcast, can_round_tokens, round_to_grid, round_tokens
 
 _BUFFERS = ("scale", "zero_point")
 
@@ -99,11 +101,16 @@ class ActivationGrid(ExactModule):
         Raises:
             UnsupportedError: `x` holds no floats.
         """
+        if is_watched(x):
+            moved: Tensor = handle_torch_function(activation_grid, (x,), self, x)
+            return moved
         if _holds_no_floats(x):
             raise UnsupportedError(_problem_of_format(x.dtype))
         if torch.compiler.is_exporting() and (exported := self._in_program(x)) is not None:
             return exported
         if isinstance(self.granularity, PerToken):
+            if can_round_tokens(x, self.dtype, symmetric=self.symmetric):
+                return round_tokens(x, self.dtype, symmetric=self.symmetric)
             scale, zero_point = compute_token_grids(x, self.dtype, symmetric=self.symmetric)
         else:
             scale, zero_point = require_values(self.scale, x, "ActivationGrid", "scale"), self.zero_point
@@ -205,6 +212,11 @@ class ActivationGrid(ExactModule):
                 scale, zero_point = params.scale, params.zero_point
             _require_dimensions(scale, granularity)
         return cls(scale, zero_point, dtype=dtype, granularity=granularity, symmetric=symmetric)
+
+
+def activation_grid(grid: ActivationGrid, x: Tensor) -> Tensor:
+    """Return `x` moved to `grid`: the function that modes of torch see."""
+    return grid.forward(x)
 
 
 def _holds_no_floats(x: object) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 from typing_extensions import Self
 
 from tico_config import DType, NumericsError, Problem, TicoError
@@ -16,6 +17,7 @@ from tico_modules._storage.exported import dequantize_weight
 from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
 from tico_modules._storage.foreign_saves import refuse_save_pretrained
 from tico_modules._storage.layout import Layout, require_tensor
+from tico_modules._storage.one_function import is_watched
 from tico_modules._storage.weight_checks import require_buffers, require_codes
 from tico_modules._storage.weight_format import WeightFormat
 from tico_modules._storage.weight_rounding import choose_params, round_to_params
@@ -306,6 +308,9 @@ class PackedWeight(ExactModule):
         codes, scale, zero_point = held["codes"], held["scale"], held["zero_point"]
         if self._copied is not None and not torch.compiler.is_compiling():
             self._copied.require_same(codes)
+        if is_watched(codes):
+            seen: Tensor = handle_torch_function(packed_weight, (codes,), self, index)
+            return seen
         if index is None:
             return dequantize_rows(form, codes, scale, zero_point, held["group_index"]).view(form.shape)
         codes, scale, zero_point = (x.index_select(0, index.reshape(-1)) for x in (codes, scale, zero_point))
@@ -315,6 +320,11 @@ class PackedWeight(ExactModule):
     def extra_repr(self) -> str:
         """Return format, granularity and bytes."""
         return f"{self.dtype}, {self.unit}, shape {self.shape}, {self.bytes} bytes"
+
+
+def packed_weight(weight: PackedWeight, index: Tensor | None) -> Tensor:
+    """Return the values of `weight`, or of its rows at `index`: the function that modes of torch see."""
+    return weight.forward(index)
 
 
 def _require_arguments(weight: object, symmetric: object) -> None:

@@ -51,7 +51,8 @@ class Passage(Recorder):
             LifecycleError: another thread is in a forward pass of the model.
         """
         calibration = self.calibration
-        with _TURN:
+        # To watch is no part of the model, of which function modes of torch may keep account.
+        with _TURN, torch._C.DisableTorchFunction():
             if calibration is not None:
                 calibration.require_own_pass()
                 x = calibration.tokens.strip(x, point.padding_axis, point.owner)

@@ -144,6 +144,16 @@ class QuantPoint(nn.Module):
         spec = attrs.evolve(self.spec, granularity=units) if isinstance(units, PerChannel) else self.spec
         return observer_for(spec, self.path, units)
 
+    def tell_apart(self, channels: int) -> None:
+        """Tell channels along the axis `channels` apart, where the declaration and the grid leave that open.
+
+        Nothing changes once data were seen.
+        """
+        state, known = self.state, self.declaration.channels
+        if known is None and isinstance(state, Watching) and state.statistics.is_unseen_range:
+            vars(self)["declaration"] = attrs.evolve(self.declaration, channels=channels)
+            self.watch(state.passage)
+
     def resume(self, statistics: PointStatistics) -> None:
         """Watch on, where the point watches, having seen what `statistics` have."""
         if isinstance(self.state, Watching):

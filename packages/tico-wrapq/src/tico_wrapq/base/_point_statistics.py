@@ -100,6 +100,11 @@ class PointStatistics:
             self.latest = seen if self.latest is None else merge_channels(self.latest, seen)
 
     @property
+    def is_unseen_range(self) -> bool:
+        """Whether it is to hold the range of a whole tensor, and was shown nothing at all."""
+        return self.spans_range and self.place is None and self.is_untouched
+
+    @property
     def is_untouched(self) -> bool:
         """Whether the forward pass under way has shown nothing yet."""
         return self.latest is None and self._collecting is None

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_wrapq.steps._score_tracing import OUT_OF_REACH
+from tico_wrapq.steps._kept_scores import OUT_OF_REACH
 
 
 class Move(Protocol):

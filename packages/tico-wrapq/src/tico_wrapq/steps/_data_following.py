@@ -5,11 +5,12 @@ from __future__ import annotations
 import enum
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from tico_wrapq.steps._operators import Effect, Operator, reads_first_alone
+from tico_wrapq.steps._operators import Effect, Operator
 
 _PIXELS = (torch.uint8, torch.int8)
 
@@ -45,8 +46,11 @@ class DataFollowing:
         """Note what the results of a function depend on, and return it."""
         origin = self._origin(operator, args, kwargs)
         if origin is not Origin.CONSTANTS:
-            for tensor in tensors_in(results):
-                self._note(tensor, origin)
+            if isinstance(results, Tensor):
+                self._note(results, origin)
+            else:
+                for tensor in tensors_in(results):
+                    self._note(tensor, origin)
             if operator.in_place and args and isinstance(args[0], Tensor):
                 self._note(args[0], origin)
         return origin
@@ -54,25 +58,57 @@ class DataFollowing:
     def _origin(self, operator: Operator, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Origin:
         if operator.effect is Effect.READS_NO_VALUES:
             return Origin.CONSTANTS
-        read = args[:1] if reads_first_alone(operator) else (args, *kwargs.values())
-        origin = max((self.origin_of(each) for each in tensors_in(read)), default=Origin.CONSTANTS)
+        if operator.reads_first_alone:
+            return self._origin_in(args[:1])
+        origin = self._origin_in(args)
+        if kwargs and origin is not Origin.DATA:
+            origin = max(origin, self._origin_in(kwargs.values()))
         looked_up = origin is Origin.GIVEN and operator.effect is Effect.LOOKS_UP
         return Origin.DATA if looked_up else origin
 
+    def _origin_in(self, values: Iterable[object]) -> Origin:
+        """Return the most that any of `values` depends on. It ends at the first that holds data."""
+        most = Origin.CONSTANTS
+        for value in values:
+            if isinstance(value, Tensor):
+                origin = self.origin_of(value)
+            elif type(value) in _NO_TENSORS:
+                continue
+            else:
+                origin = max(map(self.origin_of, tensors_in(value)), default=Origin.CONSTANTS)
+            if origin is Origin.DATA:
+                return origin
+            if origin is Origin.GIVEN:
+                most = origin
+        return most
+
     def origin_of(self, tensor: Tensor) -> Origin:
         """Return what the values of `tensor` depend on."""
-        reference, origin = self._known.get(id(tensor), (None, Origin.CONSTANTS))
-        return origin if reference is not None and reference() is tensor else Origin.CONSTANTS
+        found = self._known.get(id(tensor))
+        return Origin.CONSTANTS if found is None or found[0]() is not tensor else found[1]
 
     def _note(self, tensor: Tensor, origin: Origin) -> None:
         if self.origin_of(tensor) < origin:
             self._known[id(tensor)] = weakref.ref(tensor), origin
 
 
+# Most arguments are of these types, and telling that a value is no mapping takes a microsecond.
+_NO_TENSORS: Final = frozenset(
+    {int, float, bool, str, slice, type(None), type(...), torch.dtype, torch.device, torch.Size}
+)
+
+
+def holds_no_tensor(value: object) -> bool:
+    """Whether that is known from the type of `value` alone."""
+    return type(value) in _NO_TENSORS
+
+
 def tensors_in(value: object) -> Iterator[Tensor]:
     """Yield the tensors in a value: those in tuples, lists and mappings, and in what has fields of them."""
     if isinstance(value, Tensor):
         yield value
+    elif type(value) in _NO_TENSORS:
+        return
     elif isinstance(value, tuple | list):
         for each in value:
             yield from tensors_in(each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Final
 
@@ -25,25 +26,43 @@ class Operator:
 
     name: str
     effect: Effect
-    in_place: bool = False
+    in_place: bool
+    is_step: bool
+    """Whether its result gets a point."""
+    by_value: bool
+    """Whether each value of its result follows from the values at the same place in its inputs."""
+    reads_first_alone: bool
+    """Whether only the first argument's values reach the result; the second one says shape or format."""
 
-    @property
-    def is_step(self) -> bool:
-        """Whether its result gets a point."""
-        return self.effect in (Effect.COMPUTES, Effect.LOOKS_UP) and self.name not in LOOK_UPS
+    # Fields, since they are asked for at every call of a function in a forward pass.
+    @classmethod
+    def of(cls, name: str, *, in_place: bool) -> Operator:
+        """Return what the tables say of the function `name`."""
+        effect = _effect(name)
+        return cls(
+            name=name,
+            effect=effect,
+            in_place=in_place,
+            is_step=effect in (Effect.COMPUTES, Effect.LOOKS_UP) and name not in LOOK_UPS,
+            by_value=name in _BY_VALUE,
+            reads_first_alone=name in _FIRST_ALONE,
+        )
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_STEPS: Final = _names("""
+_ARITHMETIC: Final = _names("""
     add sub mul div pow neg abs maximum minimum reciprocal square sqrt rsqrt exp exp2 expm1 log log1p log2
-    sin cos sinc erf lerp addcmul addcdiv hypot fmod remainder dist cumsum cumprod logcumsumexp
+    sin cos sinc erf lerp addcmul addcdiv hypot fmod remainder sign round floor ceil trunc frac clamp
+    sinh cosh relu relu6 hardtanh leaky_relu prelu rrelu elu celu selu silu gelu mish tanh sigmoid hardsigmoid
+    hardswish hardshrink softshrink softplus softsign tanhshrink threshold logsigmoid
+""")
+_STEPS: Final = _ARITHMETIC | _names("""
+    dist cumsum cumprod logcumsumexp glu
     matmul bmm mm mv baddbmm addmm addbmm addmv einsum tensordot inner outer dot kron cdist
-    relu relu6 hardtanh leaky_relu prelu rrelu elu celu selu silu gelu mish tanh sigmoid hardsigmoid hardswish
-    hardshrink softshrink softplus softsign tanhshrink threshold logsigmoid glu clamp sinh cosh
-    softmax softmin log_softmax logsumexp sign round floor ceil trunc frac
+    softmax softmin log_softmax logsumexp
     mean sum nansum prod var std norm vector_norm normalize cosine_similarity
     index_add scatter_add scatter_reduce segment_reduce
     layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm
@@ -56,7 +75,7 @@ _LAYERS: Final = _names("""
     linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
     grouped_mm _grouped_mm
 """)
-LOOK_UPS: Final = _names("embedding embedding_bag")
+LOOK_UPS: Final = _names("embedding embedding_bag packed_weight")
 _MOVES: Final = _names("""
     get getitem setitem view view_as reshape reshape_as flatten unflatten ravel permute transpose swapaxes
     swapdims t adjoint movedim moveaxis squeeze unsqueeze expand expand_as broadcast_to repeat
@@ -70,11 +89,17 @@ _MOVES: Final = _names("""
     amax amin aminmax max min topk sort msort kthvalue median mode unique
     tril triu diag diagonal diag_embed as_strided real nan_to_num meshgrid block_diag
     atleast_1d atleast_2d atleast_3d slice_scatter select_scatter diagonal_scatter column_stack row_stack
+    activation_grid
 """)
 _READS_NO_VALUES: Final = _names("""
     zeros_like ones_like empty_like full_like rand_like randn_like randint_like
     new_zeros new_ones new_empty new_full new_tensor
     size stride dim ndimension numel nelement is_floating_point argmax argmin argsort
+""")
+_BY_VALUE: Final = _ARITHMETIC | _names("""
+    where masked_fill fill copy clone detach contiguous alias to type type_as float double half bfloat16 cpu
+    cuda pin_memory requires_grad _to_copy nan_to_num dropout alpha_dropout expand expand_as broadcast_to
+    activation_grid
 """)
 _FIRST_ALONE: Final = frozenset({"to", "type_as", "view_as", "reshape_as", "expand_as"})
 _ALIASES: Final = {
@@ -104,7 +129,8 @@ _ALIASES: Final = {
 _REVERSED: Final = frozenset({"add", "sub", "mul", "div", "truediv", "pow", "matmul", "mod", "floordiv"})
 
 
-def operator_of(function: object) -> Operator:
+@lru_cache(maxsize=4096)
+def operator_of(function: Hashable) -> Operator:
     """Return what is known of `function`, by its name: methods, operators and functions are alike.
 
     >>> import torch
@@ -124,7 +150,7 @@ def operator_named(spelled: str) -> Operator:
         in_place = in_place or (plain[:1] == "i" and plain[1:] in _REVERSED)
         plain = plain[1:] if plain[:1] in ("r", "i") and plain[1:] in _REVERSED else plain
     name = _ALIASES.get(plain, plain)
-    return Operator(name, _effect(name), in_place)
+    return Operator.of(name, in_place=in_place)
 
 
 def _effect(name: str) -> Effect:
@@ -138,8 +164,3 @@ def _effect(name: str) -> Effect:
 
 
 ATTENTION: Final = "scaled_dot_product_attention"
-
-
-def reads_first_alone(operator: Operator) -> bool:
-    """Whether only the first argument's values reach the result; the second one says shape or format."""
-    return operator.name in _FIRST_ALONE

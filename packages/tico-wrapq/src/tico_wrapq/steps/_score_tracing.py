@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeAlias, TypeVar
 
 import attrs
-import torch
 from torch import Tensor
 
+from tico_wrapq.steps._kept_scores import kept_scores, with_zeros
 from tico_wrapq.steps._operators import Operator
-
-OUT_OF_REACH: Final = 80.0
-"""A score so far below the largest of its row has a weight below 2e-35 of the largest one."""
 
 _SOFTMAX: Final = frozenset({"softmax", "log_softmax"})
 _LONGEST_CHAIN: Final = 16
@@ -24,6 +21,7 @@ _RESHAPES: Final = frozenset({"view", "reshape", "unsqueeze", "squeeze", "flatte
 _SQUARES: Final = frozenset({"pow", "square"})
 _MEANS: Final = frozenset({"mean", "sum"})
 _ROOTS: Final = frozenset({"rsqrt", "sqrt"})
+_NORMS: Final = _SQUARES | _MEANS | _ROOTS | {"var", "add"}
 
 T = TypeVar("T")
 
@@ -48,9 +46,9 @@ class _Seen:
     see: See
     note: Note
 
-    def show(self, left_out: Tensor | None = None) -> None:
-        """Show the result to the point, with 0, which every grid has, where something is left out."""
-        self.see(self.value if left_out is None else self.value.masked_fill(left_out, 0.0))
+    def show(self, kept: Tensor | None = None) -> None:
+        """Show the result to the point, with 0, which every grid has, for what is not `kept`."""
+        self.see(self.value if kept is None else with_zeros(self.value, kept))
 
 
 @attrs.frozen(eq=False)
@@ -74,13 +72,20 @@ class ScoreTracing:
         """Hold the result of a step back; `note` is told if it turns out to be more than a step."""
         step = _Seen(value, see, note)
         self._waiting.append(step)
-        self._note(value, (_Ancestor(step, _same),))
+        # A function that works in place gives a tensor that has ancestors already.
+        before = _known(self._ancestors, value)
+        self._note(value, (_Ancestor(step, _same), *before[: _LONGEST_CHAIN - 1]))
         if len(self._waiting) > _LONGEST_CHAIN:
             self._waiting.popleft().show()
 
-    def before(self, operator: Operator, args: tuple[object, ...]) -> None:
-        """Keep what is held back as it is when a function is about to write to it."""
-        written = args[0] if operator.in_place and args else None
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything to follow."""
+        return bool(self._ancestors)
+
+    def before(self, args: tuple[object, ...]) -> None:
+        """Keep what is held back as it is when a function is about to write to its first argument."""
+        written = args[0] if args else None
         if isinstance(written, Tensor):
             for step in self._waiting:
                 if _share_memory(step.value, written):
@@ -90,53 +95,61 @@ class ScoreTracing:
         self, operator: Operator, args: tuple[object, ...], kwargs: Mapping[str, object], result: Tensor
     ) -> None:
         """Follow what a function has made of scores; a softmax tells which of them are left out."""
-        sources = list(_tensors((*args, *kwargs.values())))
-        self._follow_squares(operator, sources, result)
-        if operator.name in _SOFTMAX and sources:
+        name = operator.name
+        sources = _tensors((*args, *kwargs.values()) if kwargs else args)
+        if name in _NORMS:
+            self._follow_squares(name, sources, result)
+        if name in _SOFTMAX and sources:
             if _axis(args, kwargs) in (-1, sources[0].ndim - 1):
                 self._settle(sources[0])
             return
-        found = list(_known(self._ancestors, result))
-        joined_along = _axis(args, kwargs) if operator.name == "cat" else None
-        start = 0
-        for source in sources:
-            if joined_along is not None and source.ndim != result.ndim:
-                continue  # torch joins empty tensors of one axis to any other
-            if joined_along is not None:
-                project: Project | None = _part(source, joined_along, start)
-                start += source.shape[joined_along]
-            else:
-                project = _projection(operator, source, result)
-            if project is not None:
-                found += [_chained(each, project) for each in _known(self._ancestors, source)]
+        found: list[_Ancestor] = []
+        if name == "cat":
+            found = self._through_cat(sources, _axis(args, kwargs), result)
+        elif operator.by_value:
+            alike = (each for each in sources if each is not result and each.shape == result.shape)
+            found = [ancestor for each in alike for ancestor in _known(self._ancestors, each)]
+        elif name in _RESHAPES and sources[0].numel() == result.numel():
+            found = self._through(sources[0], _reshaped(sources[0]))
         if found:
+            found = [*_known(self._ancestors, result), *found]
             self._note(result, tuple(found[:_LONGEST_CHAIN]))
 
-    def _follow_squares(self, operator: Operator, sources: list[Tensor], result: Tensor) -> None:
+    def _through(self, source: Tensor, project: Project) -> list[_Ancestor]:
+        return [_chained(each, project) for each in _known(self._ancestors, source)]
+
+    def _through_cat(self, sources: list[Tensor], axis: int, result: Tensor) -> list[_Ancestor]:
+        found: list[_Ancestor] = []
+        start = 0
+        for source in sources:
+            if source.ndim == result.ndim:  # torch joins empty tensors of one axis to any other
+                found += self._through(source, _part(source, axis, start))
+                start += source.shape[axis]
+        return found
+
+    def _follow_squares(self, name: str, sources: list[Tensor], result: Tensor) -> None:
         """Follow the squares of a norm through their mean to the root, which tells what they are."""
-        squares = tuple(step for source in sources for step in _known(self._squares, source))
-        means = tuple(step for source in sources for step in _known(self._means, source))
-        own = tuple(each.step for each in _known(self._ancestors, result)[:1] if each.step.value is result)
-        if operator.name in _ROOTS:
+        squares = [step for source in sources for step in _known(self._squares, source)]
+        means = [step for source in sources for step in _known(self._means, source)]
+        own = [each.step for each in _known(self._ancestors, result)[:1] if each.step.value is result]
+        if name in _ROOTS:
             for step in (*means, *(own if means else ())):
                 step.note(StepRole.STATISTIC)
-        elif operator.name in _SQUARES:
-            self._squares[id(result)] = weakref.ref(result), own
-        elif operator.name == "var" or (operator.name in _MEANS and squares):
+        elif name in _SQUARES:
+            self._squares[id(result)] = weakref.ref(result), tuple(own)
+        elif name == "var" or (name in _MEANS and squares):
             self._means[id(result)] = weakref.ref(result), (*squares, *own)
-        elif operator.name == "add" and means:
+        elif name == "add" and means:
             self._means[id(result)] = weakref.ref(result), (*means, *own)
 
     def _settle(self, scores: Tensor) -> None:
         found = _known(self._ancestors, scores)
-        if not found:
-            return
-        left_out = scores < scores.amax(-1, keepdim=True) - OUT_OF_REACH
+        kept = kept_scores(scores.detach()) if found else None
         for each in found:
             each.step.note(StepRole.SCORES)
             if each.step in self._waiting:
                 self._waiting.remove(each.step)
-                each.step.show(each.project(left_out))
+                each.step.show(None if kept is None else each.project(kept))
 
     def finish(self) -> None:
         """Show everything that is still held back."""
@@ -152,25 +165,22 @@ def _known(found: Mapping[int, tuple[weakref.ref[Tensor], tuple[T, ...]]], tenso
     return known if reference is not None and reference() is tensor else ()
 
 
-def _same(left_out: Tensor) -> Tensor:
-    return left_out
+def _same(kept: Tensor) -> Tensor:
+    return kept
 
 
 def _chained(ancestor: _Ancestor, project: Project) -> _Ancestor:
-    return _Ancestor(ancestor.step, lambda left_out: ancestor.project(project(left_out)))
+    if ancestor.project is _same:
+        return _Ancestor(ancestor.step, project)
+    return _Ancestor(ancestor.step, lambda kept: ancestor.project(project(kept)))
 
 
 def _part(source: Tensor, axis: int, start: int) -> Project:
-    return lambda left_out: left_out.narrow(axis, start, source.shape[axis])
+    return lambda kept: kept.narrow(axis, start, source.shape[axis])
 
 
-def _projection(operator: Operator, source: Tensor, result: Tensor) -> Project | None:
-    """Return how what is left out of `result` is left out of `source`; None if that can't be said."""
-    if source.shape == result.shape:
-        return _same
-    if operator.name in _RESHAPES and source.numel() == result.numel():
-        return lambda left_out: left_out.reshape(source.shape)
-    return None
+def _reshaped(source: Tensor) -> Project:
+    return lambda kept: kept.reshape(source.shape)
 
 
 def _axis(args: tuple[object, ...], kwargs: Mapping[str, object]) -> int:
@@ -178,21 +188,15 @@ def _axis(args: tuple[object, ...], kwargs: Mapping[str, object]) -> int:
     return axis if isinstance(axis, int) else 0
 
 
-def _tensors(args: Iterable[object]) -> Iterable[Tensor]:
+def _tensors(args: Iterable[object]) -> list[Tensor]:
+    found: list[Tensor] = []
     for each in args:
         if isinstance(each, Tensor):
-            yield each
+            found.append(each)
         elif isinstance(each, tuple | list):
-            yield from (part for part in each if isinstance(part, Tensor))
+            found += [part for part in each if isinstance(part, Tensor)]
+    return found
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-
-
-def moved_within_reach(scores: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return `scores` moved to a grid, but for those out of reach of the softmax, which do not count."""
-    largest = scores.amax(-1, keepdim=True)
-    left_out = scores < largest - OUT_OF_REACH
-    moved = move(torch.where(left_out, largest, scores))
-    return torch.where(left_out, scores, moved)

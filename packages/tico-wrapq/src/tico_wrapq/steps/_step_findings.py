@@ -18,12 +18,14 @@ class StepFindings:
 
     Attributes:
         scores: the names of steps that a softmax reads.
+        by_head: of these, the names of those of several heads, (samples, heads, queries, keys).
         statistics: the names of steps that are statistics of a norm.
         unknown: the functions of steps that are in no table, by the names of these steps.
         uses: how steps with data read the weights that the module owns, by their names.
     """
 
     scores: frozenset[str] = frozenset()
+    by_head: frozenset[str] = frozenset()
     statistics: frozenset[str] = frozenset()
     unknown: Mapping[str, str] = attrs.field(factory=dict)
     uses: Mapping[str, frozenset[WeightUse]] = attrs.field(factory=dict)
@@ -33,6 +35,10 @@ class StepFindings:
         if role is StepRole.SCORES:
             return attrs.evolve(self, scores=self.scores | {name})
         return attrs.evolve(self, statistics=self.statistics | {name})
+
+    def with_heads(self, name: str) -> Self:
+        """Return the findings with one more: the step `name` has the scores of several heads."""
+        return attrs.evolve(self, by_head=self.by_head | {name})
 
     def with_unknown(self, name: str, function: str) -> Self:
         """Return the findings with one more: the step `name` calls a `function` that is in no table."""
@@ -51,6 +57,7 @@ class StepFindings:
         return attrs.evolve(
             self,
             scores=self.scores | other.scores,
+            by_head=self.by_head | other.by_head,
             statistics=self.statistics | other.statistics,
             unknown={**other.unknown, **self.unknown},
             uses=uses,
@@ -60,6 +67,7 @@ class StepFindings:
         """Return the findings as JSON values."""
         return {
             "scores": sorted(self.scores),
+            "by_head": sorted(self.by_head),
             "statistics": sorted(self.statistics),
             "unknown": [{"step": step, "function": each} for step, each in sorted(self.unknown.items())],
             "uses": [
@@ -78,6 +86,7 @@ class StepFindings:
         """
         found = cls(
             scores=frozenset(layout.texts("scores")),
+            by_head=frozenset(layout.texts("by_head")),
             statistics=frozenset(layout.texts("statistics")),
             unknown={each.text("step"): each.text("function") for each in layout.objects("unknown")},
         )

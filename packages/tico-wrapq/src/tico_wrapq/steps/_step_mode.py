@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from tico_wrapq.steps._attention import Attention
 from tico_wrapq.steps._call_site import Site, is_inside, name_of, site_of
-from tico_wrapq.steps._data_following import DataFollowing, Origin, tensors_in
+from tico_wrapq.steps._data_following import DataFollowing, Origin, holds_no_tensor, tensors_in
 from tico_wrapq.steps._operators import ATTENTION, LOOK_UPS, Effect, Operator, operator_of
 from tico_wrapq.steps._score_tracing import ScoreTracing
 from tico_wrapq.steps._weight_uses import WeightUse, WeightUses
@@ -29,6 +29,9 @@ class Function(Protocol):
 
     def __call__(self, *args: object, **kwargs: object) -> object:
         """Call it."""
+
+    def __hash__(self) -> int:
+        """Return the same for the same function."""
 
 
 class Points(Protocol):
@@ -94,20 +97,37 @@ class StepMode(TorchFunctionMode):
             name = self._name(operator, sys._getframe(1))
             if name is not None:
                 return self._attention(name, operator, args, named)
-        self._tracing.before(operator, args)
+        if operator.in_place:
+            self._tracing.before(args)
         results = func(*args, **named)
-        origin = self._following.follow(operator, args, named, results)
-        self._note_weights(operator, args, named, results, origin)
-        if origin is not Origin.DATA or not any(map(_holds_numbers, tensors_in(results))):
+        if holds_no_tensor(results) and not operator.in_place:
             return results
-        name = self._name(operator, sys._getframe(1)) if _is_step(operator) else None
-        if name is not None and operator.effect is Effect.UNKNOWN:
+        origin = self._following.follow(operator, args, named, results)
+        if self._owners and self._owners[-1].points.is_calibrating:
+            self._note_weights(operator, args, named, results, origin)
+        if origin is not Origin.DATA or not _hold_numbers(results):
+            return results
+        return self._passed(operator, args, named, results, sys._getframe(1))
+
+    def _passed(
+        self,
+        operator: Operator,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        results: object,
+        frame: FrameType,
+    ) -> object:
+        """Return the `results` of a function of data, through the point of the step where it is one."""
+        unknown = operator.effect is Effect.UNKNOWN
+        name = self._name(operator, frame) if operator.is_step or unknown else None
+        if name is not None and unknown:
             self._owners[-1].points.leave_float(name, operator.name)
             return results
         if not isinstance(results, Tensor) or not results.is_floating_point():
             return results
-        moved = results if name is None else self._moved(name, operator, args, named, results)
-        self._tracing.after(operator, args, named, moved)
+        moved = results if name is None else self._moved(name, operator, args, kwargs, results)
+        if self._tracing.has_begun:
+            self._tracing.after(operator, args, kwargs, moved)
         return moved
 
     def _note_weights(
@@ -119,8 +139,6 @@ class StepMode(TorchFunctionMode):
         origin: Origin,
     ) -> None:
         """Tell the owners of weights how a step with data reads them, while steps are being found."""
-        if not (self._owners and self._owners[-1].points.is_calibrating):
-            return
         reads = origin is Origin.DATA and operator.effect in (Effect.COMPUTES, Effect.LOOKS_UP)
         if reads or operator.name in LOOK_UPS:
             for weight, use in self._uses.find(operator, args, kwargs):
@@ -162,12 +180,8 @@ class StepMode(TorchFunctionMode):
         return None if site is None else _known_name(site, operator)
 
 
-def _holds_numbers(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _is_step(operator: Operator) -> bool:
-    return operator.is_step or operator.effect is Effect.UNKNOWN
+def _hold_numbers(results: object) -> bool:
+    return any(each.is_floating_point() or each.is_complex() for each in tensors_in(results))
 
 
 # One for each place in the text of functions that are steps: as many as the code that is imported has.

@@ -23,8 +23,9 @@ from tico_wrapq.base import (
     Role,
     WeightCodes,
 )
+from tico_wrapq.steps._kept_scores import moved_within_reach
 from tico_wrapq.steps._owned_weight import OwnedWeight, OwnedWeights
-from tico_wrapq.steps._score_tracing import ScoreTracing, StepRole, moved_within_reach
+from tico_wrapq.steps._score_tracing import ScoreTracing, StepRole
 from tico_wrapq.steps._step_findings import StepFindings
 from tico_wrapq.steps._step_mode import steps_of
 from tico_wrapq.steps._stepped_class import Forward, code_of, leave, run_by_steps, take_weights
@@ -33,6 +34,10 @@ from tico_wrapq.steps._weight_watch import WeightWatch
 
 _WEIGHTS: Final = "integers"
 _NO_WEIGHTS: Final[Mapping[str, QuantSpec]] = MappingProxyType({})
+
+_HEADS: Final = -3
+"""The axis of the heads in attention scores (samples, heads, queries, keys), whose keys are no channels."""
+_AXES_OF_ATTENTION: Final = 4
 
 
 def _float(path: str) -> QuantSpec:
@@ -138,18 +143,22 @@ class StepPoints(QuantModuleBase):
         point = known.get(name)
         if self.mode is Mode.CALIB:
             watching = point if isinstance(point, QuantPoint) else self._new_point(name)
-            tracing.hold(result, watching, partial(self._note, name))
+            tracing.hold(result, watching, partial(self._note, watching, result.ndim))
             return result
         if not isinstance(point, QuantPoint):
             raise CalibrationError(self._unseen(name))
         if name in self.findings.scores and point.fixed is not None:
-            return moved_within_reach(result, point)
+            return moved_within_reach(result, point, by_row=point.is_dynamic)
         moved: Tensor = point(result)
         return moved
 
-    def _note(self, name: str, role: StepRole) -> None:
+    def _note(self, point: QuantPoint, axes: int, role: StepRole) -> None:
+        name = point.declaration.name
         if name not in self.findings.scores | self.findings.statistics:
             self.findings = self.findings.with_role(name, role)
+        if role is StepRole.SCORES and axes == _AXES_OF_ATTENTION and name not in self.findings.by_head:
+            self.findings = self.findings.with_heads(name)
+            point.tell_apart(_HEADS)
 
     def leave_float(self, name: str, function: str) -> None:
         """Note that the step `name` calls `function`, which no table knows, so that it has no point.
@@ -163,17 +172,17 @@ class StepPoints(QuantModuleBase):
             raise CalibrationError(self._unseen(name))
 
     def leave_unfit(self, edit: Edit) -> str:
-        """Leave steps float to which no fixed grid does justice, and say which and why; empty without any."""
+        """Leave steps float to which no grid does justice, and say which and why; empty without any."""
         unfit = dict(self._unfit())
         for name in unfit.keys() - self.findings.unknown.keys():
+            edit.set_attribute(self.point(name), "spec", no_quant())
             self.point(name).fix(None, edit)
         unfit |= {} if self._watch is None else self._watch.left_float(self.findings.uses)
         return "; ".join(f"{name} stays float: {why}" for name, why in sorted(unfit.items()))
 
     def _unfit(self) -> Mapping[str, str]:
         """Return the steps that are to stay float although a grid is asked for, each with the reason."""
-        points = self.named_points()
-        asked = {name: point for name, point in points if point.is_quantized and not point.is_dynamic}
+        asked = {name: point for name, point in self.named_points() if point.is_quantized}
         masks = {name: "it holds a mask" for name, each in asked.items() if each.largest >= LARGEST_PLAUSIBLE}
         norms = {name: "it is a statistic of a norm" for name in asked if name in self.findings.statistics}
         named = {name for name, point in asked.items() if self._is_named(point.path)}
@@ -252,6 +261,8 @@ class StepPoints(QuantModuleBase):
             if name not in modules:
                 edit.on_undo(partial(modules.pop, name, None))
                 self._new_point(name)
+            if name in self.findings.by_head:
+                self.point(name).tell_apart(_HEADS)
 
     def float_weights(self) -> Mapping[str, Tensor]:
         """Return the weights of the module that steps with data read, by name."""
