@@ -170,6 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--peer-path", type=Path)
     parser.add_argument("--smollm2", action="store_true", help="measure SmolLM2-135M")
+    parser.add_argument("--rows", nargs="*", default=[""], help="parts of the names of activations")
     parser.add_argument("--calibration", type=int, default=1024, help="tokens for the perplexity")
     parser.add_argument("--heldout", type=int, default=4096, help="tokens")
     add_option(parser)
@@ -209,7 +210,8 @@ def compare_smollm2(peer: Tico | None, arguments: argparse.Namespace, record: Re
     calibration = source.windows(text_of("calibration"), arguments.calibration)
     heldout = source.windows(text_of("heldout"), arguments.heldout)
     texts = [row[None] for row in calibration]
-    for name, spec in ACTIVATIONS.items():
+    chosen = {name: ACTIVATIONS[name] for name in ACTIVATIONS if any(text in name for text in arguments.rows)}
+    for name, spec in chosen.items():
         libraries = {
             "wrappers": ours(PTQConfig(activation=spec)),
             "mechanism": ours(PTQConfig(activation=spec, steps="auto"), mechanism=True),
