@@ -1,8 +1,9 @@
-"""What steps turn out to be by what follows: scores, which a softmax reads, or statistics of a norm."""
+"""What steps turn out to be by what follows: scores of a softmax or exponential, or a norm's statistics."""
 
 from __future__ import annotations
 
 import enum
+import math
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor
 from tico_wrapq.steps._operators import Operator
 
 OUT_OF_REACH: Final = 80.0
-"""A score so far below the largest of its row has a weight below 2e-35 of the largest one."""
+"""A score so far below the largest of its row has a weight below 2e-35 of the largest one: exp(-80)."""
 
 _SOFTMAX: Final = frozenset({"softmax", "log_softmax"})
 _LONGEST_CHAIN: Final = 16
@@ -62,7 +63,10 @@ class _Ancestor:
 
 
 class ScoreTracing:
-    """Holds the results of steps back until it is known whether they are scores that a mask leaves out."""
+    """Holds the results of steps back until it is known whether they are scores that a mask leaves out.
+
+    A softmax leaves out what is far below the largest of the row, an exponential what is far below zero.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[_Seen] = deque()
@@ -93,9 +97,10 @@ class ScoreTracing:
         sources = list(_tensors((*args, *kwargs.values())))
         self._follow_squares(operator, sources, result)
         if operator.name in _SOFTMAX and sources:
-            if _axis(args, kwargs) in (-1, sources[0].ndim - 1):
-                self._settle(sources[0])
+            self._settle_rows(sources[0], _axis(args, kwargs))
             return
+        if operator.name == "exp":
+            self._settle_exponents(sources)
         found = list(_known(self._ancestors, result))
         joined_along = _axis(args, kwargs) if operator.name == "cat" else None
         start = 0
@@ -127,12 +132,18 @@ class ScoreTracing:
         elif operator.name == "add" and means:
             self._means[id(result)] = weakref.ref(result), (*means, *own)
 
-    def _settle(self, scores: Tensor) -> None:
-        found = _known(self._ancestors, scores)
-        if not found:
-            return
-        left_out = scores < scores.amax(-1, keepdim=True) - OUT_OF_REACH
-        for each in found:
+    def _settle_rows(self, scores: Tensor, axis: int) -> None:
+        if axis in (-1, scores.ndim - 1):
+            self._settle(scores, _out_of_reach(scores))
+
+    def _settle_exponents(self, sources: list[Tensor]) -> None:
+        for exponents in sources:
+            left_out = exponents < -OUT_OF_REACH
+            if bool(left_out.any()):
+                self._settle(exponents, left_out)
+
+    def _settle(self, scores: Tensor, left_out: Tensor) -> None:
+        for each in _known(self._ancestors, scores):
             each.step.note(StepRole.SCORES)
             if each.step in self._waiting:
                 self._waiting.remove(each.step)
@@ -190,9 +201,12 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
+def _out_of_reach(scores: Tensor) -> Tensor:
+    return (scores < scores.amax(-1, keepdim=True) - OUT_OF_REACH) | (scores == -math.inf)
+
+
 def moved_within_reach(scores: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return `scores` moved to a grid, but for those out of reach of the softmax, which do not count."""
-    largest = scores.amax(-1, keepdim=True)
-    left_out = scores < largest - OUT_OF_REACH
+    """Return `scores` moved to a grid, but for those out of reach, which do not count."""
+    largest, left_out = scores.amax(-1, keepdim=True), _out_of_reach(scores)
     moved = move(torch.where(left_out, largest, scores))
     return torch.where(left_out, scores, moved)
