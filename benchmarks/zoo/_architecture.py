@@ -30,8 +30,9 @@ def text(seed: int) -> Call:
 
 
 def picture(seed: int, size: int = 16) -> Call:
-    """Return two pictures."""
-    return {"pixel_values": pixels(seed, 2, 3, size, size)}
+    """Return two pictures, with large surfaces as pictures have, which differ from one to the other."""
+    surfaces = nn.functional.interpolate(pixels(seed, 2, 3, 4, 4), size=size, mode="bilinear")
+    return {"pixel_values": 2 * surfaces + 0.5 * pixels(seed + 100, 2, 3, size, size)}
 
 
 def pixels(seed: int, *shape: int) -> Tensor:

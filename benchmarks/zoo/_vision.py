@@ -59,11 +59,11 @@ VISION: Final[tuple[Architecture, ...]] = (
         "ConvNextForImageClassification", {"hidden_sizes": [16, 32], "depths": [2, 2], "num_stages": 2}, 32
     ),
     _seen("ResNetForImageClassification", {key: _RESNET[key] for key in list(_RESNET)[1:5]}, 32),
-    _seen("MobileNetV2ForImageClassification", {"depth_multiplier": 0.25, "image_size": 32}, 32),
+    _seen("MobileNetV2ForImageClassification", {"depth_multiplier": 0.25, "image_size": 96}, 96),
     _seen(
         "EfficientNetForImageClassification",
-        {"image_size": 32, "width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320},
-        32,
+        {"image_size": 96, "width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320},
+        96,
     ),
     _seen(
         "SegformerForSemanticSegmentation",
