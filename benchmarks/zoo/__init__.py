@@ -1,7 +1,7 @@
 """Tiny random models of the architectures that people quantize, and what each algorithm makes of them."""
 
 from zoo._architecture import Architecture
-from zoo._cell import FAULT, FLOAT, LOW, REFUSED, Cell, tried
+from zoo._cell import FAULT, FLOAT, LOW, REFUSED, Cell, measured, tried
 from zoo._columns import COLUMNS
 from zoo._experts import EXPERTS
 from zoo._hybrids import HYBRIDS
@@ -25,5 +25,6 @@ __all__ = [
     "Architecture",
     "Cell",
     "Trial",
+    "measured",
     "tried",
 ]
