@@ -21,6 +21,10 @@ class FloatModelError(Exception):
     """The float model can't do what the cell asks for."""
 
 
+class RefusedError(Exception):
+    """Another process has refused what the cell asks for."""
+
+
 class WrongError(Exception):
     """The quantized model gives something that it must not give."""
 
@@ -54,6 +58,8 @@ def tried(column: Callable[[], Cell]) -> Cell:
         return column()
     except FloatModelError as error:
         return Cell(FLOAT, str(error))
+    except RefusedError as error:
+        return Cell(REFUSED, _line(str(error)))
     except TicoError as error:
         return Cell(REFUSED, _sentence(error))
     except WrongError as error:

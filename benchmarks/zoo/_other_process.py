@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from tico.quantization import load_quantized
+from tico_config import TicoError
 from zoo._architecture import Architecture, outputs_of
+from zoo._cell import RefusedError
 
 _OUTPUTS: Final = "outputs.pt"
 _DONE: Final = "done"
+_REFUSED: Final = "refused: "
 
 
 class OtherProcess:
@@ -44,6 +47,8 @@ class OtherProcess:
         given.write(f"{name}\t{folder}\n")
         given.flush()
         answer = answers.readline().strip()
+        if answer.startswith(_REFUSED):
+            raise RefusedError(answer.removeprefix(_REFUSED))
         if answer != _DONE:
             raise RuntimeError(f"in another process: {answer or 'it has ended'}")
         found: tuple[Tensor, ...] = torch.load(Path(folder, _OUTPUTS), weights_only=True)
@@ -69,6 +74,8 @@ def _answer(architecture: Architecture, folder: str) -> str:
         model = load_quantized(folder, float_model)
         found = outputs_of(architecture, model, architecture.call(1))
         torch.save(found, Path(folder, _OUTPUTS))
+    except TicoError as error:
+        return _REFUSED + " ".join(str(error).split())
     except Exception as error:  # noqa: BLE001  # for the process that asked
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return _DONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, Protocol
 
 import torch
@@ -50,12 +51,18 @@ def _holds(law: _Law, trial: Trial, config: BaseConfig) -> Cell:
         law(trial.model(), prompt)
     except Exception as error:
         raise FloatModelError(" ".join(str(error).split())[:160]) from error
+    law(_converted(trial, config), prompt)
+    return Cell("ok")
+
+
+@lru_cache(maxsize=1)
+def _converted(trial: Trial, config: BaseConfig) -> nn.Module:
+    """Return the model quantized with data of the prompt and of the tokens that follow, one by one."""
     prepared = prepare(trial.model(), config, kwargs=trial.call(0))
     for seed in (0, 1):
         trial.outputs(prepared, seed)
         continued(prepared, _prompt(trial.call(seed)))
-    law(convert(prepared), prompt)
-    return Cell("ok")
+    return convert(prepared)
 
 
 def _same_with_either_cache(model: nn.Module, prompt: Call) -> None:

@@ -36,6 +36,7 @@ class Trial:
         self, architecture: Architecture, dtype: torch.dtype = torch.float32, attention: str | None = None
     ) -> None:
         self.architecture, self.dtype, self.attention = architecture, dtype, attention
+        self._converted: dict[BaseConfig, tuple[nn.Module, float]] = {}
 
     def model(self) -> nn.Module:
         """Return a new float model, always the same one."""
@@ -75,12 +76,28 @@ class Trial:
         """Return how far `found` is from what the float model gives, the worst of all outputs."""
         return min(decibels(*each) for each in zip(found, self.expected, strict=True))
 
+    def typical(self, found: Sequence[Tensor]) -> float:
+        """Return the median over tokens of how far `found` is off, in dB: a few of them do not matter."""
+        rows = [
+            decibels(*each)
+            for one, other in zip(found, self.expected, strict=True)
+            for each in zip(one.flatten(0, -2), other.flatten(0, -2), strict=True)
+        ]
+        return sorted(rows)[len(rows) // 2]
+
+    @cached_property
+    def routes(self) -> bool:
+        """Whether the model chooses experts for a token."""
+        return any("experts" in name for name, _ in self.model().named_modules())
+
     def converted(self, config: BaseConfig) -> tuple[nn.Module, float]:
         """Return the model quantized as `config` says, and the dB of what it gives while it is calibrated."""
-        prepared = prepare(self.model(), config, kwargs=self.call(0))
-        self.outputs(prepared, 0)
-        seen = self.decibels(self.outputs(prepared))
-        return convert(prepared), seen
+        if config not in self._converted:
+            prepared = prepare(self.model(), config, kwargs=self.call(0))
+            self.outputs(prepared, 0)
+            seen = self.decibels(self.outputs(prepared))
+            self._converted[config] = convert(prepared), seen
+        return self._converted[config]
 
 
 def decibels(found: Tensor, expected: Tensor) -> float:
