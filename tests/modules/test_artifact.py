@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,8 +16,10 @@ import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from torch import Tensor, nn
+from transformers import Mamba2Config, Mamba2ForCausalLM
 
 from artifact_folder import MANIFEST, contents, rewrite_with, shards, stored_tensors
+from model_families import llava
 from references import same_bits
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico_config import ArtifactError, DType, UnsupportedError
@@ -101,6 +104,32 @@ def test_the_attention_of_the_model_comes_back(tmp_path: Path) -> None:
     set_attention("eager")
     save_quantized(model, tmp_path)
     assert load_quantized(tmp_path).config._attn_implementation == "eager"  # type: ignore[union-attr]
+
+
+def test_parts_with_attentions_of_their_own_keep_them(tmp_path: Path) -> None:
+    """The tower may be eager where the language model is not; neither is asked for the other's."""
+    model, batches = llava()
+    set_attention: Callable[[object], object] = model.set_attn_implementation  # type: ignore[assignment]
+    set_attention({"text_config": "eager", "vision_config": "sdpa"})
+    prepare(model, GPTQ)
+    for batch in batches:
+        model(**batch)
+    save_quantized(convert(model), tmp_path)
+    loaded = load_quantized(tmp_path).config
+    assert loaded.text_config._attn_implementation == "eager"  # type: ignore[union-attr]
+    assert loaded.vision_config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+
+
+def test_config_with_infinity_comes_back(tmp_path: Path) -> None:
+    """JSON has no infinity: transformers writes it as a word, which only its own reader knows."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_heads": 4, "head_dim": 8, "state_size": 4}
+    config = Mamba2Config.from_dict({"vocab_size": 40, "n_groups": 1, **sizes})
+    assert math.inf in config.time_step_limit
+    model: nn.Module = Mamba2ForCausalLM(config)
+    prepare(model.eval(), GPTQ)
+    model(TOKENS)
+    save_quantized(convert(model), tmp_path)
+    assert same_bits(logits(load_quantized(tmp_path)), logits(model))
 
 
 def test_tied_weights_stay_tied(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tico.quantization import AWQConfig, GPTQConfig, SmoothQuantConfig, convert, prepare
 from tico_config import CalibrationError, ConfigError, ModuleConfig
 from tico_quantizers import protocol
-from tico_quantizers.calibration import quiet_runs
+from tico_quantizers.calibration import after_call, quiet_runs
 from tico_quantizers.testing import (
     HookRegistrations,
     ResidualBlock,
@@ -173,8 +173,9 @@ def test_pairs_do_not_reach_across_hooks_that_change_something(
 
 
 def test_hooks_come_back_in_their_order() -> None:
-    """Those that were removed for a while, and those that were set meanwhile."""
+    """Those that were removed for a while, before those that an algorithm has set meanwhile."""
     model, calls = nn.ReLU(), list[str]()
+    watched = Watched(calls)
 
     def note(name: str) -> Callable[[nn.Module, object, object], None]:
         return lambda module, args, output: calls.append(name)
@@ -183,10 +184,57 @@ def test_hooks_come_back_in_their_order() -> None:
     model.register_forward_hook(note("second"))
     with quiet_runs(model):
         model(torch.ones(1))
-        model.register_forward_hook(note("third"))
+        after_call(model, watched.note, None)
     assert calls == []
     model(torch.ones(1))
     assert calls == ["first", "second", "third"]
     first.remove()
     model(torch.ones(1))
     assert calls[3:] == ["second", "third"]
+
+
+class Watched:
+    """What an algorithm that watches a module notes."""
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+
+    def note(self, args: object, kwargs: object, output: object) -> None:
+        """Note a call."""
+        self.calls.append("third")
+
+
+class Capturing(ResidualBlock):
+    """A block that sets a hook when it is first called, and marks that it has: as transformers' models do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the next hidden state, after a second look at the norm's."""
+        if "is_set" not in vars(self):
+            self.is_set, self.captured = True, list[Tensor]()
+            self.norm.register_forward_hook(lambda module, args, output: self.captured.append(output))
+        self.captured.clear()
+        output = super().forward(x)
+        (captured,) = self.captured
+        return output + captured
+
+
+@every_config
+def test_model_may_set_hooks_when_it_is_first_called(config: ModuleConfig) -> None:
+    """Its mark and the hooks go together: they are not set twice."""
+    model, x = seeded(lambda: nn.Sequential(Capturing(), Capturing())), values(1, 2, 8)
+    expected = model(x)
+    model = seeded(lambda: nn.Sequential(Capturing(), Capturing()))
+    prepared = prepare(model, config, args=(x,))
+    assert torch.equal(prepared(x), expected)
+    converted = convert(prepared)
+    assert torch.allclose(converted(x), expected, atol=0.5)
+
+
+def test_hooks_that_a_run_sets_are_gone_after_it() -> None:
+    """With the marks, and also where the user's own hooks are called."""
+    for with_hooks in (False, True):
+        model = seeded(Capturing)
+        with quiet_runs(model, with_hooks=with_hooks):
+            model(values(1, 2, 8))
+        assert not model.norm._forward_hooks
+        assert "is_set" not in vars(model)

@@ -128,7 +128,7 @@ def test_sixteen_bits_keep_the_function() -> None:
 def test_only_what_is_added_to_scores_value_by_value_is_taken_for_scores() -> None:
     """Queries and keys are none, although products of as many tokens as features have their shape."""
     prepared = calibrated(seeded(Model), data=batches(tokens=8))
-    scores = [each.scores for each in prepared.modules() if isinstance(each, StepPoints)]
+    scores = [each.findings.scores for each in prepared.modules() if isinstance(each, StepPoints)]
     assert [sorted(found) for found in scores if found] == 2 * [["add_0", "div_0", "matmul_0"]]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from shutil import copyfile, rmtree
 from tempfile import TemporaryDirectory
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -73,15 +73,23 @@ def describe_model(model: nn.Module) -> Mapping[str, object] | None:
     return {
         "architecture": type(model).__name__,
         "package": type(model).__module__.partition(".")[0],
-        "attention": _attention_of(model),
+        "attention": _attention_of(getattr(model, "config", None)),
         "config": config,
         "generation": generation,
     }
 
 
-def _attention_of(model: nn.Module) -> str | None:
-    attention: object = getattr(getattr(model, "config", None), "_attn_implementation", None)
-    return attention if isinstance(attention, str) else None
+Attention: TypeAlias = "str | Mapping[str, Attention] | None"
+"""The attention of a config and of the configs in it: by their names where they differ, its own as ``""``."""
+
+
+def _attention_of(config: object) -> Attention:
+    own: object = getattr(config, "_attn_implementation", None)
+    attention = own if isinstance(own, str) else None
+    names: Iterable[str] = getattr(config, "sub_configs", ())
+    inner = {name: part for name in names if (part := getattr(config, name, None)) is not None}
+    parts = {name: _attention_of(part) for name, part in inner.items()}
+    return attention if all(each == attention for each in parts.values()) else {"": attention, **parts}
 
 
 def write_beside(
@@ -123,7 +131,7 @@ def _mark_config(model: nn.Module, path: Path, runs: tuple[Run, ...]) -> None:
             "dtype": dtype,
             _QUANTIZATION: {
                 "quant_method": QUANT_METHOD,
-                "attention": _attention_of(model),
+                "attention": _attention_of(getattr(model, "config", None)),
                 "dtype": dtype,
                 "conversions": [json.loads(run.config) for run in runs if run.config],
             },
@@ -262,10 +270,9 @@ class _FromConfig(Protocol):
 def _make_model(known: Layout, kind: type[nn.Module]) -> nn.Module:
     from transformers import GenerationConfig
 
-    make_config: Callable[[Mapping[str, object]], object] = getattr(kind, "config_class").from_dict  # noqa: B009
     make: _FromConfig = getattr(kind, "_from_config")  # noqa: B009  # what the Auto classes call
     try:
-        config = make_config(dict(known.child("config").values))
+        config = _make_config(known.child("config").values, kind)
         with torch.device("meta"):
             model = make(config, attn_implementation=known.values.get("attention"))
         generation = known.optional_child("generation")
@@ -281,3 +288,12 @@ def _make_model(known: Layout, kind: type[nn.Module]) -> nn.Module:
         expected, remedy = "a config that transformers accepts", f"pass a float {kind.__name__} as model"
         problem = Problem(module=known.where, field="config", value=found, expected=expected, remedy=remedy)
         raise ArtifactError(problem) from error
+
+
+def _make_config(values: Mapping[str, object], kind: type[nn.Module]) -> object:
+    """Return the config of transformers with `values`, read from a file: that is how it knows infinity."""
+    read: Callable[[Path], object] = getattr(kind, "config_class").from_json_file  # noqa: B009
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / CONFIG_NAME
+        path.write_text(json.dumps(dict(values)), encoding="utf-8")
+        return read(path)

@@ -34,17 +34,15 @@ def quiet_runs(root: nn.Module, *, with_hooks: bool = False) -> Iterator[None]:
     states = [
         _State.of(module) for module in modules if not isinstance(module, PackedWeight | RestorableModule)
     ]
-    hooks = [] if with_hooks else [_hooks_of(module, name) for module in modules for name in _HOOKS]
-    removed = [(own, dict(own)) for own in hooks if any(map(_is_foreign, own.values()))]
+    before = [(own, dict(own)) for module in modules for own in _all_hooks_of(module)]
     try:
-        for own, before in removed:
-            for key, hook in before.items():
-                if _is_foreign(hook):
-                    del own[key]
+        for own, hooks in () if with_hooks else before:
+            for key in [key for key, hook in hooks.items() if _is_foreign(hook)]:
+                del own[key]
         yield
     finally:
-        for own, before in removed:
-            _put_back(own, before)
+        for own, hooks in before:
+            _put_back(own, hooks)
         for state in states:
             state.restore()
 
@@ -52,13 +50,12 @@ def quiet_runs(root: nn.Module, *, with_hooks: bool = False) -> Iterator[None]:
 def has_foreign_hooks(root: nn.Module, *, below: bool = True) -> bool:
     """Return whether `root`, or a module `below` it, has a hook that is not one of an algorithm."""
     modules = [module for _, module in named_modules(root)] if below else [root]
-    hooks = (_hooks_of(module, name) for module in modules for name in _HOOKS)
+    hooks = (own for module in modules for own in _all_hooks_of(module))
     return any(_is_foreign(hook) for own in hooks for hook in own.values())
 
 
-def _hooks_of(module: nn.Module, name: str) -> dict[int, object]:
-    hooks: dict[int, object] = getattr(module, name)
-    return hooks
+def _all_hooks_of(module: nn.Module) -> list[dict[int, object]]:
+    return [getattr(module, name) for name in _HOOKS]
 
 
 def _is_foreign(hook: object) -> bool:
@@ -66,11 +63,16 @@ def _is_foreign(hook: object) -> bool:
 
 
 def _put_back(own: dict[int, object], before: Mapping[int, object]) -> None:
-    """Give `own` the hooks that it had, in their order, then those that it was given since."""
+    """Give `own` the hooks that it had, in their order, then those that algorithms have given it since.
+
+    A model that has set hooks of its own will do so again: its mark that it has is put back too.
+    """
     now = dict(own)
+    if now == before:
+        return
     own.clear()
     own.update({key: hook for key, hook in before.items() if _is_foreign(hook) or key in now})
-    own.update({key: hook for key, hook in now.items() if key not in before})
+    own.update({key: hook for key, hook in now.items() if key not in before and not _is_foreign(hook)})
 
 
 @attrs.frozen(eq=False)

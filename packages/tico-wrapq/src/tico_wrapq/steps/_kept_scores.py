@@ -29,19 +29,35 @@ _BITS: Final = {
 def kept_scores(scores: Tensor) -> Tensor | None:
     """Return -1 for each score within reach of the largest of its row, 0 for all others; None if all are.
 
+    Minus infinity is never within reach.
+
     >>> kept_scores(torch.tensor([[1.0, -99.0], [2.0, 3.0]])).tolist()
     [[-1, 0], [-1, -1]]
     """
     if not scores.numel():
         return None
-    limit = scores.amax(-1, keepdim=True) - OUT_OF_REACH
-    if not bool((scores.amin(-1, keepdim=True) < limit).any()):
+    limit, lowest = scores.amax(-1, keepdim=True) - OUT_OF_REACH, scores.amin(-1, keepdim=True)
+    if not bool(((lowest < limit) | (lowest == -torch.inf)).any()):
         return None
     bits = _BITS[scores.dtype]
     if not bool(limit.isfinite().all()):  # differences may be NaN, whose sign means nothing
-        return (scores < limit).to(bits).sub_(1)
+        return _out_of_reach(scores, limit).to(bits).sub_(1)
     # The sign of a difference of finite limits is that of the comparison, which takes five times as long.
     return (scores - limit).view(bits).bitwise_right_shift_(8 * scores.itemsize - 1).bitwise_not_()
+
+
+def kept_exponents(exponents: Tensor) -> Tensor | None:
+    """Return 0 for each exponent whose power is out of reach of 1, -1 for all others; None if all are kept.
+
+    >>> kept_exponents(torch.tensor([1.0, -99.0])).tolist()
+    [-1, 0]
+    """
+    left_out = exponents < -OUT_OF_REACH
+    return left_out.to(_BITS[exponents.dtype]).sub_(1) if bool(left_out.any()) else None
+
+
+def _out_of_reach(scores: Tensor, limit: Tensor) -> Tensor:
+    return (scores < limit) | (scores == -torch.inf)
 
 
 def with_zeros(x: Tensor, kept: Tensor) -> Tensor:
@@ -84,6 +100,6 @@ def moved_within_reach(scores: Tensor, move: Callable[[Tensor], Tensor], *, by_r
 def _moved_by_where(scores: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the same by operators that can be traced and lead gradients through: the definition."""
     largest = scores.amax(-1, keepdim=True)
-    left_out = scores < largest - OUT_OF_REACH
+    left_out = _out_of_reach(scores, largest - OUT_OF_REACH)
     moved = move(torch.where(left_out, largest, scores))
     return torch.where(left_out, scores, moved)

@@ -68,7 +68,8 @@ _STEPS: Final = _ARITHMETIC | _names("""
     layer_norm rms_norm group_norm batch_norm instance_norm local_response_norm
     linalg_solve_triangular linalg_solve linalg_inv
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-    interpolate upsample grid_sample lp_pool1d lp_pool2d fold
+    interpolate upsample grid_sample lp_pool1d lp_pool2d fold solve_triangular
+    view_as_real real imag angle
     cat stack hstack vstack dstack
 """)
 _LAYERS: Final = _names("""
@@ -86,8 +87,9 @@ _MOVES: Final = _names("""
     dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout pad constant_pad_nd unfold
     pixel_shuffle pixel_unshuffle channel_shuffle max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d max_unpool1d max_unpool2d max_unpool3d
+    view_as_complex complex polar conj resolve_conj
     amax amin aminmax max min topk sort msort kthvalue median mode unique
-    tril triu diag diagonal diag_embed as_strided real nan_to_num meshgrid block_diag
+    tril triu diag diagonal diag_embed as_strided nan_to_num meshgrid block_diag
     atleast_1d atleast_2d atleast_3d slice_scatter select_scatter diagonal_scatter column_stack row_stack
     activation_grid
 """)
@@ -122,6 +124,8 @@ _ALIASES: Final = {
     "linalg_vector_norm": "norm",
     "linalg_norm": "norm",
     "special_expit": "sigmoid",
+    "log_sigmoid": "logsigmoid",
+    "linalg_solve_triangular": "solve_triangular",
     "_softmax": "softmax",
     "_log_softmax": "log_softmax",
     "_safe_softmax": "softmax",

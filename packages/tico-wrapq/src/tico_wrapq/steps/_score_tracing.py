@@ -1,4 +1,4 @@
-"""What steps turn out to be by what follows: scores, which a softmax reads, or statistics of a norm."""
+"""What steps turn out to be by what follows: scores of a softmax or exponential, or a norm's statistics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final, TypeAlias, TypeVar
 import attrs
 from torch import Tensor
 
-from tico_wrapq.steps._kept_scores import kept_scores, with_zeros
+from tico_wrapq.steps._kept_scores import kept_exponents, kept_scores, with_zeros
 from tico_wrapq.steps._operators import Operator
 
 _SOFTMAX: Final = frozenset({"softmax", "log_softmax"})
@@ -60,7 +60,10 @@ class _Ancestor:
 
 
 class ScoreTracing:
-    """Holds the results of steps back until it is known whether they are scores that a mask leaves out."""
+    """Holds the results of steps back until it is known whether they are scores that a mask leaves out.
+
+    A softmax leaves out what is far below the largest of the row, an exponential what is far below zero.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[_Seen] = deque()
@@ -100,9 +103,10 @@ class ScoreTracing:
         if name in _NORMS:
             self._follow_squares(name, sources, result)
         if name in _SOFTMAX and sources:
-            if _axis(args, kwargs) in (-1, sources[0].ndim - 1):
-                self._settle(sources[0])
+            self._settle_rows(sources[0], _axis(args, kwargs))
             return
+        if name == "exp":
+            self._settle_exponents(sources)
         found: list[_Ancestor] = []
         if name == "cat":
             found = self._through_cat(sources, _axis(args, kwargs), result)
@@ -142,10 +146,18 @@ class ScoreTracing:
         elif name == "add" and means:
             self._means[id(result)] = weakref.ref(result), (*means, *own)
 
-    def _settle(self, scores: Tensor) -> None:
-        found = _known(self._ancestors, scores)
-        kept = kept_scores(scores.detach()) if found else None
-        for each in found:
+    def _settle_rows(self, scores: Tensor, axis: int) -> None:
+        if axis in (-1, scores.ndim - 1) and _known(self._ancestors, scores):
+            self._settle(scores, kept_scores(scores.detach()))
+
+    def _settle_exponents(self, sources: list[Tensor]) -> None:
+        for exponents in sources:
+            kept = kept_exponents(exponents.detach()) if _known(self._ancestors, exponents) else None
+            if kept is not None:
+                self._settle(exponents, kept)
+
+    def _settle(self, scores: Tensor, kept: Tensor | None) -> None:
+        for each in _known(self._ancestors, scores):
             each.step.note(StepRole.SCORES)
             if each.step in self._waiting:
                 self._waiting.remove(each.step)

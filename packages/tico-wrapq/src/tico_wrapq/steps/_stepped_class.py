@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import warnings
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import ClassVar, Final, Protocol
@@ -97,8 +98,9 @@ def _make(kind: type[nn.Module], weights: tuple[str, ...]) -> type[nn.Module]:
         finally:
             _RUNNING.reset(token)
 
-    # The compiler can't follow how steps are found. It is imported here, which takes a second.
-    uncompiled: object = torch.compiler.disable(forward, reason=_WHY_NOT_COMPILED)  # type: ignore[no-untyped-call]
+    # The compiler can't follow how steps are found. Its import takes a second, and adds warning filters.
+    with warnings.catch_warnings():
+        uncompiled: object = torch.compiler.disable(forward, reason=_WHY_NOT_COMPILED)  # type: ignore[no-untyped-call]
     own: dict[str, object] = {
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,

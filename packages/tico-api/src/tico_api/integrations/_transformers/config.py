@@ -21,7 +21,7 @@ class TicoConfig(QuantizationConfigMixin):
 
     Args:
         quant_config: a config that needs no data, ``PTQConfig(activation=no_quant())``, or its JSON.
-        attention: the attention of the saved model.
+        attention: the attention of the saved model, by part where its parts have others.
         dtype: the dtype of its floating-point parameters, as torch calls it.
         conversions: the configs of the conversions that made the saved model, as JSON values.
 
@@ -35,7 +35,7 @@ class TicoConfig(QuantizationConfigMixin):
         self,
         quant_config: BaseConfig | str | None = None,
         *,
-        attention: str | None = None,
+        attention: str | dict[str, object] | None = None,
         dtype: str | None = None,
         conversions: Sequence[Mapping[str, object]] = (),
         quant_method: str = QUANT_METHOD,
