@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from shutil import copyfile, rmtree
 from tempfile import TemporaryDirectory
@@ -290,10 +290,20 @@ def _make_model(known: Layout, kind: type[nn.Module]) -> nn.Module:
         raise ArtifactError(problem) from error
 
 
+class _ConfigClass(Protocol):
+    """What a class of configs is."""
+
+    def get_config_dict(self, folder: Path, /) -> tuple[dict[str, object], object]:
+        """Return the values that are saved in `folder`."""
+
+    def from_dict(self, values: dict[str, object], /) -> object:
+        """Return the config with `values`."""
+
+
 def _make_config(values: Mapping[str, object], kind: type[nn.Module]) -> object:
     """Return the config of transformers with `values`, read from a file: that is how it knows infinity."""
-    read: Callable[[Path], object] = getattr(kind, "config_class").from_json_file  # noqa: B009
+    config_class: _ConfigClass = getattr(kind, "config_class")  # noqa: B009
     with TemporaryDirectory() as folder:
-        path = Path(folder) / CONFIG_NAME
-        path.write_text(json.dumps(dict(values)), encoding="utf-8")
-        return read(path)
+        (Path(folder) / CONFIG_NAME).write_text(json.dumps(dict(values)), encoding="utf-8")
+        read, _ = config_class.get_config_dict(Path(folder))
+    return config_class.from_dict({name: each for name, each in read.items() if name in values})
