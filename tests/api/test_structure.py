@@ -208,15 +208,13 @@ def _patched() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "own forward": (lambda: _Doubling(4, 4), "a forward of its own"),
-    "replaced forward": (_patched, "a forward of its own"),
+    "replaced forward": (_patched, "its forward was replaced on the instance"),
     "parametrized": (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), "computed from other parameters"),
     "lazy": (lambda: nn.LazyLinear(4), "no weight before its first call"),
     "complex": (lambda: nn.Linear(4, 4, dtype=torch.complex64), "torch.complex64"),
     "empty": (lambda: nn.Linear(4, 0), "of shape (0, 4)"),
     "renormalized": (lambda: nn.Embedding(4, 4, max_norm=1.0), "max_norm"),
     "indices": (lambda: nn.MaxPool1d(2, return_indices=True), "returns indices"),
-    "computing identity": (_Halving, "it has no wrapper"),
     "attention of two widths": (lambda: nn.MultiheadAttention(4, 2, kdim=6), "a width of their own"),
     "attention with keys": (lambda: nn.MultiheadAttention(4, 2, add_zero_attn=True), "keys of its own"),
     "encoder": (
@@ -225,7 +223,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "lstm": (lambda: nn.LSTM(4, 4), "it has no wrapper"),
     "gru": (lambda: nn.GRU(4, 4), "it has no wrapper"),
-    "bilinear": (lambda: nn.Bilinear(4, 4, 4), "it has no wrapper"),
     "gru cell": (lambda: nn.GRUCell(4, 4), "computed in one kernel"),
 }
 
@@ -263,14 +260,29 @@ def test_mlp_of_another_formula_is_refused() -> None:
     config = tiny_llama().config
     model = nn.Sequential(_Mlp(config)).eval()  # type: ignore[no-untyped-call]  # transformers' is untyped
     with refused(model, UnsupportedError, module="0") as error:
-        prepare(model, PTQConfig())
+        prepare(model, PTQConfig(steps="declared"))
     assert "a forward of its own" in str(error.value)
+
+
+@pytest.mark.parametrize(("make", "points"), [(lambda: _Doubling(4, 4), 2), (_Halving, 1)])
+def test_layer_with_a_forward_of_its_own_is_quantized_by_its_steps(
+    make: Callable[[], nn.Module], points: int
+) -> None:
+    """It keeps its class, and the output is near."""
+    model = nn.Sequential(nn.Linear(4, 4), make()).eval()
+    x = values(0, 3, 4)
+    expected = model(x)
+    converted = _quantized(model, PTQConfig(), x)
+    assert isinstance(modules_by_path(converted)["1"], type(make()))
+    [line] = [line for line in report(converted).layers if line.path == "1"]
+    assert line.activation.count("static") == points
+    assert (converted(x) - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def test_container_that_computes_is_reported() -> None:
     """The arithmetic between layers stays float, and the report says where there is some."""
     model = nn.Sequential(_Residual(nn.Linear(4, 4)))
-    converted = _quantized(model, PTQConfig(), values(0, 3, 4))
+    converted = _quantized(model, PTQConfig(steps="declared"), values(0, 3, 4))
     reasons = {line.path: line.reason for line in report(converted).layers}
     assert reasons == {"0": "the arithmetic of its own forward stays float", "0.0": ""}
 
@@ -283,7 +295,7 @@ class _Residual(nn.Sequential):
 
 def test_strict_mode_names_every_unsupported_module_at_once() -> None:
     """One run is enough to know what is missing."""
-    model = nn.Sequential(nn.LSTM(4, 4), nn.Linear(4, 4), nn.Sequential(nn.GRU(4, 4), nn.Bilinear(4, 4, 4)))
+    model = nn.Sequential(nn.LSTM(4, 4), nn.Linear(4, 4), nn.Sequential(nn.GRU(4, 4), nn.GRUCell(4, 4)))
     with refused(model, UnsupportedError, module="0") as error:
         prepare(model, PTQConfig())
     assert [problem.module for problem in error.value.problems] == ["0", "2.0", "2.1"]
@@ -315,9 +327,9 @@ def test_format_for_an_unsupported_module_is_not_ignored() -> None:
 
 def test_permissive_mode_quantizes_below_what_it_cannot_wrap() -> None:
     """An MLP of a formula of its own stays, and its layers are quantized all the same."""
-    config = tiny_llama().config
-    mlp = _Mlp(config)  # type: ignore[no-untyped-call]  # transformers' is untyped
-    converted = _quantized(nn.Sequential(nn.Identity(), mlp), PTQConfig(strict_wrap=False), values(0, 3, 16))
+    mlp = _Mlp(tiny_llama().config)  # type: ignore[no-untyped-call]  # transformers' is untyped
+    config = PTQConfig(strict_wrap=False, steps="declared")
+    converted = _quantized(nn.Sequential(nn.Identity(), mlp), config, values(0, 3, 16))
     lines = {line.path: line for line in report(converted).layers}
     assert "a forward of its own" in lines["1"].reason
     assert [lines[f"1.{name}_proj"].weight for name in ("gate", "up", "down")] == ["uint8 per row"] * 3

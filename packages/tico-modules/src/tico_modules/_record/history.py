@@ -54,16 +54,15 @@ def report(model: nn.Module) -> Report:
     lines: list[LayerReport] = []
     whole: list[str] = []
     for path, module in named_modules(model):
+        # What stands beside a module has the line of that module.
         if path in known and path not in operators:
             lines.append(known[path])
-        elif _stands_beside(module):
-            continue  # it has the line of the module that it serves
-        elif not children(module) and not path.startswith(tuple(whole)):
+        elif not _stands_beside(module) and not children(module) and not path.startswith(tuple(whole)):
             kind = type(module).__name__
             lines.append(
                 LayerReport(path=path, module=kind, algorithm="", reason="no algorithm was run on it")
             )
-        if runs_of(module) and not _stands_beside(module):
+        if runs_of(module) or _stands_beside(module):
             whole.append(f"{path}." if path else "")
     lines += [known[path] for path in operators if path in known]
     return Report(layers=tuple(lines))

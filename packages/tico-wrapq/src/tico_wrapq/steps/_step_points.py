@@ -84,6 +84,10 @@ class StepPoints(QuantModuleBase):
     def adopt(self, module: nn.Module) -> None:
         """Keep nothing: the module stays."""
 
+    def forward(self, x: object) -> object:
+        """Return `x`: where a module goes through all that it holds, the points do nothing."""
+        return x
+
     def join(self, served: nn.Module, edit: Edit) -> None:
         """Become a child of `served`, whose forward then passes its steps through the points."""
         run_by_steps(served, self, edit)
