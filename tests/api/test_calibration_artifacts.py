@@ -48,7 +48,8 @@ GPTQ = GPTQConfig(token_weights="uniform", show_progress=False)
 AWQ = AWQConfig(group_size=4, clip=True, show_progress=False)
 SMOOTH = SmoothQuantConfig()
 SEARCH = SmoothQuantConfig(alpha="auto")
-PTQ = PTQConfig()
+# Points of steps take attention apart, so that what reads it sees sums that are rounded otherwise.
+PTQ = PTQConfig(steps="declared")
 TARGETS = {"AWQ": AWQ, "SmoothQuant": SMOOTH, "search": SEARCH, "PTQ": PTQ}
 SOURCES = {"GPTQ": GPTQConfig(show_progress=False), **TARGETS}
 GRAMS = "no Gram matrices"

@@ -23,8 +23,14 @@ def describe_structure(model: nn.Module) -> dict[str, dict[str, str]]:
     return {
         path: _describe(module)
         for path, module in named_modules(model)
-        if not _is_own(module) and (_torch_class(module) or not children(module))
+        if not _is_own(module) and (_torch_class(module) or _is_leaf(module))
     }
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Tell whether `module` holds no others but what stands beside them."""
+    held = children(module).values()
+    return all(isinstance(each, RestorableModule) and each.stands_beside for each in held)
 
 
 def require_structure(saved: Layout, model: nn.Module) -> None:

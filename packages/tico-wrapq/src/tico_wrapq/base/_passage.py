@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias, final
 
 import attrs
@@ -18,6 +18,7 @@ from tico_wrapq.base._point_statistics import Place, PointStatistics, RangeTable
 # One for all passages, so that copying and pickling them stays simple.
 _TURN: Final = threading.RLock()
 
+See: TypeAlias = Callable[[Tensor], object]
 _Group: TypeAlias = tuple[list[PointStatistics], JoinedRanges]
 
 
@@ -61,6 +62,22 @@ class Passage(Recorder):
             point.see(x, self._reader)
             if calibration is None or not calibration.in_forward:
                 self.finish()
+
+    def later(self, see: See) -> See:
+        """Return what shows a tensor as `see` does, with the padding that the calls of now tell of.
+
+        A tensor that is held back may be shown in a call with other masks.
+        """
+        if self.calibration is None:
+            return see
+        tokens = self.calibration.tokens
+        said = tokens.now()
+
+        def show(x: Tensor) -> None:
+            with tokens.again(said):
+                see(x)
+
+        return show
 
     def finish(self) -> None:
         """Count what the pass has shown, or forget it where it is refused.

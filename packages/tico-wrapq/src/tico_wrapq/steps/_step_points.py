@@ -147,7 +147,8 @@ class StepPoints(QuantModuleBase):
         point = known.get(name)
         if self.mode is Mode.CALIB:
             watching = point if isinstance(point, QuantPoint) else self._new_point(name)
-            tracing.hold(result, watching, partial(self._note, watching, result.ndim))
+            see = watching if self._passage is None else self._passage.later(watching)
+            tracing.hold(result, see, partial(self._note, watching, result.ndim))
             return result
         if not isinstance(point, QuantPoint):
             raise CalibrationError(self._unseen(name))

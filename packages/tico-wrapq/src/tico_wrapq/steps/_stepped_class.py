@@ -139,7 +139,8 @@ def run_by_steps(module: nn.Module, steps: nn.Module, edit: Edit) -> None:
     edit.put(modules, STEPS, steps)
     kind = type(module)
     edit.on_undo(functools.partial(_become, module, kind))
-    _become(module, stepped(kind))
+    # A skeleton may be of the class of a converted model.
+    _become(module, stepped(_float_class(kind)))
 
 
 def take_weights(module: nn.Module, names: tuple[str, ...], edit: Edit) -> None:
