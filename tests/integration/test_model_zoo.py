@@ -22,9 +22,7 @@ OF_FAMILY: Final[Mapping[str, str]] = {
     "network": "UNet",
     "vision-language": "Qwen2VLForConditionalGeneration",
 }
-NOT_RIGHT: Final[Mapping[tuple[str, str], tuple[str, str]]] = {
-    ("experts", "strict"): (REFUSED, "it has no wrapper for the weights that it owns"),
-}
+NOT_RIGHT: Final[Mapping[tuple[str, str], tuple[str, str]]] = {}
 """What a cell shows, and how its reason begins or goes on, where there is one."""
 
 LEFT_OUT: Final = {

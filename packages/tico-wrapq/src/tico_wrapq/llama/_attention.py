@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -147,6 +148,18 @@ class QuantLlamaAttention(QuantModuleBase):
         mixed = self.point("attn_out")(mixed).transpose(1, 2)
         output: Tensor = self.o_proj(mixed.reshape(*hidden_states.shape[:-1], -1).contiguous())
         return output, weights
+
+    def work(self, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> int:
+        """Return those of queries with keys, and of weights with values."""
+        weights = output[1] if isinstance(output, tuple) else None
+        return 2 * weights.numel() * self.head_dim if isinstance(weights, Tensor) else 0
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether queries, keys, weights and values have a grid."""
+        names = ("q_rotated", "key", "softmax", "value")
+        points = dict(self.named_points())
+        return all(points[name].is_quantized for name in names if name in points)
 
     def _refuse_missing(self, name: str, *, needed: bool) -> None:
         if needed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from typing import TypeAlias, final
 
@@ -64,6 +65,8 @@ class PTQCalibration(PointCalibration):
             wrapper.enable_calibration(passage)
         for path, module in self._multiplying():
             self.work.measure(path, module)
+        for steps in wrapped.steps:
+            steps.count_work(partial(self.work.add, steps.path))
         self.folds.watch()
         InputWrites(self).watch(wrapped.wrappers)
         for handle in self.handles:

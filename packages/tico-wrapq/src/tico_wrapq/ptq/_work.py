@@ -43,6 +43,10 @@ class Work(Recorder):
         else:
             x = args[0] if args else next(iter(kwargs.values()), None)
             count = layer_work(module, x, output)
+        self.add(path, count)
+
+    def add(self, path: str, count: int) -> None:
+        """Note `count` multiply-accumulates of the module at `path`, as `measure` does those of a call."""
         self._latest[path] = self._latest.get(path, 0) + count
         self._calibration.accept_unless_in_forward()
 

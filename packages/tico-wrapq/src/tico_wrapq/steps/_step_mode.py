@@ -18,6 +18,7 @@ from tico_wrapq.steps._call_site import Site, is_inside, name_of, site_of
 from tico_wrapq.steps._data_following import DataFollowing, Origin, holds_no_tensor, tensors_in
 from tico_wrapq.steps._operators import ATTENTION, LOOK_UPS, Effect, Operator, operator_of
 from tico_wrapq.steps._score_tracing import ScoreTracing
+from tico_wrapq.steps._step_work import step_work
 from tico_wrapq.steps._weight_uses import WeightUse, WeightUses
 
 _STORES: Final = ("transformers/cache_utils.py",)
@@ -46,6 +47,9 @@ class Points(Protocol):
     @property
     def is_calibrating(self) -> bool:
         """Whether steps are being found."""
+
+    def note_work(self, count: int) -> None:
+        """Take note of `count` multiply-accumulates."""
 
     def note_weight(self, weight: nn.Parameter, use: WeightUse) -> None:
         """Take note of how a step reads a weight, if it is one of the module's own."""
@@ -155,7 +159,10 @@ class StepMode(TorchFunctionMode):
         kwargs: Mapping[str, object],
         result: Tensor,
     ) -> Tensor:
-        moved = self._owners[-1].points.pass_through(name, result, self._tracing)
+        points = self._owners[-1].points
+        if points.is_calibrating:
+            points.note_work(step_work(operator, args, kwargs, result))
+        moved = points.pass_through(name, result, self._tracing)
         if moved is result:
             return result
         if operator.in_place or "out" in kwargs:
@@ -171,6 +178,8 @@ class StepMode(TorchFunctionMode):
             return self._owners[-1].points.pass_through(inner, result, self._tracing)
 
         result = Attention(*args, **kwargs).by_steps(move)  # type: ignore[arg-type]  # as torch was given them
+        if self._owners[-1].points.is_calibrating:
+            self._owners[-1].points.note_work(step_work(operator, args, kwargs, result))
         self._following.follow(operator, args, kwargs, result)
         return result
 

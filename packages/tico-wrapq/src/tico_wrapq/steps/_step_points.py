@@ -76,6 +76,7 @@ class StepPoints(QuantModuleBase):
         super().__init__(module, path, resolve)
         self.weight_specs = dict(weights)
         self._watch: WeightWatch | None = None
+        self._count: Callable[[int], None] | None = None
         self._resolve = resolve
         self._is_named = is_named
         self._passage: Passage | None = None
@@ -105,6 +106,25 @@ class StepPoints(QuantModuleBase):
     def read_weight(self, name: str) -> Tensor:
         """Return the weight that stood under `name`, computed where it is used, and read-only."""
         return self.weights[name].read()
+
+    def count_work(self, count: Callable[[int], None]) -> None:
+        """Have `count` told how many multiply-accumulates steps take, one after the other."""
+        self._count = count
+
+    def note_work(self, count: int) -> None:
+        """Take note of `count` multiply-accumulates."""
+        if count and self._count is not None:
+            self._count(count)
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether every step has a grid, but for statistics of norms, and every weight that steps read."""
+        points = (point for name, point in self.named_points() if name not in self.findings.statistics)
+        uses = self.findings.uses.items()
+        read = {name for name, each in uses if not all(use.is_added for use in each)}
+        asked = {name for name, spec in self.weight_specs.items() if spec.is_quantized}
+        weights = read <= (self.weights.keys() if self.mode is Mode.QUANT else asked)
+        return weights and not self.findings.unknown and all(point.is_quantized for point in points)
 
     def note_weight(self, weight: nn.Parameter, use: WeightUse) -> None:
         """Take note of how a step reads a weight, if it is one of the module's own."""
@@ -286,6 +306,7 @@ class StepPoints(QuantModuleBase):
             edit.drop(modules, name)
         self._pack_weights(weights, edit)
         edit.set_attribute(self, "_watch", None)
+        edit.set_attribute(self, "_count", None)
         edit.set_attribute(self, "_passage", None)
         edit.set_attribute(self, "_resolve", _float)
         edit.set_attribute(self, "_is_named", _never)
