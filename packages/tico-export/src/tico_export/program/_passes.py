@@ -118,7 +118,8 @@ def _has_few_bits(node: fx.Node) -> bool:
     if operator_of(node) != "dequantize_per_channel" or source is None or source.op != "get_attr":
         return False
     axis, low, high = node.args[3:6]
-    return isinstance(low, int) and isinstance(high, int) and high - low < 16 and axis in (0,)
+    few = isinstance(low, int) and isinstance(high, int) and high - low < 16
+    return few and isinstance(axis, int) and axis == 0
 
 
 def _grouped(node: fx.Node) -> fx.Node | None:
