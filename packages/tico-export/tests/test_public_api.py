@@ -29,4 +29,5 @@ class TestPublicAPI(PublicAPI):
         "export",
         "exporter_entry",
         "load_program",
+        "to_circle",
     )

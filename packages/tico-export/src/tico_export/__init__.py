@@ -3,7 +3,7 @@
 from tico_export._export import export
 from tico_export._result import ExportResult
 from tico_export.formats import PT2, ExecuTorch, Onnx, OpenVINO
-from tico_export.program import load_program
+from tico_export.program import load_program, to_circle
 from tico_export.protocol import (
     ENTRY_POINT_GROUP,
     Consumer,
@@ -35,4 +35,5 @@ __all__ = [
     "export",
     "exporter_entry",
     "load_program",
+    "to_circle",
 ]
