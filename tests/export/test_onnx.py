@@ -130,6 +130,29 @@ def test_batch_and_sequence_may_vary(tmp_path: Path) -> None:
     assert torch.equal(torch.from_numpy(found), model(other))
 
 
+def test_a_language_model_reads_texts_of_any_length(tmp_path: Path) -> None:
+    """Batch and tokens vary in a LLaMA of 4-bit weights, and the bound holds for another length."""
+    model, path, given = converted("LLaMA", "W4 g32"), tmp_path / "m.onnx", SUBJECTS["LLaMA"]
+    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    shapes = {"input_ids": axes, "use_cache": None}
+    result = export(
+        model,
+        path,
+        Onnx(),
+        args=given.args,
+        kwargs=dict(given.kwargs),
+        dynamic_shapes=shapes,
+        verify="require",
+    )
+    session = importlib.import_module("onnxruntime").InferenceSession(str(path))
+    shorter = given.args[0][:1, :9]
+    [found] = session.run(None, {session.get_inputs()[0].name: shorter.numpy()})
+    with torch.no_grad():
+        expected: Tensor = model(shorter, use_cache=False).logits
+    assert torch.from_numpy(found).shape == expected.shape
+    assert (torch.from_numpy(found) - expected).abs().max() < 4 * result.max_difference
+
+
 def test_groups_that_are_no_blocks_are_refused(tmp_path: Path) -> None:
     """Columns in the order of their activations have no block, and the layer is named."""
     layers = nn.Sequential(nn.Linear(64, 8)).eval()

@@ -27,7 +27,8 @@ def kernel_bound(source: Source, *, block_codes: bool = False) -> Bound:
     """Return the bound of kernels that sum integers exactly and apply scales in an order of their own.
 
     A value near the middle of two codes then goes to either side: a step of its grid. One step of every value
-    is ``20 log10(steps / 8)`` dB below values whose root mean square is an eighth of the grid's range.
+    is ``20 log10(steps / 8)`` dB below values whose root mean square is an eighth of the grid's range. Each
+    layer adds its own, which is ``10 log10(layers)`` dB less.
 
     With `block_codes`, inputs of weights in groups become 8 bits for each block of columns. Rounding has a
     noise of a twelfth of a squared step, a step is the largest value over 127, and that is at most
@@ -38,7 +39,8 @@ def kernel_bound(source: Source, *, block_codes: bool = False) -> Bound:
     bounds = [Bound(_FLOAT, "sums of floats in another order")]
     bits = [each.dtype.bits for each in grids if each.role == "activation"]
     if bits:
-        reach = 20 * math.log10((2 ** min(bits) - 1) / _CREST)
+        layers = max(1, sum(each.role == "weight" for each in grids))
+        reach = 20 * math.log10((2 ** min(bits) - 1) / _CREST) - 10 * math.log10(layers)
         bounds.append(Bound(min(reach, _FLOAT), "scales applied in another order move values by a step"))
     blocks = [size for each in grids if (size := _block_of(each)) is not None]
     if block_codes and blocks:
