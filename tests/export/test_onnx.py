@@ -79,7 +79,9 @@ def test_8_bit_layers_run_by_integer_kernels(tmp_path: Path) -> None:
     """ONNX Runtime multiplies integers in each linear layer."""
     path = tmp_path / "m.onnx"
     written("linear stack", "W8A8", path)
-    assert optimized(path)["MatMulIntegerToFloat"] == 3
+    run = optimized(path)
+    assert run["QGemm"] + run["MatMulIntegerToFloat"] == 3
+    assert run["MatMul"] + run["Gemm"] == 0
     assert operators(path)["Transpose"] == 0
     assert types(path)["INT8"] >= 3
 
