@@ -265,8 +265,9 @@ def runtimes(session: nox.Session, runtime: str) -> None:
     environment = ENVIRONMENTS / f"runtimes-{runtime}"
     _provide(session, environment, RUNTIMES[runtime], ROOT / "tests/runtimes/constraints" / f"{runtime}.txt")
     # Runtimes warn of themselves; the tests' own conftest.py asks for tools that are not there.
-    alone = ("--confcutdir=tests/runtimes", "-p", "no:warnings", f"tests/runtimes/test_{runtime}.py")
-    _pytest(session, *alone, environment=environment, OMP_NUM_THREADS=ONE_THREAD)
+    alone = ("--confcutdir=tests/runtimes", "-p", "no:warnings")
+    files = _existing(f"tests/runtimes/test_{runtime}.py", f"tests/runtimes/test_export_{runtime}.py")
+    _pytest(session, *alone, *files, environment=environment, OMP_NUM_THREADS=ONE_THREAD)
 
 
 def _provide(

@@ -185,7 +185,7 @@ def test_numbers_in_a_program_are_those_of_the_grid(
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 6, 16])
 def test_weights_of_other_widths_are_unpacked_and_dequantized(bits: int) -> None:
-    """Constants folded, integers are left; weights in groups are plain arithmetic."""
+    """Constants folded, integers are left, for scales a row and for scales a group."""
     torch.manual_seed(0)
     for weight in (affine(DType.uint(bits)), affine(DType.int(bits), granularity=PerGroup(1, 4))):
         config = PTQConfig(weight=weight)
@@ -194,8 +194,8 @@ def test_weights_of_other_widths_are_unpacked_and_dequantized(bits: int) -> None
         prepared(x)
         model = convert(prepared)
         program = torch.export.export(model, (x,))
-        rows = weight.granularity is None
-        assert _targets(program).count("quantized_decomposed.dequantize_per_channel.default") == rows
+        name = "dequantize_per_channel" if weight.granularity is None else "dequantize_per_channel_group"
+        assert _targets(program).count(f"quantized_decomposed.{name}.default") == 1
         assert "aten.view.dtype" not in _targets(program)
         assert same_bits(program.module()(x), model(x))
 

@@ -2,8 +2,8 @@
 
 from tico_export._export import export
 from tico_export._result import ExportResult
-from tico_export.formats import PT2
-from tico_export.program import load_program
+from tico_export.formats import PT2, ExecuTorch, Onnx, OpenVINO
+from tico_export.program import load_program, to_circle
 from tico_export.protocol import (
     ENTRY_POINT_GROUP,
     Consumer,
@@ -21,6 +21,7 @@ __all__ = [
     "PT2",
     "Consumer",
     "Example",
+    "ExecuTorch",
     "ExportResult",
     "ExportTarget",
     "Exporter",
@@ -28,8 +29,11 @@ __all__ = [
     "ExporterRegistry",
     "Grid",
     "IntegerWeight",
+    "Onnx",
+    "OpenVINO",
     "Source",
     "export",
     "exporter_entry",
     "load_program",
+    "to_circle",
 ]

@@ -92,7 +92,7 @@ def export(
 
 
 def _fields(compared: Comparison) -> dict[str, object]:
-    names = ("sqnr", "max_difference", "equal_share", "kl", "perplexities")
+    names = ("sqnr", "max_difference", "equal_share", "kl", "perplexities", "notes")
     return {name: getattr(compared, name) for name in names}
 
 

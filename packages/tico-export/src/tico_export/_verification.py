@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import attrs
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from tico_config import ArtifactError, Found, Problem
-from tico_export.protocol import Consumer, Example
+from tico_config import ArtifactError, Found, Problem, TicoError
+from tico_export.protocol import Consumer, Example, Run
 from tico_modules import QuantizedLinear, named_modules
+
+_ON_GRID: Final = 2.0**-7  # float32 holds 16 bits of a code and eight behind the point
 
 
 @attrs.frozen(kw_only=True)
@@ -27,26 +30,67 @@ class Comparison:
     equal_share: float
     kl: float | None = None
     perplexities: tuple[float, float] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def verify(model: nn.Module, example: Example, consumer: Consumer, path: Path) -> Comparison:
     """Have `consumer` run the export at `path`, and compare.
 
     Raises:
-        ArtifactError: it gives something else than the model, beyond the bound of the format.
+        ArtifactError: it cannot run the export, or gives something else than the model, beyond the bound of
+            the format.
     """
     expected = outputs_of(model, example)
-    found = [each.detach().cpu() for each in consumer.run(path, example)]
+    found = _outputs(consumer, consumer.run, path, example)
     _require_alike(expected, found, consumer)
     compared = compare(expected[: len(found)], found, _tokens(example))
-    if not compared.sqnr >= consumer.smallest_sqnr:
+    step = _step_of(expected[: len(found)], consumer)
+    if not (compared.sqnr >= consumer.smallest_sqnr or compared.max_difference <= step):
         difference = f"{compared.sqnr:.1f} dB, at most {compared.max_difference:.3g} apart"
         sentence = f"{consumer.name} gives other values than the model ({difference})"
         expectation = f"at least {consumer.smallest_sqnr:.0f} dB: {consumer.why}"
         raise ArtifactError(
             Problem(field="export", value=Found(difference), expected=expectation, sentence=sentence)
         )
-    return compared
+    notes = [
+        _note(name, compare(expected[: len(others)], others))
+        for name, run in consumer.beside.items()
+        if (others := _outputs(consumer, run, path, example))
+    ]
+    return attrs.evolve(compared, notes=tuple(notes))
+
+
+def _step_of(outputs: Sequence[Tensor], consumer: Consumer) -> float:
+    """Return the largest step of a grid that all `outputs` are on; 0 where they are on none."""
+    values = torch.cat([each.double().flatten() for each in outputs])
+    for step in sorted(consumer.steps, reverse=True):
+        codes = values / step
+        if bool(((codes - codes.round()).abs() < _ON_GRID).all()):
+            return step * (1 + _ON_GRID)
+    return 0.0
+
+
+def _outputs(consumer: Consumer, run: Run, path: Path, example: Example) -> list[Tensor]:
+    """Return what `run` gives.
+
+    Raises:
+        ArtifactError: it fails.
+    """
+    try:
+        return [each.detach().cpu() for each in run(path, example)]
+    except TicoError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        sentence = f"{consumer.name} cannot run the export: {first}"
+        found, expected = Found(type(error).__name__), "an export that it runs"
+        raise ArtifactError(
+            Problem(field="export", value=found, expected=expected, sentence=sentence)
+        ) from error
+
+
+def _note(name: str, compared: Comparison) -> str:
+    return f"{name}: {compared.sqnr:.1f} dB, at most {compared.max_difference:.2g} apart"
 
 
 def outputs_of(model: nn.Module, example: Example) -> list[Tensor]:

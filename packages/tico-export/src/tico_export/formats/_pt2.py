@@ -9,15 +9,18 @@ from typing import ClassVar, Final, final
 import attrs
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
-from torch.utils import _pytree as pytree
 
-from tico_config import ConfigError, Found, Problem
-from tico_export.program import exported, load_program, register_dialect
-from tico_export.protocol import Consumer, Example, Exporter, ExportTarget, exporter_entry
+from tico_config import ConfigError, Problem
+from tico_export.program import (
+    DIALECTS,
+    dialect_problems,
+    floats_of,
+    load_program,
+    program_in,
+    register_dialect,
+)
+from tico_export.protocol import Consumer, Example, Exporter, ExportTarget, exporter_entry, given
 from tico_export.source import Source
-
-DIALECTS: Final = ("onnx",)
 
 
 @final
@@ -25,9 +28,16 @@ DIALECTS: Final = ("onnx",)
 class PT2(ExportTarget):
     """A file of `torch.export.save`, read by `load_program`.
 
+    Values are quantized and dequantized by operators of ``quantized_decomposed`` whose scales are plain
+    numbers; what unpacks codes is computed, so that weights are integers that are dequantized.
+
     Attributes:
-        dialect: ``onnx`` has quantize and dequantize with scales as plain numbers, and codes of weights
-            folded: what torch's exporter to ONNX takes.
+        dialect: what is to read the program.
+
+            - ``onnx``: torch's exporter to ONNX, or any reader of ``quantized_decomposed``; all grids.
+            - ``xnnpack``: ExecuTorch with XNNPACK; int8, weights symmetric, biases in float.
+            - ``openvino``: OpenVINO from a program; 8 bits, float weights that are quantized in the graph.
+            - ``circle``: ``pt2-to-circle``; 8 and 16 bits and uint4, biases in float.
 
     Raises:
         ConfigError: the dialect is none of these.
@@ -50,15 +60,13 @@ class PT2Exporter(Exporter[PT2]):
     """Exports the graph of a model and saves it."""
 
     def problems(self, source: Source) -> Iterable[Problem]:
-        """Yield nothing: a program holds whatever torch.export traces."""
-        return ()
+        """Yield the grids that the dialect has no place for."""
+        return dialect_problems(DIALECTS[self.target.dialect], source)
 
     def write(self, source: Source, example: Example | None, path: Path) -> None:
         """Write the program."""
-        if example is None:
-            raise ConfigError(Problem(field="args", value=Found("none"), expected="example inputs"))
         register_dialect()
-        torch.export.save(exported(source, example), path)
+        torch.export.save(program_in(DIALECTS[self.target.dialect], source, given(example)), path)
 
     def consumer(self, source: Source) -> Consumer:
         """Return torch itself, which has to give the bits of the reference."""
@@ -67,11 +75,9 @@ class PT2Exporter(Exporter[PT2]):
 
 
 def _run(path: Path, example: Example) -> Sequence[Tensor]:
-    program: ExportedProgram = load_program(path)
+    module = load_program(path).module()
     with torch.no_grad():
-        output: object = program.module()(*example.args, **example.kwargs)
-    leaves: list[object] = pytree.tree_leaves(output)
-    return [each for each in leaves if isinstance(each, Tensor) and each.is_floating_point()]
+        return floats_of(module(*example.args, **example.kwargs))
 
 
 PT2_ENTRY: Final = exporter_entry(PT2, PT2Exporter)

@@ -1,8 +1,9 @@
 """What an exporter is: targets, exporters, what reads their files, and the registry."""
 
 from tico_export.protocol._consumer import Consumer, Run
-from tico_export.protocol._example import Example
+from tico_export.protocol._example import Example, given
 from tico_export.protocol._exporter import Exporter
+from tico_export.protocol._extra import require_extra
 from tico_export.protocol._registry import (
     ENTRY_POINT_GROUP,
     AnyExporter,
@@ -23,4 +24,6 @@ __all__ = [
     "ExporterRegistry",
     "Run",
     "exporter_entry",
+    "given",
+    "require_extra",
 ]

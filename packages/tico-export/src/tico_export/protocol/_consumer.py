@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,9 +24,14 @@ class Consumer:
             floats in the order in which the model has them. Those that a runtime leaves out come last.
         smallest_sqnr: the least signal-to-noise ratio, in dB, of these outputs against the model's.
         why: what that bound follows from, for the error where it is missed.
+        steps: the scales of grids that outputs may be on. Outputs that are on one may be a step of it off,
+            whatever that is in dB.
+        beside: further ways to run it, by name; how near they come is told in the result's notes.
     """
 
     name: str
     run: Run
     smallest_sqnr: float
     why: str
+    steps: Sequence[float] = ()
+    beside: Mapping[str, Run] = attrs.field(factory=dict)

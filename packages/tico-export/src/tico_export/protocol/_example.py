@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 import attrs
 
+from tico_config import ConfigError, Found, Problem
+
 
 @attrs.frozen(eq=False, kw_only=True)
 class Example:
@@ -14,3 +16,14 @@ class Example:
     args: tuple[object, ...] = ()
     kwargs: Mapping[str, object] = attrs.field(factory=dict)
     dynamic_shapes: object = None
+
+
+def given(example: Example | None) -> Example:
+    """Return `example`, which a target that needs one is always given.
+
+    Raises:
+        ConfigError: it is None.
+    """
+    if example is None:
+        raise ConfigError(Problem(field="args", value=Found("none"), expected="example inputs"))
+    return example

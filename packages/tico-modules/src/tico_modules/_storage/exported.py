@@ -156,12 +156,15 @@ def _dequantized(
 
 
 def dequantize_weight(form: WeightFormat, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Return the float32 weight of packed `codes` with one scale a row, in its own shape."""
+    """Return the float32 weight of packed `codes` in its own shape; groups are even runs of columns."""
     dtype = form.dtype
     kept = _row_dtype(dtype)
     integers = form.unpack(codes)
     if form.origin:
         integers = integers.to(kept if dtype.bits <= 8 else torch.int32) + form.origin
-    rows = integers.to(kept).view(form.shape)
-    grid = (scale.view(-1), zero_point.view(-1), 0, dtype.qmin, dtype.qmax, kept)
-    return dialect_operator("dequantize_per_channel")(rows, *grid)
+    if form.group_size is None:
+        rows = integers.to(kept).view(form.shape)
+        grid = (scale.view(-1), zero_point.view(-1), 0, dtype.qmin, dtype.qmax, kept)
+        return dialect_operator("dequantize_per_channel")(rows, *grid)
+    groups = (scale, zero_point, dtype.qmin, dtype.qmax, kept, form.group_size, torch.float32)
+    return dialect_operator("dequantize_per_channel_group")(integers.to(kept), *groups).view(form.shape)

@@ -254,6 +254,11 @@ class PackedWeight(ExactModule):
         return self.format.unit
 
     @property
+    def _has_even_groups(self) -> bool:
+        """Whether groups are runs of columns, all of one length."""
+        return self.group_index is None and self.columns % (self.group_size or 1) == 0
+
+    @property
     def bytes(self) -> int:
         """The number of bytes of all buffers."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
@@ -276,7 +281,7 @@ class PackedWeight(ExactModule):
         """
         if self._kept:
             return self._kept[0]
-        if torch.compiler.is_exporting() and self.group_size is None and self.group_index is None:
+        if torch.compiler.is_exporting() and self._has_even_groups:
             return dequantize_weight(self.format, self.codes, self.scale, self.zero_point)
         values: Tensor = self()
         if self._kept is not None:

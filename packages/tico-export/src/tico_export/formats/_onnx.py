@@ -1,0 +1,129 @@
+"""Files of ONNX, as ONNX Runtime's integer kernels take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Final, final
+
+import attrs
+from torch import Tensor
+
+from tico_config import ConfigError, Problem
+from tico_export.onnx_files import OPSETS, onnx_model, onnx_problems, onnx_program, save_onnx
+from tico_export.program import fed, floats_of, grids_in, kernel_bound
+from tico_export.protocol import (
+    Consumer,
+    Example,
+    Exporter,
+    ExportTarget,
+    Run,
+    exporter_entry,
+    given,
+    require_extra,
+)
+from tico_export.source import Source
+
+# It makes one grid of two in a row, which moves values by many steps where the grids differ.
+LEFT_OUT: Final = ("DoubleQDQPairsRemover",)
+_TWO_GIGABYTES: Final = 2**31 - 2**20  # less what a file holds beside its tensors
+
+
+@final
+@attrs.frozen(kw_only=True)
+class Onnx(ExportTarget):
+    """An ONNX file of QuantizeLinear and DequantizeLinear, read by ONNX Runtime.
+
+    Weights are integers that DequantizeLinear reads. Those of linear layers with at most 4 bits are int4 or
+    uint4 in blocks of columns, which ONNX Runtime computes by MatMulNBits.
+
+    Attributes:
+        opset: the version of ONNX's operators; 21 is the first with blocks, 4 bits and 16 bits.
+        external_above: the bytes of tensors above which they stand in a file beside, ``{name}.data``; a file
+            of ONNX itself holds 2 GB.
+
+    Raises:
+        ConfigError: an option has another value.
+    """
+
+    name: ClassVar[str] = "onnx"
+    needs_example: ClassVar[bool] = True
+
+    opset: int = 21
+    external_above: int = _TWO_GIGABYTES
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse other options."""
+        if self.opset not in OPSETS:
+            expected = f"from {OPSETS.start} to {OPSETS.stop - 1}"
+            raise ConfigError(Problem(field="opset", value=self.opset, expected=expected))
+        size = self.external_above
+        if type(size) is not int or not 0 <= size <= _TWO_GIGABYTES:
+            expected = f"an integer from 0 to {_TWO_GIGABYTES}"
+            raise ConfigError(Problem(field="external_above", value=size, expected=expected))
+
+
+@final
+class OnnxExporter(Exporter[Onnx]):
+    """Exports the graph of a model, translates it, and arranges its weights."""
+
+    def problems(self, source: Source) -> Iterable[Problem]:
+        """Yield weights whose groups are no blocks."""
+        return onnx_problems(source)
+
+    def write(self, source: Source, example: Example | None, path: Path) -> None:
+        """Write the file, and the tensors beside it where they are too large for it."""
+        program = onnx_program(source, given(example))
+        save_onnx(onnx_model(program, self.target.opset), path, self.target.external_above)
+
+    def consumer(self, source: Source) -> Consumer:
+        """Return ONNX Runtime with its optimizations on, beside itself with them off."""
+        runtime = require_extra("onnxruntime", "onnx")
+        bound, options = kernel_bound(source, block_codes=True), session_options(source)
+        set_to = ", ".join(f"{name}={value}" for name, value in options.items())
+        return Consumer(
+            name=f"onnxruntime {runtime.__version__} ({set_to}, without {', '.join(LEFT_OUT)})",
+            run=_runner("ORT_ENABLE_ALL", options),
+            smallest_sqnr=bound.smallest_sqnr,
+            why=bound.why,
+            steps=bound.steps,
+            beside={"optimizations off": _runner("ORT_DISABLE_ALL", options)},
+        )
+
+
+def session_options(source: Source) -> Mapping[str, str]:
+    """Return the options of a session of ONNX Runtime that computes an export of `source` as it is meant.
+
+    - uint8 activations: by default, sums of uint8 times int8 overflow 16 bits on x86 processors without VNNI.
+    - int8 activations: by default they are made uint8 there, and models of three axes do not load (1.32).
+    - Weights of at most 4 bits: inputs are rounded to 8 bits for each block, which is the default and fast.
+      Any others would be rounded too, grids of 16 bits among them, and are computed in float instead.
+    """
+    grids = list(grids_in(source))
+    signed = any(each.role == "activation" and each.dtype.signed for each in grids)
+    narrow = any(each.role == "weight" and each.dtype.bits <= 4 for each in grids)
+    kept = "qdqisint8allowed" if signed else "x64quantprecision"
+    return {f"session.{kept}": "1", "session.qdq_matmulnbits_accuracy_level": "4" if narrow else "1"}
+
+
+def _runner(level: str, entries: Mapping[str, str]) -> Run:
+    """Return what runs a file at a level of optimization, with options of a session."""
+
+    def run(path: Path, example: Example) -> Sequence[Tensor]:
+        runtime = require_extra("onnxruntime", "onnx")
+        options = runtime.SessionOptions()
+        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
+        options.log_severity_level = 3
+        for name, value in entries.items():
+            options.add_session_config_entry(name, value)
+        session = runtime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(LEFT_OUT)
+        )
+        names = [each.name for each in session.get_inputs()]
+        inputs = {name: each.numpy() for name, each in fed(names, example).items()}
+        return floats_of(session.run(None, inputs))
+
+    return run
+
+
+ONNX_ENTRY: Final = exporter_entry(Onnx, OnnxExporter)

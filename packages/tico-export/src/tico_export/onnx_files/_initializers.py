@@ -1,0 +1,170 @@
+"""Weights in a model of ONNX: turned as products read them, and in as few bits as hold their codes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Final, Protocol
+
+from tico_export.protocol import require_extra
+
+_NARROW: Final = {"int8": ("INT4", -8, 7), "uint8": ("UINT4", 0, 15)}
+
+
+class Array(Protocol):
+    """An array of numpy."""
+
+    @property
+    def T(self) -> Array:  # noqa: N802  # numpy's own name
+        """The array with its axes turned."""
+
+    @property
+    def dtype(self) -> object:
+        """Its format."""
+
+    def min(self) -> int:
+        """Return the smallest value."""
+
+    def max(self) -> int:
+        """Return the largest value."""
+
+    def astype(self, dtype: object) -> Array:
+        """Return it in another format."""
+
+    def copy(self) -> Array:
+        """Return a contiguous copy."""
+
+
+class Tensor(Protocol):
+    """What an initializer holds."""
+
+    def numpy(self) -> Array:
+        """Return it as an array."""
+
+
+class Value(Protocol):
+    """A value of a graph of ONNX."""
+
+    name: str
+    const_value: Tensor | None
+    shape: Iterable[object] | None
+
+    def uses(self) -> tuple[object, ...]:
+        """Return who reads it."""
+
+    def replace_all_uses_with(self, other: Value) -> None:
+        """Have them read another value."""
+
+
+class Node(Protocol):
+    """A node of a graph of ONNX."""
+
+    op_type: str
+    inputs: tuple[Value | None, ...]
+    outputs: tuple[Value, ...]
+    attributes: dict[str, object]
+
+    def replace_input_with(self, index: int, value: Value) -> None:
+        """Read another value."""
+
+
+class Graph(Protocol):
+    """A graph of ONNX, as onnx-ir has it."""
+
+    initializers: dict[str, Value]
+
+    def __reversed__(self) -> reversed[Node]:
+        """Yield the nodes from the last."""
+
+    def register_initializer(self, value: Value) -> None:
+        """Take another tensor in."""
+
+    def remove(self, node: Node, safe: bool = False) -> None:
+        """Drop a node."""
+
+
+def arrange_weights(graph: Graph) -> None:
+    """Turn weights that the graph turns, and keep codes of weights in groups in 4 bits where they fit."""
+    ir = require_extra("onnx_ir", "onnx")
+    nodes = list(reversed(graph))[::-1]
+    makers = {id(node.outputs[0]): node for node in nodes}
+    for node in nodes:
+        source = node.inputs[0] if node.op_type == "Transpose" else None
+        maker = makers.get(id(source)) if source is not None else None
+        if source is not None and maker is not None and _can_turn(maker, source):
+            _turn(ir, graph, maker)
+            node.outputs[0].replace_all_uses_with(source)
+            graph.remove(node, safe=True)
+    for node in nodes:
+        if node.op_type == "DequantizeLinear":
+            _own_zeros(ir, graph, node)
+            if "block_size" in node.attributes:
+                _narrow(ir, graph, node)
+    _drop_unread(graph)
+
+
+def _can_turn(node: Node, result: Value) -> bool:
+    held = [each for each in node.inputs if each is not None]
+    constant = all(each.const_value is not None for each in held)
+    return node.op_type == "DequantizeLinear" and constant and len(result.uses()) == 1
+
+
+def _turn(ir: ModuleType, graph: Graph, node: Node) -> None:
+    """Turn the two axes of what `node` dequantizes."""
+    axis = getattr(node.attributes["axis"], "value", 1)
+    blocks = "block_size" in node.attributes
+    node.attributes["axis"] = ir.AttrInt64("axis", 1 - axis)
+    for index, value in enumerate(node.inputs):
+        if value is not None and value.const_value is not None and (index == 0 or blocks):
+            _put(ir, graph, node, index, "turned", value.const_value.numpy().T.copy())
+    shape = node.outputs[0]
+    if shape.shape is not None:
+        shape.shape = ir.Shape(list(shape.shape)[::-1])
+
+
+def _own_zeros(ir: ModuleType, graph: Graph, node: Node) -> None:
+    """Give a weight zero points of its own where another one has the same.
+
+    ONNX Runtime 1.32 fails to load a model of which two weights share theirs, on processors without VNNI.
+    """
+    weight, zeros = node.inputs[0], node.inputs[2] if len(node.inputs) > 2 else None
+    if weight is None or weight.const_value is None or zeros is None or zeros.const_value is None:
+        return
+    if len(zeros.uses()) > 1:
+        _put(ir, graph, node, 2, f"of_{weight.name}", zeros.const_value.numpy().copy())
+
+
+def _narrow(ir: ModuleType, graph: Graph, node: Node) -> None:
+    """Keep the codes and zero points that `node` reads in 4 bits, where all of them fit."""
+    held = {index: value for index, value in enumerate(node.inputs) if index != 1}
+    arrays = {
+        index: value.const_value.numpy()
+        for index, value in held.items()
+        if value is not None and value.const_value is not None
+    }
+    known = _NARROW.get(str(arrays[0].dtype)) if 0 in arrays else None
+    if known is None or len(arrays) != len(held):
+        return
+    name, low, high = known
+    if all(low <= each.min() and each.max() <= high for each in arrays.values()):
+        dtype = ir.DataType[name]
+        for index, array in arrays.items():
+            _put(ir, graph, node, index, "int4", array.astype(dtype.numpy()), dtype)
+
+
+def _put(
+    ir: ModuleType, graph: Graph, node: Node, index: int, what: str, array: Array, dtype: object = None
+) -> None:
+    """Have `node` read a new initializer."""
+    before = node.inputs[index]
+    name = f"{'' if before is None else before.name}_{what}"
+    if name not in graph.initializers:
+        tensor = ir.Tensor(array, dtype=dtype, name=name) if dtype else ir.tensor(array, name=name)
+        value = ir.Value(name=name, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+        graph.register_initializer(value)
+    node.replace_input_with(index, graph.initializers[name])
+
+
+def _drop_unread(graph: Graph) -> None:
+    for name in [name for name, value in graph.initializers.items() if not value.uses()]:
+        del graph.initializers[name]

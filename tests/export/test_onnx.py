@@ -1,0 +1,181 @@
+"""`Onnx()`: what stands in the file, what ONNX Runtime makes of it, and what is refused."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import export_onnx
+from export_models import SCHEMES, SUBJECTS, converted
+from tico.quantization import GPTQConfig, convert, prepare
+from tico_config import ConfigError, UnsupportedError
+from tico_export import ExportResult, Onnx, export
+
+pytest.importorskip("onnxruntime")
+
+# onnxscript and onnx-ir warn of themselves.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+# The inputs of these weights are rounded to 8 bits for each block of 128 columns, three layers in turn.
+BLOCKS = 27.0
+
+
+def written(subject: str, scheme: str, path: Path, target: Onnx | None = None) -> ExportResult:
+    """Export a model of the matrix, verified by ONNX Runtime."""
+    given = SUBJECTS[subject]
+    model = converted(subject, scheme)
+    return export(model, path, target or Onnx(), args=given.args, kwargs=dict(given.kwargs), verify="require")
+
+
+def operators(path: Path) -> Counter[str]:
+    """Return how often each operator stands in the file at `path`."""
+    return Counter(node.op_type for node in importlib.import_module("onnx").load(path).graph.node)
+
+
+def optimized(path: Path) -> Counter[str]:
+    """Return the operators that ONNX Runtime runs for the file at `path`."""
+    runtime, other = importlib.import_module("onnxruntime"), path.with_name("optimized.onnx")
+    options = runtime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(other), 3
+    runtime.InferenceSession(str(path), options)
+    return operators(other)
+
+
+def types(path: Path) -> Counter[str]:
+    """Return how many initializers have each format."""
+    onnx = importlib.import_module("onnx")
+    return Counter(
+        onnx.TensorProto.DataType.Name(each.data_type) for each in onnx.load(path).graph.initializer
+    )
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme_is_run_by_the_runtime(scheme: str, tmp_path: Path) -> None:
+    """Linear layers pass within the bound; with optimizations off to the rounding of floats at most."""
+    result = written("linear stack", scheme, tmp_path / "m.onnx")
+    assert result.verified
+    [plain] = result.notes
+    decibels = float(plain.removeprefix("optimizations off: ").partition(" dB")[0])
+    # 16-bit codes times scales are rounded to 24 bits in an order of the runtime's own.
+    assert decibels == float("inf") or (scheme == "W8A16" and decibels > 80)
+
+
+@pytest.mark.parametrize("subject", ["convolutions", "encoder", "LLaMA"])
+def test_models_of_other_kinds_are_run_by_the_runtime(subject: str, tmp_path: Path) -> None:
+    """Depthwise and transposed convolutions, attention and a language model, on static 8-bit grids."""
+    result = written(subject, "W8A8", tmp_path / "m.onnx")
+    assert result.verified
+    assert (result.kl is not None) == (subject == "LLaMA")
+
+
+def test_8_bit_layers_run_by_integer_kernels(tmp_path: Path) -> None:
+    """ONNX Runtime multiplies integers in each linear layer."""
+    path = tmp_path / "m.onnx"
+    written("linear stack", "W8A8", path)
+    run = optimized(path)
+    assert run["QGemm"] + run["MatMulIntegerToFloat"] == 3
+    assert run["MatMul"] + run["Gemm"] == 0
+    assert operators(path)["Transpose"] == 0
+    assert types(path)["INT8"] >= 3
+
+
+@pytest.mark.parametrize(("scheme", "format_"), [("W4 g32", "UINT4"), ("W4 per channel", "INT4")])
+def test_4_bit_layers_run_by_kernels_for_blocks(scheme: str, format_: str, tmp_path: Path) -> None:
+    """Codes take 4 bits in the file, and each layer becomes MatMulNBits."""
+    path = tmp_path / "m.onnx"
+    result = written("linear stack", scheme, path)
+    assert types(path)[format_] >= 3
+    assert optimized(path)["MatMulNBits"] == 3
+    assert result.sqnr > BLOCKS
+
+
+def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    """An export here and one in a fresh process are equal."""
+    here, there = tmp_path / "here.onnx", tmp_path / "there.onnx"
+    written("linear stack", "W4 g32", here)
+    program = (
+        f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, *{sys.path!r}]\n"
+        "from pathlib import Path\nfrom test_onnx import written\n"
+        f"written('linear stack', 'W4 g32', Path({str(there)!r}))"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
+    assert here.read_bytes() == there.read_bytes()
+
+
+def test_large_tensors_stand_beside_the_file(tmp_path: Path) -> None:
+    """Above the threshold they are in a file of their own, and the runtime finds them."""
+    path = tmp_path / "m.onnx"
+    result = written("linear stack", "W8A8", path, Onnx(external_above=1000))
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert result.bytes == sum(each.stat().st_size for each in tmp_path.iterdir())
+
+
+def test_batch_and_sequence_may_vary(tmp_path: Path) -> None:
+    """The file takes batches and sequences of other lengths than the example's."""
+    model, (x,) = converted("linear stack", "W8A8"), SUBJECTS["linear stack"].args
+    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
+    path = tmp_path / "m.onnx"
+    export(model, path, Onnx(), args=(x,), dynamic_shapes=(axes,), verify="require")
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    other: Tensor = x[:2].repeat(1, 3, 1)
+    session = runtime.InferenceSession(str(path), options)
+    [found] = session.run(None, {session.get_inputs()[0].name: other.numpy()})
+    assert torch.equal(torch.from_numpy(found), model(other))
+
+
+def test_a_language_model_reads_texts_of_any_length(tmp_path: Path) -> None:
+    """Batch and tokens vary in a LLaMA of 4-bit weights, and the bound holds for another length."""
+    model, path, given = converted("LLaMA", "W4 g32"), tmp_path / "m.onnx", SUBJECTS["LLaMA"]
+    axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    shapes = {"input_ids": axes, "use_cache": None}
+    result = export(
+        model,
+        path,
+        Onnx(),
+        args=given.args,
+        kwargs=dict(given.kwargs),
+        dynamic_shapes=shapes,
+        verify="require",
+    )
+    session = importlib.import_module("onnxruntime").InferenceSession(str(path))
+    shorter = given.args[0][:1, :9]
+    [found] = session.run(None, {session.get_inputs()[0].name: shorter.numpy()})
+    with torch.no_grad():
+        expected: Tensor = model(shorter, use_cache=False).logits
+    assert torch.from_numpy(found).shape == expected.shape
+    assert (torch.from_numpy(found) - expected).abs().max() < 4 * result.max_difference
+
+
+def test_groups_that_are_no_blocks_are_refused(tmp_path: Path) -> None:
+    """Columns in the order of their activations have no block, and the layer is named."""
+    layers = nn.Sequential(nn.Linear(64, 8)).eval()
+    x = torch.randn(80, 64, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 9, 64)
+    prepared = prepare(layers, GPTQConfig(group_size=32, act_order=True, show_progress=False), args=(x,))
+    prepared(x)
+    model = convert(prepared)
+    with pytest.raises(UnsupportedError, match=r"0: its groups are no even runs.*act_order=False"):
+        export(model, tmp_path / "m.onnx", Onnx(), args=(x,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_are_checked() -> None:
+    """Operators without blocks and files beyond 2 GB are no options."""
+    with pytest.raises(ConfigError, match="opset must be from 21"):
+        Onnx(opset=17)
+    with pytest.raises(ConfigError, match="external_above"):
+        Onnx(external_above=2**32)
+
+
+@pytest.mark.parametrize("name", export_onnx.SCHEMES)
+def test_the_example_runs(name: str, tmp_path: Path) -> None:
+    """The files of the example are verified."""
+    assert export_onnx.write(name, tmp_path).verified

@@ -1,0 +1,88 @@
+"""`PT2(dialect=…)`: programs as runtimes read them, and what each dialect refuses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from export_models import SUBJECTS, converted
+from tico_config import UnsupportedError
+from tico_export import PT2, export, load_program
+
+# What each dialect takes of the schemes; the others are refused with the words.
+CELLS = {
+    ("onnx", "W8A8"): "",
+    ("onnx", "W8A8 per token"): "",
+    ("onnx", "W8A16"): "",
+    ("onnx", "W4 g32"): "",
+    ("onnx", "PT2E onnx"): "",
+    ("xnnpack", "W8A8"): "takes activations of int8, and the activation is uint8",
+    ("xnnpack", "W8A8 int8"): "",
+    ("xnnpack", "W8A8 per token"): "takes fixed grids",
+    ("xnnpack", "W8A16"): "takes activations of int8, and the activation is int16",
+    ("xnnpack", "W4 g32"): "takes weights with a scale a row",
+    ("xnnpack", "W4 per channel"): "takes weights of int8",
+    ("xnnpack", "PT2E xnnpack"): "",
+    ("openvino", "W8A8"): "",
+    ("openvino", "W8A16"): "takes activations of int8 or uint8",
+    ("openvino", "W4 g128"): "takes weights with a scale a row",
+    ("openvino", "PT2E onnx"): "",
+    ("circle", "W8A8"): "",
+    ("circle", "W8A16"): "",
+    ("circle", "W8A8 per token"): "takes fixed grids",
+    ("circle", "W4 per channel"): "takes weights of",
+    ("circle", "PT2E circle"): "",
+}
+
+
+@pytest.mark.parametrize(("dialect", "scheme"), CELLS)
+def test_a_scheme_has_the_bits_of_the_model_or_is_refused(dialect: str, scheme: str, tmp_path: Path) -> None:
+    """A program gives what the model gives, bit for bit; a refusal says what is legal, before writing."""
+    model, args = converted("linear stack", scheme), SUBJECTS["linear stack"].args
+    path, words = tmp_path / "m.pt2", CELLS[dialect, scheme]
+    if words:
+        with pytest.raises(UnsupportedError, match=words) as caught:
+            export(model, path, PT2(dialect=dialect), args=args)
+        assert {"0", "2", "4"} <= {str(each.module).partition(".")[0] for each in caught.value.problems}
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert export(model, path, PT2(dialect=dialect), args=args).max_difference == 0.0
+
+
+def _operators(path: Path) -> Counter[str]:
+    nodes = load_program(path).graph.nodes
+    return Counter(str(node.target) for node in nodes if node.op == "call_function")
+
+
+def test_codes_stand_unpacked_in_the_file(tmp_path: Path) -> None:
+    """No operator is left but products, grids and the model's own; unread tensors are gone."""
+    path = tmp_path / "m.pt2"
+    export(converted("linear stack", "W4 g32"), path, PT2(), args=SUBJECTS["linear stack"].args)
+    assert set(_operators(path)) == {
+        "aten.linear.default",
+        "aten.relu.default",
+        "aten.view.default",
+        "quantized_decomposed.dequantize_per_channel_group.default",
+    }
+    held = load_program(path).state_dict
+    assert [each.dtype for each in held.values() if each.ndim == 2][:1] == [torch.uint8]
+    assert not [name for name in held if name.endswith(("like", "packed.codes"))]
+
+
+def test_a_grid_stands_once(tmp_path: Path) -> None:
+    """A value that is on a grid already is not moved there again."""
+    path = tmp_path / "m.pt2"
+    export(converted("linear stack", "W8A8"), path, PT2(), args=SUBJECTS["linear stack"].args)
+    # The input, the results of three layers and of two activation functions.
+    assert _operators(path)["quantized_decomposed.quantize_per_tensor.default"] == 6
+
+
+def test_openvino_quantizes_weights_in_the_graph(tmp_path: Path) -> None:
+    """Weights are floats that are quantized and dequantized there."""
+    path = tmp_path / "m.pt2"
+    target = PT2(dialect="openvino")
+    export(converted("linear stack", "W8A8"), path, target, args=SUBJECTS["linear stack"].args)
+    assert _operators(path)["quantized_decomposed.quantize_per_channel.default"] == 3

@@ -1,0 +1,42 @@
+"""`OpenVINO()`: integer layers in the runtime's own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tico_config import ConfigError, DType
+from tico_export import OpenVINO, export
+from tico_modules import QuantizedLinear
+
+pytest.importorskip("openvino", reason="nox -s 'runtimes(openvino)' installs it")
+
+
+def _model(bits: int, group_size: int | None) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Linear(128, 64), nn.Linear(64, 32)]
+    made = [QuantizedLinear.from_float(each, DType.uint(bits), group_size=group_size) for each in layers]
+    return nn.Sequential(made[0], nn.ReLU(), made[1]).eval()
+
+
+@pytest.mark.parametrize(("bits", "group_size"), [(4, 32), (4, None), (8, None)])
+def test_the_runtime_gives_what_the_model_gives(bits: int, group_size: int | None, tmp_path: Path) -> None:
+    """Weights of 4 bits in groups and of 8 bits a row are verified, in files of their size."""
+    x = torch.linspace(-1, 1, 4 * 128).view(1, 4, 128)
+    model = _model(bits, group_size)
+    result = export(model, tmp_path / "m.xml", OpenVINO(), args=(x,), verify="require")
+    print(result)  # noqa: T201  # for the record
+    assert result.verified
+    weights = (128 * 64 + 64 * 32) * bits // 8
+    assert weights <= (tmp_path / "m.bin").stat().st_size < 2 * weights
+
+
+def test_the_name_has_to_be_one_of_openvino(tmp_path: Path) -> None:
+    """OpenVINO finds the weights beside a file that ends in .xml."""
+    with pytest.raises(ConfigError, match=r"ends in \.xml"):
+        export(_model(8, None), tmp_path / "m.ov", OpenVINO(), args=(torch.ones(1, 4, 128),))
+    assert list(tmp_path.iterdir()) == []
