@@ -2,7 +2,7 @@
 
 A target whose runtime is not installed is left out, and named. Refusals stand below the table.
 
-    python benchmarks/export_matrix.py [--models NAME …] [--schemes NAME …] [--targets NAME …]
+    python benchmarks/export_matrix.py [--models NAME …] [--schemes NAME …] [--targets NAME …] [--result FILE]
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import argparse
 import logging
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from torch import nn
 
+import recorded
 from export_models import SCHEMES, SUBJECTS, converted
 from tico_config import TicoError
 from tico_export import PT2, ExecuTorch, ExportTarget, Onnx, OpenVINO, export
@@ -53,28 +54,32 @@ def noted(reason: str, refusals: list[str]) -> str:
     return f"[{refusals.index(short) + 1}]"
 
 
+def row(subject: str, scheme: str, targets: Sequence[str], refusals: list[str]) -> list[str]:
+    """Return a cell for each of the targets."""
+    try:
+        model = converted(subject, scheme)
+    except TicoError as error:
+        return [noted(str(error.problems[0]), refusals)] * len(targets)
+    return [cell(model, subject, TARGETS[each], refusals) for each in targets]
+
+
 def main() -> None:
     """Print the table and the refusals."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     for name, known in (("models", SUBJECTS), ("schemes", SCHEMES), ("targets", TARGETS)):
         parser.add_argument(f"--{name}", nargs="+", choices=list(known), default=list(known))
+    recorded.add_option(parser)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     refusals: list[str] = []
-    print(f"| model | scheme | {' | '.join(options.targets)} |")
-    print("|---" * (2 + len(options.targets)) + "|")
-    for subject in options.models:
-        for scheme in options.schemes:
-            try:
-                model = converted(subject, scheme)
-            except TicoError as error:
-                cells = [noted(str(error.problems[0]), refusals)] * len(options.targets)
-            else:
-                cells = [cell(model, subject, TARGETS[each], refusals) for each in options.targets]
-            print(f"| {subject} | {scheme} | {' | '.join(cells)} |", flush=True)
-    print()
-    print("\n".join(f"[{number}] {reason}" for number, reason in enumerate(refusals, 1)))
+    with recorded.recording(options.result) as out:
+        out.table("Decibels against the model", *options.targets, width=44)
+        for subject in options.models:
+            for scheme in options.schemes:
+                out.row(f"{subject}, {scheme}", *row(subject, scheme, options.targets, refusals))
+        for number, reason in enumerate(refusals, 1):
+            out.note(f"[{number}] {reason}")
 
 
 if __name__ == "__main__":
