@@ -378,6 +378,22 @@ def test_a_module_that_only_hands_on_is_left_alone() -> None:
     ]
 
 
+def test_a_converted_model_is_prepared_again() -> None:
+    """What has points and integers keeps them; a layer that was left float gets its own."""
+    model = nn.Sequential(seeded(Product), nn.Linear(6, 4)).eval()
+    prepare(model, PTQConfig(overrides={"1": no_quant()}))
+    model(X)
+    convert(model)
+    before, grids = model(X), tensors_of(model.get_submodule("0"))
+    prepare(model, PTQConfig())
+    assert torch.equal(model(X), before)
+    convert(model)
+    assert same_tensors(tensors_of(model.get_submodule("0")), grids)
+    lines = {line.path: line.points for line in coverage(model).lines}
+    assert sorted(lines) == ["0", "1"]
+    assert len(lines["1"]) == 3
+
+
 class Outer(nn.Module):
     """A module that computes nothing itself."""
 

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 from tico_modules import RestorableModule, child_path, children, named_modules
 from tico_wrapq.base import PointDeclaration, QuantModuleBase, QuantPoint, WrapperRegistry
-from tico_wrapq.steps import StepPoints, why_not_stepped
+from tico_wrapq.steps import STEPS, Stepped, StepPoints, why_not_stepped
 
 # Modules that read their children's weights without calling them, so that wrapping those changes nothing.
 _WHOLES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.LinearCrossEntropyLoss)
@@ -63,7 +63,7 @@ class ModuleSite:
     @property
     def is_quantized(self) -> bool:
         """Whether an earlier run has left grids here."""
-        return isinstance(self.module, RestorableModule)
+        return isinstance(self.module, RestorableModule | Stepped)
 
 
 def with_steps(site: ModuleSite) -> ModuleSite:
@@ -96,6 +96,8 @@ def sites(model: nn.Module, registry: WrapperRegistry, variant: str) -> Iterator
 def inner(module: nn.Module) -> set[str]:
     """Return the names of the children that are no modules of the model, but parts of `module`."""
     names = set(children(module))
+    if isinstance(module, Stepped):
+        return {STEPS}
     if isinstance(module, QuantModuleBase):
         points = {name for name in names if isinstance(children(module)[name], QuantPoint)}
         return points if module.kept is None else names
@@ -164,7 +166,7 @@ def _overrides_forward(wrapper: type[QuantModuleBase], module: nn.Module, regist
 
 def _reason(module: nn.Module, passing: str | None) -> str:
     """Return why it is right that `module` has no wrapper; empty where it is not."""
-    if isinstance(module, RestorableModule):
+    if isinstance(module, RestorableModule | Stepped):
         return "it is quantized already"
     holds_others = children(module) and not isinstance(module, _WHOLES) and not own_floats(module)
     return passing or (_ARITHMETIC if holds_others else "")
