@@ -18,7 +18,7 @@ from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import ConfigError, UnsupportedError
 from tico_export import ExportResult, Onnx, export
 
-pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime", reason="the lowest versions are tested without the extra onnx")
 
 # onnxscript and onnx-ir warn of themselves.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -265,6 +265,31 @@ def test_what_is_tied_shares_its_codes() -> None:
     assert coverage(model).share == 1.0
 
 
+class Aliased(nn.Module):
+    """A matrix under two names, each in a product of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(values(1, 8, 8))
+        self.second = self.first
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product of the products."""
+        return (x @ self.first) @ self.second
+
+
+def test_a_weight_of_two_names_has_one_set_of_codes() -> None:
+    """It is counted once, and no float copy is left."""
+    model = prepare(seeded(Aliased), PTQConfig())
+    model(X)
+    convert(model)
+    assert list(model.named_parameters(recurse=False)) == []
+    weights = steps_in(model).weights
+    assert weights["first"] is weights["second"]
+    assert coverage(model).parameters == 64
+    assert "no longer tied" not in str(report(model))
+
+
 def test_only_the_experts_that_are_asked_for_are_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
     """Indexing the weight reads one of its parts."""
     model, _ = converted("experts")

@@ -127,7 +127,7 @@ def _floats(model: nn.Module, modules: Mapping[str, nn.Module]) -> tuple[dict[st
     aliases: dict[str, str] = {}
     hidden = tuple(f"{path}." for path, each in modules.items() if _holds_its_own(each))
     for name, tensor in _saved_tensors(model):
-        if name.startswith(hidden) or _is_of_root(modules, name):
+        if name.startswith(hidden) or isinstance(modules[""], QuantizedModule | ActivationGrid):
             continue
         if id(tensor) in first:
             aliases[name] = first[id(tensor)]
@@ -146,10 +146,6 @@ def _takes_part(module: RestorableModule) -> bool:
     """Whether modules of the model stand below `module`, as below a wrapper of attention."""
     below = named_modules(module)
     return any(isinstance(each, QuantizedModule) and each is not module for _, each in below)
-
-
-def _is_of_root(modules: Mapping[str, nn.Module], name: str) -> bool:
-    return isinstance(modules[""], QuantizedModule | ActivationGrid)
 
 
 def _saved_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

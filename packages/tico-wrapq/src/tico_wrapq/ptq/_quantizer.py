@@ -212,7 +212,7 @@ def _untied(tied: list[list[_Holder]], finished: Mapping[str, nn.Module]) -> dic
     notes: dict[str, str] = {}
     for holders in tied:
         if len({_codes(finished[path], name) for path, name in holders if path in finished}) > 1:
-            paths = ", ".join(path for path, _ in holders)
+            paths = ", ".join(path or "the model itself" for path, _ in holders)
             notes |= {path: f"no longer tied: one weight of {paths}" for path, _ in holders}
     return notes
 

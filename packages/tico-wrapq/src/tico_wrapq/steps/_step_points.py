@@ -128,9 +128,9 @@ class StepPoints(QuantModuleBase):
 
     def note_weight(self, weight: nn.Parameter, use: WeightUse) -> None:
         """Take note of how a step reads a weight, if it is one of the module's own."""
-        name = None if self._watch is None else self._watch.name_of(weight)
-        if name is not None and use not in self.findings.uses.get(name, ()):
-            self.findings = self.findings.with_use(name, use)
+        for name in () if self._watch is None else self._watch.names_of(weight):
+            if use not in self.findings.uses.get(name, ()):
+                self.findings = self.findings.with_use(name, use)
 
     def named_points(self) -> Iterator[tuple[str, QuantPoint]]:
         """Yield the point of each step that data have reached, by the step's name, in alphabetical order."""

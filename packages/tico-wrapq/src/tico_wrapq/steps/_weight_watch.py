@@ -33,9 +33,9 @@ class WeightWatch:
     served: nn.Module
     specs: Mapping[str, QuantSpec]
 
-    def name_of(self, weight: nn.Parameter) -> str | None:
-        """Return the name of `weight`; None where it is none of the module's own."""
-        return next((name for name in self.specs if parameter(self.served, name) is weight), None)
+    def names_of(self, weight: nn.Parameter) -> list[str]:
+        """Return the names of `weight`; none where it is not of the module's own."""
+        return [name for name in self.specs if parameter(self.served, name) is weight]
 
     def left_float(self, uses: Uses) -> Mapping[str, str]:
         """Return the weights that are to stay float although a grid is asked for, each with the reason.
@@ -64,11 +64,13 @@ class WeightWatch:
             UnsupportedError: a spec is none that integer weights can have.
         """
         left = self.left_float(uses)
-        return {
-            name: self._pack(name, spec, codes, uses[name])
-            for name, spec in self.specs.items()
-            if spec.is_quantized and name not in left
-        }
+        made: dict[str, OwnedWeight] = {}
+        known: dict[tuple[int, QuantSpec], OwnedWeight] = {}  # a parameter may have several names
+        for name, spec in self.specs.items():
+            if spec.is_quantized and name not in left:
+                key = id(parameter(self.served, name)), spec
+                known[key] = made[name] = known.get(key) or self._pack(name, spec, codes, uses[name])
+        return made
 
     def _pack(
         self, name: str, spec: QuantSpec, codes: WeightCodes, uses: frozenset[WeightUse]
