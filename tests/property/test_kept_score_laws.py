@@ -25,10 +25,15 @@ def scores(draw: st.DrawFn) -> Tensor:
     return torch.tensor(draw(st.lists(one, min_size=24, max_size=24))).to(kind).view(2, 3, 4)
 
 
+def out_of_reach(x: Tensor) -> Tensor:
+    """Return the definition: far below the largest of the row, or a row of minus infinity alone."""
+    limit = x.amax(-1, keepdim=True) - REACH
+    return (x < limit) | (limit == -torch.inf)
+
+
 def by_comparison(x: Tensor, grid: ActivationGrid) -> Tensor:
     """Return the definition."""
-    largest = x.amax(-1, keepdim=True)
-    left_out = x < largest - REACH
+    largest, left_out = x.amax(-1, keepdim=True), out_of_reach(x)
     return torch.where(left_out, x, grid(torch.where(left_out, largest, x)))
 
 
@@ -55,7 +60,7 @@ def test_on_one_grid(x: Tensor, scale: float) -> None:
 @given(scores())
 def test_what_is_left_out_is_zero_where_ranges_are_read(x: Tensor) -> None:
     """Every other bit stays."""
-    left_out = x < x.amax(-1, keepdim=True) - REACH
+    left_out = out_of_reach(x)
     kept = kept_scores(x)
     assert (kept is None) == (not left_out.any())
     if kept is not None:

@@ -29,15 +29,15 @@ _BITS: Final = {
 def kept_scores(scores: Tensor) -> Tensor | None:
     """Return -1 for each score within reach of the largest of its row, 0 for all others; None if all are.
 
-    Minus infinity is never within reach.
+    A row of minus infinity alone has none within reach.
 
     >>> kept_scores(torch.tensor([[1.0, -99.0], [2.0, 3.0]])).tolist()
     [[-1, 0], [-1, -1]]
     """
     if not scores.numel():
         return None
-    limit, lowest = scores.amax(-1, keepdim=True) - OUT_OF_REACH, scores.amin(-1, keepdim=True)
-    if not bool(((lowest < limit) | (lowest == -torch.inf)).any()):
+    limit = scores.amax(-1, keepdim=True) - OUT_OF_REACH
+    if not bool(_out_of_reach(scores.amin(-1, keepdim=True), limit).any()):
         return None
     bits = _BITS[scores.dtype]
     if not bool(limit.isfinite().all()):  # differences may be NaN, whose sign means nothing
@@ -57,7 +57,7 @@ def kept_exponents(exponents: Tensor) -> Tensor | None:
 
 
 def _out_of_reach(scores: Tensor, limit: Tensor) -> Tensor:
-    return (scores < limit) | (scores == -torch.inf)
+    return (scores < limit) | (limit == -torch.inf)
 
 
 def with_zeros(x: Tensor, kept: Tensor) -> Tensor:
