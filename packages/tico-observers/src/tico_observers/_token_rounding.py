@@ -27,7 +27,7 @@ def round_tokens(x: Tensor, dtype: DType, *, symmetric: bool) -> Tensor:
     The same bits as `fake_quantize` with `params_per_token`, in half as many operators: for a few tokens
     it is their number that takes the time. A vector that holds NaN or infinity becomes NaN.
 
-    >>> round_tokens(torch.tensor([[-1.0, 0.6, 3.0]]), DType.uint(2), symmetric=False).tolist()
+    >>> round_tokens(torch.tensor([[-1.0, 0.7, 3.0]]), DType.uint(2), symmetric=False).tolist()
     [[-1.3333333730697632, 1.3333333730697632, 2.6666667461395264]]
     """
     return with_gradient_of(x, _rounded(x.detach(), dtype, symmetric))
