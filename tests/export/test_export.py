@@ -251,3 +251,23 @@ def test_the_source_has_names_and_ties() -> None:
     assert source.weights["0"].act_in is not None
     assert dict(source.floats) == {}
     assert torch.equal(source.weights["2"].dequantize(), model[2].weight)  # type: ignore[index]
+
+
+class Gate(nn.Module):
+    """A module whose steps have points."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the input times what the layer gives."""
+        product: Tensor = x * self.layer(x)
+        return product
+
+
+def test_points_have_the_paths_that_reports_have() -> None:
+    """Also those of steps, which stand beside the children of a module."""
+    model = prepare(nn.Sequential(Gate()).eval(), PTQConfig())
+    model(X)
+    assert list(Source.read(convert(model)).points) == ["0.mul_0"]

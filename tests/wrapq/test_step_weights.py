@@ -28,11 +28,14 @@ from tico.quantization.config import (
     HistogramSpec,
     LifecycleError,
     MSESpec,
+    NumericsError,
+    PerChannel,
+    UnsupportedError,
     affine,
     no_quant,
 )
 from tico_modules import PackedWeight
-from tico_quantizers.testing import same_tensors, seeded, tensors_of
+from tico_quantizers.testing import refused, same_tensors, seeded, tensors_of
 from tico_wrapq import PTQWrapper, StepPoints
 from tiny_models import values
 
@@ -441,6 +444,23 @@ def test_an_override_that_can_name_no_step_is_refused_at_once() -> None:
     model(X)
     with pytest.raises(ValueError, match="'add_0'"):
         convert(model)
+
+
+def test_a_weight_that_is_not_finite_is_refused_by_prepare() -> None:
+    """By its name, with the place of the first such value in its own shape."""
+    model = seeded(Product)
+    with torch.no_grad():
+        model.get_parameter("matrix")[2, 3] = torch.nan
+    with refused(model, NumericsError, module="", field="matrix") as error:
+        prepare(model, PTQConfig())
+    assert "nan at (2, 3)" in str(error.value)
+
+
+def test_a_grid_that_a_weight_cannot_have_is_refused_by_prepare() -> None:
+    """As for the weight of a layer."""
+    model, units = seeded(Product), affine(DType.uint(4), granularity=PerChannel(1))
+    with refused(model, UnsupportedError, module="matrix", field="spec"):
+        prepare(model, PTQConfig(weight=units))
 
 
 def test_a_wrapper_of_one_module_has_steps_too() -> None:

@@ -64,7 +64,7 @@ class Source:
             floats=floats,
             aliases=aliases | dict(_ties(weights)),
             points={
-                path: Grid.of(each)
+                _point_path(path, modules): Grid.of(each)
                 for path, each in modules.items()
                 if isinstance(each, ActivationGrid) and not path.startswith(tuple(inside))
             },
@@ -81,6 +81,14 @@ class Source:
     def config(self) -> object:
         """The config of a transformers model; None of any other."""
         return getattr(self.model, "config", None)
+
+
+def _point_path(path: str, modules: Mapping[str, nn.Module]) -> str:
+    """Return the path of a point as reports have it: that of the module whose step it is, and its name."""
+    parts = path.split(".")
+    above = [modules.get(".".join(parts[: end + 1])) for end in range(len(parts))]
+    beside = [isinstance(each, RestorableModule) and each.stands_beside for each in above]
+    return ".".join(part for part, left in zip(parts, beside, strict=True) if not left).removesuffix(".fixed")
 
 
 def _require_converted(model: object) -> None:

@@ -33,7 +33,7 @@ from tico_modules import (
     parameter,
     record_outputs,
 )
-from tico_wrapq.base import QuantModuleBase, WrapperRegistry, spec_problem
+from tico_wrapq.base import WEIGHT, QuantModuleBase, WrapperRegistry, spec_problem
 from tico_wrapq.ptq._sites import ModuleSite, own_floats, sites, with_steps
 from tico_wrapq.steps import StepPoints
 
@@ -227,6 +227,9 @@ def _specs(found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
                 continue
             problem = spec_problem(path, declaration, specs[path])
             unsupported += [] if problem is None else [problem]
+        owned = (child_path(site.path, name) for name in (site.floats if site.wrapper is StepPoints else ()))
+        weights = (spec_problem(path, WEIGHT, _weight_spec(config, path)) for path in owned)
+        unsupported += [problem for problem in weights if problem is not None]
     problems += _match_problems(found, specs, config) if not problems else []
     if problems:
         raise ConfigError(*problems)
@@ -266,25 +269,34 @@ def _may_name_step(problem: Problem, stepped: set[str]) -> bool:
 
 
 def _require_finite_weights(found: list[ModuleSite]) -> None:
-    wrapped = [(site.path, site.adopted) for site in found if site.wrapper is not None]
-    bad = [(path, at) for path, module in wrapped if (at := _first_nonfinite(module)) is not None]
+    weights = [
+        (site.path, name, site.adopted)
+        for site in found
+        if site.wrapper is not None
+        for name in (site.floats if site.wrapper is StepPoints else ("weight",))
+    ]
+    bad = [
+        (path, name, at)
+        for path, name, module in weights
+        if (at := _first_nonfinite(module, name)) is not None
+    ]
     if bad:
         raise NumericsError(
             *(
                 Problem(
                     module=path,
-                    field="weight",
+                    field=name,
                     value=Found(at),
                     expected="finite",
-                    sentence=f"its weight is {at}",
+                    sentence=f"its {name} is {at}",
                 )
-                for path, at in bad
+                for path, name, at in bad
             )
         )
 
 
-def _first_nonfinite(module: nn.Module) -> str | None:
-    weight = None if isinstance(module, QuantizedModule) else parameter(module, "weight")
+def _first_nonfinite(module: nn.Module, name: str) -> str | None:
+    weight = None if isinstance(module, QuantizedModule) else parameter(module, name)
     if weight is None or math.isfinite(weight.detach().sum().item()):
         return None
     bad = torch.nonzero(~torch.isfinite(weight)).tolist()
