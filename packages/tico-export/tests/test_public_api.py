@@ -13,6 +13,7 @@ class TestPublicAPI(PublicAPI):
     names = (
         "ENTRY_POINT_GROUP",
         "PT2",
+        "CompressedTensors",
         "Consumer",
         "Example",
         "ExecuTorch",

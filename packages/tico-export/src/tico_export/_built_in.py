@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from tico_export.formats import EXECUTORCH_ENTRY, ONNX_ENTRY, OPENVINO_ENTRY, PT2_ENTRY
+from tico_export.formats import (
+    COMPRESSED_TENSORS_ENTRY,
+    EXECUTORCH_ENTRY,
+    ONNX_ENTRY,
+    OPENVINO_ENTRY,
+    PT2_ENTRY,
+)
 from tico_export.protocol import ExporterEntry
 
 BUILT_IN: Final[tuple[ExporterEntry, ...]] = (
+    COMPRESSED_TENSORS_ENTRY,
     EXECUTORCH_ENTRY,
     ONNX_ENTRY,
     OPENVINO_ENTRY,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,8 +25,16 @@ def _tensors(values: object) -> list[Tensor]:
     return [torch.as_tensor(each) for each in leaves if isinstance(each, Tensor | bool | int | float)]
 
 
+@runtime_checkable
+class _Array(Protocol):
+    """A tensor or an array of numpy."""
+
+    def __array__(self) -> object:
+        """Return the values."""
+
+
 def floats_of(outputs: object) -> list[Tensor]:
-    """Return the tensors of floats among `outputs`, which may be arrays of numpy."""
+    """Return the tensors of floats among `outputs`, which may be arrays of numpy, and hold other objects."""
     leaves: list[object] = pytree.tree_leaves(outputs)
-    found = [torch.as_tensor(each) for each in leaves if each is not None]
+    found = [torch.as_tensor(each) for each in leaves if isinstance(each, _Array)]
     return [each for each in found if each.is_floating_point()]

@@ -1,0 +1,22 @@
+"""Layers and configs as the library compressed-tensors has them."""
+
+from tico_export.compressed_tensors._config import quantization_config
+from tico_export.compressed_tensors._consumer import transformers_consumer
+from tico_export.compressed_tensors._layer import layer_tensors
+from tico_export.compressed_tensors._problems import layer_problems
+from tico_export.compressed_tensors._scheme import InputScheme, Scheme, loads_as_floats, schemes_of
+from tico_export.compressed_tensors._targets import targets_of
+from tico_export.compressed_tensors._words import words_of
+
+__all__ = [
+    "InputScheme",
+    "Scheme",
+    "layer_problems",
+    "layer_tensors",
+    "loads_as_floats",
+    "quantization_config",
+    "schemes_of",
+    "targets_of",
+    "transformers_consumer",
+    "words_of",
+]
