@@ -53,7 +53,14 @@ RUNTIMES: Final = {
     "onnx_runtime": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
     "circle": ("tico",),
+    "gptqmodel": (
+        *("transformers", "optimum", "accelerate", "datasets", "defuser", "device-smi", "dill", "logbar"),
+        *("pillow", "protobuf", "pypcre", "threadpoolctl", "tokenicer"),
+    ),
 }
+
+# Runtimes that ask for a later torch than they need, and are installed without what they ask for.
+UNASKED: Final = {"gptqmodel": ("gptqmodel",)}
 
 # OpenMP threads that spin while they wait can stall a run for minutes on a machine with other work.
 PATIENT: Final = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -263,7 +270,8 @@ def interpreters(session: nox.Session, version: str) -> None:
 def runtimes(session: nox.Session, runtime: str) -> None:
     """Have a runtime run what its preset gives, in an environment of its own, and print what it computed."""
     environment = ENVIRONMENTS / f"runtimes-{runtime}"
-    _provide(session, environment, RUNTIMES[runtime], ROOT / "tests/runtimes/constraints" / f"{runtime}.txt")
+    constraints = ROOT / "tests/runtimes/constraints" / f"{runtime}.txt"
+    _provide(session, environment, RUNTIMES[runtime], constraints, UNASKED.get(runtime, ()))
     # Runtimes warn of themselves; the tests' own conftest.py asks for tools that are not there.
     alone = ("--confcutdir=tests/runtimes", "-p", "no:warnings")
     files = _existing(f"tests/runtimes/test_{runtime}.py", f"tests/runtimes/test_export_{runtime}.py")
@@ -271,16 +279,22 @@ def runtimes(session: nox.Session, runtime: str) -> None:
 
 
 def _provide(
-    session: nox.Session, environment: Path, requirements: tuple[str, ...], constraints: Path
+    session: nox.Session,
+    environment: Path,
+    requirements: tuple[str, ...],
+    constraints: Path,
+    unasked: tuple[str, ...] = (),
 ) -> None:
     """Bring an environment with a runtime and the packages up to tico-pt2e up to date."""
     stamp = environment / "installed.sha256"
-    fingerprint = _fingerprint(list(requirements), constraints)
+    fingerprint = _fingerprint([*requirements, *unasked], constraints)
     if stamp.exists() and stamp.read_text() == fingerprint:
         return
     _create(session, environment)
     _install(session, environment, "torch", constraints=constraints)
     _install(session, environment, "hatchling", "numpy", "pytest", *requirements, constraints=constraints)
+    if unasked:
+        _install(session, environment, "--no-deps", *unasked, constraints=constraints)
     below = [*PACKAGES][: [*PACKAGES].index("tico-pt2e") + 1]
     editable = [argument for package in below for argument in ("--editable", f"packages/{package}")]
     _install(session, environment, "--no-build-isolation", *editable, constraints=constraints)

@@ -29,7 +29,8 @@ from tico.quantization.config import (
 )
 from tico_config import ConfigError, UnsupportedError
 from tico_export import CompressedTensors, ExportResult, Source, export
-from tico_export.compressed_tensors import schemes_of, targets_of, words_of
+from tico_export.checkpoints import words_of
+from tico_export.compressed_tensors import schemes_of, targets_of
 from tico_modules import ScaledInput
 from tico_observers import read_sealed
 

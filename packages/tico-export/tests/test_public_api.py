@@ -13,6 +13,7 @@ class TestPublicAPI(PublicAPI):
     names = (
         "ENTRY_POINT_GROUP",
         "PT2",
+        "AWQFormat",
         "CompressedTensors",
         "Consumer",
         "Example",
@@ -22,6 +23,7 @@ class TestPublicAPI(PublicAPI):
         "Exporter",
         "ExporterEntry",
         "ExporterRegistry",
+        "GPTQFormat",
         "Grid",
         "IntegerWeight",
         "Onnx",

@@ -6,7 +6,6 @@ from tico_export.compressed_tensors._layer import layer_tensors
 from tico_export.compressed_tensors._problems import layer_problems
 from tico_export.compressed_tensors._scheme import InputScheme, Scheme, loads_as_floats, schemes_of
 from tico_export.compressed_tensors._targets import targets_of
-from tico_export.compressed_tensors._words import words_of
 
 __all__ = [
     "InputScheme",
@@ -18,5 +17,4 @@ __all__ = [
     "schemes_of",
     "targets_of",
     "transformers_consumer",
-    "words_of",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tico_export.compressed_tensors._scheme import loads_as_floats
-from tico_export.program import Bound, floats_of, kernel_bound
+from tico_export.program import Bound, floats_of, kernel_bound, rounding_bound
 from tico_export.protocol import Consumer, Example, require_extra
 from tico_export.source import Source
 
@@ -63,6 +62,5 @@ def _bound(source: Source) -> Bound:
         *(torch.empty(0, dtype=each.float_dtype) for each in source.weights.values()),
     ]
     eps = max(torch.finfo(each.dtype).eps for each in floats if each.is_floating_point())
-    layers = max(1, len(source.weights))
-    rounded = Bound(-20 * math.log10(eps) - 10 * math.log10(layers), "scales are rounded to its floats")
+    rounded = rounding_bound(source, eps, "scales are rounded to its floats")
     return min(kernel_bound(source), rounded, key=lambda each: each.smallest_sqnr)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tico_export.checkpoints import words_of
 from tico_export.compressed_tensors._scheme import Scheme, middle_of
-from tico_export.compressed_tensors._words import words_of
 from tico_export.source import Grid, IntegerWeight
 
 

@@ -55,3 +55,12 @@ def _block_of(grid: FoundGrid) -> int | None:
     if grid.role != "weight" or grid.dtype.bits > 4:
         return None
     return grid.granularity.size if isinstance(grid.granularity, PerGroup) else 128
+
+
+def rounding_bound(source: Source, eps: float, why: str) -> Bound:
+    """Return how near outputs come where each layer's weights are moved by a share of `eps`.
+
+    The errors of layers are independent, so that their powers add up. `why` says what rounds.
+    """
+    layers = max(1, len(source.weights))
+    return Bound(-20 * math.log10(eps) - 10 * math.log10(layers), why)
