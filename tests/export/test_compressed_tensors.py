@@ -13,9 +13,10 @@ from typing import TypeAlias
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+import export_compressed_tensors
 from export_models import TOKENS, converted
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import (
@@ -303,6 +304,19 @@ def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) ->
     assert contents(here) == contents(there)
 
 
+def test_nothing_global_changes(tmp_path: Path) -> None:
+    """Neither random numbers nor the default dtype, nor the model."""
+    model = quantized(ptq())
+    tensors = {name: each.clone() for name, each in model.state_dict().items()}
+    state, dtype = torch.get_rng_state(), torch.get_default_dtype()
+    written(model, tmp_path / "m")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_default_dtype() == dtype
+    after: dict[str, Tensor] = model.state_dict()
+    assert all(torch.equal(after[name], each) for name, each in tensors.items())
+    assert not hasattr(model.config, "quantization_config")
+
+
 def test_generation_settings_and_tokenizer_stand_beside(tmp_path: Path) -> None:
     """Both come along, the tokenizer from where the model was loaded."""
     origin, folder = tmp_path / "origin", tmp_path / "m"
@@ -404,3 +418,11 @@ def test_tensors_that_a_reader_would_drop_or_make_up_are_refused(tmp_path: Path)
     with pytest.raises(UnsupportedError) as caught:
         export(model, tmp_path / "m", CompressedTensors(), args=(TOKENS,))
     assert [each.module for each in caught.value.problems] == ["extra", "model.norm.weight"]
+
+
+@pytest.mark.parametrize("name", export_compressed_tensors.SCHEMES)
+def test_the_example_runs(name: str, tmp_path: Path) -> None:
+    """Its folders are verified, and the tokenizer stands in them."""
+    result = export_compressed_tensors.write(name, tmp_path, tokens=256)
+    assert result.verified
+    assert (tmp_path / name / "tokenizer.json").exists()

@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from tico_export.compressed_tensors._scheme import loads_as_floats
 from tico_export.program import Bound, floats_of, kernel_bound, rounding_bound
@@ -40,8 +41,10 @@ def transformers_consumer(source: Source) -> Consumer:
             attn_implementation=attention,
             **further if as_floats else {},
         )
+        inputs = (example.args, dict(example.kwargs))
+        args, kwargs = pytree.tree_map_only(Tensor, Tensor.cpu, inputs)
         with torch.no_grad():
-            return floats_of(model(*example.args, **example.kwargs))
+            return floats_of(model(*args, **kwargs))
 
     library = f"compressed-tensors {version('compressed-tensors')}"
     how = f", {_AS_FLOATS}" if as_floats else ""
