@@ -1,12 +1,15 @@
 """The formats of this package, a file each."""
 
 from tico_export.formats._executorch import EXECUTORCH_ENTRY, ExecuTorch
+from tico_export.formats._gguf import GGUF, GGUF_ENTRY
 from tico_export.formats._onnx import ONNX_ENTRY, Onnx
 from tico_export.formats._openvino import OPENVINO_ENTRY, OpenVINO
 from tico_export.formats._pt2 import PT2, PT2_ENTRY
 
 __all__ = [
     "EXECUTORCH_ENTRY",
+    "GGUF",
+    "GGUF_ENTRY",
     "ONNX_ENTRY",
     "OPENVINO_ENTRY",
     "PT2",
