@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, Final, Literal, Protocol, final, runtime_checkable
+from typing import ClassVar, Final, Literal, final
 
 import attrs
 import torch
@@ -24,21 +23,16 @@ from tico_export.gguf_files import (
     content_problems,
     hyperparameters,
     llama_cpp,
+    rounding_notes,
+    type_notes,
     write_gguf,
 )
 from tico_export.protocol import Consumer, Example, Exporter, ExportTarget, exporter_entry
 from tico_export.source import Source
+from tico_modules import Tokenizer, write_companions
 
 _FLOATS: Final = {"kept": None, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _QUANTIZATION_VERSION: Final = 2
-
-
-@runtime_checkable
-class SavedTokenizer(Protocol):
-    """A tokenizer that can write itself to a folder, as those of transformers can."""
-
-    def save_pretrained(self, save_directory: str, /) -> object:
-        """Write its files."""
 
 
 @final
@@ -68,14 +62,13 @@ class GGUF(ExportTarget):
     model_name: str | None = attrs.field(default=None, alias="name")
     scales: Literal["exact", "nearest"] = "exact"
     floats: Literal["kept", "float16", "bfloat16"] = "kept"
-    tokenizer: str | os.PathLike[str] | SavedTokenizer | Literal[False] | None = None
+    tokenizer: str | os.PathLike[str] | Tokenizer | Literal[False] | None = None
 
     def __attrs_post_init__(self) -> None:
         """Refuse other options."""
         named = check_instance("name", self.model_name, str | None, "a text or None")
-        told = self.tokenizer is False or isinstance(
-            self.tokenizer, str | os.PathLike | SavedTokenizer | None
-        )
+        writes = callable(getattr(self.tokenizer, "save_pretrained", None))
+        told = self.tokenizer is False or isinstance(self.tokenizer, str | os.PathLike | None) or writes
         expected = "a folder, a tokenizer of transformers, None or False"
         refuse(
             named,
@@ -107,6 +100,16 @@ class GGUFExporter(Exporter[GGUF]):
         """Return llama.cpp on the processor, with keys and values in float32."""
         return llama_cpp(self._tensors(_contents(source)))
 
+    def notes(self, source: Source) -> Iterable[str]:
+        """Yield the types of the tensors, what was rounded, and what the tokenizer is."""
+        contents, files = _contents(source), self._tokenizer(source)
+        yield from type_notes(self._tensors(contents))
+        yield from rounding_notes(contents, _FLOATS[self.target.floats])
+        if files is None:
+            yield "there is no tokenizer in the file: llama.cpp takes tokens by number"
+        else:
+            yield from files.notes()
+
     @property
     def _nearest(self) -> bool:
         return self.target.scales == "nearest"
@@ -118,14 +121,12 @@ class GGUFExporter(Exporter[GGUF]):
         source, architecture = contents.source, contents.architecture
         files = self._tokenizer(source)
         vocabulary: dict[str, Value] = {"tokenizer.ggml.model": "no_vocab"}
-        sizes: Counter[int] = Counter()
-        for each in tensors:
-            sizes[each.type.file_type] += each.bytes
+        mostly = Counter(each.type.file_type for each in tensors if len(each.shape) > 1)
         return {
             "general.architecture": architecture.name,
             "general.type": "model",
-            "general.name": self.target.model_name or _origin(source).name or architecture.name,
-            "general.file_type": max(sizes, key=lambda kind: sizes[kind]),
+            "general.name": self.target.model_name or _own_name(source) or architecture.name,
+            "general.file_type": mostly.most_common(1)[0][0],
             "general.quantization_version": _QUANTIZATION_VERSION,
             **hyperparameters(source.config, architecture),
             **(vocabulary if files is None else files.metadata(contents.rows)),
@@ -134,28 +135,21 @@ class GGUFExporter(Exporter[GGUF]):
     def _tokenizer(self, source: Source) -> TokenizerFiles | None:
         """Return the files of the tokenizer; None where there is none, or none is wanted."""
         given = self.target.tokenizer
-        if given is None and not (_origin(source) / TOKENIZER_NAME).is_file():
-            return None
         if given is False:
             return None
-        with _folder(_origin(source) if given is None else given) as folder:
-            return TokenizerFiles.read(folder)
+        if isinstance(given, str | os.PathLike):
+            return TokenizerFiles.read(Path(given))
+        with TemporaryDirectory() as folder:
+            write_companions(source.model, folder, config={}, tokenizer=given)
+            if given is None and not (Path(folder) / TOKENIZER_NAME).is_file():
+                return None
+            return TokenizerFiles.read(Path(folder))
 
 
-@contextmanager
-def _folder(tokenizer: str | os.PathLike[str] | SavedTokenizer) -> Iterator[Path]:
-    if not isinstance(tokenizer, SavedTokenizer):
-        yield Path(tokenizer)
-        return
-    with TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        yield Path(folder)
-
-
-def _origin(source: Source) -> Path:
-    """Return the folder that the model was loaded from, which may not be there."""
+def _own_name(source: Source) -> str:
+    """Return the last part of where the model was loaded from."""
     path: object = getattr(source.model, "name_or_path", "")
-    return Path(path if isinstance(path, str) else "")
+    return Path(path).name if isinstance(path, str) else ""
 
 
 def _contents(source: Source) -> Contents:

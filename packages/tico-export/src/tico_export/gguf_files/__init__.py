@@ -4,6 +4,7 @@ from tico_export.gguf_files._container import FileTensor, Value, write_gguf
 from tico_export.gguf_files._contents import Contents, content_problems
 from tico_export.gguf_files._hyperparameters import hyperparameters
 from tico_export.gguf_files._llama_cpp import llama_cpp
+from tico_export.gguf_files._rounding import rounding_notes, type_notes
 from tico_export.gguf_files._tokenizer import TOKENIZER_NAME, TokenizerFiles
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "content_problems",
     "hyperparameters",
     "llama_cpp",
+    "rounding_notes",
+    "type_notes",
     "write_gguf",
 ]

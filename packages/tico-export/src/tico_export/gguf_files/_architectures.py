@@ -31,7 +31,8 @@ class Architecture:
     Attributes:
         name: what llama.cpp calls it.
         pairs_neighbours: whether it rotates each two neighbouring values of a head. The models of
-            transformers rotate a value of the first half with one of the second: rows of q and k are reordered.
+            transformers rotate a value of the first half with one of the second, and rows of q and k are
+            reordered.
         layer: the modules of a layer, by their paths in it, with their names in a file.
         outside: the modules outside of the layers.
         biases: which of them may have a bias.

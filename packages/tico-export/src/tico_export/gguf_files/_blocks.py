@@ -39,9 +39,9 @@ class Blocks:
 
     def noise(self) -> tuple[float, float]:
         """Return the sums of the squares of the weight, and of what rounding its scales changed."""
-        values = self._steps().view(*self.scale.shape, BLOCK) * self.scale.float().unsqueeze(-1)
-        if self.type.has_minimum:
-            values = values + self.minimum.float().unsqueeze(-1)
+        lowest = self.minimum.float() if self.type.has_minimum else torch.zeros(self.scale.shape)
+        steps = self._steps().view(*self.scale.shape, BLOCK)
+        values = steps * self.scale.float().unsqueeze(-1) + lowest.unsqueeze(-1)
         meant = self.weight.dequantize().view(values.shape)
         return meant.double().square().sum().item(), (values - meant).double().square().sum().item()
 
