@@ -53,6 +53,7 @@ RUNTIMES: Final = {
     "onnx_runtime": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
     "circle": ("tico",),
+    "llama_cpp": ("cyllama", "transformers"),
 }
 
 # OpenMP threads that spin while they wait can stall a run for minutes on a machine with other work.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+import export_gguf
 from export_models import converted
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import DType, PerGroup, affine, no_quant
@@ -480,3 +481,12 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     """The file that is missing is named."""
     with pytest.raises(ConfigError, match=r"a folder with a tokenizer.json"):
         written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=tmp_path, scales="nearest"))
+
+
+def test_the_example_runs(tmp_path: Path) -> None:
+    """Its file has the model's name and its tokenizer."""
+    result = export_gguf.write(tmp_path)
+    found = fields(result.path)
+    assert found["general.name"] == "wiki LLaMA"
+    assert found["tokenizer.ggml.pre"] == "gpt-2"
+    assert "tensors: 12 of F32, 35 of Q4_0" in result.notes
