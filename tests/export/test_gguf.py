@@ -174,6 +174,18 @@ def test_scales_are_rounded_where_that_is_asked_for(
     assert "dB from the model's" in note
 
 
+def test_scales_beyond_float16_are_no_scales(tmp_path: Path) -> None:
+    """A block whose scale is too small for it is 0, which costs nothing; one that is too large is refused."""
+    model = quantized(llama())
+    packed = Source.read(model).weights["model.layers.0.mlp.up_proj"].packed
+    packed.scale[0] = 1e-9
+    written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+    assert (read(tmp_path / "m.gguf")["blk.0.ffn_up.weight"][1][0] == 0).all()
+    packed.scale[0] = 1e5
+    with pytest.raises(UnsupportedError, match="up_proj: its scales are beyond float16's range"):
+        written(model, tmp_path / "n.gguf", GGUF(scales="nearest"))
+
+
 def test_scales_that_are_no_float16_are_refused(tmp_path: Path) -> None:
     """Every such weight is named, with what to do."""
     with pytest.raises(UnsupportedError, match=r'no float16.*GGUF\(scales="nearest"\)') as caught:

@@ -57,7 +57,7 @@ def blocks_of(weight: IntegerWeight, *, nearest: bool) -> Blocks | None:
     They hold its very values, or, with `nearest`, scales and minima that are rounded to float16.
     """
     for each in _candidates(weight):
-        if each.exact or (nearest and _in_range(each)):
+        if each.exact or (nearest and _is_finite(each)):
             return each
     return None
 
@@ -83,7 +83,7 @@ def block_problem(weight: IntegerWeight, *, nearest: bool) -> Problem | None:
             "scales of float16",
             'GGUF(scales="nearest") rounds them and tells what it cost',
         )
-    return _problem(weight, "its scales are out of float16's range", "scales from 6e-8 to 65504", None)
+    return _problem(weight, "its scales are beyond float16's range", "scales up to 65504", None)
 
 
 def _candidates(weight: IntegerWeight) -> Iterator[Blocks]:
@@ -114,10 +114,10 @@ def _holds(kind: BlockType, weight: IntegerWeight) -> bool:
     return kind.lowest <= low and high <= kind.highest
 
 
-def _in_range(blocks: Blocks) -> bool:
+def _is_finite(blocks: Blocks) -> bool:
+    """Tell whether float16 reaches the scales; where they are too small for it, blocks are 0."""
     minimum = blocks.minimum if blocks.type.has_minimum else blocks.scale
-    finite = bool(blocks.scale.isfinite().all()) and bool(minimum.isfinite().all())
-    return finite and bool((blocks.scale > 0).all())
+    return bool(blocks.scale.isfinite().all()) and bool(minimum.isfinite().all())
 
 
 def _steps_of(weight: IntegerWeight) -> tuple[int, int]:
