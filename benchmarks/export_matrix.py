@@ -1,4 +1,4 @@
-"""What each graph target makes of each model and scheme: decibels against the model, or a refusal.
+"""What each target makes of each model and scheme: decibels against the model, or a refusal.
 
 A target whose runtime is not installed is left out, and named. Refusals stand below the table.
 
@@ -20,7 +20,7 @@ from torch import nn
 import recorded
 from export_models import SCHEMES, SUBJECTS, converted
 from tico_config import TicoError
-from tico_export import PT2, ExecuTorch, ExportTarget, Onnx, OpenVINO, export
+from tico_export import GGUF, PT2, ExecuTorch, ExportTarget, Onnx, OpenVINO, export
 
 TARGETS: Final[Mapping[str, ExportTarget]] = {
     "PT2 onnx": PT2(),
@@ -30,6 +30,7 @@ TARGETS: Final[Mapping[str, ExportTarget]] = {
     "Onnx": Onnx(),
     "OpenVINO": OpenVINO(),
     "ExecuTorch": ExecuTorch(),
+    "GGUF": GGUF(scales="nearest"),
 }
 
 

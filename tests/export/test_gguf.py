@@ -25,7 +25,7 @@ from tico_config import ConfigError, UnsupportedError
 from tico_export import GGUF, ExportResult, export
 from tico_export.gguf_files import Contents
 from tico_export.source import Source
-from tico_modules import QuantizedModule
+from tico_modules import QuantizedLinear, QuantizedModule
 
 WIKI: Final = Path(__file__).parents[2] / "examples" / "wiki_llama"
 TOKENS: Final = torch.arange(48).view(2, 24) * 7 % 61 + 1
@@ -64,9 +64,13 @@ def _filled(make: object) -> nn.Module:
 def quantized(
     model: nn.Module, *, bits: int = 4, group: int | None = 32, symmetric: bool = True
 ) -> nn.Module:
-    """Return `model` with integer weights, made without data that matter."""
-    config = GPTQConfig(bits=bits, group_size=group, symmetric=symmetric, show_progress=False)
-    return convert(_run(prepare(model, config)))
+    """Put integer layers in the place of the linear layers of `model`, its head aside."""
+    for path, each in list(model.named_modules()):
+        if isinstance(each, nn.Linear) and path != "lm_head":
+            dtype = DType(bits, signed=symmetric)
+            layer = QuantizedLinear.from_float(each, dtype, symmetric=symmetric, group_size=group)
+            model.set_submodule(path, layer)
+    return model
 
 
 def with_short_scales(model: nn.Module, bits: int) -> nn.Module:
@@ -362,8 +366,8 @@ def test_llama_cpp_splits_text_by_a_name(
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"pre_tokenizer": _split(r"\p{L}+")}, "BPE split by Split and ByteLevel"),
-        ({"pre_tokenizer": {"type": "Metaspace"}}, "BPE split by Metaspace"),
+        ({"pre_tokenizer": _split(r"\p{L}+")}, "text split by Split and ByteLevel"),
+        ({"pre_tokenizer": {"type": "Metaspace"}}, "text split by Metaspace"),
         ({"normalizer": {"type": "Lowercase"}}, "the normalizer Lowercase"),
         ({"ignore_merges": True}, "ignore_merges=True"),
     ],
@@ -395,6 +399,66 @@ def test_what_begins_a_text_is_taken_from_the_template(tmp_path: Path) -> None:
     found = fields(tmp_path / "m.gguf")
     assert (found["tokenizer.ggml.add_bos_token"], found["tokenizer.ggml.add_eos_token"]) == (True, False)
     assert found["tokenizer.chat_template"] == "{{ messages }}"
+
+
+def _pieces(folder: Path, merges: list[list[str]], changes: Mapping[str, object] | None = None) -> Path:
+    """Write a tokenizer of the kind of SentencePiece, with the letters a, b and c."""
+    letters = ["\u2581", "a", "b", "c"]
+    merged = sorted({"".join(each) for each in merges})
+    tokens = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(16)), *letters, *merged]
+    model = {
+        "type": "BPE",
+        "unk_token": "<unk>",
+        "byte_fallback": True,
+        "vocab": {text: number for number, text in enumerate(tokens)},
+        "merges": merges,
+    }
+    space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+    added = [{"id": number, "content": text, "special": True} for number, text in enumerate(tokens[:2])]
+    saved = {"model": model, "normalizer": None, "pre_tokenizer": space, "added_tokens": added}
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps({**saved, **(changes or {})}), encoding="utf-8")
+    return folder
+
+
+def test_pieces_of_sentences_have_scores(tmp_path: Path) -> None:
+    """llama.cpp merges into the token that scores most, which is the one whose merges come first."""
+    folder = _pieces(tmp_path / "t", [["b", "c"], ["a", "bc"]])
+    result = written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=folder, scales="nearest"))
+    found = fields(tmp_path / "m.gguf")
+    tokens, scores = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.scores"]
+    assert isinstance(tokens, list)
+    assert isinstance(scores, list)
+    assert [scores[tokens.index(each)] for each in ("bc", "abc", "a")] == [0, -1, -1e9]
+    assert found["tokenizer.ggml.model"] == "llama"
+    assert found["tokenizer.ggml.add_space_prefix"] is True
+    assert found["tokenizer.ggml.token_type"] == [2, 3, *[6] * 16, *[1] * 6, *[5] * 40]
+    assert any("a space after every special token" in each for each in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("merges", "changes", "match"),
+    [
+        ([["a", "b"], ["b", "c"], ["ab", "c"]], {}, "no merge of 'a' and 'bc'"),
+        ([["a", "b"], ["b", "c"], ["ab", "c"], ["b", "a"], ["a", "bc"]], {}, "not of one rank"),
+        ([["a", "b"]], {"normalizer": {"type": "NFKC"}}, "prepared by NFKC and Metaspace"),
+    ],
+)
+def test_pieces_that_would_be_merged_otherwise_are_refused(
+    merges: list[list[str]], changes: Mapping[str, object], match: str, tmp_path: Path
+) -> None:
+    """Scores say which token is first, and not by which of its halves."""
+    folder = _pieces(tmp_path / "t", merges, changes)
+    with pytest.raises(UnsupportedError, match=rf"{match}.*tokenizer=False"):
+        written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=folder, scales="nearest"))
+
+
+def test_a_token_before_texts_that_is_not_the_first_one_is_refused(tmp_path: Path) -> None:
+    """llama.cpp puts one of two tokens around a text, and no other."""
+    template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<unk>", "type_id": 0}}]}
+    folder = _pieces(tmp_path / "t", [["a", "b"]], {"post_processor": template})
+    with pytest.raises(UnsupportedError, match="<unk> around every text"):
+        written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=folder, scales="nearest"))
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:

@@ -141,6 +141,11 @@ _QWEN2: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_TEKKEN: Final = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def _split(pattern: str) -> Mapping[str, object]:
@@ -164,8 +169,9 @@ def _split(pattern: str) -> Mapping[str, object]:
         ),
         (_split(_QWEN2), False),
         (_split(_QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")), True),
+        (_split(_TEKKEN), True),
     ],
-    ids=["gpt-2", "smollm", "qwen2", "llama-bpe"],
+    ids=["gpt-2", "smollm", "qwen2", "llama-bpe", "tekken"],
 )
 def test_text_becomes_the_same_tokens(
     pre_tokenizer: Mapping[str, object], whole: bool, tmp_path: Path
@@ -181,6 +187,71 @@ def test_text_becomes_the_same_tokens(
     result = _verified(model, tmp_path / "m.gguf", GGUF(scales="nearest", tokenizer=tokenizer))
     assert result.kl is not None
     assert result.kl < 1e-2
+    assert _tokens_by_llama_cpp(tmp_path / "m.gguf") == tokenizer(_TEXT).input_ids
+
+
+def _tokens_by_llama_cpp(path: Path) -> list[int]:
     runtime = pytest.importorskip("cyllama.llama.llama_cpp")
-    loaded = runtime.LlamaModel(str(tmp_path / "m.gguf"), runtime.LlamaModelParams())
-    assert loaded.get_vocab().tokenize(_TEXT, True, True) == tokenizer(_TEXT).input_ids
+    loaded = runtime.LlamaModel(str(path), runtime.LlamaModelParams())
+    found: list[int] = loaded.get_vocab().tokenize(_TEXT, True, True)
+    return found
+
+
+_REPLACED: Final = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+_PREPENDED: Final = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, _REPLACED]}
+_METASPACE: Final = {"type": "Metaspace", "replacement": "\u2581", "split": False}
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer"),
+    [
+        (_PREPENDED, None),
+        (_REPLACED, None),
+        (None, {**_METASPACE, "prepend_scheme": "always"}),
+        (None, {**_METASPACE, "prepend_scheme": "never"}),
+    ],
+    ids=["prepended", "replaced", "always", "never"],
+)
+def test_pieces_of_sentences_become_the_same_tokens(
+    normalizer: Mapping[str, object] | None, pre_tokenizer: Mapping[str, object] | None, tmp_path: Path
+) -> None:
+    """Tokenizers that come from SentencePiece merge by scores there, and unknown letters become bytes."""
+    saved = _sentence_pieces() | {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
+    begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    saved["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [begin, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved), encoding="utf-8")
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    model = transformers.LlamaForCausalLM.from_pretrained(WIKI).eval()
+    _quantize(model, lambda path: "layers" in path, bits=4, symmetric=True, group=32)
+    assert _verified(model, tmp_path / "m.gguf", GGUF(scales="nearest", tokenizer=tmp_path)).verified
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert _tokens_by_llama_cpp(tmp_path / "m.gguf") == tokenizer(_TEXT).input_ids
+
+
+def _sentence_pieces() -> dict[str, object]:
+    """Return a tokenizer made of a text, with a merge for each two halves of a token."""
+    tokenizers = pytest.importorskip("tokenizers")
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
+    made.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("\u2581?[^\u2581]+"), "isolated")
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=800, special_tokens=["<unk>", "<s>", "</s>", *byte_tokens], show_progress=False
+    )
+    made.train([str(WIKI / "calibration.txt")], trainer)
+    saved: dict[str, object] = json.loads(made.to_str())
+    model, special = saved["model"], ("<unk>", "<s>", "</s>")
+    assert isinstance(model, dict)
+    tokens = ["".join(pair) for pair in model["merges"]]
+    known = {text for text in model["vocab"] if text not in (*special, *byte_tokens)}
+    splits = [[text[:end], text[end:]] for text in tokens for end in range(1, len(text))]
+    model["merges"] = [pair for pair in splits if known.issuperset(pair)]
+    saved["added_tokens"] = [each for each in saved["added_tokens"] if each["content"] in special]  # type: ignore[attr-defined]
+    return saved

@@ -24,6 +24,9 @@ from tico_export.gguf_files import (
     hyperparameters,
     llama_cpp,
     rounding_notes,
+    tokenizer_metadata,
+    tokenizer_notes,
+    tokenizer_problems,
     type_notes,
     write_gguf,
 )
@@ -88,7 +91,7 @@ class GGUFExporter(Exporter[GGUF]):
         contents = Contents.of(source)
         files = self._tokenizer(source)
         if contents is not None and files is not None:
-            yield from files.problems(contents.rows)
+            yield from tokenizer_problems(files, contents.rows)
 
     def write(self, source: Source, example: Example | None, path: Path) -> None:
         """Write the file, one tensor in memory at a time."""
@@ -108,7 +111,7 @@ class GGUFExporter(Exporter[GGUF]):
         if files is None:
             yield "there is no tokenizer in the file: llama.cpp takes tokens by number"
         else:
-            yield from files.notes()
+            yield from tokenizer_notes(files)
 
     @property
     def _nearest(self) -> bool:
@@ -129,7 +132,7 @@ class GGUFExporter(Exporter[GGUF]):
             "general.file_type": mostly.most_common(1)[0][0],
             "general.quantization_version": _QUANTIZATION_VERSION,
             **hyperparameters(source.config, architecture),
-            **(vocabulary if files is None else files.metadata(contents.rows)),
+            **(vocabulary if files is None else tokenizer_metadata(files, contents.rows)),
         }
 
     def _tokenizer(self, source: Source) -> TokenizerFiles | None:

@@ -83,9 +83,10 @@ def content_problems(source: Source, *, nearest: bool) -> Iterator[Problem]:
     contents = Contents.of(source)
     if contents is None:
         kind = getattr(source.config, "model_type", None)
-        found = Found("none of transformers" if kind is None else str(kind))
-        expected = f"a causal language model of transformers, of one of these: {', '.join(ARCHITECTURES)}"
-        yield Problem(field="model", value=found, expected=expected)
+        found = Found("no model of transformers" if kind is None else str(kind))
+        known = ", ".join(ARCHITECTURES)
+        sentence = f"GGUF is written for {known} of transformers, and this is {found}"
+        yield Problem(field="model", value=found, expected=f"one of {known}", sentence=sentence)
         return
     yield from config_problems(source.config)
     yield from _grid_problems(source)

@@ -2,7 +2,7 @@
 
 Weights are rounded to nearest, or by GPTQ. llama.cpp comes with `pip install 'tico-export[gguf]'`.
 
-    python benchmarks/export_gguf.py [--model {wiki,smollm2}] [--schemes NAME …] [--gptq] [--windows N]
+    python benchmarks/llama_cpp_types.py [--model {wiki,smollm2}] [--schemes NAME …] [--gptq] [--windows N]
 """
 
 from __future__ import annotations
