@@ -14,7 +14,15 @@ from typing import Final
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import export_gguf
@@ -37,6 +45,12 @@ _SIZES: Final = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
+}
+YARN: Final = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
 }
 
 
@@ -285,8 +299,7 @@ def test_frequencies_of_llama3_are_divided_as_transformers_does(base: float, tmp
 
 def test_other_rotations_have_their_factors(tmp_path: Path) -> None:
     """Linear scaling and YaRN are named with their factor and the length that they stretch."""
-    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
-    written(with_short_scales(quantized(llama(rope_parameters=rope)), 11), tmp_path / "m.gguf")
+    written(with_short_scales(quantized(llama(rope_parameters=YARN)), 11), tmp_path / "m.gguf")
     found = fields(tmp_path / "m.gguf")
     assert found["llama.rope.scaling.type"] == "yarn"
     assert found["llama.rope.scaling.factor"] == 4.0
@@ -471,6 +484,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) 
     ("settings", "match"),
     [
         ({"hidden_act": "gelu"}, "config.hidden_act must be silu"),
+        ({"rope_parameters": {**YARN, "attention_factor": 2.0}}, "attention_factor"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
     ],
 )
@@ -480,6 +494,31 @@ def test_what_llama_cpp_does_not_compute_is_refused(
     """A config that asks for something else than llama.cpp does is named by its field."""
     with pytest.raises(UnsupportedError, match=match):
         written(with_short_scales(quantized(llama(**settings)), 11), tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("num_key_value_heads", 0, "num_key_value_heads must be an integer"),
+        ("rope_parameters", {"rope_type": "default"}, "rope_theta must be a number"),
+    ],
+)
+def test_a_config_that_says_too_little_is_refused(
+    field: str, value: object, told: str, tmp_path: Path
+) -> None:
+    """Nothing else is written in its place."""
+    model = quantized(llama())
+    vars(Source.read(model).config)[field] = value
+    with pytest.raises(UnsupportedError, match=rf"config.{told}"):
+        written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+
+
+def test_a_window_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    """llama.cpp's LLaMA attends to all tokens."""
+    settings = {**_SIZES, "sliding_window": 16}
+    model = quantized(_filled(lambda: MistralForCausalLM(MistralConfig.from_dict(settings))))
+    with pytest.raises(UnsupportedError, match=r"config.sliding_window must be None.*set it to None"):
+        written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
 
 
 def test_grids_of_activations_are_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Blocks:
 
     def noise(self) -> tuple[float, float]:
         """Return the sums of the squares of the weight, and of what rounding its scales changed."""
-        lowest = self.minimum.float() if self.type.has_minimum else torch.zeros(self.scale.shape)
+        lowest = self.minimum.float() if self.type.has_minimum else torch.zeros_like(self.scale).float()
         steps = self._steps().view(*self.scale.shape, BLOCK)
         values = steps * self.scale.float().unsqueeze(-1) + lowest.unsqueeze(-1)
         meant = self.weight.dequantize().view(values.shape)

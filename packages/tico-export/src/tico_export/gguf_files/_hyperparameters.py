@@ -37,23 +37,33 @@ def hyperparameters(config: object, architecture: Architecture) -> dict[str, Val
         "attention.key_length": size,
         "attention.value_length": size,
         "rope.dimension_count": size,
-        "rope.freq_base": _number(_rope(config)["rope_theta"]),
+        "rope.freq_base": _number(_base(config)),
         **_scaling(config),
     }
     return {f"{architecture.name}.{key}": value for key, value in found.items()}
 
 
 def config_problems(config: object) -> Iterator[Problem]:
-    """Yield what a config of transformers asks for that llama.cpp would not compute."""
-    act = getattr(config, "hidden_act", None)
+    """Yield what a config of transformers lacks, and what it asks for that llama.cpp would not compute."""
+    for field in sorted({*_COUNTS.values()}):
+        if count_of(config, field) < 1:
+            yield _problem(field, getattr(config, field, None), "an integer of at least 1")
+    act, epsilon = (getattr(config, field, None) for field in ("hidden_act", "rms_norm_eps"))
+    if math.isnan(_number(epsilon)):
+        yield _problem("rms_norm_eps", epsilon, "a number")
     if act not in _SILU:
         yield _problem("hidden_act", act, "silu, which is what llama.cpp computes")
     if _has_window(config):
         remedy = "set it to None where texts are no longer than that"
         window = getattr(config, "sliding_window", None)
         yield _problem("sliding_window", window, "None: llama.cpp attends to all tokens", remedy)
-    rope = _rope(config)
-    kind = _rope_type(config)
+    yield from _rope_problems(config)
+
+
+def _rope_problems(config: object) -> Iterator[Problem]:
+    rope, kind = _rope(config), _rope_type(config)
+    if math.isnan(_number(_base(config))):
+        yield _problem("rope_theta", _base(config), "a number")
     if kind not in _ROPE_TYPES:
         yield _problem("rope_parameters", kind, f"one of {', '.join(_ROPE_TYPES)}")
     if kind == "yarn" and (more := sorted(rope.keys() - _YARN_KNOWN)):
@@ -76,7 +86,7 @@ def rope_factors(config: object) -> Tensor | None:
         for name in ("low_freq_factor", "high_freq_factor", "factor", "original_max_position_embeddings")
     )
     places = torch.arange(0, size, 2, dtype=torch.float64) / size
-    lengths = 2 * math.pi * _number(rope["rope_theta"]) ** places
+    lengths = 2 * math.pi * _number(_base(config)) ** places
     smooth = ((original / lengths - low) / (high - low)).clamp(0, 1)
     return (1 / ((1 - smooth) / factor + smooth)).to(torch.float32)
 
@@ -119,6 +129,10 @@ def _rope(config: object) -> Mapping[str, object]:
     scaling: object = getattr(config, "rope_scaling", None)
     named = {str(name): value for name, value in scaling.items()} if isinstance(scaling, Mapping) else {}
     return {"rope_theta": getattr(config, "rope_theta", 10000.0), **named}
+
+
+def _base(config: object) -> object:
+    return _rope(config).get("rope_theta")
 
 
 def _rope_type(config: object) -> object:
