@@ -73,7 +73,9 @@ def _layer(site: ModuleSite, specs: Specs, heads: Collection[nn.Module]) -> Laye
         return None if as_layer(module) is None else LayerFormat(path=site.path, kind=kind)
     rows, width = _sides(module)
     weight = (
-        module.packed.grid_format() if isinstance(module, QuantizedModule) else _weight(site, specs, width)
+        module.packed.grid_format()
+        if isinstance(module, QuantizedModule)
+        else _weight(site, specs, rows, width)
     )
     reads = [point for point in site.points if point.name == "act_in"]
     return LayerFormat(
@@ -92,26 +94,28 @@ def _weights(site: ModuleSite) -> list[str]:
 
 
 def _sides(module: nn.Module) -> tuple[int | None, int | None]:
+    """Return the rows and columns of a weight; a vector, as norms have it, is one row."""
     if isinstance(module, QuantizedModule):
         return module.packed.shape[0], module.packed.columns
     layer = as_layer(module)
     if layer is not None:
         return shape(layer)[0], columns(layer)
     weight = parameter(module, "weight")
-    return (None, None) if weight is None or weight.ndim < 2 else (weight.shape[0], weight[0].numel())
+    if weight is None or not weight.numel():
+        return None, None
+    rows = weight.shape[0] if weight.ndim > 1 else 1
+    return rows, weight.numel() // rows
 
 
-def _weight(site: ModuleSite, specs: Specs, width: int | None) -> GridFormat | None:
-    """Return the format of the weight that a wrapper has; a vector is one row."""
+def _weight(site: ModuleSite, specs: Specs, rows: int | None, width: int | None) -> GridFormat | None:
+    """Return the format of the weight that a wrapper has; one scale for one row is a scale a row."""
     weight = _grid(specs[child_path(site.path, _weights(site)[0])], PerChannel(0))
     if weight is None or width is None:
-        return weight and attrs.evolve(weight, granularity=_of_vector(weight))
-    size = weight.granularity.size if isinstance(weight.granularity, PerGroup) else 1
-    return attrs.evolve(weight, even=width % size == 0)
-
-
-def _of_vector(weight: GridFormat) -> PerChannel | PerGroup:
-    return weight.granularity if isinstance(weight.granularity, PerGroup) else PerChannel(0)
+        return weight
+    unit = weight.granularity
+    size = unit.size if isinstance(unit, PerGroup) else 1
+    one = rows == 1 and isinstance(unit, PerTensor)
+    return attrs.evolve(weight, granularity=PerChannel(0) if one else unit, even=width % size == 0)
 
 
 def _grid(spec: QuantSpec, default: PerTensor | PerChannel) -> GridFormat | None:
