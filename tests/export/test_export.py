@@ -56,6 +56,7 @@ class Text(ExportTarget):
     name: ClassVar[str] = "text"
 
     installed: bool = True
+    runs: bool = True
     off_by: float = 0.0
     breaks: bool = False
     refused: tuple[str, ...] = ()
@@ -84,12 +85,23 @@ class TextExporter(Exporter[Text]):
         if not self.target.installed:
             raise MissingExtraError(Problem(field="reader", value="none", expected="tico-export[text]"))
 
+        if not self.target.runs:
+            raise UnsupportedError(
+                Problem(
+                    field="reader", value="1.0", expected="2.0", sentence="reader 1.0 runs no such export"
+                )
+            )
+
         def run(path: Path, example: Example) -> Sequence[Tensor]:
             assert path.exists()
             found: Tensor = source.model(*example.args)
             return [found + self.target.off_by]
 
         return Consumer(name="reader 1.0", run=run, smallest_sqnr=40.0, why="its floats have few bits")
+
+    def notes(self, source: Source) -> Iterable[str]:
+        """Say how many layers there are."""
+        return [f"{len(source.weights)} layers"]
 
 
 REGISTRY = ExporterRegistry([exporter_entry(Text, TextExporter)])
@@ -228,6 +240,23 @@ from pathlib import Path
 from test_export import PT2, X, converted, export
 export(converted(), Path(sys.argv[1]), PT2(), args=(X,), verify=False)
 """
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_result_has_the_notes_of_the_exporter(tmp_path: Path, verify: bool) -> None:
+    """Whether the export was verified or not."""
+    result = export(converted(), tmp_path / "m", Text(), args=(X,), registry=REGISTRY, verify=verify)
+    assert (result.verified, result.notes) == (verify, ("2 layers",))
+
+
+def test_an_export_that_nothing_runs_says_so(tmp_path: Path) -> None:
+    """The result has the reason; who requires verification gets it as an error, and no file."""
+    target = Text(runs=False)
+    result = export(converted(), tmp_path / "m", target, args=(X,), registry=REGISTRY)
+    assert (result.verified, result.consumer) == (False, "not verified: reader 1.0 runs no such export.")
+    with pytest.raises(UnsupportedError, match=r"^reader 1\.0 runs no such export\.$"):
+        export(converted(), tmp_path / "n", target, args=(X,), registry=REGISTRY, verify="require")
+    assert left_in(tmp_path) == ["m", "m.beside"]
 
 
 def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:

@@ -47,9 +47,9 @@ def export(
             verified on them.
         dynamic_shapes: which of their axes vary, as `torch.export.export` takes it, for graph formats.
         verify: True has the format's runtime load the export, run it on the example inputs, and compared with
-            the model by its reference back end; where the runtime is not installed, or there are no example
-            inputs, the result says "not verified" and why. ``"require"`` makes that an error; False leaves
-            it out.
+            the model by its reference back end; where the runtime is not installed or runs no such export, or
+            there are no example inputs, the result says "not verified" and why. ``"require"`` makes that an
+            error; False leaves it out.
         registry: which exporter serves which target; by default the built-in ones and those of installed
             packages in the entry-point group ``tico.exporters``.
 
@@ -80,6 +80,7 @@ def export(
         size = sum(each.stat().st_size for each in Path(folder).rglob("*") if each.is_file())
         _move(Path(folder), place)
     figures: dict[str, object] = {} if compared is None else _fields(compared)
+    compared_notes = () if compared is None else compared.notes
     return ExportResult(
         path=place,
         target=target.name,
@@ -87,12 +88,13 @@ def export(
         consumer=consumer,
         bytes=size,
         content_bytes=source.content_bytes,
+        notes=(*exporter.notes(source), *compared_notes),
         **figures,  # type: ignore[arg-type]  # the fields of `Comparison`, which are its own
     )
 
 
 def _fields(compared: Comparison) -> dict[str, object]:
-    names = ("sqnr", "max_difference", "equal_share", "kl", "perplexities", "notes")
+    names = ("sqnr", "max_difference", "equal_share", "kl", "perplexities")
     return {name: getattr(compared, name) for name in names}
 
 
@@ -157,7 +159,7 @@ def _verified(
         return "not verified: there are no example inputs", None
     try:
         consumer = exporter.consumer(source)
-    except MissingExtraError as error:
+    except (MissingExtraError, UnsupportedError) as error:
         if verify == "require":
             raise
         return f"not verified: {error}", None

@@ -4,6 +4,7 @@ Enough to load and run a saved model, and what exporters stand on. No algorithm 
 """
 
 from tico_modules._files.artifact import load_quantized, save_quantized
+from tico_modules._files.companions import Tokenizer, write_companions
 from tico_modules._files.saved_model import SavedModel
 from tico_modules._files.shards import INDEX_NAME
 from tico_modules._files.transformers_model import QUANT_METHOD, mark_initialized
@@ -104,6 +105,7 @@ __all__ = [
     "Run",
     "SavedModel",
     "ScaledInput",
+    "Tokenizer",
     "TransposedLinear",
     "add_result_mark",
     "answer_for",
@@ -138,4 +140,5 @@ __all__ = [
     "select_below",
     "set_backend",
     "tensor_place",
+    "write_companions",
 ]

@@ -55,4 +55,12 @@ class Exporter(ABC, Generic[T]):
 
         Raises:
             MissingExtraError: it is not installed; the error names the extra.
+            UnsupportedError: nothing that can be had runs this one, and why.
         """
+
+    def notes(self, source: Source) -> Iterable[str]:
+        """Return what a user of the export has to know, such as parts left in float, one sentence each.
+
+        They are in the result, whether the export was verified or not. By default there is nothing to say.
+        """
+        return ()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import ConfigError, Found, Problem, UnsupportedError
+from tico_modules._files.companions import Tokenizer
 from tico_modules._files.manifest import Manifest
 from tico_modules._files.model_card import write_model_card
 from tico_modules._files.module_kinds import package_of
@@ -23,7 +24,6 @@ from tico_modules._files.saved_model import SavedModel, as_path
 from tico_modules._files.shards import describe_index, remove_others, write_shards
 from tico_modules._files.structure import describe_structure
 from tico_modules._files.transformers_model import (
-    Tokenizer,
     describe_model,
     makes_by_itself,
     mark_initialized,

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from shutil import copyfile, rmtree
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import Final, Protocol, TypeAlias
 
@@ -14,13 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import ArtifactError, Found, MissingExtraError, Problem
+from tico_modules._files.companions import (
+    CONFIG_NAME,
+    GENERATION_NAME,
+    Tokenizer,
+    dtype_name,
+    read_json,
+    save_configs,
+    write_companions,
+)
 from tico_modules._files.shards import INDEX_NAME
 from tico_modules._record.run import Run
 from tico_modules._storage.layout import Layout
 from tico_modules._tree.module_tree import named_modules
 
-CONFIG_NAME: Final = "config.json"
-GENERATION_NAME: Final = "generation_config.json"
 QUANT_METHOD: Final = "tico"
 _QUANTIZATION: Final = "quantization_config"
 # transformers refuses a file of weights that is none of safetensors, and quotes its name. So its error is
@@ -40,33 +47,13 @@ _INDIFFERENT: Final = (
     *("transformers_version", "use_cache", "initializer_range", "tie_word_embeddings"),
 )
 _TEMPORARY: Final = ".quantized-beside-"
-_TOKENIZER_FILES: Final = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "spiece.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
-
-
-class Tokenizer(Protocol):
-    """A tokenizer that can write itself to a folder, as those of transformers can."""
-
-    def save_pretrained(self, save_directory: str, /) -> object:
-        """Write the files of the tokenizer."""
 
 
 def describe_model(model: nn.Module) -> Mapping[str, object] | None:
     """Return class, configs and attention of a transformers model, for JSON; None for any other model."""
     with TemporaryDirectory() as folder:
-        _save_configs(model, Path(folder))
-        config, generation = (_read_json(Path(folder) / name) for name in (CONFIG_NAME, GENERATION_NAME))
+        save_configs(model, Path(folder))
+        config, generation = (read_json(Path(folder) / name) for name in (CONFIG_NAME, GENERATION_NAME))
     if not isinstance(config, dict):
         return None
     config.pop(_QUANTIZATION, None)
@@ -103,54 +90,20 @@ def write_beside(
         rmtree(orphan, ignore_errors=True)
     with TemporaryDirectory(dir=folder, prefix=_TEMPORARY) as temporary:
         (Path(temporary) / INDEX_NAME).write_text(index, encoding="utf-8")
-        _save_configs(model, Path(temporary))
-        _mark_config(model, Path(temporary) / CONFIG_NAME, runs)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        elif (Path(temporary) / CONFIG_NAME).exists():
-            _copy_tokenizer(model, Path(temporary))
+        write_companions(model, temporary, config=_marks(model, runs), tokenizer=tokenizer)
         for path in Path(temporary).iterdir():
             path.replace(folder / path.name)
 
 
-def _save_configs(model: nn.Module, folder: Path) -> None:
-    for name in ("config", "generation_config"):
-        save: object = getattr(getattr(model, name, None), "save_pretrained", None)
-        if callable(save):
-            save(folder)
-
-
-def _mark_config(model: nn.Module, path: Path, runs: tuple[Run, ...]) -> None:
-    """Say in the config of a transformers model, if there is one, what transformers has to load it by."""
-    config = _read_json(path)
-    if isinstance(config, dict):
-        dtypes = (each.dtype for each in model.parameters() if each.is_floating_point())
-        dtype = str(next(dtypes, torch.float32)).removeprefix("torch.")
-        marks: dict[str, object] = {
-            "architectures": [type(model).__name__],
-            "dtype": dtype,
-            _QUANTIZATION: {
-                "quant_method": QUANT_METHOD,
-                "attention": _attention_of(getattr(model, "config", None)),
-                "dtype": dtype,
-                "conversions": [json.loads(run.config) for run in runs if run.config],
-            },
-            _WEIGHTS: _UNREGISTERED,
-        }
-        path.write_text(json.dumps(config | marks, sort_keys=True, indent=2) + "\n", encoding="utf-8")
-
-
-def _copy_tokenizer(model: nn.Module, folder: Path) -> None:
-    """Copy the tokenizer from the folder that the model was loaded from, if there are both."""
-    origin: object = getattr(model, "name_or_path", None)
-    if isinstance(origin, str) and origin:
-        for name in _TOKENIZER_FILES:
-            if (Path(origin) / name).is_file():
-                copyfile(Path(origin) / name, folder / name)
-
-
-def _read_json(path: Path) -> object:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _marks(model: nn.Module, runs: tuple[Run, ...]) -> Mapping[str, object]:
+    """Return what says in the config of a transformers model what transformers has to load it by."""
+    quantization: dict[str, object] = {
+        "quant_method": QUANT_METHOD,
+        "attention": _attention_of(getattr(model, "config", None)),
+        "dtype": dtype_name(model),
+        "conversions": [json.loads(run.config) for run in runs if run.config],
+    }
+    return {_QUANTIZATION: quantization, _WEIGHTS: _UNREGISTERED}
 
 
 def makes_by_itself(model: nn.Module) -> bool:

@@ -101,7 +101,7 @@ class BlockCalls(Recorder):
         calibration.require_own_pass()
         if not calibration.in_forward:
             self.drop_calls()
-        self.note_call(number, args, kwargs, calibration.tokens.now())
+        self.note_call(number, args, kwargs, calibration.tokens.now(args, kwargs))
 
     def _end(
         self, calibration: Calibration, number: int, args: object, kwargs: object, output: object

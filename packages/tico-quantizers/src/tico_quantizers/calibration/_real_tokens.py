@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import Final, TypeAlias
 
 import attrs
 import torch
@@ -22,6 +23,7 @@ from tico_quantizers.calibration._masks import Statement, is_mask_name, statemen
 from tico_quantizers.calibration._picked_rows import real_among
 from tico_quantizers.calibration._token_places import place_of, spread
 
+_NOTHING: Final[Mapping[str, object]] = MappingProxyType({})
 _LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
@@ -125,9 +127,22 @@ class RealTokens:
         self._set_calls([])
         self._named = None
 
-    def now(self) -> tuple[Statement, ...]:
-        """Return what is said of tensors by their shape in the calls that go on; nothing if all is real."""
-        return tuple(one for one in self._said() if one.tensor is None) if self._has_padding else ()
+    @property
+    def has_padding(self) -> bool:
+        """Whether masks of the calls that go on say that some tokens are padding."""
+        return self._has_padding
+
+    def now(
+        self, args: tuple[object, ...] = (), kwargs: Mapping[str, object] = _NOTHING
+    ) -> tuple[Statement, ...]:
+        """Return what is said of tensors by their shape in the calls that go on; nothing if all is real.
+
+        So does a call of a member of a list with `args` and `kwargs` that is about to begin.
+        """
+        if not self._has_padding:
+            return ()
+        said = (*self._said(), *self._pick(args, kwargs).said)
+        return tuple(one for one in said if one.tensor is None)
 
     @contextmanager
     def again(self, said: tuple[Statement, ...]) -> Iterator[None]:

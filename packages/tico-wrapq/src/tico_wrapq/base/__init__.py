@@ -3,6 +3,7 @@
 from tico_wrapq.base._declaration import ACT_IN, ACT_OUT, PointDeclaration, Role, spec_problem
 from tico_wrapq.base._mode import Mode
 from tico_wrapq.base._passage import Passage
+from tico_wrapq.base._picked_rows import PickedRows, moved_rows
 from tico_wrapq.base._point import (
     Frozen,
     Passing,
@@ -40,6 +41,7 @@ __all__ = [
     "PassThroughEntry",
     "Passage",
     "Passing",
+    "PickedRows",
     "PointCalibration",
     "PointDeclaration",
     "PointStatistics",
@@ -54,6 +56,7 @@ __all__ = [
     "WrapperEntry",
     "WrapperRegistry",
     "lookup",
+    "moved_rows",
     "pack_weight",
     "pass_through_entry",
     "register",

@@ -13,6 +13,7 @@ from torch import Tensor
 from tico_config import Found, NumericsError, Problem
 from tico_observers import ChannelRangeReader, Extremes, JoinedRanges
 from tico_quantizers import Calibration, Recorder
+from tico_wrapq.base._picked_rows import PickedRows
 from tico_wrapq.base._point_statistics import Place, PointStatistics, RangeTable
 
 # One for all passages, so that copying and pickling them stays simple.
@@ -40,6 +41,7 @@ class Passage(Recorder):
 
     def __init__(self) -> None:
         self.calibration: Calibration | None = None
+        self.picked = PickedRows()
         self._reached: list[PointStatistics] = []
         self._shown: list[PointStatistics] = []
         self._reader = ChannelRangeReader()
@@ -56,12 +58,23 @@ class Passage(Recorder):
         with _TURN, torch._C.DisableTorchFunction():
             if calibration is not None:
                 calibration.require_own_pass()
-                x = calibration.tokens.strip(x, point.padding_axis, point.owner)
+                real = self.picked.real(x)
+                strip = calibration.tokens.strip
+                x = strip(x, point.padding_axis, point.owner) if real is None else x[real]
             if point.is_untouched:
                 self._reached.append(point)
             point.see(x, self._reader)
             if calibration is None or not calibration.in_forward:
                 self.finish()
+
+    @property
+    def has_padding(self) -> bool:
+        """Whether some tokens of the calls that go on are padding."""
+        return self.calibration is not None and self.calibration.tokens.has_padding
+
+    def real_rows(self, x: Tensor) -> Tensor | None:
+        """Return which rows of `x` (…, features) are no padding, (…), as its shape tells; None if all."""
+        return None if self.calibration is None else self.calibration.tokens.rows(x)
 
     def later(self, see: See) -> See:
         """Return what shows a tensor as `see` does, with the padding that the calls of now tell of.
@@ -99,6 +112,7 @@ class Passage(Recorder):
         self._forget()
 
     def _forget(self) -> None:
+        self.picked.forget()
         self._reached.clear()
         self._shown.clear()
         self._reader.forget()

@@ -5,9 +5,19 @@ from __future__ import annotations
 import enum
 from collections.abc import Hashable
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
+
+
+class Function(Protocol):
+    """A function of torch."""
+
+    def __call__(self, *args: object, **kwargs: object) -> object:
+        """Call it."""
+
+    def __hash__(self) -> int:
+        """Return the same for the same function."""
 
 
 class Effect(enum.Enum):

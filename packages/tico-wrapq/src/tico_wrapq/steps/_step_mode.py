@@ -13,26 +13,18 @@ import attrs
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from tico_wrapq.base import Passage
 from tico_wrapq.steps._attention import Attention
 from tico_wrapq.steps._call_site import Site, is_inside, name_of, site_of
 from tico_wrapq.steps._data_following import DataFollowing, Origin, holds_no_tensor, tensors_in
-from tico_wrapq.steps._operators import ATTENTION, LOOK_UPS, Effect, Operator, operator_of
+from tico_wrapq.steps._operators import ATTENTION, LOOK_UPS, Effect, Function, Operator, operator_of
+from tico_wrapq.steps._row_following import follow_rows
 from tico_wrapq.steps._score_tracing import ScoreTracing
 from tico_wrapq.steps._step_work import step_work
 from tico_wrapq.steps._weight_uses import WeightUse, WeightUses
 
 _STORES: Final = ("transformers/cache_utils.py",)
 """Files whose functions keep what they are given and hand it out again, which is no step of a model."""
-
-
-class Function(Protocol):
-    """A function of torch."""
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        """Call it."""
-
-    def __hash__(self) -> int:
-        """Return the same for the same function."""
 
 
 class Points(Protocol):
@@ -53,6 +45,10 @@ class Points(Protocol):
 
     def note_weight(self, weight: nn.Parameter, use: WeightUse) -> None:
         """Take note of how a step reads a weight, if it is one of the module's own."""
+
+    @property
+    def passage(self) -> Passage | None:
+        """The forward pass of a calibration in which some tokens are padding; None without padding."""
 
 
 @attrs.frozen(eq=False)
@@ -109,6 +105,9 @@ class StepMode(TorchFunctionMode):
         origin = self._following.follow(operator, args, named, results)
         if self._owners and self._owners[-1].points.is_calibrating:
             self._note_weights(operator, args, named, results, origin)
+            passage = self._owners[-1].points.passage
+            if passage is not None and origin is Origin.DATA:
+                follow_rows(passage, func, operator, args, named, results)
         if origin is not Origin.DATA or not _hold_numbers(results):
             return results
         return self._passed(operator, args, named, results, sys._getframe(1))

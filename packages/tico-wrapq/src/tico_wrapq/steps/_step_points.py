@@ -143,6 +143,11 @@ class StepPoints(QuantModuleBase):
         self._passage = passage
         super().enable_calibration(passage)
 
+    @property
+    def passage(self) -> Passage | None:
+        """The forward pass of a calibration in which some tokens are padding; None without padding."""
+        return self._passage if self._passage is not None and self._passage.has_padding else None
+
     def run(
         self,
         forward: Forward,
