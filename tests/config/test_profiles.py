@@ -102,6 +102,15 @@ def test_layers_that_are_computed_as_one_need_one_format() -> None:
     assert found(profiles.LLAMA_CPP, *alike[:2], linear(None, path="0.attn.v_proj")) == []
 
 
+def test_a_format_may_stand_alone() -> None:
+    """Packed zero points are taken where all layers have them; floats beside them do not count."""
+    packed = [linear(attrs.evolve(ROWS, dtype=UINT4, symmetric=False), path=path) for path in "ab"]
+    assert found(profiles.VLLM, *packed, linear(None, path="c")) == []
+    wide = attrs.evolve(linear(ROWS, path="c"), inputs_known=False)
+    assert [each.module for each in found(profiles.VLLM, *packed, wide)] == ["a", "b"]
+    assert "W4A16 asymmetric only where all layers have it" in str(found(profiles.VLLM, *packed, wide)[0])
+
+
 def test_inputs_of_a_float_layer_are_an_activation_like_others() -> None:
     """Where no other activation has a place, they have none; elsewhere they are judged as such."""
     assert [each.module for each in found(profiles.VLLM, linear(None, TOKENS))] == ["fc.act_in"]

@@ -105,6 +105,7 @@ def test_a_layer_is_refused_exactly_where_no_rule_takes_it(
     """No problems = some rule takes weight, shape and inputs together."""
     problems = list(profile.problems([layer], {}, "change it"))
     assert (not problems) == any(takes(rule, layer) for rule in profile.layers)
+    assert [rule.takes(layer) for rule in profile.layers] == [takes(rule, layer) for rule in profile.layers]
     assert all(str(problem).endswith("; change it") and problem.expected for problem in problems)
 
 

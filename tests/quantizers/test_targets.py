@@ -98,7 +98,7 @@ def test_static_groups_keep_the_order_legal() -> None:
 def test_layers_computed_as_one_need_one_format() -> None:
     """One of three with other bits, or left float, is refused with all of them; other layers may differ."""
     overrides = {"1.k_proj": {"bits": 8, "symmetric": True}, "2.v_proj": no_quant(), "*.o_proj": no_quant()}
-    error = refused(GPTQConfig(target=profiles.VLLM, overrides=overrides))
+    error = refused(GPTQConfig(symmetric=True, target=profiles.VLLM, overrides=overrides))
     assert [problem.module for problem in error.problems] == ["1", "2"]
     assert "v_proj: float" in str(error)
     apart = GPTQConfig(target=profiles.LLAMA_CPP, group_size=32, overrides=overrides)

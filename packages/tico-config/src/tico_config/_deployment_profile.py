@@ -139,6 +139,7 @@ class DeploymentProfile(NamedFields):
         for path, grid in points.items():
             yield from self._point_problems(path, grid, remedy)
         yield from self._fusion_problems({layer.path: layer for layer in every})
+        yield from self._mixture_problems([layer for layer in every if layer.weight is not None])
 
     def _layer_problems(self, layer: LayerFormat, remedy: str) -> Iterator[Problem]:
         if layer.weight is None:
@@ -193,6 +194,25 @@ class DeploymentProfile(NamedFields):
                 grids = {(each.weight, each.inputs if each.inputs_known else None) for each in found.values()}
                 if len(grids) > 1:
                     yield self._unequal(parent, found)
+
+    def _mixture_problems(self, layers: Sequence[LayerFormat]) -> Iterator[Problem]:
+        """Yield the layers that have a format for all layers, where some have another that is taken."""
+        if all(rule.mixed for rule in self.layers):
+            return
+        taken = [(each, [rule for rule in self.layers if rule.takes(each)]) for each in layers]
+        if len({(each.weight, each.inputs) for each, rules in taken if rules}) < 2:
+            return
+        for layer, rules in taken:
+            if rules and not any(rule.mixed for rule in rules):
+                yield Problem(
+                    module=layer.path or None,
+                    field="overrides",
+                    value=Found(str(layer)),
+                    expected="one format for all layers",
+                    sentence=f"{self.runtime} takes {rules[0].name} only where all layers have it, and others"
+                    " have another format",
+                    remedy="give all layers this format, or choose a symmetric one here",
+                )
 
     def _unequal(self, parent: str, found: Mapping[str, LayerFormat]) -> Problem:
         each = "; ".join(f"{name}: {layer}" for name, layer in found.items())

@@ -91,6 +91,7 @@ class LayerRule(NamedFields):
         inputs: the formats of what the layer reads; None for floats alone.
         alone: whether the layer may read floats.
         multiple: what the numbers of rows and of columns have to be multiples of.
+        mixed: whether layers of other formats may stand beside it in a model.
 
     Raises:
         ConfigError: a field has another value, or the layer could read nothing.
@@ -107,6 +108,7 @@ class LayerRule(NamedFields):
     inputs: GridRule | None = None
     alone: bool = True
     multiple: int = 1
+    mixed: bool = True
 
     def __attrs_post_init__(self) -> None:
         """Validate the fields."""
@@ -123,6 +125,11 @@ class LayerRule(NamedFields):
     def takes_kind(self, kind: str) -> bool:
         """Return whether a layer may be of this kind."""
         return not self.kinds or kind in self.kinds
+
+    def takes(self, layer: LayerFormat) -> bool:
+        """Return whether a layer, whose weight is of integers, may have these formats."""
+        fits = layer.kind is None or self.takes_kind(layer.kind)
+        return fits and layer.weight is not None and not any(layer_misfits([self], layer, layer.weight))
 
 
 @attrs.frozen

@@ -37,6 +37,7 @@ VLLM: Final = DeploymentProfile(
             kinds=("linear",),
             weights=GridRule(dtypes=(UINT4,), units=_SERVED, group_sizes=_SERVED_GROUPS),
             multiple=32,
+            mixed=False,
         ),
         LayerRule(
             name="W8A8",
@@ -54,7 +55,10 @@ VLLM: Final = DeploymentProfile(
     ),
     fused=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
 )
-"""vLLM, from a folder of compressed-tensors: linear layers alone; what it fuses needs one format."""
+"""vLLM, from a folder of compressed-tensors: linear layers alone; what it fuses needs one format.
+
+Zero points of 4 bits are loaded where all layers have them, by transformers too.
+"""
 
 _BLOCKED: Final = ("linear", "head", "embedding")
 
