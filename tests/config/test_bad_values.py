@@ -271,7 +271,7 @@ def test_names_like_no_field_are_answered_with_all() -> None:
     with pytest.raises(ConfigError) as caught:
         GPTQConfig(foo=1, qqq=2)  # type: ignore[call-arg]
     assert [problem.field for problem in caught.value.problems] == ["foo", "qqq"]
-    assert "the fields are overrides, bits, group_size" in str(caught.value)
+    assert "the fields are overrides, target, bits, group_size" in str(caught.value)
     with pytest.raises(ConfigError, match="it has no fields"):
         NoQuant(foo=1)  # type: ignore[call-arg]
 

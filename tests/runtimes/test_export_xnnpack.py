@@ -26,6 +26,6 @@ def test_the_runtime_gives_what_the_model_gives(name: str, tmp_path: Path) -> No
 def test_what_the_back_end_does_not_take_is_refused(tmp_path: Path) -> None:
     """uint8 activations are named with what is legal, and nothing is written."""
     made = case("linear stack", PT2EConfig.onnx_runtime())
-    with pytest.raises(UnsupportedError, match=r"xnnpack takes activations of int8"):
+    with pytest.raises(UnsupportedError, match=r"XNNPACK takes activations of int8"):
         export(made.graph.eval(), tmp_path / "m.pte", ExecuTorch(), args=(made.test,))
     assert list(tmp_path.iterdir()) == []

@@ -1,7 +1,9 @@
 """What is asked for: number formats, grids, observer specs and one config class per algorithm."""
 
+from tico_config import profiles
 from tico_config._awq_config import AWQConfig
 from tico_config._base_config import BaseConfig
+from tico_config._deployment_profile import DeploymentProfile
 from tico_config._dtype import INT4, INT8, INT16, INT32, UINT4, UINT8, UINT16, DType, MXFormat
 from tico_config._errors import (
     ArtifactError,
@@ -16,6 +18,8 @@ from tico_config._errors import (
 from tico_config._frozen_mapping import FrozenMapping
 from tico_config._gptq_config import GPTQConfig, TokenWeights
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
+from tico_config._grid_format import GridFormat, LayerFormat
+from tico_config._grid_rule import GridRule, LayerRule
 from tico_config._json import fingerprint, from_json, to_json
 from tico_config._module_config import ModuleConfig, OnUncalibrated
 from tico_config._observer_specs import (
@@ -64,14 +68,19 @@ __all__ = [
     "ConfigError",
     "CustomObserverSpec",
     "DType",
+    "DeploymentProfile",
     "EMASpec",
     "EntropySpec",
     "Found",
     "FrozenMapping",
     "GPTQConfig",
     "Granularity",
+    "GridFormat",
+    "GridRule",
     "HessianMSESpec",
     "HistogramSpec",
+    "LayerFormat",
+    "LayerRule",
     "LifecycleError",
     "MSESpec",
     "MXFormat",
@@ -110,6 +119,7 @@ __all__ = [
     "no_quant",
     "partial_problems",
     "pattern_problems",
+    "profiles",
     "register_config",
     "register_observer_spec",
     "to_json",

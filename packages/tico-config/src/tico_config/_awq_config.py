@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import attrs
 
+from tico_config._deployment_profile import DeploymentProfile
+from tico_config._dtype import DType
+from tico_config._grid import PerChannel, PerGroup
+from tico_config._grid_format import GridFormat
+from tico_config._legal_weights import weight_choices
 from tico_config._module_config import OnUncalibrated
 from tico_config._problem import Problem
 from tico_config._registry import register_config
@@ -71,3 +76,21 @@ class AWQConfig(SmoothingConfig):
             check_integer("n_grid", self.n_grid, 1, 1000),
             *super().field_problems(),
         ]
+
+    def weight_format(self) -> GridFormat | None:
+        """Return the format that the weights of a layer get; None where another algorithm rounds them."""
+        if not self.round_weights:
+            return None
+        return GridFormat(
+            dtype=DType(self.bits, signed=self.symmetric),
+            granularity=PerChannel(0) if self.group_size is None else PerGroup(size=self.group_size),
+            symmetric=self.symmetric,
+        )
+
+    @classmethod
+    def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:
+        """Yield fields of configs that are legal for `target`, the best first."""
+        for choice in weight_choices(target):
+            fields = dict(choice)
+            if not fields.pop("per_tensor"):
+                yield fields

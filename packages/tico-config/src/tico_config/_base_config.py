@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, TypeVar
 
 import attrs
 
 from tico_config._declared_types import field_problems
+from tico_config._deployment_profile import DeploymentProfile
 from tico_config._errors import ConfigError
 from tico_config._frozen_mapping import FrozenMapping, freeze, is_hashable
 from tico_config._named_fields import NamedFields
@@ -44,6 +45,7 @@ class BaseConfig(NamedFields):
         name: short name of the algorithm, for reports.
         fixed_fields: fields that no override may change.
         overrides: paths, globs or ``re:`` patterns, each with what holds there.
+        target: what is to run the result, such as `profiles.VLLM`: `prepare` refuses what that cannot take.
 
     Raises:
         ConfigError: one or more fields are wrong; all are reported.
@@ -60,6 +62,7 @@ class BaseConfig(NamedFields):
     fixed_fields: ClassVar[frozenset[str]] = frozenset({"overrides"})
 
     overrides: Mapping[str, object] = attrs.field(factory=FrozenMapping, converter=_as_overrides)
+    target: DeploymentProfile | None = None
 
     def __attrs_post_init__(self) -> None:
         """Validate the fields, then the overrides against them."""
@@ -79,7 +82,18 @@ class BaseConfig(NamedFields):
         An override is a mapping with new values for some fields, none of them in `fixed_fields`.
         """
         defaults = attrs.evolve(self, overrides={})
-        return partial_problems(defaults, f"overrides[{key!r}]", self.overrides[key], self.fixed_fields)
+        fixed = self.fixed_fields | {"target"}
+        return partial_problems(defaults, f"overrides[{key!r}]", self.overrides[key], fixed)
+
+    @classmethod
+    def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:
+        """Yield fields of configs that are legal for `target`, the best first; by default none is known.
+
+        >>> from tico_config import GPTQConfig, profiles
+        >>> next(iter(GPTQConfig.choices_for(profiles.LLAMA_CPP)))
+        {'bits': 4, 'symmetric': True, 'group_size': 128, 'per_tensor': False}
+        """
+        return ()
 
     def resolve(self, path: str) -> Resolution[object]:
         """Return what holds at `path`, with the field or the override that decided: here a config.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 import attrs
 
+from tico_config._deployment_profile import DeploymentProfile
+from tico_config._dtype import DType
+from tico_config._grid import PerChannel, PerGroup, PerTensor
+from tico_config._grid_format import GridFormat
+from tico_config._legal_weights import weight_choices
 from tico_config._module_config import ModuleConfig, OnUncalibrated
 from tico_config._observer_specs import HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
 from tico_config._problem import Problem
@@ -134,6 +139,22 @@ class GPTQConfig(ModuleConfig):
             self._two_orders_problem(),
             self._folder_problem(),
         ]
+
+    def weight_format(self) -> GridFormat:
+        """Return the format that the weights of a layer get."""
+        grouped = self.group_size is not None
+        alone = PerTensor() if self.per_tensor else PerChannel(0)
+        return GridFormat(
+            dtype=DType(self.bits, signed=self.symmetric),
+            granularity=alone if self.group_size is None else PerGroup(size=self.group_size),
+            symmetric=self.symmetric,
+            even=not (grouped and self.act_order and not self.static_groups),
+        )
+
+    @classmethod
+    def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:
+        """Yield fields of configs that are legal for `target`, the best first."""
+        return weight_choices(target)
 
     def _two_units_problem(self) -> Problem | None:
         if self.per_tensor is not True or self.group_size is None:

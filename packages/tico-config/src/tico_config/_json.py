@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import attrs
 
+from tico_config import profiles
 from tico_config._base_config import BaseConfig
+from tico_config._deployment_profile import DeploymentProfile
 from tico_config._errors import ConfigError
 from tico_config._frozen_mapping import FrozenMapping
 from tico_config._observer_specs import CustomObserverSpec
@@ -21,6 +23,10 @@ from tico_config._registry import ENUMS, KIND, MAPPING, value_kinds
 SCHEMA_VERSION = 1
 _MAX_CHARACTERS = 2**20
 _MAX_DEPTH = 32
+_NAMED = "named"
+"""The key of a built-in profile, which stands in the text by its name."""
+_TARGET = "target"
+"""The field of configs that is left out where it says nothing."""
 
 
 def to_json(config: BaseConfig) -> str:
@@ -126,6 +132,8 @@ def _encoded(value: object, where: str, depth: int) -> object:
             return [_encoded(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
         case FrozenMapping():
             return {KIND: MAPPING, "items": _encoded_items(value, where, depth)}
+        case DeploymentProfile() if profiles.BUILT_IN.get(value.name) == value:
+            return {KIND: type(value).__name__, _NAMED: value.name}
         case _:
             return _encoded_fields(_known(value, where), where, depth)
 
@@ -138,6 +146,8 @@ def _encoded_items(value: Mapping[str, object], where: str, depth: int) -> dict[
 
 def _encoded_fields(value: attrs.AttrsInstance, where: str, depth: int) -> dict[str, object]:
     fields = {name: getattr(value, name) for name in _arguments(type(value))}
+    if isinstance(value, BaseConfig) and value.target is None:
+        del fields[_TARGET]
     encoded = {name: _encoded(field, f"{where}.{name}", depth + 1) for name, field in fields.items()}
     return {KIND: type(value).__name__} | encoded
 
@@ -232,6 +242,10 @@ def _decoded_value(
     kind: type[attrs.AttrsInstance], rest: Mapping[str, object], where: str, depth: int
 ) -> object:
     arguments = _arguments(kind)
+    if issubclass(kind, DeploymentProfile) and set(rest) == {_NAMED}:
+        return _named_profile(rest[_NAMED], where)
+    if issubclass(kind, BaseConfig) and _TARGET not in rest:
+        del arguments[_TARGET]
     if set(rest) != set(arguments):
         raise _other_fields(sorted(rest), sorted(arguments), where)
     fields = {alias: _decoded(rest[name], f"{where}.{name}", depth + 1) for name, alias in arguments.items()}
@@ -242,6 +256,13 @@ def _decoded_value(
     except (TypeError, ValueError) as error:  # from a converter that does not expect what the text holds
         raise _refused(where, Found(str(error)), f"fields that {kind.__name__} takes") from error
     return value
+
+
+def _named_profile(name: object, where: str) -> DeploymentProfile:
+    profile = profiles.BUILT_IN.get(name) if isinstance(name, str) else None
+    if profile is None:
+        raise _refused(f"{where}.{_NAMED}", name, f"one of {', '.join(profiles.BUILT_IN)}")
+    return profile
 
 
 def _other_fields(found: Sequence[str], expected: Sequence[str], where: str) -> ConfigError:

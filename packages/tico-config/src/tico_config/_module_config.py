@@ -9,6 +9,7 @@ import attrs
 from typing_extensions import Self
 
 from tico_config._base_config import BaseConfig, resolve_fields
+from tico_config._grid_format import GridFormat
 from tico_config._overrides import Resolution, winning_rule
 from tico_config._problem import Problem
 from tico_config._quant_spec import QuantSpec, is_left_out
@@ -57,6 +58,17 @@ class ModuleConfig(BaseConfig):
         if rule is None or not is_left_out(self.overrides[rule.pattern]):
             return resolve_fields(self, path)
         return Resolution(attrs.evolve(self, overrides={}), f"overrides[{rule.pattern!r}]")
+
+    def weight_format(self) -> GridFormat | None:
+        """Return the format that the weights of a layer get; None where this class does not say.
+
+        A config that does not say cannot have a `target`, where its algorithm quantizes weights.
+
+        >>> from tico_config import GPTQConfig
+        >>> str(GPTQConfig(group_size=32, symmetric=True).weight_format())
+        'int4 symmetric, groups of 32'
+        """
+        return None
 
     def reason_to_leave(self, path: str) -> str | None:
         """Return why the module at `path` is left out, or None where it is not.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import attrs
 from typing_extensions import Self
 
-from tico_config._dtype import INT8, INT32, UINT8
+from tico_config import profiles
+from tico_config._deployment_profile import DeploymentProfile
+from tico_config._dtype import INT32
 from tico_config._frozen_mapping import FrozenMapping
-from tico_config._grid import QScheme
+from tico_config._grid import PerTensor
+from tico_config._legal_specs import layer_choices
 from tico_config._overrides import Resolution, winning_rule
 from tico_config._problem import Found, Problem
 from tico_config._quant_spec import QuantSpec, affine, no_quant
@@ -19,18 +22,6 @@ from tico_config._spec_config import SpecConfig
 from tico_config.validation import freeze
 
 _AXES = "a name or None for each axis, such as ('batch', None), or a mapping such as {0: 'batch'}"
-_FLOAT_IN_XNNPACK = (
-    "conv_transpose1d",
-    "embedding",
-    "gelu",
-    "layer_norm",
-    "matmul",
-    "rms_norm",
-    "rsqrt",
-    "silu",
-    "softmax",
-    "tanh",
-)
 
 
 def _as_dynamic_shapes(value: object) -> object:
@@ -100,7 +91,7 @@ class PT2EConfig(SpecConfig):
         >>> str(PT2EConfig.onnx_runtime().weight)
         'int8 symmetric'
         """
-        return cls(activation=affine(UINT8), weight=affine(INT8))
+        return profiles.ONNX_RUNTIME.config(cls)
 
     @classmethod
     def openvino(cls) -> Self:
@@ -112,7 +103,7 @@ class PT2EConfig(SpecConfig):
         >>> str(PT2EConfig.openvino().activation)
         'uint8 asymmetric'
         """
-        return cls(activation=affine(UINT8), weight=affine(INT8))
+        return profiles.OPENVINO.config(cls)
 
     @classmethod
     def xnnpack(cls) -> Self:
@@ -124,9 +115,7 @@ class PT2EConfig(SpecConfig):
         >>> str(PT2EConfig.xnnpack().activation), str(PT2EConfig.xnnpack().bias)
         ('int8 asymmetric', 'float')
         """
-        activation = affine(INT8, QScheme.PER_TENSOR_ASYMM)
-        left = {operator: no_quant() for operator in _FLOAT_IN_XNNPACK}
-        return cls(activation=activation, weight=affine(INT8), bias=no_quant(), operators=left)
+        return profiles.XNNPACK.config(cls)
 
     @classmethod
     def circle(cls) -> Self:
@@ -138,7 +127,17 @@ class PT2EConfig(SpecConfig):
         >>> str(PT2EConfig.circle().weight), str(PT2EConfig.circle().bias)
         ('uint8 asymmetric', 'float')
         """
-        return cls(activation=affine(UINT8), weight=affine(UINT8), bias=no_quant())
+        return profiles.CIRCLE.config(cls)
+
+    @classmethod
+    def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:
+        """Yield fields of configs that are legal for `target`, the best first: none without graphs."""
+        left = FrozenMapping.of({operator: no_quant() for operator in target.float_operators})
+        bias = affine(INT32) if target.biases[0] == "int32" else no_quant()
+        for weight, activation in layer_choices(target):
+            units = weight.granularity in (None, PerTensor()), activation.granularity is None
+            if target.points and all(units):
+                yield {"weight": weight, "activation": activation, "bias": bias, "operators": left}
 
     def resolve_operator(
         self, paths: tuple[str, ...], role: str, module_type: str, operator: str

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, Literal
 
 import attrs
 
+from tico_config._deployment_profile import DeploymentProfile
+from tico_config._legal_specs import layer_choices
 from tico_config._module_config import OnUncalibrated
 from tico_config._registry import register_config
 from tico_config._spec_config import SpecConfig
@@ -23,6 +26,9 @@ class PTQConfig(SpecConfig):
         activation: spec of every activation point; `no_quant()` quantizes weights only.
         weight: spec of every weight; per output channel unless it says otherwise.
         overrides: paths, globs or ``re:`` patterns, each with a `QuantSpec` or some of its fields.
+        scope: ``"all"`` for every module with a wrapper; ``"linear"`` for linear layers alone, as servers of
+            language models have them: their weights, and what they read. What they give stays float unless
+            an override has that very point; heads of language models unless one has their exact path.
         steps: ``"auto"`` gives every functional step in the forward of a module without a wrapper a point of
             its own, such as ``layers.0.self_attn.matmul_0``; ``"declared"`` leaves that arithmetic float.
         strict_wrap: whether a module without a wrapper is an error; if not, it stays float and is reported.
@@ -39,7 +45,15 @@ class PTQConfig(SpecConfig):
 
     name: ClassVar[str] = "ptq"
 
+    scope: Literal["all", "linear"] = "all"
     steps: Literal["auto", "declared"] = "auto"
     strict_wrap: bool = True
     on_uncalibrated: OnUncalibrated = "error"
     variant: str = "default"
+
+    @classmethod
+    def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:
+        """Yield fields of configs that are legal for `target`, the best first."""
+        scope = "all" if target.points else "linear"
+        for weight, activation in layer_choices(target):
+            yield {"weight": weight, "activation": activation, "scope": scope}

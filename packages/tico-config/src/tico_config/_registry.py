@@ -9,9 +9,11 @@ from typing import Final, TypeVar
 import attrs
 
 from tico_config._base_config import BaseConfig
+from tico_config._deployment_profile import DeploymentProfile
 from tico_config._dtype import DType, MXFormat
 from tico_config._errors import ConfigError
 from tico_config._grid import PerChannel, PerGroup, PerTensor, PerToken, QScheme
+from tico_config._grid_rule import GridRule, LayerRule
 from tico_config._observer_specs import (
     CustomObserverSpec,
     EMASpec,
@@ -52,6 +54,9 @@ _VALUES: Final[tuple[type[attrs.AttrsInstance], ...]] = (
     MXSpec,
     NoQuant,
     QuantSpec,
+    GridRule,
+    LayerRule,
+    DeploymentProfile,
 )
 ENUMS: Final[Mapping[str, type[enum.Enum]]] = {kind.__name__: kind for kind in (QScheme, MXFormat)}
 _KINDS: Final[dict[str, type[attrs.AttrsInstance]]] = {kind.__name__: kind for kind in _VALUES}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal
 
 import attrs
 
+from tico_config._deployment_profile import DeploymentProfile
 from tico_config._module_config import OnUncalibrated
 from tico_config._problem import Problem
 from tico_config._registry import register_config
@@ -53,3 +54,8 @@ class SmoothQuantConfig(SmoothingConfig):
         problem = None if self.alpha == "auto" else check_number("alpha", self.alpha, 0.0, 1.0)
         alpha = problem and attrs.evolve(problem, expected=f"{problem.expected}, or 'auto'")
         return [alpha, *super().field_problems()]
+
+    @classmethod
+    def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:
+        """Yield fields of configs that are legal for `target`: folded scales have a place anywhere."""
+        return ({"insert_mul": False},)

@@ -32,6 +32,7 @@ _LAYERS = "gptq_layers"
 class GPTQEverywhere(BaseQuantizer[GPTQConfig, Calibration]):
     """GPTQ on modules, and on the graphs that PT2E leaves."""
 
+    checks_target: ClassVar[bool] = True
     graphs: ClassVar[tuple[type[fx.GraphModule], ...]] = (QuantGraph,)
 
     def prepare(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, Calibration]:

@@ -45,6 +45,7 @@ from tico_pt2e._integers import give_readers_their_own, moved_to_grid
 from tico_pt2e._mask_flow import masked_scores
 from tico_pt2e._nodes import argument, describe_as
 from tico_pt2e._operations import find_operations
+from tico_pt2e._targets import require_taken
 from tico_pt2e._watching import Follower, GraphCalibration, Watch, require_data
 from tico_pt2e._weights import (
     SiteView,
@@ -67,6 +68,7 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
     """Rounds the values and weights of an exported graph to nearest, on grids that calibration finds."""
 
     works_in_place: ClassVar[bool] = False
+    checks_target: ClassVar[bool] = True
     graphs: ClassVar[tuple[type[fx.GraphModule], ...]] = (fx.GraphModule,)
 
     def prepare(
@@ -107,6 +109,7 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
             last = output_concats(graph.graph)
             annotated = [item.at_the_output() if item.operation.node in last else item for item in annotated]
         require_possible(annotated)
+        require_taken(annotated, self.config)
         return annotated, found.left
 
     def convert(self, model: nn.Module, calibration: GraphCalibration, edit: Edit) -> Converted:

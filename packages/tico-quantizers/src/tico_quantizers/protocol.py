@@ -70,10 +70,13 @@ class BaseQuantizer(ABC, Generic[C, K]):
     """An algorithm. It holds hyper-parameters only; what it learns from data is the calibration.
 
     One that cannot work on the very object that it is given, only on a copy, says so in `works_in_place`.
-    Models are made of modules; which classes of exported graphs it works on too is said by `graphs`.
+    Models are made of modules; which classes of exported graphs it works on too is said by `graphs`. One
+    whose `prepare` refuses what the `target` of its config does not take says so in `checks_target`; to any
+    other, no target can be given.
     """
 
     works_in_place: ClassVar[bool] = True
+    checks_target: ClassVar[bool] = False
     graphs: ClassVar[tuple[type[fx.GraphModule], ...]] = ()
 
     def __init__(self, config: C) -> None:
@@ -96,6 +99,7 @@ class BaseQuantizer(ABC, Generic[C, K]):
         self, model: nn.Module, example: Example | None, edit: Edit
     ) -> tuple[nn.Module, Prepared[C, K]]:
         """Prepare and return the root with everything that `convert` will need."""
+        self._require_checked_target()
         origin = Origin(config=to_json(self.config), model=model_fingerprint(model))
         edit.on_undo(remember_hooks(model))
         with unchanged_process():
@@ -103,6 +107,25 @@ class BaseQuantizer(ABC, Generic[C, K]):
         prepared = Prepared(self, calibration, watch_forward(root, calibration), origin)
         edit.on_undo(prepared.stop_watching)
         return root, prepared
+
+    def _require_checked_target(self) -> None:
+        """Refuse a target that nobody would look at.
+
+        Raises:
+            UnsupportedError: the config has one.
+        """
+        target = self.config.target
+        if target is not None and not self.checks_target:
+            name = type(self).__name__
+            raise UnsupportedError(
+                Problem(
+                    field="target",
+                    value=target,
+                    expected="None",
+                    sentence=f"{name} does not check what {target.runtime} takes",
+                    remedy="leave target out, or have prepare check the model and set checks_target",
+                )
+            )
 
     def _prepared(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, K]:
         made = self.prepare(model, example, edit)

@@ -48,7 +48,7 @@ class Model(Protocol):
 def onnx_problems(source: Source) -> Iterator[Problem]:
     """Yield what of `source` ONNX has no operators for: groups of columns that are no blocks."""
     for grid in grids_in(source):
-        if grid.uneven:
+        if not grid.format.even:
             yield Problem(
                 module=grid.path or None,
                 field="group_index",

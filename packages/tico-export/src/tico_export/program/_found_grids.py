@@ -8,7 +8,7 @@ from typing import Literal
 import attrs
 from torch import fx
 
-from tico_config import DType, Granularity, PerChannel, PerGroup, PerTensor
+from tico_config import DType, Granularity, GridFormat, LayerFormat, PerChannel, PerGroup, PerTensor
 from tico_export.program._rewriting import input_of, operator_of
 from tico_export.source import Grid, IntegerWeight, Source
 
@@ -21,29 +21,33 @@ class FoundGrid:
 
     Attributes:
         path: the path of its module, or the name of its node in a graph.
-        symmetric: whether all zero points are in the middle; None where it is not known.
-        uneven: whether the columns of a group are no neighbours, or groups are of different sizes.
-        alone: whether it is a weight whose input stays in float.
+        format: its codes, and what shares a scale.
         step: the scale of a fixed grid of an activation, the same for the whole tensor; else None.
     """
 
     path: str
     role: Role
-    dtype: DType
-    granularity: Granularity
-    symmetric: bool | None = None
-    uneven: bool = False
-    alone: bool = False
+    format: GridFormat
     step: float | None = None
+
+    @property
+    def dtype(self) -> DType:
+        """The number format of a code."""
+        return self.format.dtype
+
+    @property
+    def granularity(self) -> Granularity:
+        """What shares a scale."""
+        return self.format.granularity
 
 
 def grids_in(source: Source) -> Iterator[FoundGrid]:
     """Yield the grids of `source`, those of layers first."""
     for path, weight in source.weights.items():
-        yield _of_weight(path, weight)
+        yield FoundGrid(path=path, role="weight", format=weight.format)
         for name, grid in (("act_in", weight.act_in), ("act_out", weight.act_out)):
             if grid is not None:
-                yield _of_activation(f"{path}.{name}" if path else name, grid)
+                yield _of_activation(_below(path, name), grid)
     for path, grid in source.points.items():
         yield _of_activation(path, grid)
     for module in source.model.modules():
@@ -51,28 +55,42 @@ def grids_in(source: Source) -> Iterator[FoundGrid]:
             yield from _in_graph(module)
 
 
-def _of_weight(path: str, weight: IntegerWeight) -> FoundGrid:
-    size = weight.group_size
-    return FoundGrid(
+def formats_in(source: Source) -> tuple[list[LayerFormat], dict[str, GridFormat]]:
+    """Return the layers of `source`, and the activations on a grid that no layer reads, by path.
+
+    Of a graph it is not known which activation which weight meets.
+    """
+    layers = [_layer(path, weight) for path, weight in source.weights.items()]
+    read = {_below(path, "act_in") for path in source.weights}
+    points: dict[str, GridFormat] = {}
+    for grid in grids_in(source):
+        if grid.role == "activation" and grid.path not in read:
+            points[grid.path] = grid.format
+        elif grid.role == "weight" and grid.path not in source.weights:
+            layers.append(LayerFormat(path=grid.path, weight=grid.format, inputs_known=False))
+    return layers, points
+
+
+def _layer(path: str, weight: IntegerWeight) -> LayerFormat:
+    return LayerFormat(
         path=path,
-        role="weight",
-        dtype=weight.dtype,
-        granularity=PerChannel(0) if size is None else PerGroup(1, size),
-        symmetric=weight.is_symmetric,
-        uneven=weight.group_index is not None or bool(weight.columns % (size or 1)),
-        alone=weight.act_in is None and weight.kind != "embedding",
+        kind=weight.kind.rpartition(".")[2],
+        weight=weight.format,
+        inputs=None if weight.act_in is None else weight.act_in.format,
+        inputs_known=weight.kind != "embedding",
+        rows=weight.shape[0],
+        columns=weight.columns,
     )
+
+
+def _below(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _of_activation(path: str, grid: Grid) -> FoundGrid:
     one = grid.scale is not None and grid.scale.numel() == 1
-    return FoundGrid(
-        path=path,
-        role="activation",
-        dtype=grid.dtype,
-        granularity=grid.granularity,
-        step=grid.scale.item() if one and grid.scale is not None else None,
-    )
+    step = grid.scale.item() if one and grid.scale is not None else None
+    return FoundGrid(path=path, role="activation", format=grid.format, step=step)
 
 
 def _in_graph(module: fx.GraphModule) -> Iterator[FoundGrid]:
@@ -84,11 +102,11 @@ def _in_graph(module: fx.GraphModule) -> Iterator[FoundGrid]:
         bits = (high - low).bit_length()
         role: Role = "activation" if not held else ("bias" if bits > 16 else "weight")
         step = node.args[1]
+        dtype = DType.int(min(bits, 16)) if low < 0 else DType.uint(bits)
         yield FoundGrid(
             path=node.name,
             role=role,
-            dtype=DType.int(min(bits, 16)) if low < 0 else DType.uint(bits),
-            granularity=_unit(node),
+            format=GridFormat(dtype=dtype, granularity=_unit(node)),
             step=step if role == "activation" and isinstance(step, float) else None,
         )
 

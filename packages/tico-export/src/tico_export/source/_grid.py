@@ -6,7 +6,7 @@ import attrs
 from torch import Tensor
 from typing_extensions import Self
 
-from tico_config import DType, Granularity, PerToken
+from tico_config import DType, Granularity, GridFormat, PerToken
 from tico_modules import ActivationGrid
 
 
@@ -28,6 +28,11 @@ class Grid:
     def is_dynamic(self) -> bool:
         """Whether each token has a grid of its own."""
         return isinstance(self.granularity, PerToken)
+
+    @property
+    def format(self) -> GridFormat:
+        """The codes, and what shares a scale."""
+        return GridFormat(dtype=self.dtype, granularity=self.granularity, symmetric=self.symmetric)
 
     @property
     def label(self) -> str:

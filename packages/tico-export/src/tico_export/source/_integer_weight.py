@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType
+from tico_config import DType, GridFormat
 from tico_export.source._grid import Grid
 from tico_modules import PackedWeight, QuantizedModule
 
@@ -100,10 +100,14 @@ class IntegerWeight:
         return self.packed.zero_point
 
     @property
+    def format(self) -> GridFormat:
+        """The codes, and what shares a scale."""
+        return self.packed.grid_format()
+
+    @property
     def is_symmetric(self) -> bool:
         """Whether every zero point is in the middle: 0 of signed codes, ``2 ** (bits - 1)`` of others."""
-        middle = 0 if self.dtype.signed else 2 ** (self.dtype.bits - 1)
-        return bool((self.zero_point == middle).all())
+        return self.format.symmetric is True
 
     def codes(self) -> Tensor:
         """Return the codes in the range of `dtype`, int32 (rows, columns)."""

@@ -15,6 +15,7 @@ from tico_config import (
     DType,
     Found,
     Granularity,
+    GridFormat,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -94,6 +95,10 @@ class ActivationGrid(ExactModule):
         scale = torch.empty(0, device=device)
         zero_point = torch.empty(0, dtype=torch.int32, device=device)
         return cls(scale, zero_point, dtype=dtype, granularity=PerToken(), symmetric=symmetric)
+
+    def grid_format(self) -> GridFormat:
+        """Return the format of the codes, as profiles of runtimes compare it."""
+        return GridFormat(dtype=self.dtype, granularity=self.granularity, symmetric=self.symmetric)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the fake-quantized `x`, in the shape and dtype of `x`.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 from typing_extensions import Self
 
-from tico_config import DType, NumericsError, Problem, TicoError
+from tico_config import DType, GridFormat, NumericsError, PerChannel, PerGroup, Problem, TicoError
 from tico_modules._storage.code_mark import CopiedCodes, mark_of
 from tico_modules._storage.dequantization import dequantize_rows, spread_groups
 from tico_modules._storage.exact_module import ExactModule, has_values
@@ -257,6 +257,17 @@ class PackedWeight(ExactModule):
     def _has_even_groups(self) -> bool:
         """Whether groups are runs of columns, all of one length."""
         return self.group_index is None and self.columns % (self.group_size or 1) == 0
+
+    def grid_format(self) -> GridFormat:
+        """Return the format of the codes, as profiles of runtimes compare it."""
+        middle = 0 if self.dtype.signed else 2 ** (self.bits - 1)
+        size = self.group_size
+        return GridFormat(
+            dtype=self.dtype,
+            granularity=PerChannel(0) if size is None else PerGroup(axis=1, size=size),
+            symmetric=bool((self.zero_point == middle).all()),
+            even=self._has_even_groups,
+        )
 
     @property
     def bytes(self) -> int:

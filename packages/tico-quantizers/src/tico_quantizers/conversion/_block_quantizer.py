@@ -7,7 +7,7 @@ import logging
 import re
 from abc import abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Generic, TypeVar, final
+from typing import ClassVar, Generic, TypeVar, final
 
 import attrs
 from torch import nn
@@ -132,6 +132,8 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
     ...     print(prepared.convert(model, edit)[0].bits)
     4
     """
+
+    checks_target: ClassVar[bool] = True
 
     @abstractmethod
     def quantize(self, targets: tuple[Target[C], ...], read: GroupedGram) -> list[QuantizedWeight]:

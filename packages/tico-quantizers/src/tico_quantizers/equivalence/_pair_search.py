@@ -48,6 +48,7 @@ def candidates_of(model: nn.Module, config: SmoothingConfig) -> Candidates:
     sources = [path for path, _ in candidates.atoms() if candidates.producer(path) is not None]
     if not consumers or (len({*sources, *consumers}) < 2 and not _inserts(config)):
         problems.append(_no_pair(candidates.reasons))
+    problems += _target_problems(config)
     if problems:
         raise ConfigError(*problems)
     require_finite_weights(candidates)
@@ -107,6 +108,18 @@ def traced(model: nn.Module, candidates: Candidates, example: Example) -> tuple[
         expected = "inputs that the model takes"
         raise ConfigError(Problem(field="args", value=found, expected=expected, sentence=sentence)) from error
     return trace.passages(), call
+
+
+def _target_problems(config: SmoothingConfig) -> Iterator[Problem]:
+    """Yield why multiplications of inputs have no place in what is to run the model."""
+    if config.target is not None and not config.target.multiplications and _inserts(config):
+        yield Problem(
+            field="insert_mul",
+            value=True,
+            expected="False",
+            sentence=f"{config.target.runtime} has no place for multiplications in front of layers",
+            remedy="set insert_mul=False, which smooths where a module before can take the scales",
+        )
 
 
 def _inserts(config: SmoothingConfig) -> bool:

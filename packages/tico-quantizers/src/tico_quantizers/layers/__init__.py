@@ -7,6 +7,7 @@ from tico_quantizers.layers._experts import less_read, peers_of
 from tico_quantizers.layers._float_lines import float_lines
 from tico_quantizers.layers._fused_experts import FusedExperts, fused_experts, quiet
 from tico_quantizers.layers._inputs import input_rows, input_tensor, output_added
+from tico_quantizers.layers._layer_formats import format_of, layer_kind
 from tico_quantizers.layers._matrix import (
     FloatLayer,
     IntegerLayer,
@@ -48,6 +49,7 @@ __all__ = [
     "feature_axis",
     "find_blocks",
     "float_lines",
+    "format_of",
     "fused_experts",
     "group_size_problem",
     "groups",
@@ -55,6 +57,7 @@ __all__ = [
     "homes_in",
     "input_rows",
     "input_tensor",
+    "layer_kind",
     "layers_in",
     "less_read",
     "matrix",

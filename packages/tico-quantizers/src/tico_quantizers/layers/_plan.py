@@ -22,6 +22,7 @@ from tico_config import (
 )
 from tico_modules import LayerReport, named_modules
 from tico_quantizers.layers._float_lines import float_lines
+from tico_quantizers.layers._layer_formats import target_problems
 from tico_quantizers.layers._matrix import Layer, columns, matrix
 from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
 
@@ -73,7 +74,8 @@ def plan_layers(
 
     Left alone, with the reason, are layers that `reasons_against` names, those that `refuse` gives a reason
     for, those that an override leaves out, and the heads of language models unless an override has their
-    exact path. `check` yields what is wrong with a layer and the config that holds for it.
+    exact path. `check` yields what is wrong with a layer and the config that holds for it; what the `target`
+    of `config` does not take is looked at here.
 
     Raises:
         ConfigError: nothing is left to quantize, an override changes nothing, or a check failed; with all
@@ -95,6 +97,8 @@ def plan_layers(
     targets = {path: Target(path, layer, config.resolve(path).spec) for path, layer in wanted.items()}
     if check is not None:
         problems += [problem for target in targets.values() for problem in check(target)]
+    asked = {path: target.config for path, target in targets.items()}
+    problems += target_problems(model, config, asked, layers)
     if problems:
         raise ConfigError(*problems)
     _require_finite_weights(wanted)

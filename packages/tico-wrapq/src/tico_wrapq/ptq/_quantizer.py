@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import TypeAlias, final
+from typing import ClassVar, TypeAlias, final
 
 import attrs
 from torch import nn
@@ -103,6 +103,8 @@ class PTQCalibration(PointCalibration):
 @final
 class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
     """Wraps a model, watches its points, and leaves integer layers and frozen points."""
+
+    checks_target: ClassVar[bool] = True
 
     def prepare(
         self, model: nn.Module, example: Example | None, edit: Edit

@@ -33,11 +33,22 @@ from tico_modules import (
     parameter,
     record_outputs,
 )
-from tico_wrapq.base import WEIGHT, QuantModuleBase, WrapperRegistry, spec_problem
+from tico_quantizers.layers import layer_kind, output_embeddings
+from tico_wrapq.base import (
+    WEIGHT,
+    PointDeclaration,
+    QuantModuleBase,
+    Role,
+    WrapperRegistry,
+    spec_problem,
+)
 from tico_wrapq.ptq._sites import ModuleSite, own_floats, sites, with_steps
+from tico_wrapq.ptq._targets import target_problems
 from tico_wrapq.steps import StepPoints
 
 _ASKED = "the config leaves it float"
+_OUT_OF_SCOPE = "scope='linear' is for linear layers"
+_HEAD = "scope='linear' is for an output embedding only if an override has its exact path"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -69,10 +80,9 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
     """
     _require_variant(registry, config)
     root = _taken_apart(model, registry, config, edit)
-    every = sites(root, registry, config.variant)
-    found = [_unless_float(with_steps(site) if config.steps == "auto" else site, config) for site in every]
+    found = list(_found(root, registry, config))
     _require_supported(found, config)
-    specs = _specs(found, config)
+    specs = _specs(root, found, config)
     _require_finite_weights(found)
     parts = _parts_left(root, found)
     record_outputs(root, edit)
@@ -95,6 +105,25 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
     return Wrapped(root=root, wrappers=wrappers, left=tuple(left), paths=paths)
 
 
+def _found(root: nn.Module, registry: WrapperRegistry, config: PTQConfig) -> Iterator[ModuleSite]:
+    """Yield what is to become of the modules of `root` by `config`."""
+    heads = output_embeddings(root)
+    for site in sites(root, registry, config.variant):
+        if config.scope == "linear" and (reason := _reason_out_of_scope(site, heads, config)):
+            yield attrs.evolve(site, wrapper=None, reason=site.reason or reason, refusal="")
+        else:
+            stepped = config.steps == "auto" and config.scope == "all"
+            yield _unless_float(with_steps(site) if stepped else site, config)
+
+
+def _reason_out_of_scope(site: ModuleSite, heads: tuple[nn.Module, ...], config: PTQConfig) -> str:
+    """Return why a module is not among the linear layers to quantize; empty where it is."""
+    kind = layer_kind(site.adopted, heads)
+    if kind == "head":
+        return "" if site.path in config.overrides else _HEAD
+    return "" if kind == "linear" else _OUT_OF_SCOPE
+
+
 def _is_named(config: PTQConfig, path: str) -> bool:
     return config.resolve(path).origin.startswith("overrides[")
 
@@ -111,6 +140,8 @@ def _taken_apart(model: nn.Module, registry: WrapperRegistry, config: PTQConfig,
     """Return `model` with the modules that wrappers take apart into others replaced, outer ones first."""
     root, last = model, -1
     replaced: list[ModuleSite] = []
+    if config.scope == "linear":
+        return root
     while len(replaced) > last:
         last = len(replaced)
         for site in list(sites(root, registry, config.variant)):
@@ -212,7 +243,7 @@ def _unsupported(site: ModuleSite) -> Problem:
     )
 
 
-def _specs(found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
+def _specs(root: nn.Module, found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
     """Return the spec of every point by its path, or raise everything that is wrong with any of them."""
     specs: dict[str, QuantSpec] = {}
     problems: list[Problem] = []
@@ -221,7 +252,7 @@ def _specs(found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
         for declaration in site.points:
             path = child_path(site.path, declaration.name)
             try:
-                specs[path] = config.resolve(path).spec
+                specs[path] = _point_spec(config, path, declaration)
             except TicoError as error:
                 problems += error.problems
                 continue
@@ -230,12 +261,22 @@ def _specs(found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
         owned = (child_path(site.path, name) for name in (site.floats if site.wrapper is StepPoints else ()))
         weights = (spec_problem(path, WEIGHT, _weight_spec(config, path)) for path in owned)
         unsupported += [problem for problem in weights if problem is not None]
-    problems += _match_problems(found, specs, config) if not problems else []
+    if not problems:
+        problems = [*_match_problems(found, specs, config), *target_problems(root, found, specs, config)]
     if problems:
         raise ConfigError(*problems)
     if unsupported:
         raise UnsupportedError(*unsupported)
     return specs
+
+
+def _point_spec(config: PTQConfig, path: str, declaration: PointDeclaration) -> QuantSpec:
+    """Return the spec of a point; that of what a layer gives may be out of scope."""
+    spec = config.resolve(path).spec
+    if config.scope == "all" or declaration.role is not Role.ACTIVATION_OUT:
+        return spec
+    rule = winning_rule(config.overrides, (path, path.rpartition(".")[0]))
+    return spec if rule is not None and rule.matches(path) else no_quant()
 
 
 def _override_paths(found: list[ModuleSite]) -> list[str]:

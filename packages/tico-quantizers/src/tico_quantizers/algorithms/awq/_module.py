@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TypeGuard, final
+from typing import ClassVar, TypeGuard, final
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,8 @@ class AWQCalibration(PairCalibration):
 @final
 class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
     """AWQ over every linear layer and convolution; all is found on the activations of the float model."""
+
+    checks_target: ClassVar[bool] = True
 
     def prepare(
         self, model: nn.Module, example: Example | None, edit: Edit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ _DOES = "scales norms, linear layers and convolutions"
 @final
 class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibration]):
     """SmoothQuant over every pair: what it leaves is a float model of the same function."""
+
+    checks_target: ClassVar[bool] = True
 
     def prepare(
         self, model: nn.Module, example: Example | None, edit: Edit

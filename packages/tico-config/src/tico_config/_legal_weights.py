@@ -1,0 +1,26 @@
+"""The weights that rules of a target allow, as fields of configs that speak of bits and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from tico_config._deployment_profile import DeploymentProfile
+from tico_config._grid import PerGroup, PerTensor
+from tico_config._legal_specs import layer_rules, specs_of
+
+
+def weight_choices(target: DeploymentProfile) -> Iterator[Mapping[str, object]]:
+    """Yield what weights of linear layers may have: signed symmetric codes, or unsigned with a zero point."""
+    seen: list[Mapping[str, object]] = []
+    for rule in layer_rules(target):
+        for spec in specs_of(rule.weights, "weight"):
+            unit = spec.granularity
+            choice = {
+                "bits": spec.dtype.bits,
+                "symmetric": spec.is_symmetric,
+                "group_size": unit.size if isinstance(unit, PerGroup) else None,
+                "per_tensor": isinstance(unit, PerTensor),
+            }
+            if spec.is_symmetric == spec.dtype.signed and spec.dtype.bits <= 8 and choice not in seen:
+                seen.append(choice)
+                yield choice

@@ -1,0 +1,184 @@
+"""What the runtimes take that models are exported to, one value each.
+
+Each was found by running it: vLLM 0.32 on the CPU, llama.cpp b9190, ONNX Runtime 1.32, OpenVINO 2026.4,
+XNNPACK by ExecuTorch 1.5, Circle by Samsung's converter 0.3.
+
+>>> from tico_config import GPTQConfig
+>>> VLLM.config(GPTQConfig, bits=4, symmetric=True).target.runtime
+'vLLM'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from tico_config._deployment_profile import DeploymentProfile
+from tico_config._dtype import INT4, INT8, INT16, UINT4, UINT8, UINT16
+from tico_config._grid_rule import GridRule, LayerRule
+
+__all__ = ["BUILT_IN", "CIRCLE", "LLAMA_CPP", "ONNX_RUNTIME", "OPENVINO", "VLLM", "XNNPACK"]
+
+_SERVED: Final = ("group", "channel")
+_SERVED_GROUPS: Final = (128, 64, 32)
+
+VLLM: Final = DeploymentProfile(
+    name="vllm",
+    runtime="vLLM",
+    layers=(
+        LayerRule(
+            name="W4A16",
+            kinds=("linear",),
+            weights=GridRule(dtypes=(INT4,), symmetric=True, units=_SERVED, group_sizes=_SERVED_GROUPS),
+            multiple=32,
+        ),
+        LayerRule(
+            name="W4A16 asymmetric",
+            kinds=("linear",),
+            weights=GridRule(dtypes=(UINT4,), units=_SERVED, group_sizes=_SERVED_GROUPS),
+            multiple=32,
+            mixed=False,
+        ),
+        LayerRule(
+            name="W8A8",
+            kinds=("linear",),
+            weights=GridRule(dtypes=(INT8,), symmetric=True, units=("channel",)),
+            inputs=GridRule(dtypes=(INT8,), symmetric=True, units=("token", "tensor")),
+            alone=False,
+        ),
+        LayerRule(
+            name="W8A16",
+            kinds=("linear",),
+            weights=GridRule(dtypes=(INT8,), symmetric=True, units=_SERVED, group_sizes=_SERVED_GROUPS),
+            multiple=32,
+        ),
+    ),
+    fused=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
+)
+"""vLLM, from a folder of compressed-tensors: linear layers alone; what it fuses needs one format.
+
+Zero points of 4 bits are loaded where all layers have them, by transformers too.
+"""
+
+_BLOCKED: Final = ("linear", "head", "embedding")
+
+LLAMA_CPP: Final = DeploymentProfile(
+    name="llama_cpp",
+    runtime="llama.cpp",
+    layers=(
+        LayerRule(
+            name="Q4_0",
+            kinds=_BLOCKED,
+            weights=GridRule(dtypes=(INT4,), symmetric=True, units=("group",), group_multiple=32),
+        ),
+        LayerRule(
+            name="Q4_1",
+            kinds=_BLOCKED,
+            weights=GridRule(dtypes=(UINT4,), units=("group",), group_multiple=32),
+        ),
+        LayerRule(
+            name="Q8_0",
+            kinds=_BLOCKED,
+            weights=GridRule(dtypes=(INT8,), symmetric=True, units=("group",), group_multiple=32),
+        ),
+    ),
+)
+"""llama.cpp, from a GGUF file: weights in blocks of 32 columns, of which larger groups are made."""
+
+_ONNX_VALUES: Final = GridRule(dtypes=(UINT8, INT8, UINT16, INT16), units=("tensor", "token"))
+_KERNEL_GROUPS: Final = (128, 64, 32, 16, 256)
+
+ONNX_RUNTIME: Final = DeploymentProfile(
+    name="onnx_runtime",
+    runtime="ONNX Runtime",
+    layers=(
+        LayerRule(
+            name="8 bits",
+            weights=GridRule(
+                dtypes=(INT8, UINT8), units=("channel", "tensor", "group"), group_sizes=_KERNEL_GROUPS
+            ),
+            inputs=_ONNX_VALUES,
+        ),
+        LayerRule(
+            name="4 bits",
+            weights=GridRule(dtypes=(INT4, UINT4), units=("group", "channel"), group_sizes=_KERNEL_GROUPS),
+            inputs=_ONNX_VALUES,
+        ),
+    ),
+    points=(_ONNX_VALUES,),
+    biases=("int32", "float"),
+    multiplications=True,
+)
+"""ONNX Runtime, from an ONNX file: integer kernels for 8 bits and for 4 in blocks, floats for the rest."""
+
+_OPENVINO_VALUES: Final = GridRule(dtypes=(UINT8, INT8), units=("tensor", "token"))
+
+OPENVINO: Final = DeploymentProfile(
+    name="openvino",
+    runtime="OpenVINO",
+    layers=(
+        LayerRule(
+            name="8 bits",
+            weights=GridRule(dtypes=(INT8, UINT8), units=("channel", "tensor")),
+            inputs=_OPENVINO_VALUES,
+        ),
+        LayerRule(
+            name="4 bits",
+            weights=GridRule(dtypes=(INT4, UINT4), units=("group", "channel"), group_sizes=_KERNEL_GROUPS),
+            inputs=_OPENVINO_VALUES,
+        ),
+    ),
+    points=(_OPENVINO_VALUES,),
+    biases=("int32", "float"),
+    multiplications=True,
+)
+"""OpenVINO, from an ONNX file; from a program of torch.export it takes the format ``8 bits`` alone."""
+
+_XNNPACK_VALUES: Final = GridRule(dtypes=(INT8,))
+_XNNPACK_WEIGHTS: Final = GridRule(dtypes=(INT8,), symmetric=True, units=("channel", "tensor"))
+
+XNNPACK: Final = DeploymentProfile(
+    name="xnnpack",
+    runtime="XNNPACK",
+    layers=(
+        LayerRule(name="8 bits", weights=_XNNPACK_WEIGHTS, inputs=_XNNPACK_VALUES, alone=False),
+        LayerRule(name="embedding", kinds=("embedding",), weights=_XNNPACK_WEIGHTS),
+    ),
+    points=(_XNNPACK_VALUES,),
+    float_operators=(
+        "conv_transpose1d",
+        "embedding",
+        "gelu",
+        "layer_norm",
+        "matmul",
+        "rms_norm",
+        "rsqrt",
+        "silu",
+        "softmax",
+        "tanh",
+    ),
+    multiplications=True,
+)
+"""XNNPACK, from a program of ExecuTorch: int8 with fixed grids; int32 biases stay outside of its delegate."""
+
+_CIRCLE_VALUES: Final = GridRule(dtypes=(UINT8, INT8, INT16, UINT16))
+
+CIRCLE: Final = DeploymentProfile(
+    name="circle",
+    runtime="Circle",
+    layers=(
+        LayerRule(
+            name="8, 16 and 4 bits",
+            weights=GridRule(dtypes=(UINT8, INT8, INT16, UINT4), units=("channel", "tensor")),
+            inputs=_CIRCLE_VALUES,
+        ),
+    ),
+    points=(_CIRCLE_VALUES,),
+    multiplications=True,
+)
+"""Circle, from a saved program by ``pt2-to-circle``, which makes int32 of biases itself."""
+
+BUILT_IN: Final[Mapping[str, DeploymentProfile]] = {
+    each.name: each for each in (VLLM, LLAMA_CPP, ONNX_RUNTIME, OPENVINO, XNNPACK, CIRCLE)
+}
+"""The profiles of this module by name, as JSON has them."""
