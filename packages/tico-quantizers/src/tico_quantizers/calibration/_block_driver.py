@@ -22,10 +22,15 @@ from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._input_grams import InputGrams
 from tico_quantizers.calibration._quiet_runs import quiet_runs
 from tico_quantizers.calibration._renewal import Renewal
+from tico_quantizers.calibration._row_numbers import RowWatch
 from tico_quantizers.calibration._stream import Stream
 from tico_quantizers.calibration._token_weights import WITHOUT_DERIVATIVES, watch_sensitivity
 from tico_quantizers.calibration._ways import find_ways
 from tico_quantizers.layers import QuantizedWeight
+
+UNPAIRED = (
+    "which of the tokens it reads in the float model is not known, so it makes up for no earlier errors"
+)
 
 
 class Step(Protocol):
@@ -90,7 +95,7 @@ class _BlockWalk:
         self._position = 0
         self._is_changed = False
         self._renewal = Renewal(inputs.passes)
-        inputs.notes = {}
+        inputs.begin_notes()
 
     def _begin(self, calls: BlockCalls, position: int = 0) -> Stream:
         return Stream(calls, self._passes, self.ways, self._options.forward_dtype, position)
@@ -160,7 +165,8 @@ class _BlockWalk:
             return gather()
         found = attempted_twice(gather)
         if found is None:
-            self._inputs.notes |= dict.fromkeys(weighed, WITHOUT_DERIVATIVES)
+            self._inputs.alike |= {*weighed}
+            self._inputs.note(weighed, WITHOUT_DERIVATIVES)
         return gather() if found is None else found
 
     def pass_by(self) -> None:
@@ -216,7 +222,7 @@ class _BlockWalk:
         grams, number = self._grams(paths, asymmetric=True), self._number
         blocks, calls = self._stream.calls, self._stream.runs()
         for _ in range(len(blocks.accepted[number])):
-            twins = InputGrams(grams.layers)
+            twins = InputGrams(grams.layers, numbering=RowWatch())
             with _Watched(blocks, number, twins):
                 next(float_calls, None)
             with _Watched(blocks, number, grams) as watched:
@@ -224,13 +230,16 @@ class _BlockWalk:
                 grams.pair_with(twins)
                 watched.collector.accept()
         next(float_calls, None)
+        self._inputs.note(sorted(grams.unpaired), UNPAIRED)
         return grams
 
     def _grams(self, paths: tuple[str, ...], *, asymmetric: bool = False) -> InputGrams:
         layers = {path: self._inputs.layers[path] for path in paths}
         weights = self._inputs.token_weights(layers)
-        tokens = self._stream.calls.tokens
-        return InputGrams(layers, weights, tokens=tokens, disposable=True, asymmetric=asymmetric)
+        tokens, numbering = self._stream.calls.tokens, RowWatch() if asymmetric else None
+        return InputGrams(
+            layers, weights, tokens=tokens, disposable=True, asymmetric=asymmetric, numbering=numbering
+        )
 
 
 class _Watched:
@@ -243,10 +252,11 @@ class _Watched:
         self.collector = Calibration(grams)
         self.collector.in_forward = True
         block = calls.blocks[number]
+        numbering = grams.numbering.watch(block) if grams.numbering is not None else []
         learning, weighing = grams.watch(self.collector), watch_sensitivity(block, grams)
         ending = LastLayer(grams.layers).watch(block) if may_end and not weighing else []
         # Last, so that what is padding is known still when the weights are computed.
-        self._handles = learning + weighing + ending + calls.tokens.watch(block)
+        self._handles = numbering + learning + weighing + ending + calls.tokens.watch(block)
 
     def __enter__(self) -> Self:
         """Start."""

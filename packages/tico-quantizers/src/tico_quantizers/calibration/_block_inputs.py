@@ -83,8 +83,8 @@ class BlockInputs:
     """The calls of every block, and the Gram matrices of what layers read outside of their block.
 
     What layers read inside of blocks is gathered when the blocks are run again, by `run_blocks`. It leaves
-    `notes` on layers for which that could not be done as it was asked for. What layers have read elsewhere,
-    in the float model, is `adopted`.
+    `notes` on layers for which that could not be done as it was asked for; tokens of those in `alike` then
+    count alike. What layers have read elsewhere, in the float model, is `adopted`.
 
     Args:
         model: the model; its blocks are found from its structure.
@@ -113,6 +113,7 @@ class BlockInputs:
         self.outside = self.strays = InputGrams({})
         self.called_once = CalledOnce([])
         self.notes: dict[str, str] = {}
+        self.alike: set[str] = set()
         self.adopted: Mapping[str, GroupedGram] = {}
         self._reached = reached
         self._block_of: dict[str, int | None] = {}
@@ -207,12 +208,22 @@ class BlockInputs:
         return tuple(path for path in self.layers if self._block_of[path] == number)
 
     def token_weights(self, paths: Iterable[str]) -> dict[str, TokenWeights]:
-        """Return what counts how much for each of `paths`: all alike for those that there is a note on."""
+        """Return what counts how much for each of `paths`."""
         return {
-            path: "uniform" if path in self.notes else self.rules[path].weights
+            path: "uniform" if path in self.alike else self.rules[path].weights
             for path in paths
             if path in self.rules
         }
+
+    def begin_notes(self) -> None:
+        """Forget the notes of an earlier run."""
+        self.notes, self.alike = {}, set()
+
+    def note(self, paths: Iterable[str], text: str) -> None:
+        """Leave a note on layers, behind those that are there."""
+        for path in paths:
+            known = self.notes.get(path)
+            self.notes[path] = text if known is None else f"{known}; {text}"
 
     def leave_unreached(self, edit: Edit) -> dict[str, str]:
         """Leave out layers that no data have reached, unless they are experts; return why, by path.
