@@ -58,6 +58,8 @@ class BlockOptions:
         narrow: keep it in bfloat16.
         skip_unreached: leave layers out that no data reach.
         all_experts: let experts in one parameter learn from all tokens, not from those alone that go to them.
+        gram_memory: how many bytes Gram matrices of the layers of a block may take. Where they would take
+            more, the block is run again for other layers, which gives the same bits. None for no bound.
     """
 
     fixed: bool = False
@@ -69,6 +71,7 @@ class BlockOptions:
     narrow: bool = False
     skip_unreached: bool = False
     all_experts: bool = False
+    gram_memory: int | None = None
 
 
 class GramSource(Protocol):

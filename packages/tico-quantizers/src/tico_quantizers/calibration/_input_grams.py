@@ -222,6 +222,10 @@ class InputGrams(Recorder):
                 found.setdefault(path, []).append(item)
         return found
 
+    def sharing(self) -> list[frozenset[str]]:
+        """Return who has read each input of the pass that goes on."""
+        return [frozenset(item.readers) for item in self._inputs]
+
     def drop_unfinished(self) -> None:
         """Forget the inputs of a pass that did not end."""
         self._inputs = []
@@ -254,10 +258,6 @@ class InputGrams(Recorder):
         self._inputs = []
         self.latest = {}
         self._digested = None
-
-    def readers(self) -> list[frozenset[str]]:
-        """Return who read each input, in the order in which they first did."""
-        return list(self._grams)
 
     def matrices(self) -> Iterator[tuple[str, list[Tensor]]]:
         """Yield the paths of those who read an input, as one text, with its matrices."""

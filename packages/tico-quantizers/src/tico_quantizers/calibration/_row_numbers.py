@@ -37,12 +37,25 @@ class RowWatch:
             copies = 1
             if isinstance(module, ExpertLayers):
                 copies = module.about.count if module.about.routing == "sorted" else 1
-                for name in module.about.transposed:
-                    self._experts |= {id(layer): n for n, layer in enumerate(module.layers(name))}
+                handles += self._watch_experts(module)
             if children(module) or not path:
                 begin, end = partial(self._begin, id(module), copies), partial(self._end, id(module))
                 handles += [before_call(module, begin), after_call(module, end, always=True)]
         return handles
+
+    def _watch_experts(self, module: ExpertLayers) -> list[RemovableHandle]:
+        """Set hooks on the layers of experts, all of which tell which rows an expert is given."""
+        handles: list[RemovableHandle] = []
+        for name in module.about.transposed:
+            for number, layer in enumerate(module.layers(name)):
+                self._experts[id(layer)] = number
+                handles.append(before_call(layer, partial(self._look, layer)))
+        return handles
+
+    def _look(self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        x = first_rows(args, kwargs)
+        if x is not None:
+            self.numbers(layer, x)
 
     def _begin(self, owner: int, copies: int, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         """Note a call with rows, or with as many `copies` of them, one after the other."""
