@@ -138,6 +138,7 @@ class TestLayers(PublicNames):
         "plan_layers",
         "reads_rows",
         "require_in_place",
+        "routers_in",
         "reasons_against",
         "shape",
         "weight_axes",

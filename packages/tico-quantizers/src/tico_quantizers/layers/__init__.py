@@ -29,6 +29,7 @@ from tico_quantizers.layers._plan import (
     require_in_place,
 )
 from tico_quantizers.layers._replacement import QuantizedWeight, with_weight
+from tico_quantizers.layers._routers import routers_in
 from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "reasons_against",
     "require_as_its_class",
     "require_in_place",
+    "routers_in",
     "shape",
     "weight_axes",
     "with_weight",

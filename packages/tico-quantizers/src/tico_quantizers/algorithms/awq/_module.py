@@ -241,6 +241,9 @@ def _lines(
         figures.setdefault(path, []).append(
             ("mean share of range", float(products.total(shares)) / shares.numel())
         )
+    for path, why in search.plan.left.items():
+        if path in notes:
+            notes[path].append(why)
     for path in search.unread:
         notes.setdefault(path, []).append("no token went to it, so its whole range was kept")
     told = {path: line.reason for path, line in left.items()}
