@@ -106,6 +106,7 @@ class TestLayers(PublicNames):
     names = (
         "ExpertLinear",
         "ExpertStack",
+        "ExpertWeight",
         "FusedExperts",
         "eager_forward",
         "fused_experts",

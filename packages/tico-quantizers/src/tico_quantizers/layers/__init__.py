@@ -1,7 +1,7 @@
 """Which layers a config reaches and why not the others, and a layer as a matrix."""
 
 from tico_quantizers.layers._blocks import find_blocks, homes_in
-from tico_quantizers.layers._expert_calls import ExpertStack, eager_forward
+from tico_quantizers.layers._expert_calls import ExpertStack, ExpertWeight, eager_forward
 from tico_quantizers.layers._expert_linear import ExpertLinear
 from tico_quantizers.layers._experts import less_read, peers_of
 from tico_quantizers.layers._float_lines import float_lines
@@ -35,6 +35,7 @@ from tico_quantizers.layers._selection import layers_in, output_embeddings, reas
 __all__ = [
     "ExpertLinear",
     "ExpertStack",
+    "ExpertWeight",
     "FloatLayer",
     "FusedExperts",
     "IntegerLayer",
