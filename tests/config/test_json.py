@@ -23,6 +23,7 @@ GOLDEN: Final = (
     '"damping":0.01,'
     '"damping_reference":"mean",'
     '"forward_dtype":null,'
+    '"gram_memory":17179869184,'
     '"group_size":null,'
     '"kind":"GPTQConfig",'
     '"min_expert_tokens":32,'

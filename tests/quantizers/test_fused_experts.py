@@ -372,16 +372,22 @@ AWQ = AWQConfig(bits=3, group_size=None, clip=True, show_progress=False)
 
 @pytest.mark.parametrize("name", FUSED)
 def test_awq_searches_the_range_of_each_expert_for_its_rows(name: str) -> None:
-    """Codes are those on the grids that suit rows which were routed by hand; experts take no scales."""
+    """Codes are those on the grids that suit rows which were routed by hand, with the scales of the norm."""
     found, read = quantized(fused_model(name), AWQ), read_by_definition(name)
     grid = Grid(dtype=DType.uint(3), symmetric=False, group_size=None)
+    norm = "model.layers.0.post_attention_layernorm.weight"
+    scale = fused_model(name).get_parameter(norm).detach().double() / found.get_parameter(norm).double()
+    assert bool((scale != 1).any()) == (name in CHOOSING)
     shares = {}
     for path, (matrix, x) in read.items():
-        mean = ((x.double().T @ x.double()) / len(x)).float()
-        shares[path] = best_shares(matrix, mean, grid)
-        wanted = PackedWeight.on_grid(matrix, grid.params(matrix, shares[path]))
+        first = ".gate_up_proj." in path
+        scaled = (matrix.double() * scale).float() if first else matrix
+        rows = x.double() / scale if first else x.double()
+        shares[path] = best_shares(scaled, ((rows.T @ rows) / len(x)).float(), grid)
+        wanted = PackedWeight.on_grid(scaled, grid.params(scaled, shares[path]))
         assert torch.equal(packed_of(found)[path].codes, wanted.codes), path
-        assert "not scaled" in lines_of(found)[path].reason
+        columns = "columns multiplied for model.layers.0.post_attention_layernorm"
+        assert (columns in lines_of(found)[path].reason) == (first and name in CHOOSING)
     assert any(bool((share < 1).any()) for share in shares.values())
 
 

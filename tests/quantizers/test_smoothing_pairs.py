@@ -109,7 +109,7 @@ class Gated(nn.Module):
         output: Tensor = self.one(hidden)
         match self.other:
             case "gate":
-                output = output * nn.functional.linear(hidden, self.gate).softmax(-1)[..., :1]
+                output = output * (hidden @ self.gate.T).softmax(-1)[..., :1]
             case "residual":
                 output = output + hidden
             case "square":
@@ -155,7 +155,7 @@ class Shuffled(nn.Module):
 
 
 REASONS = {
-    "gate": "its output is read by linear",
+    "gate": "its output is read by matmul",
     "residual": "its output is read by add",
     "square": "its output is read by mul",
     "item": "its output is read by sum",

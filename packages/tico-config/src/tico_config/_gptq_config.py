@@ -68,6 +68,10 @@ class GPTQConfig(ModuleConfig):
             those that go to them, and count a token for an expert that it does not go to as much as for the
             mean of those that it does. The outputs of the model do not change. Experts of a module that is
             given their rows sorted already, as in Llama 4, learn from their own all the same.
+        gram_memory: the most bytes that the Gram matrices of a block's layers may take at a time, or None. A
+            block with more, such as one of many experts, is run again for other layers, which gives the same
+            bits. A layer of c inputs takes about 4c² bytes, four times as much if `asymmetric` is not 0, and
+            8 KiB for each of its inputs; one that takes more by itself is refused.
         forward_dtype: ``"bfloat16"`` to compute the passes of `convert` in it, where torch's autocast does.
         activation_dtype: ``"bfloat16"`` to keep what goes from block to block in it.
         offload: ``"disk"`` to keep that in temporary files without a name, in the folder of ``TMPDIR``.
@@ -93,6 +97,7 @@ class GPTQConfig(ModuleConfig):
             "true_sequential",
             "asymmetric",
             "calibrate_all_experts",
+            "gram_memory",
             "forward_dtype",
             "activation_dtype",
             "offload",
@@ -118,6 +123,7 @@ class GPTQConfig(ModuleConfig):
     true_sequential: bool = False
     asymmetric: float = attrs.field(default=0.0, converter=as_float)
     calibrate_all_experts: bool = False
+    gram_memory: int | None = 16 * 2**30
     forward_dtype: Literal["bfloat16"] | None = None
     activation_dtype: Literal["bfloat16"] | None = None
     offload: Literal["disk"] | None = None
@@ -136,6 +142,7 @@ class GPTQConfig(ModuleConfig):
             check_integer("min_expert_tokens", self.min_expert_tokens, 0),
             self._weights_problem(),
             check_number("asymmetric", self.asymmetric, 0.0, 1.0),
+            check_optional_integer("gram_memory", self.gram_memory, 1),
             self._two_orders_problem(),
             self._folder_problem(),
         ]

@@ -49,8 +49,9 @@ class GGUF(ExportTarget):
     Attributes:
         model_name: what the file calls the model, ``name=`` for the constructor; by default the last part of
             its ``name_or_path``.
-        scales: ``"exact"`` refuses weights whose scales are no float16, so that the file holds the very
-            values of the model; ``"nearest"`` rounds them, and the notes of the result say what it cost.
+        scales: ``"nearest"`` rounds scales to float16, and the notes of the result say what it cost;
+            ``"exact"`` refuses weights whose scales are no float16, so that the file holds the very values of
+            the model.
         floats: the format of matrices that are left in float: ``"kept"``, ``"float16"`` or ``"bfloat16"``.
         tokenizer: a fast tokenizer of transformers, or a folder with the files of one; None takes what stands
             in the folder that the model was loaded from, if anything does, and False leaves it out. llama.cpp
@@ -63,7 +64,7 @@ class GGUF(ExportTarget):
     name: ClassVar[str] = "gguf"
 
     model_name: str | None = attrs.field(default=None, alias="name")
-    scales: Literal["exact", "nearest"] = "exact"
+    scales: Literal["exact", "nearest"] = "nearest"
     floats: Literal["kept", "float16", "bfloat16"] = "kept"
     tokenizer: str | os.PathLike[str] | Tokenizer | Literal[False] | None = None
 

@@ -18,6 +18,7 @@ from tico_quantizers.calibration._forward_watch import (
     require_watched,
     watch_forward,
 )
+from tico_quantizers.calibration._gram_memory import gram_bytes, memory_problem
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._hooks import (
     Hook,
@@ -77,11 +78,13 @@ __all__ = [
     "attempted_twice",
     "before_call",
     "float_statistics",
+    "gram_bytes",
     "has_foreign_hooks",
     "is_observing",
     "is_watched",
     "located",
     "map_leaves",
+    "memory_problem",
     "moved",
     "quiet_runs",
     "read_range",

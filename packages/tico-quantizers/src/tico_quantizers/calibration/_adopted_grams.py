@@ -26,9 +26,9 @@ def run_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
         ArtifactError: a file of the checkpoint was changed.
     """
     if inputs.adopted:
-        inputs.notes = {}
+        inputs.begin_notes()
         paths = tuple(inputs.layers)
-        step.learn(paths, inputs.statistics(paths, _Known(float_grams(inputs))))
+        step.put_all(paths, step.learn(paths, inputs.statistics(paths, _Known(float_grams(inputs)))))
     else:
         replay_blocks(inputs, step, checkpoint)
 

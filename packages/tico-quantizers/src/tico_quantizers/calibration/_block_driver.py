@@ -18,14 +18,20 @@ from tico_quantizers.calibration._block_inputs import BlockInputs
 from tico_quantizers.calibration._called_once import LastLayer
 from tico_quantizers.calibration._checkpoint import Checkpoint
 from tico_quantizers.calibration._forward_watch import Calibration
+from tico_quantizers.calibration._gram_memory import parts_within
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._input_grams import InputGrams
 from tico_quantizers.calibration._quiet_runs import quiet_runs
 from tico_quantizers.calibration._renewal import Renewal
+from tico_quantizers.calibration._row_numbers import RowWatch
 from tico_quantizers.calibration._stream import Stream
 from tico_quantizers.calibration._token_weights import WITHOUT_DERIVATIVES, watch_sensitivity
 from tico_quantizers.calibration._ways import find_ways
 from tico_quantizers.layers import QuantizedWeight
+
+UNPAIRED = (
+    "which of the tokens it reads in the float model is not known, so it makes up for no earlier errors"
+)
 
 
 class Step(Protocol):
@@ -36,12 +42,11 @@ class Step(Protocol):
     ) -> list[QuantizedWeight]:
         """Take what the layers at `paths` have read, of an expert that read too little the number of tokens.
 
-        The step may replace these layers in the model, unless the blocks are `fixed`. It returns the weights
-        to be kept in a checkpoint.
+        It changes nothing in the model, and returns the weights that `put_all` is to put into it.
         """
 
     def put_all(self, paths: tuple[str, ...], weights: list[QuantizedWeight]) -> None:
-        """Put the `weights` of the layers at `paths`, which a checkpoint has kept, into the model."""
+        """Put the `weights` of the layers at `paths`, just found or kept in a checkpoint, into the model."""
 
 
 def replay_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
@@ -54,7 +59,9 @@ def replay_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> No
         if saved is None:
             weights = []
             for stage in walk.stages(paths):
-                weights += step.learn(stage, inputs.statistics(stage, walk.gather(stage), inputs.strays))
+                found = list(walk.learn(stage, step))
+                step.put_all(stage, found)
+                weights += found
             checkpoint.save(name, weights)
         else:
             walk.pass_by()
@@ -66,16 +73,16 @@ def replay_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> No
 def _run_outside(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
     paths, name = inputs.paths_in(None), "outside"
     saved = checkpoint.load(name, paths) if paths else []
+    found = step.learn(paths, inputs.statistics(paths, inputs.outside)) if saved is None else saved
     if saved is None:
-        checkpoint.save(name, step.learn(paths, inputs.statistics(paths, inputs.outside)))
-    else:
-        step.put_all(paths, saved)
+        checkpoint.save(name, found)
+    step.put_all(paths, found)
 
 
 class _BlockWalk:
     """Where the driver stands: at one block, with the outputs of those before it at hand.
 
-    With `paired` those of the float model are, too. A block is then to be met by either `gather` or
+    With `paired` those of the float model are, too. A block is then to be met by either `learn` or
     `pass_by` while its weights are float still.
     """
 
@@ -90,7 +97,7 @@ class _BlockWalk:
         self._position = 0
         self._is_changed = False
         self._renewal = Renewal(inputs.passes)
-        inputs.notes = {}
+        inputs.begin_notes()
 
     def _begin(self, calls: BlockCalls, position: int = 0) -> Stream:
         return Stream(calls, self._passes, self.ways, self._options.forward_dtype, position)
@@ -141,14 +148,40 @@ class _BlockWalk:
         block = self._stream.calls.blocks[self._number]
         return quiet_runs(block, with_hooks=self._number in self.ways.hooked)
 
-    def gather(self, paths: tuple[str, ...]) -> InputGrams:
-        """Return what the layers at `paths` read when the block is run on the data."""
+    def learn(self, paths: tuple[str, ...], step: Step) -> Iterator[QuantizedWeight]:
+        """Yield what `step` makes of what the layers at `paths` read, as many at a time as memory allows."""
+        layers, options = {path: self._inputs.layers[path] for path in paths}, self._options
+        sharing = partial(self._sharing, paths)
+        parts = parts_within(layers, options.gram_memory, sharing, paired=options.paired)
+        for number, part in enumerate(parts, 1):
+            # Without a name for what was read, which then is gone before the next part is.
+            yield from step.learn(part, self._statistics(part, is_last=number == len(parts)))
+
+    def _sharing(self, paths: tuple[str, ...], *, first: bool = False) -> list[frozenset[str]]:
+        """Return which of the layers at `paths` read the same when the block is run: all calls or the first.
+
+        They are in the order in which they first do.
+        """
+        grams, found = self._grams(paths), dict[frozenset[str], None]()
+        with self._quiet(), _Watched(self._stream.calls, self._number, grams, weighs=False):
+            for _ in itertools.islice(self._stream.runs(), 1 if first else None):
+                found |= dict.fromkeys(grams.sharing())
+                grams.drop_unfinished()
+        return list(found)
+
+    def _statistics(self, paths: tuple[str, ...], *, is_last: bool) -> dict[str, GroupedGram | int]:
+        return self._inputs.statistics(paths, self._gathered(paths, is_last=is_last), self._inputs.strays)
+
+    def _gathered(self, paths: tuple[str, ...], *, is_last: bool) -> InputGrams:
+        """Return what the layers at `paths` read when the block is run on the data, the last time or not."""
         stream = self._stream
 
         def gather() -> InputGrams:
             if self._float is not None:
-                return self._gather_pairs(paths, self._float.last_runs(at_once=False))
-            return self._gather(paths, stream.last_runs() if self._options.fixed else stream.runs())
+                runs = self._float.last_runs(at_once=False) if is_last else self._float.runs()
+                return self._gather_pairs(paths, runs)
+            ends = self._options.fixed and is_last
+            return self._gather(paths, stream.last_runs() if ends else stream.runs())
 
         with self._quiet():
             return self._weighed(paths, gather)
@@ -160,7 +193,8 @@ class _BlockWalk:
             return gather()
         found = attempted_twice(gather)
         if found is None:
-            self._inputs.notes |= dict.fromkeys(weighed, WITHOUT_DERIVATIVES)
+            self._inputs.alike |= {*weighed}
+            self._inputs.note(weighed, WITHOUT_DERIVATIVES)
         return gather() if found is None else found
 
     def pass_by(self) -> None:
@@ -177,18 +211,13 @@ class _BlockWalk:
         """
         if not self._options.true_sequential:
             return [paths]
-        with self._quiet():
-            grams = self._weighed(paths, partial(self._first_call, paths))
         waiting = dict.fromkeys(paths)
         stages = []
-        for readers in grams.readers():
+        for readers in self._sharing(paths, first=True):
             stage = tuple(path for path in waiting if path in readers)
             waiting = {path: None for path in waiting if path not in readers}
             stages += [stage] if stage else []
         return [*stages, tuple(waiting)] if waiting else stages
-
-    def _first_call(self, paths: tuple[str, ...]) -> InputGrams:
-        return self._gather(paths, itertools.islice(self._stream.runs(), 1))
 
     def advance(self) -> None:
         """Go on to the next block, on what this one gives."""
@@ -216,7 +245,7 @@ class _BlockWalk:
         grams, number = self._grams(paths, asymmetric=True), self._number
         blocks, calls = self._stream.calls, self._stream.runs()
         for _ in range(len(blocks.accepted[number])):
-            twins = InputGrams(grams.layers)
+            twins = InputGrams(grams.layers, numbering=RowWatch())
             with _Watched(blocks, number, twins):
                 next(float_calls, None)
             with _Watched(blocks, number, grams) as watched:
@@ -224,29 +253,42 @@ class _BlockWalk:
                 grams.pair_with(twins)
                 watched.collector.accept()
         next(float_calls, None)
+        self._inputs.note(sorted(grams.unpaired), UNPAIRED)
         return grams
 
     def _grams(self, paths: tuple[str, ...], *, asymmetric: bool = False) -> InputGrams:
         layers = {path: self._inputs.layers[path] for path in paths}
         weights = self._inputs.token_weights(layers)
-        tokens = self._stream.calls.tokens
-        return InputGrams(layers, weights, tokens=tokens, disposable=True, asymmetric=asymmetric)
+        tokens, numbering = self._stream.calls.tokens, RowWatch() if asymmetric else None
+        return InputGrams(
+            layers, weights, tokens=tokens, disposable=True, asymmetric=asymmetric, numbering=numbering
+        )
 
 
 class _Watched:
     """Hooks by which `grams` learn from a block, and weigh what they learn, while the context lasts.
 
     If it `may_end`, what the block does after the last layer is left out, unless it decides on the weights.
+    Unless it `weighs`, nothing is weighed.
     """
 
-    def __init__(self, calls: BlockCalls, number: int, grams: InputGrams, *, may_end: bool = False) -> None:
+    def __init__(
+        self,
+        calls: BlockCalls,
+        number: int,
+        grams: InputGrams,
+        *,
+        may_end: bool = False,
+        weighs: bool = True,
+    ) -> None:
         self.collector = Calibration(grams)
         self.collector.in_forward = True
         block = calls.blocks[number]
-        learning, weighing = grams.watch(self.collector), watch_sensitivity(block, grams)
+        numbering = grams.numbering.watch(block) if grams.numbering is not None else []
+        learning, weighing = grams.watch(self.collector), watch_sensitivity(block, grams) if weighs else []
         ending = LastLayer(grams.layers).watch(block) if may_end and not weighing else []
         # Last, so that what is padding is known still when the weights are computed.
-        self._handles = learning + weighing + ending + calls.tokens.watch(block)
+        self._handles = numbering + learning + weighing + ending + calls.tokens.watch(block)
 
     def __enter__(self) -> Self:
         """Start."""

@@ -58,6 +58,8 @@ class BlockOptions:
         narrow: keep it in bfloat16.
         skip_unreached: leave layers out that no data reach.
         all_experts: let experts in one parameter learn from all tokens, not from those alone that go to them.
+        gram_memory: how many bytes Gram matrices of the layers of a block may take. Where they would take
+            more, the block is run again for other layers, which gives the same bits. None for no bound.
     """
 
     fixed: bool = False
@@ -69,6 +71,7 @@ class BlockOptions:
     narrow: bool = False
     skip_unreached: bool = False
     all_experts: bool = False
+    gram_memory: int | None = None
 
 
 class GramSource(Protocol):
@@ -83,8 +86,8 @@ class BlockInputs:
     """The calls of every block, and the Gram matrices of what layers read outside of their block.
 
     What layers read inside of blocks is gathered when the blocks are run again, by `run_blocks`. It leaves
-    `notes` on layers for which that could not be done as it was asked for. What layers have read elsewhere,
-    in the float model, is `adopted`.
+    `notes` on layers for which that could not be done as it was asked for; tokens of those in `alike` then
+    count alike. What layers have read elsewhere, in the float model, is `adopted`.
 
     Args:
         model: the model; its blocks are found from its structure.
@@ -113,6 +116,7 @@ class BlockInputs:
         self.outside = self.strays = InputGrams({})
         self.called_once = CalledOnce([])
         self.notes: dict[str, str] = {}
+        self.alike: set[str] = set()
         self.adopted: Mapping[str, GroupedGram] = {}
         self._reached = reached
         self._block_of: dict[str, int | None] = {}
@@ -207,12 +211,22 @@ class BlockInputs:
         return tuple(path for path in self.layers if self._block_of[path] == number)
 
     def token_weights(self, paths: Iterable[str]) -> dict[str, TokenWeights]:
-        """Return what counts how much for each of `paths`: all alike for those that there is a note on."""
+        """Return what counts how much for each of `paths`."""
         return {
-            path: "uniform" if path in self.notes else self.rules[path].weights
+            path: "uniform" if path in self.alike else self.rules[path].weights
             for path in paths
             if path in self.rules
         }
+
+    def begin_notes(self) -> None:
+        """Forget the notes of an earlier run."""
+        self.notes, self.alike = {}, set()
+
+    def note(self, paths: Iterable[str], text: str) -> None:
+        """Leave a note on layers, behind those that are there."""
+        for path in paths:
+            known = self.notes.get(path)
+            self.notes[path] = text if known is None else f"{known}; {text}"
 
     def leave_unreached(self, edit: Edit) -> dict[str, str]:
         """Leave out layers that no data have reached, unless they are experts; return why, by path.

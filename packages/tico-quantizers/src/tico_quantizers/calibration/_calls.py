@@ -180,3 +180,9 @@ def share_objects(calls: Sequence[Call]) -> bool:
 
 def _opaque_leaves(call: Call) -> list[Opaque]:
     return [leaf for leaf in leaves_of(call) if isinstance(leaf, Opaque)]
+
+
+def first_rows(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor | None:
+    """Return the first argument of a call that has rows of features."""
+    leaves = (*tensor_leaves(args), *tensor_leaves(kwargs))
+    return next((leaf for leaf in leaves if leaf.ndim > 1 and leaf.is_floating_point()), None)

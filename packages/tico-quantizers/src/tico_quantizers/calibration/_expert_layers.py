@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tico_modules import QuantizedLinear, call_as, carry_over, children, parameter, read_only
 from tico_quantizers.calibration._calls import tensor_leaves
-from tico_quantizers.calibration._hooks import is_heard
+from tico_quantizers.calibration._hooks import is_heard, observation
 from tico_quantizers.layers import ExpertLinear, ExpertStack, FusedExperts, eager_forward, quiet
 
 
@@ -60,9 +60,10 @@ class ExpertLayers(nn.Module):
         """Return what the experts give."""
         real, self.real = self.real, None
         held = {name: self._held(name) for name in self.about.transposed}
-        output = call_as(self._kind, self, held, args, kwargs)
         if not any(is_heard(layer) for name in held for layer in self.layers(name)):
-            return output
+            return call_as(self._kind, self, held, args, kwargs)
+        with observation():  # what is there to see is shown below
+            output = call_as(self._kind, self, held, args, kwargs)
         seen = self._show(real, args, kwargs)
         return output + (seen - seen.detach()).view(output.shape) if seen.requires_grad else output
 

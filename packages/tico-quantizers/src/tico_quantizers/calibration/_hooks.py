@@ -25,7 +25,8 @@ def is_observing() -> bool:
 
 
 @contextmanager
-def _observation() -> Iterator[None]:
+def observation() -> Iterator[None]:
+    """Let what happens in the context be no part of the model."""
     token = _OBSERVING.set(True)
     try:
         yield
@@ -57,14 +58,14 @@ class Hook(Generic[P]):
         """Take what torch gives a hook before the call."""
         if self.watcher is None or self.watcher.watching:
             require_eager_call()
-            with _observation():
+            with observation():
                 self.action(*call, **_)
 
     def after(self, module: nn.Module, *call: P.args, **_: P.kwargs) -> object:
         """Take what torch gives a hook after the call; what `action` returns replaces the output."""
         if self.watcher is not None and not self.watcher.watching:
             return None
-        with _observation():
+        with observation():
             return self.action(*call, **_)
 
 

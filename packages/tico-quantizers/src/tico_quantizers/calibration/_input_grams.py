@@ -16,6 +16,7 @@ from tico_quantizers.calibration._forward_watch import Calibration, Recorder
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._hooks import before_call
 from tico_quantizers.calibration._real_tokens import RealTokens
+from tico_quantizers.calibration._row_numbers import RowNumbers, RowWatch
 from tico_quantizers.calibration._snapshots import same_bits, version
 from tico_quantizers.layers import (
     IntegerLayer,
@@ -36,7 +37,8 @@ class LayerInput:
 
     `weights` say how much each of its rows counts; None counts all alike. `real` says which are no padding:
     of shape (…) for an input (…, columns) of rows, (samples, tokens) for one of a convolution; None if all
-    are. `twin` is what the float model has in its place, None where that is the same.
+    are. `twin` is what the float model has in its place, None where that is the same. `numbers` say which
+    tokens its rows are.
     """
 
     original: Tensor
@@ -48,6 +50,7 @@ class LayerInput:
     real: Tensor | None = None
     twin: Tensor | None = None
     version: int | None = None
+    numbers: RowNumbers = "all"
 
     def is_still(self, x: Tensor) -> bool:
         """Return whether `x` is the tensor that was read, and nothing has written to it since."""
@@ -73,6 +76,18 @@ class LayerInput:
             else:
                 yield rows[:, real], None if weights is None else weights[real]
 
+    def pair_with(self, other: LayerInput) -> bool:
+        """Take what `other` has of each token for what the float model has; return whether that is known."""
+        match self.numbers, other.numbers:
+            case Tensor() as own, Tensor() as others:
+                self.twin = _rows_in_place(self.kept, own, other.kept, others)
+                return True
+            case "all", "all" if self.kept.shape == other.kept.shape:
+                self.twin = other.kept
+                return True
+            case _:
+                return False
+
     def features(self) -> Tensor:
         """Return the input without padding, its features in the last axis."""
         x = self.kept.movedim(feature_axis(self.layer), -1) if self.kept.ndim else self.kept
@@ -92,6 +107,10 @@ class InputGrams(Recorder):
     key and value projections) thus share one matrix, whatever the model looks like, if they have the same
     `token_weights`. What `tokens` tell to be padding is left out. If `asymmetric`, they are those of rows
     twice as long: the drifted ones of `LayerInput.rows`.
+
+    Attributes:
+        numbering: what tells which tokens layers read, for `pair_with`.
+        unpaired: layers of which `pair_with` did not know what the float model has in the place of an input.
     """
 
     def __init__(
@@ -102,11 +121,14 @@ class InputGrams(Recorder):
         tokens: RealTokens | None = None,
         disposable: bool = False,
         asymmetric: bool = False,
+        numbering: RowWatch | None = None,
     ) -> None:
         self.layers = layers
         self.token_weights = token_weights or {}
         self.tokens = tokens or RealTokens()
         self.latest: dict[str, LayerInput] = {}
+        self.numbering = numbering
+        self.unpaired: set[str] = set()
         self._disposable = disposable
         self._asymmetric = asymmetric
         self._grams: dict[frozenset[str], GroupedGram] = {}
@@ -152,6 +174,8 @@ class InputGrams(Recorder):
         new = LayerInput(x, layer, x.detach().clone(), [path], added, version=version(x))
         new.real = self.tokens.rows(x) if reads_rows(layer) else self.tokens.places(x)
         new.weights = self._given_weights(path, new)
+        if self.numbering is not None and reads_rows(layer):
+            new.numbers = self.numbering.numbers(layer, x)
         self.latest[path] = new
         self._inputs.append(new)
 
@@ -176,15 +200,31 @@ class InputGrams(Recorder):
     def pair_with(self, others: InputGrams) -> None:
         """Take the inputs of the pass that goes on in `others` for what the float model has in their place.
 
-        An input of which there is none of that shape, as where experts get other tokens, has no twin.
+        Where a layer reads some of the tokens, as an expert does, those that it does not read in both models
+        have no drift.
         """
-        places: dict[str, list[Tensor]] = {}
-        for other in others._inputs:
-            for path in other.readers:
-                places.setdefault(path, []).append(other.kept)
+        theirs, own = others.read_by(), self.read_by()
+        for path, inputs in own.items():
+            found = theirs.get(path, [])
+            if len(found) == len(inputs):
+                told = [item.pair_with(other) for item, other in zip(inputs, found, strict=True)]
+                known = all(told)
+            else:  # no token reaches an expert in the float model
+                known = not found and all(isinstance(item.numbers, Tensor) for item in inputs)
+            if not known:
+                self.unpaired.add(path)
+
+    def read_by(self) -> dict[str, list[LayerInput]]:
+        """Return the inputs of the pass that goes on by the path of each layer that has read them."""
+        found: dict[str, list[LayerInput]] = {}
         for item in self._inputs:
-            found = [places[path].pop(0) for path in item.readers if places.get(path)]
-            item.twin = found[0] if found and found[0].shape == item.kept.shape else None
+            for path in item.readers:
+                found.setdefault(path, []).append(item)
+        return found
+
+    def sharing(self) -> list[frozenset[str]]:
+        """Return who has read each input of the pass that goes on."""
+        return [frozenset(item.readers) for item in self._inputs]
 
     def drop_unfinished(self) -> None:
         """Forget the inputs of a pass that did not end."""
@@ -219,10 +259,6 @@ class InputGrams(Recorder):
         self.latest = {}
         self._digested = None
 
-    def readers(self) -> list[frozenset[str]]:
-        """Return who read each input, in the order in which they first did."""
-        return list(self._grams)
-
     def matrices(self) -> Iterator[tuple[str, list[Tensor]]]:
         """Yield the paths of those who read an input, as one text, with its matrices."""
         for readers, gram in self._grams.items():
@@ -236,6 +272,18 @@ class InputGrams(Recorder):
                 gram = self._grams[readers]
                 total = gram if total is None else total.merge(gram)
         return total
+
+
+def _rows_in_place(x: Tensor, numbers: Tensor, others: Tensor, other_numbers: Tensor) -> Tensor:
+    """Return `x` with each row that has one of `numbers` replaced by that of `others` which has it, too."""
+    order = other_numbers.argsort()
+    place = torch.searchsorted(other_numbers[order], numbers).clamp(max=max(len(order) - 1, 0))
+    if not len(order):
+        return x
+    both = other_numbers[order][place] == numbers
+    rows = x.reshape(len(numbers), -1).clone()
+    rows[both] = others.reshape(len(order), -1)[order[place[both]]].to(rows.dtype)
+    return rows.view(x.shape)
 
 
 def located(error: TicoError, path: str) -> TicoError:

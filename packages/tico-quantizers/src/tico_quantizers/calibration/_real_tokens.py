@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from tico_config import CalibrationError, Found, Problem
 from tico_modules import children, named_modules
-from tico_quantizers.calibration._calls import tensor_leaves
+from tico_quantizers.calibration._calls import first_rows
 from tico_quantizers.calibration._expert_layers import ExpertLayers
 from tico_quantizers.calibration._hooks import Watcher, after_call, before_call
 from tico_quantizers.calibration._masks import Statement, is_mask_name, statements
@@ -206,7 +206,7 @@ class RealTokens:
 
     def _tell(self, experts: ExpertLayers, args: tuple[object, ...], kwargs: Mapping[str, object]) -> _Known:
         """Tell `experts` which of the rows that they are given are real: they go on with these alone."""
-        x = _first_rows(args, kwargs) if self._has_padding else None
+        x = first_rows(args, kwargs) if self._has_padding else None
         if x is not None and experts.about.routing == "sorted":
             x = x.reshape(experts.about.count, -1, x.shape[-1])[0]
         real = None if x is None else self.rows(x)
@@ -230,7 +230,7 @@ class RealTokens:
 
     def _offer(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> _Known:
         """Return the rows of which the members of a list in a module may be given some."""
-        x = _first_rows(args, kwargs) if self._has_padding else None
+        x = first_rows(args, kwargs) if self._has_padding else None
         real = None if x is None else self.rows(x)
         if x is None or real is None:
             return _Known()
@@ -238,7 +238,7 @@ class RealTokens:
 
     def _pick(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> _Known:
         """Return which of the rows that a member of a list is given are real."""
-        x = _first_rows(args, kwargs) if self._has_padding else None
+        x = first_rows(args, kwargs) if self._has_padding else None
         if x is None or x.ndim != 2 or self._about(x, tuple(x.shape[:-1])) is not None:
             return _Known()
         for known in (known for _, known in reversed(self._calls) if known.rows is not None):
@@ -283,9 +283,3 @@ def _argument_names(module: nn.Module) -> tuple[tuple[str, ...], bool]:
     names = tuple(parameter.name for parameter in parameters)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     return names, takes_any or any(map(is_mask_name, names))
-
-
-def _first_rows(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor | None:
-    """Return the first argument of a call that has rows of features."""
-    leaves = (*tensor_leaves(args), *tensor_leaves(kwargs))
-    return next((leaf for leaf in leaves if leaf.ndim > 1 and leaf.is_floating_point()), None)

@@ -238,15 +238,15 @@ class _Solving(Generic[C]):
     def learn(
         self, paths: tuple[str, ...], statistics: Mapping[str, GroupedGram | int]
     ) -> list[QuantizedWeight]:
-        """Put integer layers in the place of those at `paths`."""
+        """Return the integer weights of the layers at `paths`."""
         weights: list[QuantizedWeight] = []
         # Most layers that read the same are neighbours.
         for _, alike in itertools.groupby(paths, key=lambda path: id(statistics[path])):
             targets = tuple(self._plan.targets[path] for path in alike)
             found = self._found(targets, statistics[targets[0].path])
-            found = [self._noted(*pair) for pair in zip(targets, found, strict=True)]
-            self.put_all(tuple(target.path for target in targets), found)
-            weights += found
+            for target, weight in zip(targets, found, strict=True):
+                weights.append(self._noted(target, weight))
+                self._work.tell(weights[-1].line)
         return weights
 
     def _found(self, targets: tuple[Target[C], ...], read: GroupedGram | int) -> list[QuantizedWeight]:

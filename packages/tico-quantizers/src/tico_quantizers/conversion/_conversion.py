@@ -35,6 +35,7 @@ class Conversion:
         self._layers = layers
         self._lines: dict[str, LayerReport] = {}
         self._modules: list[nn.Module] = []
+        self._told: set[str] = set()
         self._edit = edit
         self._progress = progress
 
@@ -84,6 +85,13 @@ class Conversion:
     def note(self, line: LayerReport) -> None:
         """Add a line to the report, and tell of it."""
         self._lines[line.path] = line
+        self.tell(line)
+
+    def tell(self, line: LayerReport) -> None:
+        """Tell whoever follows the progress of a line of the report, if it was not told yet."""
+        if line.path in self._told:
+            return
+        self._told.add(line.path)
         loss = dict(line.figures).get("loss")
         told = "" if loss is None else f"loss {loss:.4g}, "
         self._progress.step(f"{line.path}: {told}{line.seconds:.2f} s")

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from tico_quantizers.calibration import is_observing, tensor_leaves
+from tico_quantizers.layers import ExpertWeight
 
 
 class TorchFunction(Protocol):
@@ -233,6 +234,17 @@ _METADATA: Final = frozenset(
 )
 
 
+_VALUELESS: Final = frozenset(
+    (
+        *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
+        *("new_zeros", "new_ones", "new_empty", "new_full"),
+    )
+)
+"""What takes nothing of a tensor but its shape and format."""
+
+_CASTS: Final = ("to", "float", "double", "half", "bfloat16", "type", "detach", "contiguous")
+
+
 class FollowedTensors:
     """Tensors that are followed as long as they live, each with its channels; in a cache, beyond a pass."""
 
@@ -264,11 +276,19 @@ class ChannelFlow(TorchFunctionMode):
     """While it is entered, follows every tensor that `begin` was told of.
 
     `broken` has the sources whose channels something reads that does not pass the scale on, each with the
-    reason; `also_read` has the `guarded` tensors, by their names, that a function was given.
+    reason; `also_read` has the `guarded` tensors, by their names, that a function was given. `multiplied` has
+    the channels that each of the `matrices` (outputs, inputs) was multiplied by, of which it is a reader.
     """
 
-    def __init__(self, guarded: Mapping[str, Tensor], tensors: FollowedTensors | None = None) -> None:
+    def __init__(
+        self,
+        guarded: Mapping[str, Tensor],
+        tensors: FollowedTensors | None = None,
+        matrices: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        self.multiplied: dict[str, list[Channels | None]] = {}
+        self._matrices = {id(tensor): (tensor, name) for name, tensor in (matrices or {}).items()}
         self.broken: dict[str, str] = {}
         self.also_read: dict[str, str] = {}
         self.paused = 0
@@ -314,23 +334,51 @@ class ChannelFlow(TorchFunctionMode):
     def _note(self, call: _Call) -> None:
         given = tensor_leaves((call.args, dict(call.kwargs)))
         results = tensor_leaves(call.result)
-        if call.name in _METADATA and not results:
+        if call.name in _VALUELESS or (call.name in _METADATA and not results):
             return
-        plain = call.name.strip("_")
+        if any(isinstance(argument, ExpertWeight) for argument in call.args) or self._multiplies(call):
+            return  # a layer of its own reads it, or a matrix
         for tensor in given:
             if id(tensor) in self._guarded:
-                self.also_read.setdefault(self._guarded[id(tensor)], plain)
+                self.also_read.setdefault(self._guarded[id(tensor)], call.name.strip("_"))
         followed = [channels for tensor in given if (channels := self.channels_of(tensor)) is not None]
         if followed:
-            passed = _passed_on(call, results)
-            for tensor, channels in zip(results, passed, strict=bool(passed)):
-                self.begin(tensor, channels)
-            kept = {channels.source for channels in passed}
-            times = Counter(channels.source for channels in followed)
-            for channels in followed:
-                repeated = times[channels.source] > 1 and call.name not in _JOINING
-                if channels.source not in kept or repeated:
-                    self.broken.setdefault(channels.source, f"its output is read by {plain}")
+            self._pass_on(call, results, followed)
+
+    def _pass_on(self, call: _Call, results: list[Tensor], followed: list[Channels]) -> None:
+        """Follow the results, and give up the sources that they are not proportional to."""
+        passed = _passed_on(call, results)
+        for tensor, channels in zip(results, passed, strict=bool(passed)):
+            self.begin(tensor, channels)
+        kept = {channels.source for channels in passed}
+        times = Counter(channels.source for channels in followed)
+        for channels in followed:
+            repeated = times[channels.source] > 1 and call.name not in _JOINING
+            if channels.source not in kept or repeated:
+                self.broken.setdefault(channels.source, f"its output is read by {call.name.strip('_')}")
+
+    def _multiplies(self, call: _Call) -> bool:
+        """Note what a call does with a matrix; return whether it multiplies followed channels by it."""
+        known = [
+            name for tensor in tensor_leaves((call.args, dict(call.kwargs))) if (name := self._matrix(tensor))
+        ]
+        if not known:
+            return False
+        weight = self._matrix(call.argument(1, "weight")) if call.name == "linear" else None
+        if weight is not None and len(known) == 1:
+            self.multiplied.setdefault(weight, []).append(call.first)
+            return call.first is not None
+        if call.name in _CASTS and isinstance(call.result, Tensor):
+            self._matrices[id(call.result)] = call.result, known[0]
+            return True
+        for name in known:
+            self.also_read.setdefault(name, call.name.strip("_"))
+        return False
+
+    def _matrix(self, tensor: object) -> str | None:
+        """Return the name of a matrix, or of the one that `tensor` is a cast of."""
+        found = self._matrices.get(id(tensor))
+        return found[1] if found is not None and found[0] is tensor else None
 
 
 def _passed_on(call: _Call, results: list[Tensor]) -> list[Channels]:

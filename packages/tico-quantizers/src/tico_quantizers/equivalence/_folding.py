@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from tico_config import Found, NumericsError, Problem
 from tico_modules import Edit, ScaledInput, own_tensor, tensor_place
 from tico_quantizers.equivalence._channel_scale import ChannelScale
 from tico_quantizers.equivalence._smoothing_pairs import Consumer, Pair
-from tico_quantizers.layers import FloatLayer, feature_axis, shape, weight_axes
+from tico_quantizers.layers import ExpertLinear, FloatLayer, feature_axis, shape, weight_axes
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -31,9 +33,32 @@ def fold(root: nn.Module, pair: Pair, scale: Tensor, edit: Edit) -> nn.Module:
         scale = _divide_norm(pair.path, pair.producer, scale.to(torch.float64), edit)
     else:
         _divide_rows(pair.path, pair.producer, scale.to(torch.float64), edit)
+    scale = scale.to(torch.float64)
     for consumer in pair.consumers:
-        _multiply_columns(consumer, scale.to(torch.float64), edit)
+        if not isinstance(consumer.layer, ExpertLinear):
+            _multiply_columns(consumer, scale, edit)
+    _multiply_experts(pair.consumers, scale, edit)
+    for reader in pair.matrices:
+        where, own = reader.matrix, scale[reader.channels]
+        weight = _stored(where.module, where.name)
+        _put(where.path, where.module, where.name, (weight.to(torch.float64) * own).to(weight.dtype), edit)
     return root
+
+
+def _multiply_experts(consumers: Sequence[Consumer], scale: Tensor, edit: Edit) -> None:
+    """Multiply the columns of experts that stand in one parameter, of all of them at once."""
+    homes: dict[tuple[int, str], list[tuple[Consumer, ExpertLinear]]] = {}
+    for consumer in consumers:
+        if isinstance(consumer.layer, ExpertLinear):
+            home, name = consumer.layer.home
+            homes.setdefault((id(home), name), []).append((consumer, consumer.layer))
+    for experts in homes.values():
+        home, name = experts[0][1].home
+        stack = _stored(home, name).clone()
+        for consumer, layer in experts:
+            own = layer.of(stack)
+            own.copy_(own.to(torch.float64) * scale[consumer.channels])
+        _put(experts[0][0].path, home, name, stack, edit)
 
 
 def _multiply_input(root: nn.Module, consumer: Consumer, scale: Tensor, edit: Edit) -> nn.Module:
@@ -50,10 +75,11 @@ def exact_for(pair: Pair, scale: Tensor) -> Tensor:
 
     Multiplying a short float by anything else would round it once more.
     """
-    weights = [own_tensor(consumer.layer, "weight") for consumer in pair.consumers]
+    weights = [consumer.layer.weight for consumer in pair.consumers]
+    others = [own_tensor(each.matrix.module, each.matrix.name) for each in pair.matrices]
     short = any(
         weight is not None and weight.dtype in _HALF
-        for weight in (*weights, own_tensor(pair.module, "weight"))
+        for weight in (*weights, *others, own_tensor(pair.module, "weight"))
     )
     return torch.ldexp(torch.ones_like(scale), scale.log2().round()) if short else scale
 

@@ -6,8 +6,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
-from typing import TypeAlias, TypeVar
+from functools import cached_property, partial
+from typing import Final, TypeAlias, TypeVar
 
 import attrs
 import torch
@@ -19,7 +19,13 @@ from tico_modules import own_tensor
 from tico_quantizers.calibration import after_call, before_call
 from tico_quantizers.equivalence._channel_flow import ChannelFlow, Channels, FollowedTensors
 from tico_quantizers.equivalence._channel_scale import ChannelScale
-from tico_quantizers.equivalence._smoothing_pairs import Candidates, Consumer, FoundPairs, Pair
+from tico_quantizers.equivalence._smoothing_pairs import (
+    Candidates,
+    Consumer,
+    FoundPairs,
+    MatrixReader,
+    Pair,
+)
 from tico_quantizers.layers import FloatLayer, feature_axis, input_tensor, shape
 
 R = TypeVar("R")
@@ -42,26 +48,29 @@ class _Reading:
 Readings: TypeAlias = tuple[_Reading, ...]
 
 
-@attrs.frozen(eq=False, kw_only=True)
+@attrs.frozen(eq=False, kw_only=True, slots=False)
 class Passages:
     """What any number of passes have shown; merging does not depend on their order.
 
     `broken` has the modules whose output something reads that cannot undo scales, and `also_read` those whose
-    weight something else reads, each with who does. `readings` has the different ones of each module called.
+    weight something else reads, each with who does. `readings` has the different ones of each module called,
+    `multiplied` those of matrices.
     """
 
     broken: Mapping[str, str] = attrs.field(factory=dict)
     also_read: Mapping[str, str] = attrs.field(factory=dict)
     readings: Mapping[str, Readings] = attrs.field(factory=dict)
+    multiplied: Mapping[str, Readings] = attrs.field(factory=dict)
 
     def merge(self, other: Passages) -> Self:
         """Return what the passes of both have shown."""
-        paths = dict.fromkeys([*self.readings, *other.readings])
-        readings = {
-            path: _distinct((*self.readings.get(path, ()), *other.readings.get(path, ()))) for path in paths
-        }
-        broken, also_read = _first(self.broken, other.broken), _first(self.also_read, other.also_read)
-        return attrs.evolve(self, broken=broken, also_read=also_read, readings=readings)
+        return attrs.evolve(
+            self,
+            broken=_first(self.broken, other.broken),
+            also_read=_first(self.also_read, other.also_read),
+            readings=_all(self.readings, other.readings),
+            multiplied=_all(self.multiplied, other.multiplied),
+        )
 
     def pairs(self, candidates: Candidates) -> FoundPairs:
         """Return the pairs, in the order of the model."""
@@ -70,12 +79,11 @@ class Passages:
         for path, _ in candidates.atoms():
             if path in left:
                 continue
-            consumers, reason = self._consumers_of(path, candidates)
-            producer = candidates.producer(path)
-            if reason is None and producer is not None:
-                pairs.append(Pair(path=path, producer=producer, consumers=consumers))
+            found_pair = self._pair_of(path, candidates)
+            if isinstance(found_pair, Pair):
+                pairs.append(found_pair)
             else:
-                left[path] = reason or "it cannot take scales"
+                left[path] = found_pair
         found = FoundPairs(pairs=tuple(pairs), left=left, called=frozenset(self.readings))
         return with_unread_layers(found, candidates, self)
 
@@ -85,9 +93,12 @@ class Passages:
 
     def reason_against(self, pair: Pair, candidates: Candidates) -> str | None:
         """Return what does not fit `pair`, or None where the passes show nothing but what it says."""
-        consumers, reason = self._consumers_of(pair.path, candidates)
-        if reason is not None:
-            return reason
+        shown = self._pair_of(pair.path, candidates)
+        if isinstance(shown, str):
+            return shown
+        if shown.matrices:
+            return f"its output is read by {shown.matrices[0].matrix.path}, which is no layer"
+        consumers = shown.consumers
         named = {consumer.path: consumer.channels for consumer in pair.consumers}
         found = {consumer.path: consumer.channels for consumer in consumers}
         if not found.keys() <= named.keys():
@@ -95,43 +106,90 @@ class Passages:
         moved = [path for path in found if not torch.equal(found[path], named[path])]
         return f"{moved[0]} does not read its channels one to one" if moved else None
 
-    def _consumers_of(self, path: str, candidates: Candidates) -> tuple[tuple[Consumer, ...], str | None]:
-        """Return the layers that read the module at `path`, or the reason why they cannot undo its scales."""
+    def _pair_of(self, path: str, candidates: Candidates) -> Pair | str:
+        """Return the pair of the module at `path`, or the reason why nothing can undo its scales."""
         if path not in self.readings:
-            return (), "no data reached it"
+            return "no data reached it"
         if path in self.also_read:
-            return (), f"its weight is read by {self.also_read[path]} as well"
+            return f"its weight is read by {self.also_read[path]} as well"
         if path in self.broken:
-            return (), self.broken[path]
-        consumers: list[Consumer] = []
-        for other, _ in candidates.atoms():
-            readings = self.readings.get(other, ())
-            if any(reading.source == path for reading in readings):
-                layer, channels = candidates.consumer(other), readings[0].channels
-                if layer is None or channels is None or len(readings) > 1:
-                    return (), f"its consumer {other} reads something else as well"
-                if other in self.also_read:
-                    return (), f"the weight of its consumer {other} is used elsewhere as well"
-                consumers.append(Consumer(path=other, layer=layer, channels=channels))
-        return tuple(consumers), None if consumers else "no layer reads its output"
+            return self.broken[path]
+        producer = candidates.producer(path)
+        readers = candidates.in_order(self._readers.get(path, ()))
+        consumers = [self._consumer(other, candidates) for other in readers]
+        matrices = [
+            self._matrix_reader(other, candidates) for other in sorted(self._multipliers.get(path, ()))
+        ]
+        against = next((each for each in (*consumers, *matrices) if isinstance(each, str)), None)
+        if against is not None or producer is None or not consumers:
+            return against or ("it cannot take scales" if consumers else "no layer reads its output")
+        return Pair(
+            path=path,
+            producer=producer,
+            consumers=tuple(each for each in consumers if isinstance(each, Consumer)),
+            matrices=tuple(each for each in matrices if isinstance(each, MatrixReader)),
+        )
+
+    @cached_property
+    def _readers(self) -> dict[str, list[str]]:
+        """The modules that read each source."""
+        return _by_source(self.readings)
+
+    @cached_property
+    def _multipliers(self) -> dict[str, list[str]]:
+        return _by_source(self.multiplied)
+
+    def _consumer(self, path: str, candidates: Candidates) -> Consumer | str:
+        layer, readings = candidates.consumer(path), self.readings[path]
+        if layer is None or readings[0].channels is None or len(readings) > 1:
+            return f"its consumer {path} reads something else as well"
+        if path in self.also_read:
+            return f"the weight of its consumer {path} is used elsewhere as well"
+        return Consumer(path=path, layer=layer, channels=readings[0].channels)
+
+    def _matrix_reader(self, path: str, candidates: Candidates) -> MatrixReader | str:
+        matrix, readings = candidates.matrices[path], self.multiplied[path]
+        if readings[0].channels is None or len(readings) > 1:
+            return f"its output is read by {path}, which reads something else as well"
+        if path in self.also_read:
+            return f"its output is read by {path}, which {self.also_read[path]} reads as well"
+        return MatrixReader(matrix=matrix, channels=readings[0].channels)
+
+
+def _by_source(readings: Mapping[str, Readings]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for path, each in readings.items():
+        for source in dict.fromkeys(reading.source for reading in each if reading.source is not None):
+            found.setdefault(source, []).append(path)
+    return found
+
+
+def _all(one: Mapping[str, Readings], other: Mapping[str, Readings]) -> dict[str, Readings]:
+    paths = dict.fromkeys([*one, *other])
+    return {path: _distinct((*one.get(path, ()), *other.get(path, ()))) for path in paths}
 
 
 def with_unread_layers(found: FoundPairs, candidates: Candidates, passages: Passages) -> FoundPairs:
     """Return `found` without pairs in which a module may take part that no pass has called.
 
     Such a module, below the one that holds a whole pair, may read its producer, too: what it reads is not
-    known. An expert whose peers have read the producer reads it as they do, and becomes a consumer.
+    known. An expert whose peers have read the producer reads it as they do, and becomes a consumer; one whose
+    peers have read something else reads that.
     """
     unread = [
         path
         for path, _ in candidates.atoms()
         if path and path not in candidates.reasons and not passages.is_used(path)
     ]
+    peers = candidates.peers
+    used_places = {peers[path] for path in passages.readings if path in peers}
     pairs, left, adopted = [], dict(found.left), set(found.adopted)
     for pair in found.pairs:
         inside = [path for path in unread if _is_below(path, _common_parent(pair))]
         alike = _like_peers(inside, pair, candidates)
-        strangers = [path for path in inside if path not in alike]
+        strangers = [
+            path for path in inside if path not in alike and candidates.peers.get(path) not in used_places
+        ]
         if strangers:
             left[pair.path] = f"{strangers[0]}, which no data reached, may read it as well"
         else:
@@ -201,7 +259,12 @@ class Trace:
             for path, module in candidates.atoms()
             if (weight := own_tensor(module, "weight")) is not None
         }
-        self.flow = ChannelFlow(guarded, tensors)
+        matrices = {
+            path: weight
+            for path, each in candidates.matrices.items()
+            if (weight := own_tensor(each.module, each.name)) is not None
+        }
+        self.flow = ChannelFlow(guarded, tensors, matrices)
         self._candidates = candidates
         self._readings: dict[str, list[_Reading]] = {}
 
@@ -215,7 +278,13 @@ class Trace:
     def passages(self) -> Passages:
         """Return what has shown."""
         readings = {path: _distinct(tuple(each)) for path, each in self._readings.items()}
-        return Passages(broken=self.flow.broken, also_read=self.flow.also_read, readings=readings)
+        multiplied = {
+            path: _distinct(tuple(map(_reading_of_rows, each))) for path, each in self.flow.multiplied.items()
+        }
+        flow = self.flow
+        return Passages(
+            broken=flow.broken, also_read=flow.also_read, readings=readings, multiplied=multiplied
+        )
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -224,8 +293,8 @@ class Trace:
         try:
             for path, module in self._candidates.atoms():
                 # Behind the user's own hooks: what counts is what the layer reads and gives in the end.
-                handles.append(before_call(module, partial(self._enter, path)))
-                handles.append(after_call(module, partial(self._leave, path)))
+                handles.append(before_call(module, partial(self._enter, path), _WATCHING))
+                handles.append(after_call(module, partial(self._leave, path), _WATCHING))
             yield
         finally:
             for handle in handles:
@@ -256,9 +325,27 @@ class Trace:
         self.flow.paused -= 1
 
 
+@attrs.frozen
+class _Watching:
+    """Says that calls count, so that experts in one parameter show what each of them reads."""
+
+    watching: bool = True
+
+
+_WATCHING: Final = _Watching()
+
+
+def _reading_of_rows(channels: Channels | None) -> _Reading:
+    columns = None if channels is None else _features(channels.numbers)
+    return _Reading() if channels is None else _Reading(channels.source, columns)
+
+
 def _columns(layer: FloatLayer, numbers: Tensor) -> Tensor | None:
     """Return the channel of each input feature of `layer`, or None where it is not the same in every row."""
-    rows = numbers.movedim(feature_axis(layer), -1)
+    return _features(numbers.movedim(feature_axis(layer), -1))
+
+
+def _features(rows: Tensor) -> Tensor | None:
     if rows.numel() and not any(rows.stride()[:-1]):  # one row, seen many times
         return rows[(0,) * (rows.ndim - 1)].to(torch.int64)
     rows = rows.reshape(-1, rows.shape[-1])

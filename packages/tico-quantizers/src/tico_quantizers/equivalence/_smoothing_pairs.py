@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TypeAlias
 
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from tico_modules import find_tied_paths, named_modules
+from tico_modules import child_path, find_tied_paths, named_modules
 from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_scale
 from tico_quantizers.layers import (
     ExpertLinear,
@@ -25,7 +26,6 @@ from tico_quantizers.layers import (
 )
 
 Producer: TypeAlias = ChannelScale | FloatLayer
-IN_ONE = "its weight is in a parameter with those of other experts, which are not scaled"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -43,15 +43,54 @@ class Consumer:
 
 
 @attrs.frozen(eq=False, kw_only=True)
+class Matrix:
+    """The parameter `name` (outputs, inputs) of a `module` that is no layer, such as a router."""
+
+    path: str
+    module: nn.Module
+    name: str
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class MatrixReader:
+    """A `matrix` that reads the channels of a producer: `channels` (inputs,) has the number of each."""
+
+    matrix: Matrix
+    channels: Tensor
+
+
+@attrs.frozen(eq=False, kw_only=True)
 class Pair:
     """A module whose output channels can be scaled, and the layers that have to undo it.
 
     Without a producer, a multiplication is to be put in front of the one consumer, which has the same path.
+    Matrices that read the channels, too, have to undo the scales, but say nothing of how large they are.
     """
 
     path: str
     producer: Producer | None
     consumers: tuple[Consumer, ...]
+    matrices: tuple[MatrixReader, ...] = ()
+
+    @property
+    def readers(self) -> list[str]:
+        """The paths of all that undo the scales, with one for all experts in a parameter."""
+        stacks = ((each.path, _stack_of(each)) for each in self.consumers)
+        paths = (path if stack is None else child_path(*stack) for path, stack in stacks)
+        return list(dict.fromkeys([*paths, *(each.matrix.path for each in self.matrices)]))
+
+    def reader_notes(self) -> dict[str, str]:
+        """Return what there is to say of each module that undoes scales of another one, by path."""
+        notes: dict[str, str] = {}
+        if self.producer is None:
+            return notes
+        for consumer in self.consumers:
+            stack = _stack_of(consumer)
+            home, what = (consumer.path, "columns") if stack is None else (stack[0], f"columns of {stack[1]}")
+            notes[home] = f"{what} multiplied for {self.path}"
+        for reader in self.matrices:
+            notes[reader.matrix.path] = f"columns of {reader.matrix.name} multiplied for {self.path}"
+        return notes
 
     @property
     def module(self) -> nn.Module:
@@ -72,13 +111,15 @@ class Pair:
 class Candidates:
     """The modules of a model that may be in a pair, and for those that cannot be the reason.
 
-    `peers` is what `peers_of` says of the model.
+    `matrices` are parameters that may undo scales, by path and name. `peers` is what `peers_of` says of the
+    model.
     """
 
     layers: Mapping[str, Layer]
     scales: Mapping[str, ChannelScale]
     reasons: Mapping[str, str]
     peers: Mapping[str, str] = attrs.field(factory=dict)
+    matrices: Mapping[str, Matrix] = attrs.field(factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> Candidates:
@@ -86,7 +127,6 @@ class Candidates:
         layers = layers_in(model)
         reasons = reasons_against(model, layers)
         reasons |= {path: why for path, layer in layers.items() if (why := reason_against_scaling(layer))}
-        reasons |= {path: IN_ONE for path, layer in layers.items() if isinstance(layer, ExpertLinear)}
         scales = {
             path: scale
             for path, module in named_modules(model)
@@ -94,25 +134,45 @@ class Candidates:
         }
         tied = find_tied_paths(model)
         reasons |= {path: f"its weight is tied to {tied[path]}" for path in scales if path in tied}
-        return cls(layers=layers, scales=scales, reasons=reasons, peers=peers_of(model))
+        matrices = _matrices_in(model, {*layers, *scales})
+        return cls(layers=layers, scales=scales, reasons=reasons, peers=peers_of(model), matrices=matrices)
 
     def producer(self, path: str) -> Producer | None:
         """Return the module at `path` if it can take scales."""
         if path in self.reasons:
             return None
         layer = self.layers.get(path)
-        return self.scales.get(path) if layer is None or isinstance(layer, IntegerLayer) else layer
+        if layer is None or isinstance(layer, IntegerLayer):
+            return self.scales.get(path)
+        return None if isinstance(layer, ExpertLinear) else layer
 
     def consumer(self, path: str) -> FloatLayer | None:
         """Return the layer at `path` if its columns can be scaled."""
         layer = self.layers.get(path)
         return None if path in self.reasons or isinstance(layer, IntegerLayer) else layer
 
+    def in_order(self, paths: Collection[str]) -> list[str]:
+        """Return `paths` in the order of the modules here."""
+        return [path for path, _ in self.atoms() if path in paths] if len(paths) > 1 else list(paths)
+
     def atoms(self) -> Iterator[tuple[str, nn.Module]]:
         """Yield every module here with its path."""
         yield from self.layers.items()
         for path, scale in self.scales.items():
             yield path, scale.module
+
+
+def _matrices_in(model: nn.Module, atoms: Collection[str]) -> dict[str, Matrix]:
+    """Return the parameters of two axes that belong to one module, which is none of `atoms`."""
+    owners: dict[int, list[Matrix]] = {}
+    for path, module in named_modules(model):
+        held: dict[str, nn.Parameter | None] = {} if path in atoms else module._parameters
+        given = {name: own for name, own in held.items() if own is not None and not is_lazy(own)}
+        for name, own in given.items():
+            if own.ndim == 2 and own.is_floating_point():
+                owners.setdefault(id(own), []).append(Matrix(path=path, module=module, name=name))
+    alone = (found[0] for found in owners.values() if len(found) == 1)
+    return {f"{each.path}.{each.name}": each for each in alone}
 
 
 def reason_against_scaling(layer: Layer) -> str | None:
@@ -158,6 +218,15 @@ class FoundPairs:
         return attrs.evolve(self, pairs=pairs, left={**self.left, **gone})
 
 
+def _stack_of(consumer: Consumer) -> tuple[str, str] | None:
+    """Return path and name of the parameter that holds the weight of an expert, None for other layers."""
+    if not isinstance(consumer.layer, ExpertLinear):
+        return None
+    path = consumer.path.rpartition(".")[0]
+    home, _, name = path.rpartition(".")
+    return home, name
+
+
 def alone(path: str, layer: FloatLayer) -> Pair:
     """Return the pair of a layer with a multiplication in front of it."""
     channels = torch.arange(shape(layer)[1], device=layer.weight.device)
@@ -172,6 +241,6 @@ def with_multiplications(found: FoundPairs, candidates: Candidates) -> FoundPair
         for path in candidates.layers
         # The root is called whenever the model is.
         if path not in read and (path in found.called or not path)
-        if (layer := candidates.consumer(path)) is not None
+        if (layer := candidates.consumer(path)) is not None and not isinstance(layer, ExpertLinear)
     ]
     return attrs.evolve(found, pairs=(*found.pairs, *more))

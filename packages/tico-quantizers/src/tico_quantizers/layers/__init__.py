@@ -1,7 +1,7 @@
 """Which layers a config reaches and why not the others, and a layer as a matrix."""
 
 from tico_quantizers.layers._blocks import find_blocks, homes_in
-from tico_quantizers.layers._expert_calls import ExpertStack, eager_forward
+from tico_quantizers.layers._expert_calls import ExpertStack, ExpertWeight, eager_forward
 from tico_quantizers.layers._expert_linear import ExpertLinear
 from tico_quantizers.layers._experts import less_read, peers_of
 from tico_quantizers.layers._float_lines import float_lines
@@ -30,11 +30,13 @@ from tico_quantizers.layers._plan import (
     require_in_place,
 )
 from tico_quantizers.layers._replacement import QuantizedWeight, with_weight
+from tico_quantizers.layers._routers import routers_in
 from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
 
 __all__ = [
     "ExpertLinear",
     "ExpertStack",
+    "ExpertWeight",
     "FloatLayer",
     "FusedExperts",
     "IntegerLayer",
@@ -70,6 +72,7 @@ __all__ = [
     "reasons_against",
     "require_as_its_class",
     "require_in_place",
+    "routers_in",
     "shape",
     "weight_axes",
     "with_weight",

@@ -31,11 +31,20 @@ class ExpertLinear(nn.Linear):
         self.register_parameter("bias", None)
 
     @property
+    def home(self) -> tuple[nn.Module, str]:
+        """The module that owns the parameter, and its name."""
+        return self._place[:2]
+
+    @property
     def weight(self) -> Tensor:  # type: ignore[override]  # torch has it as an attribute
         """The weight (outputs, inputs), a view of the parameter without derivatives."""
-        home, name, number, transposed = self._place
+        home, name = self.home
         stack = parameter(home, name)
         if stack is None:
             raise AttributeError(name)
-        own = stack.detach()[number]
-        return own.T if transposed else own
+        return self.of(stack.detach())
+
+    def of(self, stack: Tensor) -> Tensor:
+        """Return the view (outputs, inputs) of the expert's share of a tensor like the parameter."""
+        _, _, number, transposed = self._place
+        return stack[number].T if transposed else stack[number]

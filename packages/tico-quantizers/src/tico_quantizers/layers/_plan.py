@@ -24,6 +24,7 @@ from tico_modules import LayerReport, named_modules
 from tico_quantizers.layers._float_lines import float_lines
 from tico_quantizers.layers._layer_formats import target_problems
 from tico_quantizers.layers._matrix import Layer, columns, matrix
+from tico_quantizers.layers._routers import routers_in
 from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
 
 C = TypeVar("C", bound=ModuleConfig)
@@ -73,9 +74,9 @@ def plan_layers(
     """Return what `config` asks for of each linear layer and convolution of `model`.
 
     Left alone, with the reason, are layers that `reasons_against` names, those that `refuse` gives a reason
-    for, those that an override leaves out, and the heads of language models unless an override has their
-    exact path. `check` yields what is wrong with a layer and the config that holds for it; what the `target`
-    of `config` does not take is looked at here.
+    for, those that an override leaves out, and the heads of language models and routers of experts unless an
+    override has their exact path. `check` yields what is wrong with a layer and the config that holds for it;
+    what the `target` of `config` does not take is looked at here.
 
     Raises:
         ConfigError: nothing is left to quantize, an override changes nothing, or a check failed; with all
@@ -155,15 +156,21 @@ def _reasons(
     refuse: Callable[[Layer], str | None] | None,
 ) -> dict[str, str]:
     """Return the layers that are left alone, each with the reason."""
-    found = reasons_against(model, layers)
+    found, routers = reasons_against(model, layers), routers_in(model)
     heads = {id(head) for head in output_embeddings(model)}
     for path, layer in layers.items():
         own = config.reason_to_leave(path) or (None if refuse is None else refuse(layer))
         if own is not None:
             found[path] = own
-        elif id(layer) in heads and path not in config.overrides:
+        elif path in config.overrides:
+            continue
+        elif id(layer) in heads:
             found.setdefault(path, "the output embedding is quantized only if an override has its exact path")
-    return found
+        elif path in routers:
+            why = found.get(path, "it is quantized only if an override has its exact path")
+            found[path] = f"it {routers[path]}; {why}"
+    others = {path: f"it {does}, and is no layer" for path, does in routers.items() if path not in layers}
+    return {**others, **found}
 
 
 def _nothing_left(reasons: Mapping[str, str]) -> Problem:

@@ -95,7 +95,7 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         self, model: nn.Module, example: Example | None, edit: Edit
     ) -> tuple[nn.Module, AWQCalibration]:
         """Find the pairs, if example or mappings tell them, and start to watch."""
-        model = open_experts(model, edit) if self.config.round_weights else model
+        model = open_experts(model, edit)
         candidates = candidates_of(model, self.config)
         plan = plan_layers(model, self.config, refuse=reason_against_scaling, check=_problems)
         calibration = AWQCalibration(model, candidates, self.config, plan)
@@ -146,7 +146,8 @@ class _Search:
         self.unread |= set(unread)
         self.shares |= {path: _whole_range(self.plan.targets[path]) for path in unread}
         for pair in self.pairs:
-            consumers = [consumer for consumer in pair.consumers if consumer.path in self.plan.targets]
+            rounded = [each for each in pair.consumers if each.path in self.plan.targets]
+            consumers = [each for each in rounded if each.path not in self.unread]
             if pair.path not in self.scales and all(consumer.path in self._known for consumer in consumers):
                 self.scales[pair.path] = self._scale(pair, consumers)
         for path in [path for path in self._known if self._is_ready(path)]:
@@ -233,16 +234,19 @@ def _lines(
     figures: dict[str, list[tuple[str, float]]] = {}
     for pair in search.pairs:
         share, scale = search.scales[pair.path]
-        consumers = ", ".join(consumer.path for consumer in pair.consumers)
-        notes.setdefault(pair.path, []).append(f"channels divided for {consumers}")
+        notes.setdefault(pair.path, []).append(f"channels divided for {', '.join(pair.readers)}")
         spread = ("smallest scale", float(scale.min())), ("largest scale", float(scale.max()))
         figures[pair.path] = [("share of magnitude", share), *spread]
-        for consumer in pair.consumers:
-            notes.setdefault(consumer.path, []).insert(0, f"columns multiplied for {pair.path}")
+        experts = {consumer.path: f"columns multiplied for {pair.path}" for consumer in pair.consumers}
+        for path, note in {**experts, **pair.reader_notes()}.items():
+            notes.setdefault(path, []).insert(0, note)
     for path, shares in search.shares.items():
         figures.setdefault(path, []).append(
             ("mean share of range", float(products.total(shares)) / shares.numel())
         )
+    for path, why in search.plan.left.items():
+        if path in notes:
+            notes[path].append(why)
     for path in search.unread:
         notes.setdefault(path, []).append("no token went to it, so its whole range was kept")
     told = {path: line.reason for path, line in left.items()}

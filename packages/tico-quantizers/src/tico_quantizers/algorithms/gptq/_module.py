@@ -11,7 +11,14 @@ from torch import nn
 
 from tico_config import GPTQConfig, Problem
 from tico_quantizers.algorithms.gptq._layer import ReadInput, round_layer, solve_layer
-from tico_quantizers.calibration import BlockInputs, BlockOptions, Checkpoint, GroupedGram, TokenRule
+from tico_quantizers.calibration import (
+    BlockInputs,
+    BlockOptions,
+    Checkpoint,
+    GroupedGram,
+    TokenRule,
+    memory_problem,
+)
 from tico_quantizers.conversion import BlockQuantizer
 from tico_quantizers.layers import LayerPlan, QuantizedWeight, Target, columns, group_size_problem, groups
 
@@ -57,6 +64,7 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
             narrow=config.activation_dtype is not None,
             skip_unreached=config.on_uncalibrated == "skip",
             all_experts=config.calibrate_all_experts,
+            gram_memory=config.gram_memory,
         )
 
     def rule(self, target: Target[GPTQConfig]) -> TokenRule:
@@ -66,12 +74,15 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
     def problems(self, target: Target[GPTQConfig]) -> Iterator[Problem]:
         """Yield why the grid that is asked for cannot be had for the weight of a layer."""
         path, layer, config = target.path, target.layer, target.config
-        size = config.group_size
+        size, most, paired = config.group_size, self.config.gram_memory, self.config.asymmetric > 0
         problem = group_size_problem(path, layer, size, ragged=config.ragged_groups)
         if problem is not None:
             yield problem
         elif config.act_order and not config.static_groups and size not in (None, columns(layer)):
             yield from _order_problems(target)
+        problem = memory_problem(path, layer, most, paired=paired)
+        if problem is not None:
+            yield problem
 
     def bound(self, plan: LayerPlan[GPTQConfig]) -> list[Problem]:
         """Return the settings that are about passes, which statistics of a file do without."""
@@ -92,7 +103,12 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
     def checkpoint(self, model: nn.Module, inputs: BlockInputs) -> Checkpoint:
         """Return the folder for this work, by all settings that its results follow from."""
         decisive = attrs.evolve(
-            self.config, checkpoint_dir=None, offload=None, show_progress=True, stop_after_capture=False
+            self.config,
+            checkpoint_dir=None,
+            offload=None,
+            show_progress=True,
+            stop_after_capture=False,
+            gram_memory=None,
         )
         return Checkpoint.of(self.config.checkpoint_dir, decisive, model, inputs)
 

@@ -12,6 +12,7 @@ from tico_config import SmoothQuantConfig
 from tico_modules import Edit, LayerReport, Report, named_modules
 from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration, config_of
 from tico_quantizers.calibration import UNREACHED, Checkpoint, GroupedGram, require_watched, run_blocks
+from tico_quantizers.conversion import close_experts, open_experts
 from tico_quantizers.equivalence import (
     Consumer,
     FoundPairs,
@@ -37,6 +38,7 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         self, model: nn.Module, example: Example | None, edit: Edit
     ) -> tuple[nn.Module, SmoothQuantCalibration]:
         """Find the pairs, if example or mappings tell them, and start to watch."""
+        model = open_experts(model, edit)
         candidates = candidates_of(model, self.config)
         calibration = SmoothQuantCalibration(model, candidates, self.config)
         calibration.start(model, example, edit)
@@ -62,7 +64,7 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         root = model
         for pair, scale in scaled:
             root = fold(root, pair, scale, edit)
-        return _converted(root, found, scales, left)
+        return _converted(close_experts(root, edit).root, found, scales, left)
 
     def _scales(
         self, calibration: SmoothQuantCalibration, found: FoundPairs
@@ -140,7 +142,7 @@ def weight_maximum(pair: Pair) -> Tensor:
 def _note(pair: Pair) -> str:
     if pair.producer is None:
         return "columns multiplied, and the input by the inverse"
-    return f"channels divided for {', '.join(consumer.path for consumer in pair.consumers)}"
+    return f"channels divided for {', '.join(pair.readers)}"
 
 
 def _converted(
@@ -157,8 +159,8 @@ def _converted(
         notes.setdefault(pair.path, []).append(_note(pair))
         spread = ("smallest scale", float(scale.min())), ("largest scale", float(scale.max()))
         figures[pair.path] = (("alpha", alpha), *spread)
-        for consumer in pair.consumers if pair.producer is not None else ():
-            notes.setdefault(consumer.path, []).insert(0, f"columns multiplied for {pair.path}")
+        for path, note in pair.reader_notes().items():
+            notes.setdefault(path, []).insert(0, note)
     for path in found.adopted & notes.keys():
         notes[path].append("no data reached it, only its peers")
     lines = tuple(
