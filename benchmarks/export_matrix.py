@@ -44,7 +44,7 @@ TARGETS: Final[Mapping[str, ExportTarget]] = {
     "CompressedTensors": CompressedTensors(),
     "GPTQFormat": GPTQFormat(version=2),
     "AWQFormat": AWQFormat(),
-    "GGUF": GGUF(scales="nearest"),
+    "GGUF": GGUF(),
 }
 
 

@@ -75,7 +75,7 @@ def quantized(folder: Path, scheme: str, calibration: Tensor | None) -> nn.Modul
 def measured(model: nn.Module, tokens: Tensor) -> ExportResult:
     """Write the model, and have llama.cpp read the tokens."""
     with tempfile.TemporaryDirectory() as folder:
-        target = GGUF(scales="nearest", floats="float16")
+        target = GGUF(floats="float16")
         kwargs = {"use_cache": False}
         return export(
             model, Path(folder) / "model.gguf", target, args=(tokens,), kwargs=kwargs, verify="require"

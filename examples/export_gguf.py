@@ -30,7 +30,7 @@ def write(folder: Path) -> ExportResult:
     prepared = prepare(model, GPTQConfig(bits=4, group_size=32, symmetric=True, show_progress=False))
     with torch.no_grad():
         prepared(batches)
-    target = GGUF(name="wiki LLaMA", scales="nearest")
+    target = GGUF(name="wiki LLaMA")
     return export(convert(prepared), folder / "wiki_llama.gguf", target, args=(batches[:1],))
 
 

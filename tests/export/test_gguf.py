@@ -120,7 +120,7 @@ def fields(path: Path) -> dict[str, object]:
 
 def written(model: nn.Module, path: Path, target: GGUF | None = None) -> ExportResult:
     """Export a model without running it."""
-    return export(model, path, target or GGUF(), verify=False)
+    return export(model, path, target or GGUF(scales="exact"), verify=False)
 
 
 def neighbours(rows: Tensor, heads: int) -> Tensor:
@@ -181,7 +181,7 @@ def test_scales_are_rounded_where_that_is_asked_for(
 ) -> None:
     """Values move by half a unit of float16's eleventh bit, once for the scale and once for the minimum."""
     model = quantized(llama(), bits=bits, symmetric=symmetric)
-    result = written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+    result = written(model, tmp_path / "m.gguf", GGUF())
     weight = Source.read(model).weights["model.layers.0.mlp.up_proj"]
     found, values = read(tmp_path / "m.gguf")["blk.0.ffn_up.weight"]
     assert found == kind
@@ -197,11 +197,11 @@ def test_scales_beyond_float16_are_no_scales(tmp_path: Path) -> None:
     model = quantized(llama())
     packed = Source.read(model).weights["model.layers.0.mlp.up_proj"].packed
     packed.scale[0] = 1e-9
-    written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+    written(model, tmp_path / "m.gguf", GGUF())
     assert (read(tmp_path / "m.gguf")["blk.0.ffn_up.weight"][1][0] == 0).all()
     packed.scale[0] = 1e5
     with pytest.raises(UnsupportedError, match="up_proj: its scales are beyond float16's range"):
-        written(model, tmp_path / "n.gguf", GGUF(scales="nearest"))
+        written(model, tmp_path / "n.gguf", GGUF())
 
 
 def test_scales_that_are_no_float16_are_refused(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_tied_head_stands_in_the_file_once(tied: bool, integer: bool, tmp_path
     weight = affine(DType.int(8), granularity=PerGroup(1, 32))
     config = PTQConfig(activation=no_quant(), weight=weight)
     made = quantized(model) if not integer else convert(_run(prepare(model, config)))
-    written(made, tmp_path / "m.gguf", GGUF(scales="nearest"))
+    written(made, tmp_path / "m.gguf", GGUF())
     found = {name: kind for name, (kind, _) in read(tmp_path / "m.gguf").items() if "blk" not in name}
     kind = "Q8_0" if integer else "F32"
     head = {} if tied else {"output.weight": kind}
@@ -437,7 +437,7 @@ def _pieces(folder: Path, merges: list[list[str]], changes: Mapping[str, object]
 def test_pieces_of_sentences_have_scores(tmp_path: Path) -> None:
     """llama.cpp merges into the token that scores most, which is the one whose merges come first."""
     folder = _pieces(tmp_path / "t", [["b", "c"], ["a", "bc"]])
-    result = written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=folder, scales="nearest"))
+    result = written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=folder))
     found = fields(tmp_path / "m.gguf")
     tokens, scores = found["tokenizer.ggml.tokens"], found["tokenizer.ggml.scores"]
     assert isinstance(tokens, list)
@@ -463,7 +463,7 @@ def test_pieces_that_would_be_merged_otherwise_are_refused(
     """Scores say which token is first, and not by which of its halves."""
     folder = _pieces(tmp_path / "t", merges, changes)
     with pytest.raises(UnsupportedError, match=rf"{match}.*tokenizer=False"):
-        written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=folder, scales="nearest"))
+        written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=folder))
 
 
 def test_a_token_before_texts_that_is_not_the_first_one_is_refused(tmp_path: Path) -> None:
@@ -471,7 +471,7 @@ def test_a_token_before_texts_that_is_not_the_first_one_is_refused(tmp_path: Pat
     template = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<unk>", "type_id": 0}}]}
     folder = _pieces(tmp_path / "t", [["a", "b"]], {"post_processor": template})
     with pytest.raises(UnsupportedError, match="<unk> around every text"):
-        written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=folder, scales="nearest"))
+        written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=folder))
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) -> None:
@@ -510,7 +510,7 @@ def test_a_config_that_says_too_little_is_refused(
     model = quantized(llama())
     vars(Source.read(model).config)[field] = value
     with pytest.raises(UnsupportedError, match=rf"config.{told}"):
-        written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+        written(model, tmp_path / "m.gguf", GGUF())
 
 
 def test_a_window_is_refused_where_it_is_used(tmp_path: Path) -> None:
@@ -518,26 +518,26 @@ def test_a_window_is_refused_where_it_is_used(tmp_path: Path) -> None:
     settings = {**_SIZES, "sliding_window": 16}
     model = quantized(_filled(lambda: MistralForCausalLM(MistralConfig.from_dict(settings))))
     with pytest.raises(UnsupportedError, match=r"config.sliding_window must be None.*set it to None"):
-        written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+        written(model, tmp_path / "m.gguf", GGUF())
 
 
 def test_grids_of_activations_are_refused(tmp_path: Path) -> None:
     """The format has no place for them, and each is named."""
     with pytest.raises(UnsupportedError, match=r"q_proj: GGUF holds no grids of activations.*weights only"):
-        written(converted("LLaMA", "W8A8"), tmp_path / "m.gguf", GGUF(scales="nearest"))
+        written(converted("LLaMA", "W8A8"), tmp_path / "m.gguf", GGUF())
 
 
 def test_layers_that_are_no_blocks_are_refused(tmp_path: Path) -> None:
     """Columns that 32 does not divide, groups that are no blocks, and codes that are too wide: at once."""
     model = quantized(llama(intermediate_size=80), bits=8, group=16, symmetric=False)
     with pytest.raises(UnsupportedError) as caught:
-        written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+        written(model, tmp_path / "m.gguf", GGUF())
     told = "\n".join(map(str, caught.value.problems))
     assert "down_proj: it has 80 columns" in told
     assert "up_proj: its groups are of 16 columns" in told
     wide = quantized(llama(), bits=8, symmetric=False)
     with pytest.raises(UnsupportedError, match=r"less their zero points go from .*symmetric codes"):
-        written(wide, tmp_path / "m.gguf", GGUF(scales="nearest"))
+        written(wide, tmp_path / "m.gguf", GGUF())
 
 
 def test_columns_in_the_order_of_their_activations_are_refused(tmp_path: Path) -> None:
@@ -546,7 +546,7 @@ def test_columns_in_the_order_of_their_activations_are_refused(tmp_path: Path) -
     config = GPTQConfig(bits=4, group_size=32, act_order=True, symmetric=True, show_progress=False)
     model = convert(_run(prepare(model, config)))
     with pytest.raises(UnsupportedError, match=r"no runs of 32.*act_order=False"):
-        written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+        written(model, tmp_path / "m.gguf", GGUF())
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:
@@ -558,11 +558,11 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
 def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     """An export here and one in a fresh process are equal."""
     here, there = tmp_path / "here.gguf", tmp_path / "there.gguf"
-    written(quantized(llama()), here, GGUF(scales="nearest", name="m"))
+    written(quantized(llama()), here, GGUF(name="m"))
     program = (
         f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, *{sys.path!r}]\n"
         "from pathlib import Path\nfrom test_gguf import GGUF, llama, quantized, written\n"
-        f"written(quantized(llama()), Path({str(there)!r}), GGUF(scales='nearest', name='m'))"
+        f"written(quantized(llama()), Path({str(there)!r}), GGUF(name='m'))"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
     assert here.read_bytes() == there.read_bytes()
@@ -571,7 +571,7 @@ def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) ->
 def test_the_file_has_the_bytes_of_its_codes(tmp_path: Path) -> None:
     """Q4_0 takes 4.5 bits a weight."""
     model = quantized(llama())
-    written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+    written(model, tmp_path / "m.gguf", GGUF())
     contents = Contents.of(Source.read(model))
     assert contents is not None
     for each in contents.tensors(nearest=True, floats=None):
@@ -595,7 +595,7 @@ def test_options_are_checked() -> None:
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     """The file that is missing is named."""
     with pytest.raises(ConfigError, match=r"a folder with a tokenizer.json"):
-        written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=tmp_path, scales="nearest"))
+        written(quantized(llama()), tmp_path / "m.gguf", GGUF(tokenizer=tmp_path))
 
 
 def test_the_example_runs(tmp_path: Path) -> None:

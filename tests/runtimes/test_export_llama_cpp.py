@@ -95,7 +95,7 @@ def test_every_architecture_is_computed_as_transformers_does(name: str, tmp_path
     """With one integer layer and all others in float32, only that layer's kernel makes a difference."""
     model = _model(name)
     _quantize(model, lambda path: path.endswith("layers.1.mlp.down_proj"), bits=8, symmetric=True, group=32)
-    result = _verified(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+    result = _verified(model, tmp_path / "m.gguf", GGUF())
     # Its own bound, since rounding its inputs to 8 bits is the only noise, of a part of the sum that is read.
     assert result.sqnr > 37
 
@@ -108,7 +108,7 @@ def test_every_type_is_multiplied_by(bits: int, symmetric: bool, kind: str, tmp_
     """All layers have weights of one type, and the head too."""
     model = _model("Llama", 1.0)
     _quantize(model, lambda path: True, bits=bits, symmetric=symmetric, group=64)
-    result = _verified(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+    result = _verified(model, tmp_path / "m.gguf", GGUF())
     assert any(f"15 of {kind}" in each for each in result.notes)
 
 
@@ -117,7 +117,7 @@ def test_floats_are_multiplied_by(floats: str, tmp_path: Path) -> None:
     """Matrices that are left in float have any of three formats."""
     model = _model("Llama", 1.0)
     _quantize(model, lambda path: path.endswith("up_proj"), bits=8, symmetric=True, group=32)
-    target = GGUF(scales="nearest", floats=floats)  # type: ignore[arg-type]  # one of the three
+    target = GGUF(floats=floats)  # type: ignore[arg-type]  # one of the three
     assert _verified(model, tmp_path / "m.gguf", target).verified
 
 
@@ -129,7 +129,7 @@ def test_an_integer_embedding_is_read(tmp_path: Path) -> None:
     linear.weight = model.get_submodule("model.embed_tokens").weight  # type: ignore[assignment]  # a matrix
     packed = QuantizedLinear.from_float(linear, DType.int(8), symmetric=True, group_size=32).parts
     model.set_submodule("model.embed_tokens", QuantizedEmbedding(packed))
-    assert _verified(model, tmp_path / "m.gguf", GGUF(scales="nearest")).verified
+    assert _verified(model, tmp_path / "m.gguf", GGUF()).verified
 
 
 _TEXT: Final = (
@@ -184,7 +184,7 @@ def test_text_becomes_the_same_tokens(
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     model = transformers.LlamaForCausalLM.from_pretrained(WIKI).eval()
     _quantize(model, lambda path: "layers" in path, bits=4, symmetric=True, group=32)
-    result = _verified(model, tmp_path / "m.gguf", GGUF(scales="nearest", tokenizer=tokenizer))
+    result = _verified(model, tmp_path / "m.gguf", GGUF(tokenizer=tokenizer))
     assert result.kl is not None
     assert result.kl < 1e-2
     assert _tokens_by_llama_cpp(tmp_path / "m.gguf") == tokenizer(_TEXT).input_ids
@@ -230,7 +230,7 @@ def test_pieces_of_sentences_become_the_same_tokens(
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     model = transformers.LlamaForCausalLM.from_pretrained(WIKI).eval()
     _quantize(model, lambda path: "layers" in path, bits=4, symmetric=True, group=32)
-    assert _verified(model, tmp_path / "m.gguf", GGUF(scales="nearest", tokenizer=tmp_path)).verified
+    assert _verified(model, tmp_path / "m.gguf", GGUF(tokenizer=tmp_path)).verified
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert _tokens_by_llama_cpp(tmp_path / "m.gguf") == tokenizer(_TEXT).input_ids
 

@@ -15,7 +15,7 @@ from tico_export.checkpoints._float_model import float_model, left_in_float, wri
 from tico_export.checkpoints._shards import SHARD_BYTES, write_shards
 from tico_export.checkpoints._unheld import unheld_problems
 from tico_export.protocol import Example, Exporter, ExportTarget
-from tico_export.source import IntegerWeight, Source
+from tico_export.source import Source
 
 
 @attrs.frozen(kw_only=True)
@@ -51,8 +51,8 @@ class CheckpointExporter(Exporter[C]):
         """Yield the layers that the format has no place for; `model` is the float model, without values."""
 
     @abstractmethod
-    def layer_tensors(self, source: Source, weight: IntegerWeight) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of a layer of `source`, by their names in the checkpoint."""
+    def layer_tensors(self, source: Source) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of the integer layers of `source`, by their names in the checkpoint."""
 
     @abstractmethod
     def quantization_config(self, source: Source, linear: Collection[str]) -> Mapping[str, object]:
@@ -74,5 +74,4 @@ class CheckpointExporter(Exporter[C]):
 
     def _tensors(self, source: Source) -> Iterator[tuple[str, Tensor]]:
         yield from left_in_float(source)
-        for weight in source.weights.values():
-            yield from self.layer_tensors(source, weight)
+        yield from self.layer_tensors(source)

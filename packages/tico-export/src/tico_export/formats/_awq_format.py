@@ -12,7 +12,7 @@ from tico_config import Problem
 from tico_export.checkpoints import CheckpointExporter, CheckpointTarget
 from tico_export.gptqmodel import awq_config, awq_problems, awq_tensors, gptqmodel_consumer, rounding_notes
 from tico_export.protocol import Consumer, exporter_entry
-from tico_export.source import IntegerWeight, Source
+from tico_export.source import Source
 
 
 @final
@@ -41,9 +41,10 @@ class AWQFormatExporter(CheckpointExporter[AWQFormat]):
         """Yield the layers that the format has no place for."""
         return awq_problems(source, model)
 
-    def layer_tensors(self, source: Source, weight: IntegerWeight) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of a layer."""
-        return awq_tensors(weight)
+    def layer_tensors(self, source: Source) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of the layers."""
+        for weight in source.weights.values():
+            yield from awq_tensors(weight)
 
     def quantization_config(self, source: Source, linear: Collection[str]) -> Mapping[str, object]:
         """Return the scheme that all layers have, and what is left in float."""

@@ -18,7 +18,7 @@ from tico_export.gptqmodel import (
     rounding_notes,
 )
 from tico_export.protocol import Consumer, exporter_entry
-from tico_export.source import IntegerWeight, Source
+from tico_export.source import Source
 
 
 @final
@@ -59,9 +59,10 @@ class GPTQFormatExporter(CheckpointExporter[GPTQFormat]):
         """Yield the layers that the format has no place for."""
         return gptq_problems(source, model, self.target.version)
 
-    def layer_tensors(self, source: Source, weight: IntegerWeight) -> Iterator[tuple[str, Tensor]]:
-        """Yield the tensors of a layer."""
-        return gptq_tensors(weight, self.target.version)
+    def layer_tensors(self, source: Source) -> Iterator[tuple[str, Tensor]]:
+        """Yield the tensors of the layers."""
+        for weight in source.weights.values():
+            yield from gptq_tensors(weight, self.target.version)
 
     def quantization_config(self, source: Source, linear: Collection[str]) -> Mapping[str, object]:
         """Return the scheme that all layers have, and which they are."""
