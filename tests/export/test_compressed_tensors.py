@@ -198,6 +198,15 @@ def test_patterns_are_the_librarys() -> None:
         assert {name for name, _ in library.match_named_modules(llama(), targets)} == members
 
 
+def test_patterns_match_members_alone() -> None:
+    """Also where blocks are nested, and where a name begins or ends with another one."""
+    paths = [f"h.{i}.experts.{j}.{name}" for i in range(2) for j in range(11) for name in ("up", "up_proj")]
+    members = [each for each in paths if each.endswith(".up") and (".0." in each or ".10." in each)]
+    others = [each for each in (*paths, "x.h.0.experts.0.up", "h-0.experts.0.up") if each not in members]
+    patterns = [each.removeprefix("re:") for each in targets_of(members, others)]
+    assert [each for each in (*paths, *others) if any(re.match(p, each) for p in patterns)] == members
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("columns", [1, 5, 32, 45])
 def test_codes_are_a_string_of_bits(bits: int, columns: int) -> None:
