@@ -549,6 +549,20 @@ def test_columns_in_the_order_of_their_activations_are_refused(tmp_path: Path) -
         written(model, tmp_path / "m.gguf", GGUF())
 
 
+def test_floats_of_other_formats_are_refused(tmp_path: Path) -> None:
+    """float64 is named by the tensor, with what there is."""
+    model = quantized(llama())
+    model.get_submodule("model.norm").double()
+    with pytest.raises(UnsupportedError, match=r"model.norm.weight: dtype must be torch.float32, .*float64"):
+        written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+
+
+def test_tensors_that_llama_cpp_does_not_know_are_refused(tmp_path: Path) -> None:
+    """Its Qwen3 has no biases."""
+    with pytest.raises(UnsupportedError, match=r"q_proj.bias: llama.cpp's qwen3 has no such tensor"):
+        written(quantized(qwen(attention_bias=True)), tmp_path / "m.gguf", GGUF(scales="nearest"))
+
+
 def test_other_models_are_refused(tmp_path: Path) -> None:
     """The architectures that there are stand in the message."""
     with pytest.raises(UnsupportedError, match="llama, mistral, qwen2, qwen3"):

@@ -95,7 +95,7 @@ def content_problems(source: Source, *, nearest: bool) -> Iterator[Problem]:
             yield _unknown(name, contents.architecture)
         elif isinstance(each, IntegerWeight):
             yield from _weight_problems(each, nearest=nearest)
-        elif each.ndim > 1 and each.dtype not in FLOAT_TYPES:
+        elif each.dtype not in FLOAT_TYPES:
             expected = ", ".join(str(dtype) for dtype in FLOAT_TYPES)
             yield Problem(module=name, field="dtype", value=Found(str(each.dtype)), expected=expected)
     for name in (_EMBEDDING, "output_norm.weight"):
