@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from tico.quantization import AWQConfig, GPTQConfig, SmoothQuantConfig, convert, prepare
+from tico.quantization import AWQConfig, GPTQConfig, PTQConfig, SmoothQuantConfig, convert, prepare
 from tico.quantization.config import (
     BaseConfig,
     ConfigError,
+    DType,
     ModuleConfig,
     UnsupportedError,
+    affine,
     no_quant,
     profiles,
     register_config,
@@ -125,6 +127,23 @@ def test_what_is_integer_already_is_looked_at_too() -> None:
         prepare(converted, left)
     assert {str(each.module)[0] for each in caught.value.problems} == {"1"}
     prepare(converted, GPTQConfig(target=profiles.VLLM))
+
+
+def test_what_an_earlier_run_has_left_is_looked_at() -> None:
+    """Grids of activations that no layer reads, and multiplications of inputs, have no place in vLLM."""
+    made = prepare(model(), PTQConfig(activation=affine(DType.int(8)), weight=affine(DType.int(8))))
+    made(torch.randn(8, 64))
+    with pytest.raises(ConfigError, match="no place for the grid") as caught:
+        prepare(convert(made), GPTQConfig(target=profiles.VLLM))
+    assert "1.q_proj.act_out" in {each.module for each in caught.value.problems}
+
+    args = (torch.randn(8, 64),)
+    smoothed = prepare(model(), SmoothQuantConfig(insert_mul=True), args=args)
+    smoothed(*args)
+    smoothed = convert(smoothed)
+    for config in (GPTQConfig(target=profiles.VLLM), profiles.VLLM.config(PTQConfig)):
+        with pytest.raises(ConfigError, match="no place for the multiplication in front of this layer"):
+            prepare(smoothed, config)
 
 
 def test_awq_is_refused_as_gptq_is() -> None:

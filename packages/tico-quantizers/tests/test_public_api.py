@@ -130,6 +130,7 @@ class TestLayers(PublicNames):
         "layers_in",
         "less_read",
         "matrix",
+        "multiplication_problems",
         "output_added",
         "output_embeddings",
         "computes_itself",

@@ -7,7 +7,7 @@ from tico_quantizers.layers._experts import less_read, peers_of
 from tico_quantizers.layers._float_lines import float_lines
 from tico_quantizers.layers._fused_experts import FusedExperts, fused_experts, quiet
 from tico_quantizers.layers._inputs import input_rows, input_tensor, output_added
-from tico_quantizers.layers._layer_formats import format_of, layer_kind
+from tico_quantizers.layers._layer_formats import format_of, layer_kind, multiplication_problems
 from tico_quantizers.layers._matrix import (
     FloatLayer,
     IntegerLayer,
@@ -63,6 +63,7 @@ __all__ = [
     "layers_in",
     "less_read",
     "matrix",
+    "multiplication_problems",
     "output_added",
     "output_embeddings",
     "peers_of",

@@ -8,8 +8,15 @@ from typing import Final, TypeVar
 import attrs
 from torch import nn
 
-from tico_config import DeploymentProfile, GridFormat, LayerFormat, ModuleConfig, Problem
-from tico_modules import QuantizedModule, TransposedLinear, named_modules
+from tico_config import DeploymentProfile, Found, GridFormat, LayerFormat, ModuleConfig, Problem
+from tico_modules import (
+    ActivationGrid,
+    QuantizedModule,
+    ScaledInput,
+    TransposedLinear,
+    child_path,
+    named_modules,
+)
 from tico_quantizers.layers._expert_linear import ExpertLinear
 from tico_quantizers.layers._matrix import Layer, columns, shape
 from tico_quantizers.layers._selection import output_embeddings
@@ -96,9 +103,34 @@ def target_problems(
         f"choose that for all or by an override, leave it out by no_quant(), or start from what"
         f" target.configs({name}) gives"
     )
-    for problem in target.problems(found.values(), {}, remedy):
+    yield from multiplication_problems(model, target)
+    for problem in target.problems(found.values(), _points(model, found), remedy):
         field = problem.field or ""
         yield attrs.evolve(problem, field=_FIELDS.get(field, field)) if problem.module in asked else problem
+
+
+def _points(model: nn.Module, layers: Collection[str]) -> dict[str, GridFormat]:
+    """Return the grids that an earlier run has left, but those of what `layers` read, by path."""
+    read = {child_path(path, "act_in") for path in layers}
+    return {
+        path.removesuffix(".fixed"): module.grid_format()
+        for path, module in named_modules(model)
+        if isinstance(module, ActivationGrid) and path not in read
+    }
+
+
+def multiplication_problems(model: nn.Module, target: DeploymentProfile) -> Iterator[Problem]:
+    """Yield the multiplications of inputs that an earlier run has left and `target` has no place for."""
+    for path, module in named_modules(model):
+        if isinstance(module, ScaledInput) and not target.multiplications:
+            yield Problem(
+                module=path or None,
+                field="insert_mul",
+                value=Found(type(module).__name__),
+                expected="no multiplication",
+                sentence=f"{target.runtime} has no place for the multiplication in front of this layer",
+                remedy="smooth the float model with insert_mul=False",
+            )
 
 
 def _asked_format(

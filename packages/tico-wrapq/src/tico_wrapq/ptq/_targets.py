@@ -20,7 +20,15 @@ from tico_config import (
     Rule,
 )
 from tico_modules import QuantizedModule, child_path, parameter
-from tico_quantizers.layers import as_layer, columns, format_of, layer_kind, output_embeddings, shape
+from tico_quantizers.layers import (
+    as_layer,
+    columns,
+    format_of,
+    layer_kind,
+    multiplication_problems,
+    output_embeddings,
+    shape,
+)
 from tico_wrapq.base import QuantModuleBase, Role
 from tico_wrapq.ptq._sites import ModuleSite
 from tico_wrapq.steps import StepPoints
@@ -58,6 +66,7 @@ def target_problems(
         layers += _own_weights(site, config)
         points |= _points(site, specs, layer)
     points |= _steps(found, specs, config)
+    yield from multiplication_problems(root, config.target)
     for problem in config.target.problems(layers, points, _REMEDY):
         yield attrs.evolve(problem, field=_FIELDS.get(problem.field or "", problem.field))
 
@@ -66,8 +75,7 @@ def _layer(site: ModuleSite, specs: Specs, heads: Collection[nn.Module]) -> Laye
     """Return the format that a layer will have; None for what is no layer."""
     module = site.adopted
     kind = layer_kind(module, heads)
-    asked = {point.name for point in site.points if specs[child_path(site.path, point.name)].is_quantized}
-    if isinstance(module, QuantizedModule) and not asked:
+    if isinstance(module, QuantizedModule) and not _asked(site, specs):
         return attrs.evolve(format_of(site.path, module, kind), inputs_known=True)
     if not isinstance(module, QuantizedModule) and not _weights(site):
         return None if as_layer(module) is None else LayerFormat(path=site.path, kind=kind)
@@ -87,6 +95,11 @@ def _layer(site: ModuleSite, specs: Specs, heads: Collection[nn.Module]) -> Laye
         rows=rows,
         columns=width,
     )
+
+
+def _asked(site: ModuleSite, specs: Specs) -> bool:
+    """Whether any point of a module is to have a grid."""
+    return any(specs[child_path(site.path, point.name)].is_quantized for point in site.points)
 
 
 def _weights(site: ModuleSite) -> list[str]:
@@ -133,7 +146,7 @@ def _own_weights(site: ModuleSite, config: PTQConfig) -> Iterator[LayerFormat]:
 def _points(site: ModuleSite, specs: Specs, layer: LayerFormat | None) -> dict[str, GridFormat]:
     """Return the formats of the activations of a module that are no inputs of a layer."""
     read = set() if layer is None else {"act_in"}
-    if site.wrapper is None:
+    if site.wrapper is None or (isinstance(site.adopted, QuantizedModule) and not _asked(site, specs)):
         return _kept_points(site)
     named = {
         child_path(site.path, point.name): _grid(specs[child_path(site.path, point.name)], PerTensor())
@@ -144,11 +157,17 @@ def _points(site: ModuleSite, specs: Specs, layer: LayerFormat | None) -> dict[s
 
 
 def _kept_points(site: ModuleSite) -> dict[str, GridFormat]:
-    """Return the grids that an earlier run has left at the points of a wrapper that stays."""
-    if not isinstance(site.module, QuantModuleBase):
+    """Return the grids that an earlier run has left, where the module stays: but that of a layer's inputs."""
+    module = site.module
+    if isinstance(module, QuantizedModule):
+        fixed = {"act_out": module.act_out}
+    elif isinstance(module, QuantModuleBase):
+        fixed = {name: point.fixed for name, point in module.named_points()}
+    else:
         return {}
-    fixed = ((name, point.fixed) for name, point in site.module.named_points())
-    return {child_path(site.path, name): grid.grid_format() for name, grid in fixed if grid is not None}
+    return {
+        child_path(site.path, name): grid.grid_format() for name, grid in fixed.items() if grid is not None
+    }
 
 
 def _steps(found: list[ModuleSite], specs: Specs, config: PTQConfig) -> dict[str, GridFormat]:
