@@ -47,7 +47,7 @@ def float_file(folder: Path) -> Path:
         model.set_submodule(
             _KEPT, QuantizedLinear.from_float(layer, DType.int(8), symmetric=True, group_size=32)
         )
-    export(model, path, GGUF(scales="nearest"), verify=False)
+    export(model, path, GGUF(), verify=False)
     return path
 
 
@@ -64,7 +64,7 @@ def own_file(source: Path, kind: str) -> Path:
 def our_file(folder: Path, kind: str, calibration: Tensor | None) -> Path:
     """Write the model rounded to nearest, or by GPTQ with data."""
     path = folder / f"ours-{kind}-{calibration is None}.gguf"
-    export(quantized(WIKI, kind, calibration), path, GGUF(scales="nearest", floats="float16"), verify=False)
+    export(quantized(WIKI, kind, calibration), path, GGUF(floats="float16"), verify=False)
     return path
 
 

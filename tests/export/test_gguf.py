@@ -554,13 +554,13 @@ def test_floats_of_other_formats_are_refused(tmp_path: Path) -> None:
     model = quantized(llama())
     model.get_submodule("model.norm").double()
     with pytest.raises(UnsupportedError, match=r"model.norm.weight: dtype must be torch.float32, .*float64"):
-        written(model, tmp_path / "m.gguf", GGUF(scales="nearest"))
+        written(model, tmp_path / "m.gguf", GGUF())
 
 
 def test_tensors_that_llama_cpp_does_not_know_are_refused(tmp_path: Path) -> None:
     """Its Qwen3 has no biases."""
     with pytest.raises(UnsupportedError, match=r"q_proj.bias: llama.cpp's qwen3 has no such tensor"):
-        written(quantized(qwen(attention_bias=True)), tmp_path / "m.gguf", GGUF(scales="nearest"))
+        written(quantized(qwen(attention_bias=True)), tmp_path / "m.gguf", GGUF())
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:
