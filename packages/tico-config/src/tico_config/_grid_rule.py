@@ -132,7 +132,7 @@ class LayerRule(NamedFields):
         return fits and layer.weight is not None and not any(layer_misfits([self], layer, layer.weight))
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class Misfit:
     """What of a format a runtime does not take: `found`, and what is `legal` instead, both in words."""
 
@@ -142,7 +142,7 @@ class Misfit:
     verb: str = "is"
 
 
-@attrs.frozen
+@attrs.frozen(eq=False, repr=False)
 class _Check:
     """One property of a format: what of it a rule takes, and words for both."""
 

@@ -115,7 +115,7 @@ class PromiseSuite:
         if isinstance(self.config, SpecConfig):
             return self.config.weight
         names = (field.name for field in attrs.fields(type(self.config)))
-        free = [name for name in names if name not in self.config.fixed_fields]
+        free = [name for name in names if name not in self.config.fixed_fields | {"target"}]
         return {name: getattr(self.config, name) for name in free[:1]}
 
     def overridden(self, path: str) -> BaseConfig:
