@@ -143,3 +143,46 @@ def test_markdown_is_one_row_a_module() -> None:
     text = Report(layers=(line("a|b", "ptq", reason="one\ntwo"),)).to_markdown()
     assert text.splitlines()[2:] == [r"| a\|b | Linear | ptq | uint4 | float | one two |"]
     assert str(Report()) == Report().to_markdown()
+
+
+def expert(number: int, path: str = "layers.0.experts.down_proj", **fields: object) -> LayerReport:
+    """Return the line of an expert."""
+    given = {"weight": "uint4 per row", "module": "ExpertLinear", "figures": (("tokens", number + 1.0),)}
+    return LayerReport(path=f"{path}.{number}", algorithm="gptq", **(given | fields))  # type: ignore[arg-type]
+
+
+def test_many_experts_share_a_row_with_ranges() -> None:
+    """What is said of some of them is counted; what was made of others differently has a row of its own."""
+    starved = [expert(number, reason=f"it read {number} tokens, too few") for number in range(3)]
+    lines = (*starved, *(expert(number) for number in range(3, 127)), expert(127, weight="float"))
+    text = Report(layers=lines).to_markdown()
+    rows = text.splitlines()[2:]
+    assert len(rows) == 2
+    assert "layers.0.experts.down_proj.0…126 (127 experts)" in rows[0]
+    assert "3 of 127: it read # tokens, too few" in rows[0]
+    assert "tokens 1 to 127" in rows[0]
+    assert "down_proj.127 |" in rows[1]
+
+
+def test_every_expert_has_a_row_on_demand() -> None:
+    """And so has each of a few, and each layer of the blocks of a model, however many."""
+    many = Report(layers=tuple(map(expert, range(128))))
+    assert len(many.to_markdown(every_expert=True).splitlines()) == 130
+    few = Report(layers=tuple(map(expert, range(4))))
+    assert few.to_markdown() == few.to_markdown(every_expert=True)
+    blocks = Report(layers=tuple(expert(n, "layers", module="Linear") for n in range(40)))
+    assert len(blocks.to_markdown().splitlines()) == 42
+
+
+def test_experts_in_a_list_share_a_row_for_each_of_their_layers() -> None:
+    """Those of one block, not those of all blocks."""
+    lines = [
+        LayerReport(path=f"layers.{block}.experts.{number}.{name}", module="Linear", algorithm="gptq")
+        for block in range(2)
+        for number in range(16)
+        for name in ("up", "down")
+    ]
+    rows = Report(layers=tuple(lines)).to_markdown().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [
+        f"| layers.{block}.experts.0…15.{name} (16 experts)" for block in range(2) for name in ("up", "down")
+    ]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from types import NoneType
+from typing import Final
 
 import attrs
 from typing_extensions import Self
@@ -88,16 +92,25 @@ class Report:
             raise _make_error(Found("something else"))
         return cls(layers=tuple(map(_parse_layer, rows)))
 
-    def to_markdown(self) -> str:
-        """Return the report as a Markdown table."""
+    def to_markdown(self, *, every_expert: bool = False) -> str:
+        """Return the report as a Markdown table.
+
+        Experts of one list or parameter of which the same was made share a row, with the range of each figure
+        and how many each note is about, unless there are few. With `every_expert` each has a row of its own.
+        """
         head = "| module | kind | algorithm | weight | activation | notes |\n|---|---|---|---|---|---|"
-        return "\n".join([head, *map(_format_row, self.layers)])
+        rows = map(_format_row, self.layers) if every_expert else _rows_of(self.layers)
+        return "\n".join([head, *rows])
 
     def __str__(self) -> str:
         """Return the Markdown table."""
         return self.to_markdown()
 
 
+_MANY: Final = 8
+_EXPERT: Final = "ExpertLinear"
+_NUMBERED: Final = re.compile(r"(.+)\.(\d+)((?:\.\D[^.]*)*)")
+_DIGITS: Final = re.compile(r"\d+")
 _TEXTS = ("path", "module", "algorithm", "weight", "activation", "reason")
 
 
@@ -134,10 +147,57 @@ def _make_error(value: object) -> ArtifactError:
     return ArtifactError(Problem(field="report", value=value, expected="JSON as Report.to_json() gives it"))
 
 
+def _rows_of(layers: Sequence[LayerReport]) -> Iterator[str]:
+    """Yield a row for each line, or for many experts that differ in their numbers alone."""
+    for key, lines in _runs(layers).items():
+        if isinstance(key, int) or len(lines) < _MANY:
+            yield from map(_format_row, lines)
+        else:
+            yield _format_many(lines)
+
+
+def _runs(layers: Sequence[LayerReport]) -> dict[object, list[LayerReport]]:
+    """Return experts that are alike together and all other lines alone, in the order of their firsts."""
+    found: dict[object, list[LayerReport]] = {}
+    for number, line in enumerate(layers):
+        place = _place_of(line)
+        alike = place and (place[0], place[2], line.module, line.algorithm, line.weight, line.activation)
+        found.setdefault(alike or number, []).append(line)
+    return found
+
+
+def _place_of(line: LayerReport) -> tuple[str, int, str] | None:
+    """Return what is before the number of an expert in its path, the number, and what is behind it."""
+    match = _NUMBERED.fullmatch(line.path)
+    if match is None:
+        return None
+    before, number, behind = match.groups()
+    named = "expert" in before.rpartition(".")[2].lower()
+    return (before, int(number), behind) if named or line.module == _EXPERT else None
+
+
+def _format_many(lines: Sequence[LayerReport]) -> str:
+    """Return one row for experts that are alike."""
+    places = [place for place in map(_place_of, lines) if place is not None]
+    (before, _, behind), numbers = places[0], sorted(number for _, number, _ in places)
+    path = f"{before}.{numbers[0]}…{numbers[-1]}{behind} ({len(lines)} experts)"
+    reasons = Counter(_DIGITS.sub("#", line.reason) for line in lines if line.reason)
+    notes = [f"{count} of {len(lines)}: {reason}" for reason, count in sorted(reasons.items())]
+    figures: dict[str, list[float]] = {}
+    for name, value in (figure for line in lines for figure in line.figures):
+        figures.setdefault(name, []).append(value)
+    notes += [f"{name} {min(each):.4g} to {max(each):.4g}" for name, each in figures.items()]
+    return _format(attrs.evolve(lines[0], path=path), notes, sum(line.seconds for line in lines))
+
+
 def _format_row(layer: LayerReport) -> str:
     notes = [layer.reason] if layer.reason else []
     notes += [f"{name} {value:.4g}" for name, value in layer.figures]
-    notes += [f"{layer.seconds:.2f} s"] if layer.seconds else []
+    return _format(layer, notes, layer.seconds)
+
+
+def _format(layer: LayerReport, notes: Sequence[str], seconds: float) -> str:
+    notes = [*notes, f"{seconds:.2f} s"] if seconds else notes
     cells = (layer.path, layer.module, layer.algorithm, layer.weight, layer.activation, "; ".join(notes))
     plain = (" ".join(cell.replace("|", r"\|").split()) for cell in cells)
     return f"| {' | '.join(plain)} |"
