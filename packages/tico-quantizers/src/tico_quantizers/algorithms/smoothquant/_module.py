@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, final
 
 import torch
@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from tico_config import SmoothQuantConfig
 from tico_modules import Edit, LayerReport, Report, named_modules
 from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration, config_of
-from tico_quantizers.calibration import UNREACHED, Checkpoint, GroupedGram, require_watched, run_blocks
+from tico_quantizers.calibration import (
+    UNREACHED,
+    Checkpoint,
+    ExpertLayers,
+    GroupedGram,
+    require_watched,
+    run_blocks,
+)
 from tico_quantizers.conversion import close_experts, open_experts
 from tico_quantizers.equivalence import (
     Consumer,
@@ -60,11 +67,15 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         scaled = [(pair, scales[pair.path][1]) for pair in found.pairs]
         calibration.require_same_function(model, scaled)
         calibration.finish(model, edit)
-        left = float_lines(model, "smoothquant", found.left, does=_DOES)
+        # Experts in one parameter are nobody's producers, and their layers are gone once they are closed.
+        experts = [path for path, each in named_modules(model) if isinstance(each, ExpertLayers)]
         root = model
         for pair, scale in scaled:
             root = fold(root, pair, scale, edit)
-        return _converted(close_experts(root, edit).root, found, scales, left)
+        root = close_experts(root, edit).root
+        reasons = {path: why for path, why in found.left.items() if not _is_within(path, experts)}
+        left = float_lines(root, "smoothquant", reasons, does=_DOES)
+        return _converted(root, found, scales, left)
 
     def _scales(
         self, calibration: SmoothQuantCalibration, found: FoundPairs
@@ -88,6 +99,10 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         return {
             pair.path: (scales[pair.path][0], exact_for(pair, scales[pair.path][1])) for pair in found.pairs
         }
+
+
+def _is_within(path: str, outer: Iterable[str]) -> bool:
+    return any(path == each or path.startswith(f"{each}." if each else "") for each in outer)
 
 
 class _Search:
