@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+import attrs
+
 from tico_config._deployment_profile import DeploymentProfile
 from tico_config._dtype import INT4, INT8, INT16, UINT4, UINT8, UINT16, DType
 from tico_config._grid_rule import GridRule, LayerRule
@@ -94,7 +96,7 @@ LLAMA_CPP: Final = DeploymentProfile(
 
 _ONNX_VALUES: Final = GridRule(dtypes=(UINT8, INT8, UINT16, INT16), units=("tensor", "token"))
 _KERNEL_GROUPS: Final = (128, 64, 32, 16, 256)
-_SHARED: Final = ("channel", "tensor", "group")
+_GROUPED: Final = GridRule(dtypes=_of_bits(8, 7, 6, 5), units=("group",), group_sizes=_KERNEL_GROUPS)
 
 ONNX_RUNTIME: Final = DeploymentProfile(
     name="onnx_runtime",
@@ -102,8 +104,20 @@ ONNX_RUNTIME: Final = DeploymentProfile(
     layers=(
         LayerRule(
             name="8 bits",
-            weights=GridRule(dtypes=(INT8, UINT8), units=_SHARED, group_sizes=_KERNEL_GROUPS),
+            weights=GridRule(dtypes=(INT8, UINT8), units=("channel", "tensor")),
             inputs=_ONNX_VALUES,
+        ),
+        # Its products of 8 bits by 8 bits fail on groups.
+        LayerRule(
+            name="8 bits in groups",
+            weights=_GROUPED,
+            inputs=attrs.evolve(_ONNX_VALUES, units=("token",)),
+        ),
+        LayerRule(
+            name="8 bits in groups, inputs of 16 bits",
+            weights=_GROUPED,
+            inputs=GridRule(dtypes=(UINT16, INT16)),
+            alone=False,
         ),
         LayerRule(
             name="4 bits",
@@ -114,7 +128,7 @@ ONNX_RUNTIME: Final = DeploymentProfile(
         ),
         LayerRule(
             name="7, 6 and 5 bits, stored as 8",
-            weights=GridRule(dtypes=_of_bits(7, 6, 5), units=_SHARED, group_sizes=_KERNEL_GROUPS),
+            weights=GridRule(dtypes=_of_bits(7, 6, 5), units=("channel", "tensor")),
             inputs=_ONNX_VALUES,
         ),
     ),

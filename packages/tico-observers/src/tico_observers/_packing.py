@@ -135,7 +135,8 @@ def _part(wide: Tensor, start: int, bits: int) -> Tensor:
     word = wide[..., place]
     if shift + bits > 8:
         word = word + wide[..., place + 1] * 256
-    return (word >> shift) & (2**bits - 1)
+    code: Tensor = (word >> shift) & (2**bits - 1)
+    return code
 
 
 def _words(packed: Tensor, bits: int, columns: int) -> Tensor:
