@@ -83,13 +83,14 @@ LLAMA_CPP: Final = DeploymentProfile(
     name="llama_cpp",
     runtime="llama.cpp",
     layers=(
-        _blocks("Q4_0", _of_bits(4, 3, 2), symmetric=True),
-        _blocks("Q4_1", _of_bits(4, 3, 2), symmetric=False),
+        _blocks("Q4_0", _of_bits(4), symmetric=True),
+        _blocks("Q4_1", _of_bits(4), symmetric=False),
         _blocks("Q5_0", _of_bits(5), symmetric=True),
         _blocks("Q5_1", _of_bits(5), symmetric=False),
         _blocks("Q8_0", _of_bits(8), symmetric=True),
         # Codes less their zero points have one bit more.
         _blocks("Q8_0 of fewer bits", _of_bits(7, 6), symmetric=None),
+        _blocks("Q4_0 or Q4_1 of fewer bits", _of_bits(3, 2), symmetric=None),
     ),
 )
 """llama.cpp, from a GGUF file: weights in blocks of 32 columns, of which larger groups and rows are made."""
