@@ -12,7 +12,6 @@ from torch.fx.node import Argument
 from tico_export.program._rewriting import input_of, operator_of, tensor_at
 
 _WEIGHTS: Final = ("dequantize_per_channel", "dequantize_per_channel_group", "dequantize_per_tensor")
-_MADE: Final = ("arange",)  # of shifts, by which codes of 3, 5, 6 and 7 bits are unpacked
 _PARTS: Final[Mapping[int, str]] = {0: "codes", 1: "scale", 2: "zero_point"}
 
 
@@ -39,8 +38,7 @@ def is_constant(node: fx.Node) -> bool:
     if node.op == "get_attr":
         return True
     inputs = node.all_input_nodes
-    made = bool(inputs) or operator_of(node) in _MADE
-    return node.op == "call_function" and made and all(map(is_constant, inputs))
+    return node.op == "call_function" and bool(inputs) and all(map(is_constant, inputs))
 
 
 def constant_of(module: fx.GraphModule, node: fx.Node) -> Tensor:
