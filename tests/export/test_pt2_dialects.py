@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import export_pt2
 from export_models import SUBJECTS, converted
 from tico_config import UnsupportedError
 from tico_export import PT2, export, load_program
@@ -86,3 +87,24 @@ def test_openvino_quantizes_weights_in_the_graph(tmp_path: Path) -> None:
     target = PT2(dialect="openvino")
     export(converted("linear stack", "W8A8"), path, target, args=SUBJECTS["linear stack"].args)
     assert _operators(path)["quantized_decomposed.quantize_per_channel.default"] == 3
+
+
+@pytest.mark.parametrize("dialect", export_pt2.CONFIGS)
+def test_the_example_is_loaded_again(dialect: str, tmp_path: Path) -> None:
+    """Its programs have grids that the dialect knows, and run."""
+    result = export_pt2.write(dialect, tmp_path)
+    assert (result.verified, result.max_difference) == (True, 0.0)
+    module = load_program(result.path).module()
+    assert module(export_pt2.X).shape == (64, 8)
+
+
+def test_the_example_makes_a_circle_file_by_the_converter(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The converter is given the program of the dialect for Circle."""
+    converter = tmp_path / "pt2-to-circle"
+    converter.write_text('#!/bin/sh\ncp "$2" "$4"\n')  # stands in for -i PROGRAM -o CIRCLE
+    converter.chmod(0o700)
+    export_pt2.main(tmp_path, converter)
+    assert (tmp_path / "model.circle").read_bytes() == (tmp_path / "circle.pt2").read_bytes()
+    assert capfd.readouterr().out.splitlines()[-1] == str(tmp_path / "model.circle")
