@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tico_config import ConfigError, Problem
 from tico_export.onnx_files import onnx_model, onnx_problems, onnx_program, save_onnx
-from tico_export.program import fed, floats_of, kernel_bound
+from tico_export.program import fed, floats_of, grids_in, kernel_bound
 from tico_export.protocol import (
     Consumer,
     Example,
@@ -72,9 +72,18 @@ class OpenVINOExporter(Exporter[OpenVINO]):
             name=f"openvino {openvino.__version__}",
             run=_run,
             smallest_sqnr=bound.smallest_sqnr,
-            why=bound.why,
+            why=f"{bound.why}{_overflow(source)}",
             steps=bound.steps,
         )
+
+
+def _overflow(source: Source) -> str:
+    """Return what to do about sums of two products of 8 bits, which do not fit into 16 bits."""
+    weights = [each for each in grids_in(source) if each.role == "weight" and each.dtype.bits == 8]
+    inputs = [each for each in grids_in(source) if each.role == "activation" and each.dtype.bits == 8]
+    if not (weights and inputs):
+        return ""
+    return "; on processors without VNNI sums of 8 bits overflow, and weights of 7 bits are right"
 
 
 def _run(path: Path, example: Example) -> Sequence[Tensor]:
