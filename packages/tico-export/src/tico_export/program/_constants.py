@@ -22,7 +22,7 @@ def fold_codes(module: fx.GraphModule) -> None:
     """
     for node in list(module.graph.nodes):
         source = input_of(node, 0)
-        if operator_of(node) not in _WEIGHTS or source is None or not is_constant(source):
+        if operator_of(node) not in _WEIGHTS or source is None or not _holds_codes(source):
             continue
         owner = _owner(source)
         for position, part in _PARTS.items():
@@ -31,6 +31,11 @@ def fold_codes(module: fx.GraphModule) -> None:
                 value = constant_of(module, given)
                 kept = value.long() if part == "zero_point" else value
                 node.update_arg(position, new_constant(module, node, f"{owner}weight_{part}", kept))
+
+
+def _holds_codes(node: fx.Node) -> bool:
+    """Whether integers are constants of the model, and not values that the graph quantizes, as positions."""
+    return is_constant(node) and not operator_of(node).startswith("quantize_")
 
 
 def is_constant(node: fx.Node) -> bool:
