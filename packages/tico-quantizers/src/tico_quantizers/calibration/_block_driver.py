@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from typing_extensions import Self
 
@@ -32,6 +32,9 @@ from tico_quantizers.layers import QuantizedWeight
 UNPAIRED = (
     "which of the tokens it reads in the float model is not known, so it makes up for no earlier errors"
 )
+
+
+T = TypeVar("T")
 
 
 class Step(Protocol):
@@ -160,14 +163,20 @@ class _BlockWalk:
     def _sharing(self, paths: tuple[str, ...], *, first: bool = False) -> list[frozenset[str]]:
         """Return which of the layers at `paths` read the same when the block is run: all calls or the first.
 
-        They are in the order in which they first do.
+        They are in the order in which they first do. Whether the block has derivatives is found for all of
+        them, before any of them is replaced.
         """
-        grams, found = self._grams(paths), dict[frozenset[str], None]()
-        with self._quiet(), _Watched(self._stream.calls, self._number, grams, weighs=False):
-            for _ in itertools.islice(self._stream.runs(), 1 if first else None):
-                found |= dict.fromkeys(grams.sharing())
-                grams.drop_unfinished()
-        return list(found)
+
+        def look() -> dict[frozenset[str], None]:
+            grams, found = self._grams(paths), dict[frozenset[str], None]()
+            with _Watched(self._stream.calls, self._number, grams):
+                for _ in itertools.islice(self._stream.runs(), 1 if first else None):
+                    found |= dict.fromkeys(grams.sharing())
+                    grams.drop_unfinished()
+            return found
+
+        with self._quiet():
+            return list(self._weighed(paths, look))
 
     def _statistics(self, paths: tuple[str, ...], *, is_last: bool) -> dict[str, GroupedGram | int]:
         return self._inputs.statistics(paths, self._gathered(paths, is_last=is_last), self._inputs.strays)
@@ -186,7 +195,7 @@ class _BlockWalk:
         with self._quiet():
             return self._weighed(paths, gather)
 
-    def _weighed(self, paths: tuple[str, ...], gather: Callable[[], InputGrams]) -> InputGrams:
+    def _weighed(self, paths: tuple[str, ...], gather: Callable[[], T]) -> T:
         """Return what `gather` does; without derivatives if the block has none."""
         weighed = [path for path, weights in self._inputs.token_weights(paths).items() if weights == "auto"]
         if not weighed:
@@ -269,23 +278,14 @@ class _Watched:
     """Hooks by which `grams` learn from a block, and weigh what they learn, while the context lasts.
 
     If it `may_end`, what the block does after the last layer is left out, unless it decides on the weights.
-    Unless it `weighs`, nothing is weighed.
     """
 
-    def __init__(
-        self,
-        calls: BlockCalls,
-        number: int,
-        grams: InputGrams,
-        *,
-        may_end: bool = False,
-        weighs: bool = True,
-    ) -> None:
+    def __init__(self, calls: BlockCalls, number: int, grams: InputGrams, *, may_end: bool = False) -> None:
         self.collector = Calibration(grams)
         self.collector.in_forward = True
         block = calls.blocks[number]
         numbering = grams.numbering.watch(block) if grams.numbering is not None else []
-        learning, weighing = grams.watch(self.collector), watch_sensitivity(block, grams) if weighs else []
+        learning, weighing = grams.watch(self.collector), watch_sensitivity(block, grams)
         ending = LastLayer(grams.layers).watch(block) if may_end and not weighing else []
         # Last, so that what is padding is known still when the weights are computed.
         self._handles = numbering + learning + weighing + ending + calls.tokens.watch(block)

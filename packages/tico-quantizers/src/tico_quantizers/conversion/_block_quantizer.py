@@ -245,6 +245,7 @@ class _Solving(Generic[C]):
             targets = tuple(self._plan.targets[path] for path in alike)
             found = self._found(targets, statistics[targets[0].path])
             for target, weight in zip(targets, found, strict=True):
+                self._work.layer_for(weight)  # refuses it if it fits none, before it is told of
                 weights.append(self._noted(target, weight))
                 self._work.tell(weights[-1].line)
         return weights

@@ -45,13 +45,18 @@ class Conversion:
         Raises:
             UnsupportedError: there is no layer to replace, or one of another shape.
         """
-        layer = self._replaced_by(weight)
+        layer = self.layer_for(weight)
         new = with_weight(layer, weight.packed)
         self.root = self._edit.replace(self.root, layer, new)
         self._modules.append(new)
         self.note(weight.line)
 
-    def _replaced_by(self, weight: QuantizedWeight) -> Layer:
+    def layer_for(self, weight: QuantizedWeight) -> Layer:
+        """Return the layer that `weight` is to replace.
+
+        Raises:
+            UnsupportedError: it is no weight, or there is no layer of its path and shape.
+        """
         if not isinstance(weight, QuantizedWeight):
             raise UnsupportedError(Problem(field="quantize", value=weight, expected="a QuantizedWeight"))
         path = weight.line.path
