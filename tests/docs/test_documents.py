@@ -17,6 +17,8 @@ from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
 from sybil.parsers.rest import DocTestParser
 
 from distributions import ROOT
+from tico import quantization
+from tico.quantization import config
 
 PATTERNS: Final = ("*.md", "docs/**/*.md", "packages/*/*.md", "examples/**/*.md", "benchmarks/**/*.md")
 DOCUMENTS: Final = sorted(path for pattern in PATTERNS for path in ROOT.glob(pattern))
@@ -27,6 +29,7 @@ NOT_RUN: Final = {"bash", "json", "text", "toml"}
 
 TEST_FILE: Final = re.compile(r"# file: \S+/test_\w+\.py\n")
 
+CONFIG: Final = re.compile(r"`(profiles\.[A-Z_]+\.configs?\([^`…]+\))`")
 LINK: Final = re.compile(r"\]\((?!\w+:|#)(?P<target>[^)#\s]+)")
 SESSION: Final = re.compile(r"nox -s (?P<name>[\w-]+)")
 
@@ -85,6 +88,14 @@ def test_every_link_leads_somewhere(path: Path) -> None:
     """A relative link names a file of the repository."""
     targets = [match["target"] for match in LINK.finditer(path.read_text(encoding="utf-8"))]
     assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+@every_document
+def test_every_config_of_a_profile_is_legal(path: Path) -> None:
+    """A profile gives the configs that a document asks of it in passing."""
+    names = {**vars(config), **vars(quantization)}
+    for expression in CONFIG.findall(path.read_text(encoding="utf-8")):
+        assert eval(expression, names)  # noqa: S307  # from a document of this repository
 
 
 @every_document

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -13,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tico.quantization import GPTQConfig, PTQConfig, convert, prepare, set_backend
+from tico.quantization import GPTQConfig, PT2EConfig, PTQConfig, convert, prepare, set_backend
+from tico.quantization.config import BaseConfig, no_quant
 from tico_config import (
     ArtifactError,
     ConfigError,
@@ -142,6 +145,32 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert left_in(tmp_path) == []
 
 
+@pytest.fixture
+def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give a folder that nothing can be written to, not even by the superuser."""
+    folder = tmp_path / "read-only"
+    folder.mkdir(mode=0o500)
+    if os.access(folder, os.W_OK):  # permissions do not hold for the superuser
+        monkeypatch.setattr(os, "mkdir", _refuse)
+    yield folder
+    folder.chmod(0o700)
+
+
+def _refuse(path: str, mode: int = 0o777) -> None:
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+
+def test_a_read_only_folder_is_an_error_that_names_it(read_only: Path) -> None:
+    """Nothing is there afterwards, and the model is as it was."""
+    model = converted()
+    set_backend(model, "native")
+    before = model(X)
+    with pytest.raises(PermissionError, match=r"Permission denied: .*read-only"):
+        export(model, read_only / "m.pt2", PT2(), args=(X,))
+    assert left_in(read_only) == []
+    assert torch.equal(model(X), before)
+
+
 def test_a_file_beside_the_export_is_not_replaced(tmp_path: Path) -> None:
     """What has the name of a file that the format writes beside the export stays, and is named."""
     (tmp_path / "m.txt.beside").write_text("mine")
@@ -247,6 +276,39 @@ def test_a_result_has_the_notes_of_the_exporter(tmp_path: Path, verify: bool) ->
     """Whether the export was verified or not."""
     result = export(converted(), tmp_path / "m", Text(), args=(X,), registry=REGISTRY, verify=verify)
     assert (result.verified, result.notes) == (verify, ("2 layers",))
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (PTQConfig(overrides={"2": no_quant()}), "2.weight"),
+        (PTQConfig(overrides={"2.weight": no_quant()}), "2.layer.weight"),
+        (PT2EConfig(overrides={"2": no_quant()}), "2.weight"),
+    ],
+    ids=["a layer", "a weight between grids", "a graph"],
+)
+def test_parts_left_in_float_are_exported_and_named(tmp_path: Path, config: BaseConfig, name: str) -> None:
+    """A format that keeps floats has the very outputs of the model, and the notes say what they are."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    inplace = not isinstance(config, PT2EConfig)
+    prepared = prepare(model, config, args=(X,), inplace=inplace)
+    prepared(X)
+    mixed = convert(prepared, inplace=inplace).eval()
+    result = export(mixed, tmp_path / "m.pt2", PT2(), args=(X,))
+    assert (result.verified, result.max_difference) == (True, 0.0)
+    assert result.notes == (f"weights left in float: {name}",)
+
+
+def test_of_many_weights_in_float_the_first_are_named(tmp_path: Path) -> None:
+    """A note is a sentence that people can read."""
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(6))).eval()
+    rest = {str(index): no_quant() for index in range(1, 6)}
+    prepared = prepare(model, PTQConfig(overrides=rest))
+    prepared(X)
+    result = export(convert(prepared), tmp_path / "m", Text(), args=(X,), registry=REGISTRY)
+    assert result.notes == ("1 layers", "weights left in float: 1.weight, 2.weight, 3.weight and 2 more")
 
 
 def test_an_export_that_nothing_runs_says_so(tmp_path: Path) -> None:

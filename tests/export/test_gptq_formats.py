@@ -174,7 +174,10 @@ def test_the_result_says_what_was_rounded_and_that_nothing_was_verified(
     result = export(quantized_by("4 bits"), tmp_path / "m", target, args=(TOKENS,))
     assert not result.verified
     assert "pip install 'tico-export[gptq]'" in result.consumer
-    assert result.notes == ("the scales of 14 of 14 layers are rounded to float16, as the format has them",)
+    assert result.notes == (
+        "the scales of 14 of 14 layers are rounded to float16, as the format has them",
+        "weights left in float: model.embed_tokens.weight, lm_head.weight",
+    )
 
 
 REFUSED: Final[dict[str, tuple[BaseConfig, ExportTarget, str]]] = {

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import export_onnx
 from export_models import SCHEMES, SUBJECTS, converted
-from tico.quantization import GPTQConfig, convert, prepare
+from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
+from tico.quantization.config import DType, PerGroup, affine, no_quant, profiles
 from tico_config import ConfigError, UnsupportedError
 from tico_export import ExportResult, Onnx, export
 
@@ -201,3 +202,32 @@ def test_a_model_without_a_cache_of_all_tokens_is_refused(tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="cache"):
         Onnx(cache=1)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def narrow(config: PTQConfig) -> tuple[nn.Module, Tensor]:
+    """Return a table and two layers quantized by `config`, and what they read."""
+    model = nn.Sequential(nn.Embedding(8, 32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 16)).eval()
+    x = torch.arange(16).view(2, 8) % 8
+    prepared = prepare(model, config, args=(x,))
+    prepared(x)
+    return convert(prepared).eval(), x
+
+
+@pytest.mark.parametrize("bits", [7, 3])
+def test_codes_that_share_bytes_become_integers_of_their_own(bits: int, tmp_path: Path) -> None:
+    """Also rows of a table, which are unpacked as they are read."""
+    weight = affine(DType.int(bits))
+    model, x = narrow(PTQConfig(activation=no_quant(), weight=weight, target=profiles.ONNX_RUNTIME))
+    result = export(model, tmp_path / "m.onnx", Onnx(), args=(x,), verify="require")
+    assert result.sqnr > BLOCKS
+
+
+def test_groups_of_8_bits_with_fixed_inputs_are_refused(tmp_path: Path) -> None:
+    """ONNX Runtime loads such a file and fails to run it."""
+    weight = affine(DType.int(8), granularity=PerGroup(size=16))
+    model, x = narrow(PTQConfig(activation=affine(DType.uint(8)), weight=weight))
+    with pytest.raises(UnsupportedError, match="int8 weights in groups") as caught:
+        export(model, tmp_path / "m.onnx", Onnx(), args=(x,))
+    assert [each.module for each in caught.value.problems] == ["1", "3"]
+    with pytest.raises(ConfigError, match="a grid a token"):
+        narrow(PTQConfig(activation=affine(DType.uint(8)), weight=weight, target=profiles.ONNX_RUNTIME))

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import export_pt2
 from export_models import SUBJECTS, converted
+from tico.quantization import PTQConfig, convert, prepare
 from tico_config import UnsupportedError
 from tico_export import PT2, export, load_program
 
@@ -86,3 +89,49 @@ def test_openvino_quantizes_weights_in_the_graph(tmp_path: Path) -> None:
     target = PT2(dialect="openvino")
     export(converted("linear stack", "W8A8"), path, target, args=SUBJECTS["linear stack"].args)
     assert _operators(path)["quantized_decomposed.quantize_per_channel.default"] == 3
+
+
+class Positions(nn.Module):
+    """A layer that adds a function of the positions, which follow from no input and from no tensor."""
+
+    def __init__(self) -> None:
+        """Make the layer and the function."""
+        super().__init__()
+        self.layer, self.act = nn.Linear(8, 8), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of both."""
+        summed: Tensor = self.layer(x) + self.act(torch.arange(8.0).sin())
+        return summed
+
+
+def test_values_that_follow_from_positions_are_no_weights(tmp_path: Path) -> None:
+    """They are quantized in the graph, and only codes of the model are constants."""
+    x = torch.linspace(-2, 2, 40).view(5, 8)
+    prepared = prepare(nn.Sequential(Positions()).eval(), PTQConfig())
+    prepared(x)
+    path = tmp_path / "m.pt2"
+    assert export(convert(prepared), path, PT2(), args=(x,)).max_difference == 0.0
+    assert _operators(path)["aten.arange.default"] == 1
+    assert len([each for each in load_program(path).state_dict if each.endswith("weight_codes")]) == 1
+
+
+@pytest.mark.parametrize("dialect", export_pt2.CONFIGS)
+def test_the_example_is_loaded_again(dialect: str, tmp_path: Path) -> None:
+    """Its programs have grids that the dialect knows, and run."""
+    result = export_pt2.write(dialect, tmp_path)
+    assert (result.verified, result.max_difference) == (True, 0.0)
+    module = load_program(result.path).module()
+    assert module(export_pt2.X).shape == (64, 8)
+
+
+def test_the_example_makes_a_circle_file_by_the_converter(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The converter is given the program of the dialect for Circle."""
+    converter = tmp_path / "pt2-to-circle"
+    converter.write_text('#!/bin/sh\ncp "$2" "$4"\n')  # stands in for -i PROGRAM -o CIRCLE
+    converter.chmod(0o700)
+    export_pt2.main(tmp_path, converter)
+    assert (tmp_path / "model.circle").read_bytes() == (tmp_path / "circle.pt2").read_bytes()
+    assert capfd.readouterr().out.splitlines()[-1] == str(tmp_path / "model.circle")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from references import bit_string
 from tico_observers import pack, packed_width, unpack
@@ -64,3 +65,27 @@ def test_codes_do_not_touch_their_neighbours(drawn: Codes, data: st.DataObject) 
         changed.view(-1)[index] ^= 2**bits - 1
         before, after = (unpack(pack(each, bits), bits, each.shape) for each in (values, changed))
         assert (before != after).flatten().nonzero().flatten().tolist() == [index]
+
+
+class Unpacked(nn.Module):
+    """What reads codes of two rows of 13 from bytes."""
+
+    def __init__(self, bits: int) -> None:
+        """Keep the number of bits."""
+        super().__init__()
+        self.bits = bits
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """Return the codes."""
+        return unpack(packed, self.bits, (2, 13))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_programs_unpack_the_same_codes(bits: int) -> None:
+    """An exported program gives the codes too, without operators that ONNX lacks."""
+    values = torch.randint(0, 2**bits, (2, 13))
+    packed = pack(values, bits)
+    program = torch.export.export(Unpacked(bits), (torch.zeros_like(packed),))
+    assert torch.equal(program.module()(packed).long(), values)
+    operators = {str(node.target) for node in program.graph.nodes}
+    assert not operators & {"aten.__lshift__.Tensor", "aten.__rshift__.Tensor", "aten.view.dtype"}

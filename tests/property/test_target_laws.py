@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import attrs
@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tico.quantization import AWQConfig, GPTQConfig, PT2EConfig, PTQConfig, convert, prepare
 from tico.quantization.config import (
@@ -30,16 +31,37 @@ from tico.quantization.config import (
     no_quant,
     profiles,
 )
-from tico_export import ExecuTorch, ExporterEntry, ExportTarget, Onnx, OpenVINO, Source
-from tico_export.formats import EXECUTORCH_ENTRY, ONNX_ENTRY, OPENVINO_ENTRY, PT2, PT2_ENTRY
+from tico_export import (
+    GGUF,
+    CompressedTensors,
+    ExecuTorch,
+    ExporterEntry,
+    ExportTarget,
+    Onnx,
+    OpenVINO,
+    Source,
+)
+from tico_export.formats import (
+    COMPRESSED_TENSORS_ENTRY,
+    EXECUTORCH_ENTRY,
+    GGUF_ENTRY,
+    ONNX_ENTRY,
+    OPENVINO_ENTRY,
+    PT2,
+    PT2_ENTRY,
+)
 
-EXPORTERS: Final[Mapping[DeploymentProfile, tuple[ExporterEntry, ExportTarget]]] = {
+GRAPHS: Final[Mapping[DeploymentProfile, tuple[ExporterEntry, ExportTarget]]] = {
     profiles.ONNX_RUNTIME: (ONNX_ENTRY, Onnx()),
     profiles.OPENVINO: (OPENVINO_ENTRY, OpenVINO()),
     profiles.XNNPACK: (EXECUTORCH_ENTRY, ExecuTorch()),
     profiles.CIRCLE: (PT2_ENTRY, PT2(dialect="circle")),
 }
-X: Final = torch.linspace(-1, 1, 96).view(2, 48)
+SERVERS: Final[Mapping[DeploymentProfile, tuple[ExporterEntry, ExportTarget]]] = {
+    profiles.VLLM: (COMPRESSED_TENSORS_ENTRY, CompressedTensors()),
+    profiles.LLAMA_CPP: (GGUF_ENTRY, GGUF(tokenizer=False)),
+}
+EXPORTERS: Final = {**GRAPHS, **SERVERS}
 
 
 class Residual(nn.Module):
@@ -57,18 +79,70 @@ class Residual(nn.Module):
         return y
 
 
-def model() -> nn.Module:
+def residual() -> nn.Module:
     """Return the same small model every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return Residual().eval()
 
 
-dtypes = st.builds(DType, st.sampled_from([3, 4, 8, 16]), st.booleans())
-weight_units: st.SearchStrategy[Granularity | None] = st.sampled_from(
-    [None, PerTensor(), PerChannel(0), PerGroup(size=16), PerGroup(size=12)]
+def llama(*, inner: int = 64, tied: bool = False) -> nn.Module:
+    """Return a language model of one layer with `inner` columns in its widest, the same every time."""
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=inner,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        tie_word_embeddings=tied,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = LlamaForCausalLM(config)
+    nn.Module.eval(made)
+    return made
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Subject:
+    """What a profile is tried with: models, an input, sizes of groups, and paths that overrides may name."""
+
+    models: tuple[Callable[[], nn.Module], ...]
+    x: Tensor
+    sizes: tuple[int, ...]
+    paths: tuple[str, ...]
+
+
+STACK: Final = Subject(
+    models=(residual,),
+    x=torch.linspace(-1, 1, 96).view(2, 48),
+    sizes=(16, 12, 48),
+    paths=("first", "first.act_in", "norm", "norm.act_out", "last.weight", "*.act_in", "*"),
 )
+# A tied head, and 48 columns, which are no blocks of 32.
+TEXT: Final = Subject(
+    models=(llama, lambda: llama(tied=True), lambda: llama(inner=48)),
+    x=torch.arange(16).view(2, 8),
+    sizes=(32, 16, 48),
+    paths=("*.down_proj", "*.q_proj.weight", "*_proj.act_in", "lm_head", "*.embed_tokens", "*.mlp.*", "*"),
+)
+
+
+def subject_of(profile: DeploymentProfile) -> Subject:
+    """Return a language model for what serves them, else layers of any kind."""
+    return TEXT if profile in SERVERS else STACK
+
+
+dtypes = st.builds(DType, st.sampled_from([2, 3, 4, 5, 6, 7, 8, 16]), st.booleans())
 activation_units: st.SearchStrategy[Granularity | None] = st.sampled_from([None, PerToken(), PerChannel(-1)])
+
+
+def weight_units(sizes: tuple[int, ...]) -> st.SearchStrategy[Granularity | None]:
+    """Draw what shares a scale."""
+    groups = [PerGroup(size=size) for size in sizes]
+    return st.sampled_from([None, PerTensor(), PerChannel(0), *groups])
 
 
 @st.composite
@@ -81,27 +155,32 @@ def specs(draw: st.DrawFn, units: st.SearchStrategy[Granularity | None]) -> Quan
     return draw(st.just(affine(dtype, chosen, granularity=unit)) | st.just(no_quant()))
 
 
-paths = st.sampled_from(["first", "first.act_in", "norm", "norm.act_out", "last.weight", "*.act_in", "*"])
-changes = st.dictionaries(paths, specs(activation_units), max_size=2)
+def changes(subject: Subject) -> st.SearchStrategy[dict[str, QuantSpec]]:
+    """Draw a few exceptions, of activations or of weights."""
+    anything = specs(activation_units) | specs(weight_units(subject.sizes))
+    return st.dictionaries(st.sampled_from(subject.paths), anything, max_size=2)
 
 
 @st.composite
-def ptq_configs(draw: st.DrawFn, profile: DeploymentProfile) -> PTQConfig:
+def ptq_configs(draw: st.DrawFn, profile: DeploymentProfile, subject: Subject) -> PTQConfig:
     """Draw a config that the profile gives, or any, with a few exceptions."""
     near = draw(st.sampled_from(profile.configs(PTQConfig)))
     anything = PTQConfig(
-        weight=draw(specs(weight_units)), activation=draw(specs(activation_units)), target=profile
+        weight=draw(specs(weight_units(subject.sizes))),
+        activation=draw(st.just(no_quant()) | specs(activation_units)),
+        target=profile,
     )
     base = near if draw(st.integers(0, 2)) else anything
-    return attrs.evolve(base, overrides=draw(changes), scope=draw(st.sampled_from(["all", "linear"])))
+    overrides = draw(changes(subject))
+    return attrs.evolve(base, overrides=overrides, scope=draw(st.sampled_from(["all", "linear"])))
 
 
 @st.composite
-def weight_configs(draw: st.DrawFn, profile: DeploymentProfile) -> BaseConfig:
-    """Draw a config of an algorithm for weights."""
-    bits, size = draw(st.sampled_from([3, 4, 8])), draw(st.sampled_from([None, 16, 12, 48]))
+def weight_configs(draw: st.DrawFn, profile: DeploymentProfile, subject: Subject) -> BaseConfig:
+    """Draw a config of an algorithm for weights; of the slower one for layers alone."""
+    bits, size = draw(st.integers(2, 8)), draw(st.sampled_from([None, *subject.sizes]))
     symmetric, ragged = draw(st.booleans()), draw(st.booleans())
-    kinds: list[type[GPTQConfig | AWQConfig]] = [GPTQConfig, AWQConfig]
+    kinds: list[type[GPTQConfig | AWQConfig]] = [GPTQConfig] if subject is TEXT else [GPTQConfig, AWQConfig]
     return draw(st.sampled_from(kinds))(
         bits=bits,
         group_size=size,
@@ -112,13 +191,14 @@ def weight_configs(draw: st.DrawFn, profile: DeploymentProfile) -> BaseConfig:
     )
 
 
-def converted(start: nn.Module, config: BaseConfig) -> nn.Module | None:
+def converted(start: nn.Module, config: BaseConfig, x: Tensor) -> nn.Module | None:
     """Return a model quantized by a config; None where `prepare` refuses it."""
     try:
-        prepared = prepare(start, config, args=(X,))
+        prepared = prepare(start, config, args=(x,))
     except (ConfigError, UnsupportedError):
         return None
-    prepared(X)
+    with torch.no_grad():
+        prepared(x)
     return convert(prepared).eval()
 
 
@@ -133,7 +213,9 @@ def test_what_prepare_takes_of_ptq_the_exporter_takes(
     profile: DeploymentProfile, data: st.DataObject
 ) -> None:
     """Accepted by `prepare` = nothing wrong for the exporter."""
-    done = converted(model(), data.draw(ptq_configs(profile)))
+    subject = subject_of(profile)
+    start = data.draw(st.sampled_from(subject.models))()
+    done = converted(start, data.draw(ptq_configs(profile, subject)), subject.x)
     assert done is None or problems(profile, done) == []
 
 
@@ -142,24 +224,34 @@ def test_what_prepare_takes_one_after_the_other_the_exporter_takes(
     profile: DeploymentProfile, data: st.DataObject
 ) -> None:
     """Weights first, then activations: what the second `prepare` takes is what the file will hold."""
-    weights = converted(model(), data.draw(weight_configs(profile)))
+    subject = subject_of(profile)
+    start = data.draw(st.sampled_from(subject.models))()
+    weights = converted(start, data.draw(weight_configs(profile, subject)), subject.x)
     if weights is None:
         return
-    done = converted(weights, data.draw(ptq_configs(profile)))
+    done = converted(weights, data.draw(ptq_configs(profile, subject)), subject.x)
     assert done is None or problems(profile, done) == []
+
+
+def unit_size(config: PTQConfig) -> int | None:
+    """Return the size of the groups of weights, if there are any."""
+    unit = config.weight.granularity
+    return unit.size if isinstance(unit, PerGroup) else None
 
 
 @pytest.mark.parametrize("profile", EXPORTERS, ids=str)
 def test_what_a_profile_gives_both_take(profile: DeploymentProfile) -> None:
     """Its best config for PTQ passes `prepare` and the exporter; neither law above is about nothing."""
-    done = converted(model(), profile.config(PTQConfig))
+    subject, given_configs = subject_of(profile), profile.configs(PTQConfig)
+    fitting = [each for each in given_configs if unit_size(each) in (None, *subject.sizes)]
+    done = converted(subject.models[0](), fitting[0], subject.x)
     assert done is not None
     assert problems(profile, done) == []
 
 
-@pytest.mark.parametrize("profile", EXPORTERS, ids=str)
+@pytest.mark.parametrize("profile", GRAPHS, ids=str)
 def test_presets_of_graphs_both_take(profile: DeploymentProfile) -> None:
     """Also as an exported graph."""
-    graph = prepare(model(), profile.config(PT2EConfig), args=(X,), inplace=False)
-    graph(X)
+    graph = prepare(residual(), profile.config(PT2EConfig), args=(STACK.x,), inplace=False)
+    graph(STACK.x)
     assert problems(profile, convert(graph).eval()) == []

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+import export_openvino
 from tico_config import ConfigError, DType
 from tico_export import OpenVINO, export
 from tico_modules import QuantizedLinear
 
-pytest.importorskip("openvino", reason="nox -s 'runtimes(openvino)' installs it")
+openvino = pytest.importorskip("openvino", reason="nox -s 'runtimes(openvino)' installs it")
 
 
 def _model(bits: int, group_size: int | None) -> nn.Module:
@@ -40,3 +41,14 @@ def test_the_name_has_to_be_one_of_openvino(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ends in \.xml"):
         export(_model(8, None), tmp_path / "m.ov", OpenVINO(), args=(torch.ones(1, 4, 128),))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", export_openvino.SCHEMES)
+def test_the_example_writes_what_the_runtime_verifies(name: str, tmp_path: Path) -> None:
+    """Both files are there, for a batch of any size."""
+    result = export_openvino.write(name, tmp_path)
+    print(result)  # noqa: T201  # for the record
+    assert result.verified
+    assert {each.name for each in tmp_path.iterdir()} == {f"{name}.xml", f"{name}.bin"}
+    inputs = openvino.Core().read_model(str(result.path)).inputs
+    assert [str(each.partial_shape) for each in inputs] == ["[?,128]"]

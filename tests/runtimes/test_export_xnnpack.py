@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import export_executorch
 from runtime_runs import case
 from tico_config import PT2EConfig, UnsupportedError
 from tico_export import ExecuTorch, export
@@ -29,3 +30,10 @@ def test_what_the_back_end_does_not_take_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match=r"XNNPACK takes activations of int8"):
         export(made.graph.eval(), tmp_path / "m.pte", ExecuTorch(), args=(made.test,))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_example_is_verified_by_the_runtime(tmp_path: Path) -> None:
+    """The network of the example gives there what it gives here."""
+    result = export_executorch.write(tmp_path)
+    print(result)  # noqa: T201  # for the record
+    assert result.verified

@@ -79,7 +79,7 @@ class DeploymentProfile(NamedFields):
 
         >>> from tico_config import GPTQConfig, profiles
         >>> [config.bits for config in profiles.LLAMA_CPP.configs(GPTQConfig, group_size=32, symmetric=True)]
-        [4, 8]
+        [4, 5, 8, 7, 6, 3, 2]
         """
         choices = [dict(choice) for choice in kind.choices_for(self)]
         fitting = [

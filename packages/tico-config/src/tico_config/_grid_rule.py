@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, Literal, TypeAlias, TypeVar
 
@@ -91,6 +92,7 @@ class LayerRule(NamedFields):
         inputs: the formats of what the layer reads; None for floats alone.
         alone: whether the layer may read floats.
         multiple: what the numbers of rows and of columns have to be multiples of.
+        column_multiple: what the number of columns has to be a multiple of besides.
         mixed: whether layers of other formats may stand beside it in a model.
 
     Raises:
@@ -108,6 +110,7 @@ class LayerRule(NamedFields):
     inputs: GridRule | None = None
     alone: bool = True
     multiple: int = 1
+    column_multiple: int = 1
     mixed: bool = True
 
     def __attrs_post_init__(self) -> None:
@@ -119,12 +122,31 @@ class LayerRule(NamedFields):
         expected = "True where there are no formats of inputs"
         return [
             check_integer("multiple", self.multiple, 1),
+            check_integer("column_multiple", self.column_multiple, 1),
             Problem(field="alone", value=False, expected=expected) if unread else None,
         ]
 
     def takes_kind(self, kind: str) -> bool:
         """Return whether a layer may be of this kind."""
         return not self.kinds or kind in self.kinds
+
+    def takes_sides(self, layer: LayerFormat) -> bool:
+        """Return whether a layer may have its numbers of rows and of columns, as far as they are known."""
+        sides = (layer.rows, self.multiple), (layer.columns, self._columns)
+        return all(side is None or side % multiple == 0 for side, multiple in sides)
+
+    @property
+    def _columns(self) -> int:
+        return math.lcm(self.multiple, self.column_multiple)
+
+    @property
+    def legal_sides(self) -> str:
+        """Say what rows and columns a layer may have."""
+        if self.multiple == 1:
+            return f"columns in multiples of {self._columns}"
+        if self.multiple == self._columns:
+            return f"rows and columns in multiples of {self.multiple}"
+        return f"rows in multiples of {self.multiple} and columns in multiples of {self._columns}"
 
     def takes(self, layer: LayerFormat) -> bool:
         """Return whether a layer, whose weight is of integers, may have these formats."""
@@ -249,11 +271,11 @@ def layer_misfits(rules: Sequence[LayerRule], layer: LayerFormat, grid: GridForm
     """Yield what of a layer whose weight has the format `grid` none of `rules` takes."""
     left, misfits = narrowed(rules, lambda rule: rule.weights, grid, "weight")
     yield from misfits
-    sides = [each for each in (layer.rows, layer.columns) if each is not None]
-    kept = [each for each in left if all(side % each.multiple == 0 for side in sides)]
+    kept = [each for each in left if each.takes_sides(layer)]
     if not kept and left:
-        found, least = " times ".join(map(str, sides)), min(each.multiple for each in left)
-        yield Misfit("shape", found, f"rows and columns in multiples of {least}", "has")
+        found = " times ".join(str(each) for each in (layer.rows, layer.columns) if each is not None)
+        legal = dict.fromkeys(each.legal_sides for each in left)
+        yield Misfit("shape", found, alternatives(legal), "has")
     if layer.inputs_known:
         yield from _input_misfits(kept or left, layer)
 

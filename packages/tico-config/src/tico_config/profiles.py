@@ -10,11 +10,13 @@ XNNPACK by ExecuTorch 1.5, Circle by Samsung's converter 0.3.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
+import attrs
+
 from tico_config._deployment_profile import DeploymentProfile
-from tico_config._dtype import INT4, INT8, INT16, UINT4, UINT8, UINT16
+from tico_config._dtype import INT4, INT8, INT16, UINT4, UINT8, UINT16, DType
 from tico_config._grid_rule import GridRule, LayerRule
 
 __all__ = ["BUILT_IN", "CIRCLE", "LLAMA_CPP", "ONNX_RUNTIME", "OPENVINO", "VLLM", "XNNPACK"]
@@ -60,33 +62,42 @@ VLLM: Final = DeploymentProfile(
 Zero points of 4 bits are loaded where all layers have them, by transformers too.
 """
 
-_BLOCKED: Final = ("linear", "head", "embedding")
+
+def _of_bits(*bits: int) -> tuple[DType, ...]:
+    """Return the formats of so many bits, signed and unsigned."""
+    return tuple(DType(each, signed) for each in bits for signed in (True, False))
+
+
+def _blocks(name: str, dtypes: Iterable[DType], *, symmetric: bool | None) -> LayerRule:
+    """Return the rule of a type of llama.cpp: blocks of 32 columns, of which larger groups are made."""
+    units: Final = ("group", "channel", "tensor")
+    return LayerRule(
+        name=name,
+        kinds=("linear", "head", "embedding"),
+        weights=GridRule(dtypes=tuple(dtypes), symmetric=symmetric, units=units, group_multiple=32),
+        column_multiple=32,
+    )
+
 
 LLAMA_CPP: Final = DeploymentProfile(
     name="llama_cpp",
     runtime="llama.cpp",
     layers=(
-        LayerRule(
-            name="Q4_0",
-            kinds=_BLOCKED,
-            weights=GridRule(dtypes=(INT4,), symmetric=True, units=("group",), group_multiple=32),
-        ),
-        LayerRule(
-            name="Q4_1",
-            kinds=_BLOCKED,
-            weights=GridRule(dtypes=(UINT4,), units=("group",), group_multiple=32),
-        ),
-        LayerRule(
-            name="Q8_0",
-            kinds=_BLOCKED,
-            weights=GridRule(dtypes=(INT8,), symmetric=True, units=("group",), group_multiple=32),
-        ),
+        _blocks("Q4_0", _of_bits(4), symmetric=True),
+        _blocks("Q4_1", _of_bits(4), symmetric=False),
+        _blocks("Q5_0", _of_bits(5), symmetric=True),
+        _blocks("Q5_1", _of_bits(5), symmetric=False),
+        _blocks("Q8_0", _of_bits(8), symmetric=True),
+        # Codes less their zero points have one bit more.
+        _blocks("Q8_0 of fewer bits", _of_bits(7, 6), symmetric=None),
+        _blocks("Q4_0 or Q4_1 of fewer bits", _of_bits(3, 2), symmetric=None),
     ),
 )
-"""llama.cpp, from a GGUF file: weights in blocks of 32 columns, of which larger groups are made."""
+"""llama.cpp, from a GGUF file: weights in blocks of 32 columns, of which larger groups and rows are made."""
 
 _ONNX_VALUES: Final = GridRule(dtypes=(UINT8, INT8, UINT16, INT16), units=("tensor", "token"))
 _KERNEL_GROUPS: Final = (128, 64, 32, 16, 256)
+_GROUPED: Final = GridRule(dtypes=_of_bits(8, 7, 6, 5), units=("group",), group_sizes=_KERNEL_GROUPS)
 
 ONNX_RUNTIME: Final = DeploymentProfile(
     name="onnx_runtime",
@@ -94,14 +105,31 @@ ONNX_RUNTIME: Final = DeploymentProfile(
     layers=(
         LayerRule(
             name="8 bits",
+            weights=GridRule(dtypes=(INT8, UINT8), units=("channel", "tensor")),
+            inputs=_ONNX_VALUES,
+        ),
+        # Its products of 8 bits by 8 bits fail on groups.
+        LayerRule(
+            name="8 bits in groups",
+            weights=_GROUPED,
+            inputs=attrs.evolve(_ONNX_VALUES, units=("token",)),
+        ),
+        LayerRule(
+            name="8 bits in groups, inputs of 16 bits",
+            weights=_GROUPED,
+            inputs=GridRule(dtypes=(UINT16, INT16)),
+            alone=False,
+        ),
+        LayerRule(
+            name="4 bits",
             weights=GridRule(
-                dtypes=(INT8, UINT8), units=("channel", "tensor", "group"), group_sizes=_KERNEL_GROUPS
+                dtypes=_of_bits(4, 3, 2), units=("group", "channel"), group_sizes=_KERNEL_GROUPS
             ),
             inputs=_ONNX_VALUES,
         ),
         LayerRule(
-            name="4 bits",
-            weights=GridRule(dtypes=(INT4, UINT4), units=("group", "channel"), group_sizes=_KERNEL_GROUPS),
+            name="7, 6 and 5 bits, stored as 8",
+            weights=GridRule(dtypes=_of_bits(7, 6, 5), units=("channel", "tensor")),
             inputs=_ONNX_VALUES,
         ),
     ),
@@ -124,7 +152,14 @@ OPENVINO: Final = DeploymentProfile(
         ),
         LayerRule(
             name="4 bits",
-            weights=GridRule(dtypes=(INT4, UINT4), units=("group", "channel"), group_sizes=_KERNEL_GROUPS),
+            weights=GridRule(
+                dtypes=_of_bits(4, 3, 2), units=("group", "channel"), group_sizes=_KERNEL_GROUPS
+            ),
+            inputs=_OPENVINO_VALUES,
+        ),
+        LayerRule(
+            name="7, 6 and 5 bits, stored as 8",
+            weights=GridRule(dtypes=_of_bits(7, 6, 5), units=("channel", "tensor")),
             inputs=_OPENVINO_VALUES,
         ),
     ),
@@ -132,7 +167,10 @@ OPENVINO: Final = DeploymentProfile(
     biases=("int32", "float"),
     multiplications=True,
 )
-"""OpenVINO, from an ONNX file; from a program of torch.export it takes the format ``8 bits`` alone."""
+"""OpenVINO, from an ONNX file; from a program of torch.export it takes the format ``8 bits`` alone.
+
+Its sums of uint8 times int8 overflow 16 bits on processors without VNNI, where weights of 7 bits are exact.
+"""
 
 _XNNPACK_VALUES: Final = GridRule(dtypes=(INT8,))
 _XNNPACK_WEIGHTS: Final = GridRule(dtypes=(INT8,), symmetric=True, units=("channel", "tensor"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from torch import nn
 
@@ -20,6 +20,8 @@ from tico_export.protocol import AnyExporter, Example, ExporterRegistry, ExportT
 from tico_export.source import Source
 
 Verify: TypeAlias = Literal["require"] | bool
+
+_NAMED: Final = 3  # in a note
 
 
 def export(
@@ -88,9 +90,17 @@ def export(
         consumer=consumer,
         bytes=size,
         content_bytes=source.content_bytes,
-        notes=(*exporter.notes(source), *compared_notes),
+        notes=(*exporter.notes(source), *_float_notes(source), *compared_notes),
         **figures,  # type: ignore[arg-type]  # the fields of `Comparison`, which are its own
     )
+
+
+def _float_notes(source: Source) -> Iterator[str]:
+    """Say which weights are left in float, the first of them by name."""
+    names = source.float_weights
+    if names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        yield f"weights left in float: {', '.join(names[:_NAMED])}{more}"
 
 
 def _fields(compared: Comparison) -> dict[str, object]:

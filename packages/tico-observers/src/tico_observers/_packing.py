@@ -82,12 +82,10 @@ def unpack(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     if bits > 8:
         low, high = packed.to(torch.int32).reshape(*shape, 2).unbind(-1)
         return low | (high << 8)
-    if bits not in (2, 4):
-        codes = _words(packed, bits, columns)
+    if torch.compiler.is_exporting() or is_scripted():
+        codes = _parts(packed, bits, columns)
     else:
-        # A view in another dtype is nothing that programs of other formats know.
-        recorded = torch.compiler.is_exporting() or is_scripted()
-        codes = _parts(packed, bits) if recorded else _spread(packed, bits)
+        codes = _spread(packed, bits) if bits in (2, 4) else _words(packed, bits, columns)
     narrow: Tensor = codes[..., :columns]
     return narrow
 
@@ -115,11 +113,30 @@ def _spread(packed: Tensor, bits: int) -> Tensor:
     return codes
 
 
-def _parts(packed: Tensor, bits: int) -> Tensor:
-    """Return what `_spread` does, by operators that other formats of programs have too."""
+def _parts(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """Return what `_spread` and `_words` do, by operators that programs of other formats have too.
+
+    They know neither a view in another dtype nor a shift by numbers in a tensor.
+    """
     wide = packed.to(torch.int32)
-    parts = [(wide >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
+    if bits not in (2, 4):
+        count = -(-columns // 8)
+        wide = torch.nn.functional.pad(wide, (0, count * bits - packed.shape[-1]))
+        wide = wide.reshape(*packed.shape[:-1], count, bits)
+        parts = [_part(wide, start, bits) for start in range(0, 8 * bits, bits)]
+    else:
+        parts = [(wide >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
     return torch.stack(parts, -1).flatten(-2).to(torch.uint8)
+
+
+def _part(wide: Tensor, start: int, bits: int) -> Tensor:
+    """Return the code from bit `start` on of each run of bytes, which may go on in the next byte."""
+    place, shift = divmod(start, 8)
+    word = wide[..., place]
+    if shift + bits > 8:
+        word = word + wide[..., place + 1] * 256
+    code: Tensor = (word >> shift) & (2**bits - 1)
+    return code
 
 
 def _words(packed: Tensor, bits: int, columns: int) -> Tensor:

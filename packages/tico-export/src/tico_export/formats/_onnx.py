@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Final, Protocol, final
 
@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import ConfigError, Problem
+from tico_config import ConfigError, Found, Problem
 from tico_export.onnx_files import (
     OPSETS,
     CacheShape,
@@ -86,8 +86,9 @@ class OnnxExporter(Exporter[Onnx]):
     """Exports the graph of a model, translates it, and arranges its weights."""
 
     def problems(self, source: Source) -> Iterable[Problem]:
-        """Yield weights whose groups are no blocks, and layers that keep no keys and values."""
+        """Yield weights that are no blocks or have no kernel, and layers that keep no keys and values."""
         yield from onnx_problems(source)
+        yield from _kernel_problems(source)
         if self.target.cache:
             yield from cache_problems(source)
 
@@ -116,6 +117,22 @@ class OnnxExporter(Exporter[Onnx]):
             steps=bound.steps,
             beside={"optimizations off": runner("ORT_DISABLE_ALL", options)},
         )
+
+
+def _kernel_problems(source: Source) -> Iterator[Problem]:
+    """Yield layers that ONNX Runtime 1.32 computes by a kernel that then refuses their groups."""
+    for path, weight in source.weights.items():
+        grid = weight.act_in
+        fixed = grid is not None and not grid.is_dynamic and grid.dtype.bits <= 8
+        if grid is not None and fixed and weight.group_size is not None and weight.dtype.bits > 4:
+            yield Problem(
+                module=path or None,
+                field="act_in",
+                value=Found(grid.label),
+                expected="float inputs, or ones of 16 bits or with a grid a token",
+                sentence=f"ONNX Runtime fails on {grid.label} inputs of {weight.dtype} weights in groups",
+                remedy="use a scale a row, 4 bits, or leave the inputs in float",
+            )
 
 
 def session_options(source: Source) -> Mapping[str, str]:

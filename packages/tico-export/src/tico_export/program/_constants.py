@@ -12,7 +12,6 @@ from torch.fx.node import Argument
 from tico_export.program._rewriting import input_of, operator_of, tensor_at
 
 _WEIGHTS: Final = ("dequantize_per_channel", "dequantize_per_channel_group", "dequantize_per_tensor")
-_MADE: Final = ("arange",)  # of shifts, by which codes of 3, 5, 6 and 7 bits are unpacked
 _PARTS: Final[Mapping[int, str]] = {0: "codes", 1: "scale", 2: "zero_point"}
 
 
@@ -23,7 +22,7 @@ def fold_codes(module: fx.GraphModule) -> None:
     """
     for node in list(module.graph.nodes):
         source = input_of(node, 0)
-        if operator_of(node) not in _WEIGHTS or source is None or not is_constant(source):
+        if operator_of(node) not in _WEIGHTS or source is None or not _holds_codes(source):
             continue
         owner = _owner(source)
         for position, part in _PARTS.items():
@@ -34,13 +33,17 @@ def fold_codes(module: fx.GraphModule) -> None:
                 node.update_arg(position, new_constant(module, node, f"{owner}weight_{part}", kept))
 
 
+def _holds_codes(node: fx.Node) -> bool:
+    """Whether integers are constants of the model, and not values that the graph quantizes, as positions."""
+    return is_constant(node) and not operator_of(node).startswith("quantize_")
+
+
 def is_constant(node: fx.Node) -> bool:
     """Whether `node` follows from tensors of the model alone."""
     if node.op == "get_attr":
         return True
     inputs = node.all_input_nodes
-    made = bool(inputs) or operator_of(node) in _MADE
-    return node.op == "call_function" and made and all(map(is_constant, inputs))
+    return node.op == "call_function" and bool(inputs) and all(map(is_constant, inputs))
 
 
 def constant_of(module: fx.GraphModule, node: fx.Node) -> Tensor:

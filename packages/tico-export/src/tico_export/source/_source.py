@@ -78,6 +78,12 @@ class Source:
         return sum(each.numel() * each.element_size() for each in tensors.values())
 
     @property
+    def float_weights(self) -> list[str]:
+        """The names of the parameters of two axes or more that are left in float, as the model has them."""
+        every = self.model.named_parameters()
+        return [name for name, each in every if each.is_floating_point() and each.ndim > 1]
+
+    @property
     def config(self) -> object:
         """The config of a transformers model; None of any other."""
         return getattr(self.model, "config", None)

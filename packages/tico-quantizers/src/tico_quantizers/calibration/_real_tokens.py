@@ -104,7 +104,10 @@ class RealTokens:
         self, owner: _Owner, look: _Look, args: tuple[object, ...], kwargs: Mapping[str, object]
     ) -> None:
         self._drop_from(owner)
-        known = look(args, kwargs)
+        with (
+            torch._C.DisableTorchFunction()
+        ):  # to look is no part of the model, whose functions may be followed
+            known = look(args, kwargs)
         if self._by_shape_alone:
             _require_one_mask_a_shape(known.said)
         self._set_calls([*self._calls, (owner, known)])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final, Protocol
 
+import torch
 from torch import Tensor
 
 from tico_wrapq.base import PickedRows, moved_rows
@@ -77,6 +78,8 @@ def _known(
         real = passage.picked.real(source)
         if real is None and _may_pick(operator, args, kwargs):
             real = passage.real_rows(source)
+        if any(isinstance(each, torch.dtype) for each in (*args[1:], *kwargs.values())):
+            return None  # a view of the same bits as other numbers
         return None if real is None else moved_rows(real, source, partial(_again, function, args[1:], kwargs))
     if not passage.picked:
         return None
