@@ -182,6 +182,28 @@ def test_the_example_runs(name: str, tmp_path: Path) -> None:
     assert export_onnx.write(name, tmp_path).verified
 
 
+def test_a_file_with_keys_and_values_generates(tmp_path: Path) -> None:
+    """Half of the tokens at once, the others one by one, from an empty cache: the logits of all at once."""
+    path = tmp_path / "m.onnx"
+    result = written("LLaMA", "W8A8", path, Onnx(cache=True))
+    assert result.verified
+    assert result.max_difference == 0.0
+    session = importlib.import_module("onnxruntime").InferenceSession(str(path))
+    named = {each.name: len(each.shape) for each in session.get_inputs()}
+    assert list(named)[:3] == ["input_ids", "attention_mask", "position_ids"]
+    assert named["past_key_values.0.key"] == 4
+    assert [each.name for each in session.get_outputs()][:3] == ["logits", "present.0.key", "present.0.value"]
+
+
+def test_a_model_without_a_cache_of_all_tokens_is_refused(tmp_path: Path) -> None:
+    """One that is no language model, with the way out."""
+    with pytest.raises(UnsupportedError, match=r"keep none.*use Onnx\(cache=False\)"):
+        written("linear stack", "W8A8", tmp_path / "m.onnx", Onnx(cache=True))
+    with pytest.raises(ConfigError, match="cache"):
+        Onnx(cache=1)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
 def narrow(config: PTQConfig) -> tuple[nn.Module, Tensor]:
     """Return a table and two layers quantized by `config`, and what they read."""
     model = nn.Sequential(nn.Embedding(8, 32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 16)).eval()

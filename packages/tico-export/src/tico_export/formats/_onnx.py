@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Final, final
+from typing import ClassVar, Final, Protocol, final
 
 import attrs
+import torch
 from torch import Tensor
 
 from tico_config import ConfigError, Found, Problem
-from tico_export.onnx_files import OPSETS, onnx_model, onnx_problems, onnx_program, save_onnx
+from tico_export.onnx_files import (
+    OPSETS,
+    CacheShape,
+    WithCache,
+    cache_problems,
+    onnx_model,
+    onnx_problems,
+    onnx_program,
+    save_onnx,
+    with_names,
+)
 from tico_export.program import fed, floats_of, grids_in, kernel_bound
 from tico_export.protocol import (
     Consumer,
@@ -41,6 +52,10 @@ class Onnx(ExportTarget):
         opset: the version of ONNX's operators; 21 is the first with blocks, 4 bits and 16 bits.
         external_above: the bytes of tensors above which they stand in a file beside, ``{name}.data``; a file
             of ONNX itself holds 2 GB.
+        cache: whether a language model of transformers has its keys and values as inputs and outputs, so that
+            it can generate: ``input_ids``, ``attention_mask``, ``position_ids`` and
+            ``past_key_values.{layer}.key`` and ``.value`` (batch, heads, earlier tokens, features) go in,
+            ``logits`` and ``present.{layer}.key`` and ``.value`` come out. All axes of batch and tokens vary.
 
     Raises:
         ConfigError: an option has another value.
@@ -51,6 +66,7 @@ class Onnx(ExportTarget):
 
     opset: int = 21
     external_above: int = _TWO_GIGABYTES
+    cache: bool = False
 
     def __attrs_post_init__(self) -> None:
         """Refuse other options."""
@@ -61,6 +77,8 @@ class Onnx(ExportTarget):
         if type(size) is not int or not 0 <= size <= _TWO_GIGABYTES:
             expected = f"an integer from 0 to {_TWO_GIGABYTES}"
             raise ConfigError(Problem(field="external_above", value=size, expected=expected))
+        if not isinstance(self.cache, bool):
+            raise ConfigError(Problem(field="cache", value=self.cache, expected="True or False"))
 
 
 @final
@@ -68,27 +86,36 @@ class OnnxExporter(Exporter[Onnx]):
     """Exports the graph of a model, translates it, and arranges its weights."""
 
     def problems(self, source: Source) -> Iterable[Problem]:
-        """Yield weights whose groups are no blocks, or have no kernel for what they read."""
+        """Yield weights that are no blocks or have no kernel, and layers that keep no keys and values."""
         yield from onnx_problems(source)
         yield from _kernel_problems(source)
+        if self.target.cache:
+            yield from cache_problems(source)
 
     def write(self, source: Source, example: Example | None, path: Path) -> None:
         """Write the file, and the tensors beside it where they are too large for it."""
-        program = onnx_program(source, given(example))
-        save_onnx(onnx_model(program, self.target.opset), path, self.target.external_above)
+        example = given(example)
+        if not self.target.cache:
+            model = onnx_model(onnx_program(source, example), self.target.opset)
+        else:
+            shape, cached = CacheShape.of(source), attrs.evolve(source, model=WithCache(source.model).eval())
+            model = onnx_model(onnx_program(cached, shape.example()), self.target.opset)
+            with_names(model, shape.input_names(), shape.output_names())
+        save_onnx(model, path, self.target.external_above)
 
     def consumer(self, source: Source) -> Consumer:
         """Return ONNX Runtime with its optimizations on, beside itself with them off."""
         runtime = require_extra("onnxruntime", "onnx")
         bound, options = kernel_bound(source, block_codes=True), session_options(source)
+        runner = _generator(CacheShape.of(source)) if self.target.cache else _runner
         set_to = ", ".join(f"{name}={value}" for name, value in options.items())
         return Consumer(
             name=f"onnxruntime {runtime.__version__} ({set_to}, without {', '.join(LEFT_OUT)})",
-            run=_runner("ORT_ENABLE_ALL", options),
+            run=runner("ORT_ENABLE_ALL", options),
             smallest_sqnr=bound.smallest_sqnr,
             why=bound.why,
             steps=bound.steps,
-            beside={"optimizations off": _runner("ORT_DISABLE_ALL", options)},
+            beside={"optimizations off": runner("ORT_DISABLE_ALL", options)},
         )
 
 
@@ -127,20 +154,67 @@ def _runner(level: str, entries: Mapping[str, str]) -> Run:
     """Return what runs a file at a level of optimization, with options of a session."""
 
     def run(path: Path, example: Example) -> Sequence[Tensor]:
-        runtime = require_extra("onnxruntime", "onnx")
-        options = runtime.SessionOptions()
-        options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
-        options.log_severity_level = 3
-        for name, value in entries.items():
-            options.add_session_config_entry(name, value)
-        session = runtime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(LEFT_OUT)
-        )
+        session = _session(path, level, entries)
         names = [each.name for each in session.get_inputs()]
         inputs = {name: each.numpy() for name, each in fed(names, example).items()}
         return floats_of(session.run(None, inputs))
 
     return run
+
+
+def _generator(shape: CacheShape) -> Callable[[str, Mapping[str, str]], Run]:
+    """Return what runs a file with keys and values: half of the tokens at once, the others one by one."""
+
+    def runner(level: str, entries: Mapping[str, str]) -> Run:
+        def run(path: Path, example: Example) -> Sequence[Tensor]:
+            session = _session(path, level, entries)
+            tokens = fed(["input_ids"], example)["input_ids"]
+            batch, count = tokens.shape
+            given = example.kwargs.get("attention_mask")
+            mask = given if isinstance(given, Tensor) else torch.ones_like(tokens)
+            places = (mask.cumsum(-1) - 1).clamp(min=0)
+            past: Sequence[object] = [each.numpy() for each in shape.empty(batch)]
+            logits: list[Tensor] = []
+            ends = [max(1, count // 2), *range(max(1, count // 2) + 1, count + 1)]
+            for start, end in zip([0, *ends], ends, strict=False):
+                asked = (tokens[:, start:end], mask[:, :end], places[:, start:end])
+                inputs = [*(each.numpy() for each in asked), *past]
+                found, *past = session.run(None, dict(zip(shape.input_names(), inputs, strict=True)))
+                logits.append(torch.as_tensor(found))
+            return [torch.cat(logits, 1)]
+
+        return run
+
+    return runner
+
+
+class _Input(Protocol):
+    """An input of a session."""
+
+    name: str
+
+
+class _Session(Protocol):
+    """A session of ONNX Runtime."""
+
+    def get_inputs(self) -> Sequence[_Input]:
+        """Return the inputs, in order."""
+
+    def run(self, outputs: None, inputs: Mapping[str, object]) -> Sequence[object]:
+        """Return all outputs, in order."""
+
+
+def _session(path: Path, level: str, entries: Mapping[str, str]) -> _Session:
+    runtime = require_extra("onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, level)
+    options.log_severity_level = 3
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    session: _Session = runtime.InferenceSession(
+        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(LEFT_OUT)
+    )
+    return session
 
 
 ONNX_ENTRY: Final = exporter_entry(Onnx, OnnxExporter)

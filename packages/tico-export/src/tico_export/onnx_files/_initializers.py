@@ -72,6 +72,8 @@ class Graph(Protocol):
     """A graph of ONNX, as onnx-ir has it."""
 
     initializers: dict[str, Value]
+    inputs: list[Value]
+    outputs: list[Value]
 
     def __reversed__(self) -> reversed[Node]:
         """Yield the nodes from the last."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -97,6 +97,13 @@ def onnx_model(program: ExportedProgram, opset: int) -> Model:
     arrange_weights(model.graph)
     _strip(model)
     return model
+
+
+def with_names(model: Model, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Give the inputs and outputs of `model` their names, in order."""
+    for values, names in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
+        for value, name in zip(values, names, strict=True):
+            value.name = name
 
 
 def save_onnx(model: Model, path: Path, external_above: int) -> None:
