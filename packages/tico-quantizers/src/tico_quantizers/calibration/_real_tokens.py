@@ -225,7 +225,7 @@ class RealTokens:
         """Return what is said of `x`, by its identity or by the shape of its places `lead`."""
         named = next((one for one in reversed(list(self._said())) if one.is_about(x)), None)
         if named is not None:
-            self._named = owner, lead, named
+            self._named = (owner, lead, named) if owner else self._named
         elif owner and self._named is not None and self._named[:2] == (owner, lead):
             named = self._named[2]
         shaped = (one for one in self._ranked() if place_of(one.shape, lead) is not None)
