@@ -116,4 +116,4 @@ def converted(subject: str, scheme: str) -> nn.Module:
     prepared = prepare(model, config, args=given.args, kwargs=dict(given.kwargs), inplace=inplace)
     with torch.no_grad():
         prepared(*given.args, **given.kwargs)
-    return convert(prepared, inplace=inplace).eval()
+    return convert(prepared, inplace=inplace)

@@ -39,7 +39,7 @@ def write(folder: Path) -> ExportResult:
         images = torch.randn(64, 3, 16, 16)
     prepared = prepare(model, CONFIG, args=(images,), inplace=False)
     prepared(images)
-    model = convert(prepared, inplace=False).eval()
+    model = convert(prepared, inplace=False)
     return export(model, folder / "network.pte", ExecuTorch(), args=(images[:1],), verify="require")
 
 

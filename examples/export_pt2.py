@@ -33,7 +33,7 @@ def write(dialect: str, folder: Path) -> ExportResult:
         model: nn.Module = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
     prepared = prepare(model, CONFIGS[dialect], args=(X,), inplace=False)
     prepared(X)
-    model = convert(prepared, inplace=False).eval()
+    model = convert(prepared, inplace=False)
     return export(model, folder / f"{dialect}.pt2", PT2(dialect=dialect), args=(X,), verify="require")
 
 

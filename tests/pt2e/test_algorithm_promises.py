@@ -21,7 +21,6 @@ class TestPT2E(AlgorithmPromises):
     faults = 2
     unmet: ClassVar[Mapping[str, str]] = {
         "test_hooks_are_called_as_often_as_the_model": "exporting runs the hooks, and a graph has none",
-        "test_gradients_and_modes_stay": "a graph says that it is in training mode",
         "test_result_takes_part_in_gradients": "torch.export fails in inference mode",
         "test_report_has_a_line_for_every_module_with_a_float_parameter": "a folded batch norm has no line",
     }

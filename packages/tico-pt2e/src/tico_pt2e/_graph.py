@@ -122,11 +122,14 @@ class QuantGraph(fx.GraphModule):
 def quant_graph(
     root: nn.Module, graph: fx.Graph, sites: tuple[WeightSite, ...], operator_paths: tuple[str, ...]
 ) -> QuantGraph:
-    """Return the module that runs `graph` with those tensors and modules of `root` that it names."""
+    """Return the module that runs `graph` with those tensors and modules of `root` that it names.
+
+    It is in evaluation mode, as the model was that was exported.
+    """
     _call_grids(root, graph)
     made = QuantGraph(root, graph)
     made.sites, made.operator_paths = sites, operator_paths
-    return made
+    return made.eval()
 
 
 def _call_grids(root: nn.Module, graph: fx.Graph) -> None:
