@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, final
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -67,15 +68,11 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         scaled = [(pair, scales[pair.path][1]) for pair in found.pairs]
         calibration.require_same_function(model, scaled)
         calibration.finish(model, edit)
-        # Experts in one parameter are nobody's producers, and their layers are gone once they are closed.
-        experts = [path for path, each in named_modules(model) if isinstance(each, ExpertLayers)]
+        left = _lines_left(model, found.left)
         root = model
         for pair, scale in scaled:
             root = fold(root, pair, scale, edit)
-        root = close_experts(root, edit).root
-        reasons = {path: why for path, why in found.left.items() if not _is_within(path, experts)}
-        left = float_lines(root, "smoothquant", reasons, does=_DOES)
-        return _converted(root, found, scales, left)
+        return _converted(close_experts(root, edit).root, found, scales, left)
 
     def _scales(
         self, calibration: SmoothQuantCalibration, found: FoundPairs
@@ -101,8 +98,19 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         }
 
 
-def _is_within(path: str, outer: Iterable[str]) -> bool:
-    return any(path == each or path.startswith(f"{each}." if each else "") for each in outer)
+def _lines_left(model: nn.Module, reasons: Mapping[str, str]) -> dict[str, LayerReport]:
+    """Return the lines of what is left alone: one of experts in one parameter, by the name of their class."""
+    experts = {path: each for path, each in named_modules(model) if isinstance(each, ExpertLayers)}
+    inside = tuple(f"{path}." if path else "" for path in experts)
+    known = {
+        path: why for path, why in reasons.items() if path not in experts and not path.startswith(inside)
+    }
+    lines = float_lines(model, "smoothquant", known, does=_DOES)
+    return {
+        path: attrs.evolve(line, module=type(experts[path].original).__name__) if path in experts else line
+        for path, line in lines.items()
+        if not path.startswith(inside)
+    }
 
 
 class _Search:
