@@ -271,6 +271,13 @@ export(converted(), Path(sys.argv[1]), PT2(), args=(X,), verify=False)
 """
 
 
+def test_example_inputs_that_the_model_does_not_take_are_refused(tmp_path: Path) -> None:
+    """In one sentence, and nothing is left."""
+    with pytest.raises(ConfigError, match=r"^the model cannot be called with the example inputs: \S.*$"):
+        export(converted(), tmp_path / "m", Text(), args=(torch.ones(5, 9),), registry=REGISTRY)
+    assert left_in(tmp_path) == []
+
+
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_result_has_the_notes_of_the_exporter(tmp_path: Path, verify: bool) -> None:
     """Whether the export was verified or not."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from tico_config import ArtifactError, Found, Problem, TicoError
+from tico_config import ArtifactError, ConfigError, Found, Problem, TicoError
 from tico_export.protocol import Consumer, Example, Run
 from tico_modules import QuantizedLinear, named_modules
 
@@ -94,9 +94,21 @@ def _note(name: str, compared: Comparison) -> str:
 
 
 def outputs_of(model: nn.Module, example: Example) -> list[Tensor]:
-    """Return the tensors of floats that the reference of `model` gives, in the order of its outputs."""
-    with torch.no_grad(), _by_reference(model):
-        output: object = model(*example.args, **example.kwargs)
+    """Return the tensors of floats that the reference of `model` gives, in the order of its outputs.
+
+    Raises:
+        ConfigError: the model cannot be called with the example inputs.
+    """
+    try:
+        with torch.no_grad(), _by_reference(model):
+            output: object = model(*example.args, **example.kwargs)
+    except TicoError:
+        raise
+    except Exception as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        sentence = f"the model cannot be called with the example inputs: {first}"
+        found, expected = Found(type(error).__name__), "inputs that the model takes"
+        raise ConfigError(Problem(field="args", value=found, expected=expected, sentence=sentence)) from error
     return floats_in(output)
 
 
