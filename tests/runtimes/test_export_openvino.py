@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import export_openvino
+from tico.quantization import PTQConfig, convert, prepare
+from tico.quantization.config import affine
 from tico_config import ConfigError, DType
 from tico_export import OpenVINO, export
 from tico_modules import QuantizedLinear
@@ -52,3 +54,18 @@ def test_the_example_writes_what_the_runtime_verifies(name: str, tmp_path: Path)
     assert {each.name for each in tmp_path.iterdir()} == {f"{name}.xml", f"{name}.bin"}
     inputs = openvino.Core().read_model(str(result.path)).inputs
     assert [str(each.partial_shape) for each in inputs] == ["[?,128]"]
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_weights_of_7_bits_do_not_overflow(signed: bool, tmp_path: Path) -> None:
+    """Two products of 255 and 64 fit into 16 bits, which the sums of a processor without VNNI have."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 32)).eval()
+        x = torch.randn(16, 128)
+    config = PTQConfig(activation=affine(DType(8, signed)), weight=affine(DType.int(7)))
+    prepared = prepare(model, config, args=(x,))
+    prepared(x)
+    result = export(convert(prepared), tmp_path / "m.xml", OpenVINO(), args=(x,), verify="require")
+    print(result)  # noqa: T201  # for the record
+    assert result.sqnr > 100  # floats are rounded, and no sum is cut off
