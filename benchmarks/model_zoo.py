@@ -8,14 +8,16 @@ Every architecture is a tiny random model of transformers, or a network written 
 - `low`, where the output is further off than rounding at random gives it, and `FAULT` for an error of another
   library, for wrong tokens or bits, and for outputs that are not finite. Both are there to be mended.
 
-    python benchmarks/model_zoo.py [--only NAME …] [--columns NAME …] [--result FILE]
+    python benchmarks/model_zoo.py [--only NAME …] [--columns NAME …] [--result FILE] [--resume]
+
+A run takes 20 minutes of one core. Each row is kept as it is done, beside the result, until that is written: `--resume`
+goes on after the rows that a run of the same code has left.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import time
 import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -23,21 +25,36 @@ from functools import partial
 import torch
 
 import recorded
-from zoo import ARCHITECTURES, COLUMNS, Architecture, Cell, Trial, tried
-
-Row = Mapping[str, Cell]
-SPENT: dict[str, float] = {}
+from zoo import (
+    ABSENT,
+    ARCHITECTURES,
+    COLUMNS,
+    FAULT,
+    FLOAT,
+    LOW,
+    REFUSED,
+    Architecture,
+    KeptRows,
+    Row,
+    Trial,
+    tried,
+)
 
 
 def row(architecture: Architecture, columns: Iterable[str]) -> Row:
     """Return the cells of an architecture by their columns."""
     trial = Trial(architecture)
-    cells = {}
-    for name in columns:
-        started = time.monotonic()
-        cells[name] = tried(partial(COLUMNS[name], trial))
-        SPENT[name] = SPENT.get(name, 0) + time.monotonic() - started
-    return cells
+    return {name: tried(partial(COLUMNS[name], trial)) for name in columns}
+
+
+def counts(rows: Mapping[str, Row]) -> str:
+    """Return how many cells there are of each kind."""
+    cells = [cell for each in rows.values() for cell in each.values() if cell.shown != ABSENT]
+    named = {kind: sum(kind in cell.shown for cell in cells) for kind in (REFUSED, FLOAT, LOW, FAULT)}
+    right = len(cells) - sum(named.values())
+    return f"{len(rows)} architectures, {right} cells right, " + ", ".join(
+        f"{count} {kind}" for kind, count in named.items()
+    )
 
 
 def reasons(rows: Mapping[str, Row]) -> list[str]:
@@ -56,6 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=[], help="parts of the names of architectures")
     parser.add_argument("--columns", nargs="*", default=list(COLUMNS), choices=list(COLUMNS))
+    parser.add_argument("--resume", action="store_true", help="keep the rows that a run has left")
     recorded.add_option(parser)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -66,16 +84,17 @@ def main() -> None:
     chosen = [
         one for one in ARCHITECTURES if not options.only or any(part in one.name for part in options.only)
     ]
+    kept = KeptRows(options.result, options.columns, resume=options.resume)
     with recorded.recording(options.result) as out:
         out.table("Architectures", *options.columns, width=36)
         rows: dict[str, Row] = {}
         for one in chosen:
-            rows[one.name] = row(one, options.columns)
+            rows[one.name] = kept.get(one.name, partial(row, one, options.columns))
             out.row(one.name, *(cell.shown for cell in rows[one.name].values()))
         for line in reasons(rows):
             out.note(line)
-        spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in SPENT.items())
-        out.note(f"{len(rows)} architectures: {spent}")
+        out.note(counts(rows))
+    kept.drop()
 
 
 if __name__ == "__main__":

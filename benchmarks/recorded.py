@@ -115,7 +115,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 def recording(path: Path) -> Iterator[Recording]:
     """Yield a recording, and write its tables to `path` unless the run fails."""
     started = dt.datetime.now(dt.UTC).date().isoformat()
-    commit, tree = _commit()
+    commit, tree = commit_of_sources()
     recorded = Recording()
     yield recorded
     result = Result(
@@ -165,7 +165,7 @@ def command_line(argv: Sequence[str], threads: str | None) -> str:
     return shlex.join([*variables, *words])
 
 
-def _commit() -> tuple[str, Literal["clean", "changed", "unknown"]]:
+def commit_of_sources() -> tuple[str, Literal["clean", "changed", "unknown"]]:
     """Return the commit of this repository, and whether any source differs from it."""
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():

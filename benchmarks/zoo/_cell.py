@@ -15,6 +15,7 @@ FAULT: Final = "FAULT"
 LOW: Final = "low"
 REFUSED: Final = "refused"
 FLOAT: Final = "float"
+ABSENT: Final = "-"
 
 
 class FloatModelError(Exception):

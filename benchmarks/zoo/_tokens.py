@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tico.quantization import convert, prepare
 from tico_config import BaseConfig
 from zoo._architecture import Call
-from zoo._cell import Cell, FloatModelError, WrongError
+from zoo._cell import ABSENT, Cell, FloatModelError, WrongError
 from zoo._trial import Trial
 
 NEW: Final = 4
@@ -45,7 +45,7 @@ def padding(trial: Trial, config: BaseConfig) -> Cell:
 
 def _holds(law: _Law, trial: Trial, config: BaseConfig) -> Cell:
     if not trial.architecture.generates:
-        return Cell("-")
+        return Cell(ABSENT)
     prompt = _prompt(trial.call(1))
     try:
         law(trial.model(), prompt)
