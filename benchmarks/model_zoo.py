@@ -10,8 +10,8 @@ Every architecture is a tiny random model of transformers, or a network written 
 
     python benchmarks/model_zoo.py [--only NAME …] [--columns NAME …] [--result FILE] [--resume]
 
-A run takes 20 minutes of one core. Each row is kept as it is done, beside the result, until that is written: `--resume`
-goes on after the rows that a run of the same code has left.
+A run takes 20 minutes of one core. Each row is kept as it is done, beside the result, until that is written:
+`--resume` goes on after the rows that a run of the same code has left.
 """
 
 from __future__ import annotations

@@ -23,11 +23,11 @@ from llama_families import TOKENS, padded
 from tico.quantization import PTQConfig, convert, prepare
 from tico.quantization.config import DType, affine
 from tico_quantizers.testing import seeded
-from tico_wrapq import StepPoints
+from tico_wrapq import QuantPoint, StepPoints
 
 CONFIG: Final = PTQConfig(activation=affine(DType.int(16)), steps="auto", on_uncalibrated="skip")
-PROMPT: Final = 7
 LENGTH: Final = TOKENS.shape[1]
+PARTS: Final = (TOKENS[:, :7], *(TOKENS[:, at : at + 1] for at in range(7, LENGTH)))
 
 _SIZES: Final[Mapping[str, object]] = {
     "vocab_size": 40,
@@ -103,8 +103,7 @@ def at_once(model: PreTrainedModel) -> Tensor:
 
 def one_by_one(model: PreTrainedModel, cache: Cache) -> Tensor:
     """Return the logits of a prompt and of the tokens after it, each in a pass of its own."""
-    parts = (TOKENS[:, :PROMPT], *TOKENS[:, PROMPT:].split(1, 1))
-    return torch.cat([model(part, past_key_values=cache).logits for part in parts], 1)
+    return torch.cat([model(part, past_key_values=cache).logits for part in PARTS], 1)
 
 
 @functools.cache
@@ -127,7 +126,7 @@ def names_after(family: str, attention: str, run: Callable[[PreTrainedModel], Te
     return {point.path for _, point in points(convert(prepared))}
 
 
-def points(model: nn.Module) -> list[tuple[str, object]]:
+def points(model: nn.Module) -> list[tuple[str, QuantPoint]]:
     """Return all points of steps by name."""
     steps = (module for module in model.modules() if isinstance(module, StepPoints))
     return [each for module in steps for each in module.named_points()]
@@ -193,9 +192,8 @@ def translated_one_by_one(model: PreTrainedModel, cache: EncoderDecoderCache) ->
     """Return the same of a prompt and of the tokens after it, one by one; the encoder runs once."""
     encoded = model.get_encoder()(**ENCODED)
     known = {"encoder_outputs": encoded, "attention_mask": ENCODED["attention_mask"]}
-    parts = (TOKENS[:, :PROMPT], *TOKENS[:, PROMPT:].split(1, 1))
     return torch.cat(
-        [model(**known, decoder_input_ids=part, past_key_values=cache).logits for part in parts], 1
+        [model(**known, decoder_input_ids=part, past_key_values=cache).logits for part in PARTS], 1
     )
 
 

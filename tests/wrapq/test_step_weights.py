@@ -260,6 +260,14 @@ def test_an_override_speaks_of_a_weight_by_its_name() -> None:
     assert coverage(model).share == 48 / (48 + 6 + 6)
 
 
+def test_experts_in_one_parameter_count_in_the_coverage() -> None:
+    """All of them are quantized parameters; one stack that is left float takes its part of the share."""
+    whole, _ = converted("experts")
+    assert (coverage(whole).parameters, coverage(whole).share) == (2 * 3 * 6 * 8, 1.0)
+    half, _ = converted("experts", PTQConfig(overrides={"down": no_quant()}))
+    assert coverage(half).share == 0.5
+
+
 def test_what_is_tied_shares_its_codes() -> None:
     """An embedding with a forward of its own, and the head that has its weight."""
     model, _ = converted("tied")

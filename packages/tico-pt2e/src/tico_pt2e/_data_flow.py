@@ -14,6 +14,7 @@ _WEIGHTED: Final = frozenset(
     {"linear", "addmm", *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))}
 )
 _PIXELS: Final = (torch.uint8, torch.int8)
+_SIZES: Final = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 def data_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
@@ -21,20 +22,31 @@ def data_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
 
     Data come in as floats, or as bytes, as pictures do; integers and booleans are tokens, positions and
     masks. An embedding makes data of them, and so does a layer with weights of anything that depends on an
-    input, such as the sinusoids of a time step. What is computed from data is data; rotary angles, position
-    buckets and masks are none.
+    input, such as the sinusoids of a time step. What is computed from data is data, unless it is integers or
+    booleans: a choice, which a grid of what follows could change. Rotary angles, position buckets and masks
+    are no data.
     """
-    given = _closed(graph, lambda node: node.op == "placeholder")
-    return _closed(graph, lambda node: _is_source(node, given))
+    given = _closed(graph, lambda node: node.op == "placeholder", lambda node: True)
+    return _closed(graph, lambda node: _is_source(node, given), _may_hold_data)
 
 
-def _closed(graph: fx.Graph, is_source: Callable[[fx.Node], bool]) -> frozenset[fx.Node]:
-    """Return the sources, and everything that is computed from one of them."""
+def _closed(
+    graph: fx.Graph, is_source: Callable[[fx.Node], bool], passes: Callable[[fx.Node], bool]
+) -> frozenset[fx.Node]:
+    """Return the sources, and everything computed from one of them by way of nodes that `passes` lets by."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if is_source(node) or not found.isdisjoint(node.all_input_nodes):
+        if is_source(node) or (passes(node) and not found.isdisjoint(node.all_input_nodes)):
             found.add(node)
     return frozenset(found)
+
+
+def _may_hold_data(node: fx.Node) -> bool:
+    """Whether `node` gives floats, complex numbers, bytes of a picture, or several tensors."""
+    value = value_of(node)
+    if value is None:
+        return not isinstance(node.meta.get("val"), _SIZES)
+    return value.is_floating_point() or value.is_complex() or value.dtype in _PIXELS
 
 
 def _is_source(node: fx.Node, given: frozenset[fx.Node]) -> bool:
