@@ -56,11 +56,13 @@ class Torch(Runtime):
         torch.set_num_threads(threads)
         self.torch = torch
         dtype = torch.bfloat16 if kind.endswith("bfloat16") else torch.float32
+        model: torch.nn.Module
         if kind.startswith("native"):
-            self.model = load_quantized(path).to(dtype)
-            set_backend(self.model, "native")
+            model = load_quantized(path).to(dtype)
+            set_backend(model, "native")
         else:
-            self.model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True).eval()
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
+        self.model = model.eval()
         self.cache: object = None
 
     def start(self) -> None:
