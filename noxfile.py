@@ -50,7 +50,7 @@ PACKAGES: Final = {
 RUNTIMES: Final = {
     "xnnpack": ("executorch",),
     "onnx_runtime": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "openvino"),
+    "openvino": ("onnx", "onnxscript", "openvino", "transformers"),
     "circle": ("tico",),
     "gptqmodel": (
         *("transformers", "optimum", "accelerate", "datasets", "defuser", "device-smi", "dill", "logbar"),

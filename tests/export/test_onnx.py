@@ -18,6 +18,7 @@ from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import DType, PerGroup, affine, no_quant, profiles
 from tico_config import ConfigError, UnsupportedError
 from tico_export import ExportResult, Onnx, export
+from tico_modules import QuantizedLinear
 
 pytest.importorskip("onnxruntime", reason="the lowest versions are tested without the extra onnx")
 
@@ -95,6 +96,19 @@ def test_4_bit_layers_run_by_kernels_for_blocks(scheme: str, format_: str, tmp_p
     assert types(path)[format_] >= 3
     assert optimized(path)["MatMulNBits"] == 3
     assert result.sqnr > BLOCKS
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_large_layers_take_4_bits_and_their_kernel_as_well(symmetric: bool, tmp_path: Path) -> None:
+    """Zero points of many groups are constants of 4 bits, and nothing is cast or turned as the model runs."""
+    x = torch.linspace(-1, 1, 2 * 1024).view(1, 2, 1024)
+    layer = nn.Linear(1024, 1024, bias=False)
+    codes = QuantizedLinear.from_float(layer, DType(4, symmetric), symmetric=symmetric, group_size=32)
+    path = tmp_path / "m.onnx"
+    export(nn.Sequential(codes).eval(), path, Onnx(), args=(x,), verify="require")
+    assert types(path)["INT4" if symmetric else "UINT4"] == 2
+    assert operators(path) == {"DequantizeLinear": 1, "MatMul": 1}
+    assert optimized(path) == {"MatMulNBits": 1}
 
 
 def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
@@ -197,7 +211,7 @@ def test_a_file_with_keys_and_values_generates(tmp_path: Path) -> None:
 
 def test_a_model_without_a_cache_of_all_tokens_is_refused(tmp_path: Path) -> None:
     """One that is no language model, with the way out."""
-    with pytest.raises(UnsupportedError, match=r"keep none.*use Onnx\(cache=False\)"):
+    with pytest.raises(UnsupportedError, match=r"keep none.*use cache=False"):
         written("linear stack", "W8A8", tmp_path / "m.onnx", Onnx(cache=True))
     with pytest.raises(ConfigError, match="cache"):
         Onnx(cache=1)  # type: ignore[arg-type]

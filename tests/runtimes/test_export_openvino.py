@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import export_openvino
+from export_models import SUBJECTS, converted
 from tico.quantization import PTQConfig, convert, prepare
 from tico.quantization.config import affine
-from tico_config import ConfigError, DType
-from tico_export import OpenVINO, export
+from tico_config import ConfigError, DType, UnsupportedError
+from tico_export import ExportResult, OpenVINO, export
 from tico_modules import QuantizedLinear
 
 openvino = pytest.importorskip("openvino", reason="nox -s 'runtimes(openvino)' installs it")
@@ -69,3 +70,57 @@ def test_weights_of_7_bits_do_not_overflow(signed: bool, tmp_path: Path) -> None
     result = export(convert(prepared), tmp_path / "m.xml", OpenVINO(), args=(x,), verify="require")
     print(result)  # noqa: T201  # for the record
     assert result.sqnr > 100  # floats are rounded, and no sum is cut off
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+    """A language model with keys and values in the runtime, verified."""
+    given, path = SUBJECTS["LLaMA"], tmp_path_factory.mktemp("llama") / "m.xml"
+    model, kwargs = converted("LLaMA", "W4 g32"), dict(given.kwargs)
+    return export(model, path, OpenVINO(cache=True), args=given.args, kwargs=kwargs, verify="require")
+
+
+def test_a_language_model_keeps_keys_and_values(generator: ExportResult) -> None:
+    """Half of the tokens at once, the others one by one, give the logits of all at once.
+
+    The inputs are those that openvino-genai and optimum-intel give.
+    """
+    print(generator)  # noqa: T201  # for the record
+    assert generator.verified
+    model = openvino.Core().read_model(str(generator.path))
+    named = {each.any_name for each in model.inputs}
+    assert named == {"input_ids", "attention_mask", "position_ids", "beam_idx"}
+    assert [each.any_name for each in model.outputs] == ["logits"]
+
+
+def test_rows_of_a_search_go_on_from_the_rows_that_they_are_told(generator: ExportResult) -> None:
+    """Two rows that were swapped have each other's next logits, and a state that was reset is empty."""
+    request = openvino.Core().compile_model(str(generator.path), "CPU").create_infer_request()
+
+    def read(tokens: Tensor, seen: int, rows: list[int]) -> Tensor:
+        total = seen + tokens.shape[1]
+        inputs = {
+            "input_ids": tokens,
+            "attention_mask": torch.ones(2, total, dtype=torch.int64),
+            "position_ids": torch.arange(seen, total).expand(2, -1),
+            "beam_idx": torch.tensor(rows, dtype=torch.int32),
+        }
+        found = request.infer({name: each.numpy() for name, each in inputs.items()})
+        return torch.as_tensor(found["logits"].copy())
+
+    first, second = torch.tensor([[3, 9, 4], [8, 2, 7]]), torch.tensor([[5], [5]])
+    once, straight = read(first, 0, [0, 1]), read(second, 3, [0, 1])
+    request.reset_state()
+    again, swapped = read(first, 0, [0, 1]), read(second, 3, [1, 0])
+    assert torch.equal(once, again)
+    assert not torch.equal(straight[0], straight[1])
+    torch.testing.assert_close(swapped, straight.flip(0))
+
+
+def test_a_model_that_keeps_no_keys_and_values_is_refused(tmp_path: Path) -> None:
+    """One that is no language model, with the way out; and the option is True or False."""
+    with pytest.raises(UnsupportedError, match="use cache=False"):
+        export(_model(4, 32), tmp_path / "m.xml", OpenVINO(cache=True), args=(torch.ones(1, 4, 128),))
+    with pytest.raises(ConfigError, match="cache"):
+        OpenVINO(cache=1)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []

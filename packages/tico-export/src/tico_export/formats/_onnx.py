@@ -14,13 +14,13 @@ from tico_config import ConfigError, Found, Problem
 from tico_export.onnx_files import (
     OPSETS,
     CacheShape,
-    WithCache,
     cache_problems,
+    cached_model,
+    generated,
     onnx_model,
     onnx_problems,
     onnx_program,
     save_onnx,
-    with_names,
 )
 from tico_export.program import fed, floats_of, grids_in, kernel_bound
 from tico_export.protocol import (
@@ -94,13 +94,10 @@ class OnnxExporter(Exporter[Onnx]):
 
     def write(self, source: Source, example: Example | None, path: Path) -> None:
         """Write the file, and the tensors beside it where they are too large for it."""
-        example = given(example)
-        if not self.target.cache:
-            model = onnx_model(onnx_program(source, example), self.target.opset)
+        if self.target.cache:
+            model = cached_model(source, self.target.opset)
         else:
-            shape, cached = CacheShape.of(source), attrs.evolve(source, model=WithCache(source.model).eval())
-            model = onnx_model(onnx_program(cached, shape.example()), self.target.opset)
-            with_names(model, shape.input_names(), shape.output_names())
+            model = onnx_model(onnx_program(source, given(example)), self.target.opset)
         save_onnx(model, path, self.target.external_above)
 
     def consumer(self, source: Source) -> Consumer:
@@ -168,20 +165,16 @@ def _generator(shape: CacheShape) -> Callable[[str, Mapping[str, str]], Run]:
     def runner(level: str, entries: Mapping[str, str]) -> Run:
         def run(path: Path, example: Example) -> Sequence[Tensor]:
             session = _session(path, level, entries)
-            tokens = fed(["input_ids"], example)["input_ids"]
-            batch, count = tokens.shape
-            given = example.kwargs.get("attention_mask")
-            mask = given if isinstance(given, Tensor) else torch.ones_like(tokens)
-            places = (mask.cumsum(-1) - 1).clamp(min=0)
-            past: Sequence[object] = [each.numpy() for each in shape.empty(batch)]
-            logits: list[Tensor] = []
-            ends = [max(1, count // 2), *range(max(1, count // 2) + 1, count + 1)]
-            for start, end in zip([0, *ends], ends, strict=False):
-                asked = (tokens[:, start:end], mask[:, :end], places[:, start:end])
-                inputs = [*(each.numpy() for each in asked), *past]
+            past: Sequence[object] = []
+
+            def step(tokens: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+                nonlocal past
+                past = past or [each.numpy() for each in shape.empty(len(tokens))]
+                inputs = [*(each.numpy() for each in (tokens, mask, places)), *past]
                 found, *past = session.run(None, dict(zip(shape.input_names(), inputs, strict=True)))
-                logits.append(torch.as_tensor(found))
-            return [torch.cat(logits, 1)]
+                return torch.as_tensor(found)
+
+            return [generated(example, step)]
 
         return run
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import ClassVar, Final, final
+from typing import ClassVar, Final, Protocol, final
 
 import attrs
+import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from tico_config import ConfigError, Problem
-from tico_export.onnx_files import onnx_model, onnx_problems, onnx_program, save_onnx
+from tico_export.onnx_files import (
+    CacheShape,
+    cache_problems,
+    cached_model,
+    generated,
+    onnx_model,
+    onnx_problems,
+    onnx_program,
+    save_onnx,
+)
+from tico_export.openvino_files import BEAM, Graph, keep_state
 from tico_export.program import fed, floats_of, grids_in, kernel_bound
 from tico_export.protocol import (
     Consumer,
@@ -34,10 +46,26 @@ class OpenVINO(ExportTarget):
 
     From a program OpenVINO takes no weights that are integers already; from ONNX it takes int8, and int4 in
     groups.
+
+    Attributes:
+        cache: whether a language model of transformers keeps keys and values in the runtime, from call to
+            call until its state is reset, so that it can generate. ``input_ids``, ``attention_mask`` of all
+            tokens so far, ``position_ids`` and ``beam_idx`` (batch,) go in, ``logits`` come out, named as
+            openvino-genai and optimum-intel name them. All axes of batch and tokens vary.
+
+    Raises:
+        ConfigError: an option has another value.
     """
 
     name: ClassVar[str] = "openvino"
     needs_example: ClassVar[bool] = True
+
+    cache: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse other options."""
+        if not isinstance(self.cache, bool):
+            raise ConfigError(Problem(field="cache", value=self.cache, expected="True or False"))
 
 
 @final
@@ -45,8 +73,10 @@ class OpenVINOExporter(Exporter[OpenVINO]):
     """Writes a model of ONNX, and has OpenVINO convert it."""
 
     def problems(self, source: Source) -> Iterable[Problem]:
-        """Yield weights whose groups are no blocks."""
-        return onnx_problems(source)
+        """Yield weights whose groups are no blocks, and layers that keep no keys and values."""
+        yield from onnx_problems(source)
+        if self.target.cache:
+            yield from cache_problems(source)
 
     def write(self, source: Source, example: Example | None, path: Path) -> None:
         """Write both files.
@@ -57,11 +87,16 @@ class OpenVINOExporter(Exporter[OpenVINO]):
         if path.suffix != ".xml":
             raise ConfigError(Problem(field="path", value=path.name, expected="a name that ends in .xml"))
         openvino = require_extra("openvino", "openvino")
-        model = onnx_model(onnx_program(source, given(example)), _OPSET)
+        if self.target.cache:
+            model = cached_model(source, _OPSET)
+        else:
+            model = onnx_model(onnx_program(source, given(example)), _OPSET)
         with TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
             save_onnx(model, file, external_above=2**30)
-            converted = openvino.convert_model(str(file))
+            converted: Graph = openvino.convert_model(str(file))
+            if self.target.cache:
+                keep_state(converted, CacheShape.of(source).kept())
             openvino.save_model(converted, str(path), compress_to_fp16=False)
 
     def consumer(self, source: Source) -> Consumer:
@@ -70,7 +105,7 @@ class OpenVINOExporter(Exporter[OpenVINO]):
         bound = kernel_bound(source, block_codes=True)
         return Consumer(
             name=f"openvino {openvino.__version__}",
-            run=_run,
+            run=_generate if self.target.cache else _run,
             smallest_sqnr=bound.smallest_sqnr,
             why=f"{bound.why}{_overflow(source)}",
             steps=bound.steps,
@@ -87,11 +122,63 @@ def _overflow(source: Source) -> str:
 
 
 def _run(path: Path, example: Example) -> Sequence[Tensor]:
-    core = require_extra("openvino", "openvino").Core()
-    compiled = core.compile_model(core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = _compiled(path)
     inputs = [each.any_name for each in compiled.inputs]
     found = compiled({name: each.numpy() for name, each in fed(inputs, example).items()})
     return floats_of([found[each].copy() for each in compiled.outputs])
+
+
+def _generate(path: Path, example: Example) -> Sequence[Tensor]:
+    request = _compiled(path).create_infer_request()
+
+    def step(tokens: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+        rows = torch.arange(len(tokens), dtype=torch.int32)
+        given = {"input_ids": tokens, "attention_mask": mask, "position_ids": places, BEAM: rows}
+        found = request.infer({name: each.numpy() for name, each in given.items()})
+        return torch.as_tensor(found["logits"].copy())
+
+    return [generated(example, step)]
+
+
+class _Port(Protocol):
+    """An input or output of a compiled model."""
+
+    any_name: str
+
+
+class _Array(Protocol):
+    """An array of numpy."""
+
+    def copy(self) -> Self:
+        """Return one with memory of its own."""
+
+
+class _Request(Protocol):
+    """What runs a compiled model, with a state of its own."""
+
+    def infer(self, inputs: Mapping[str, object]) -> Mapping[str, _Array]:
+        """Return the outputs by name."""
+
+
+class _Compiled(Protocol):
+    """A compiled model."""
+
+    inputs: Sequence[_Port]
+    outputs: Sequence[_Port]
+
+    def __call__(self, inputs: Mapping[str, object]) -> Mapping[_Port, _Array]:
+        """Return the outputs."""
+
+    def create_infer_request(self) -> _Request:
+        """Return what runs it."""
+
+
+def _compiled(path: Path) -> _Compiled:
+    core = require_extra("openvino", "openvino").Core()
+    compiled: _Compiled = core.compile_model(
+        core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return compiled
 
 
 OPENVINO_ENTRY: Final = exporter_entry(OpenVINO, OpenVINOExporter)

@@ -1,23 +1,27 @@
 """Files of ONNX: how a program becomes one, with integers as initializers."""
 
-from tico_export.onnx_files._cached import CacheShape, WithCache, cache_problems
+from tico_export.onnx_files._cached import CacheShape, cache_problems
+from tico_export.onnx_files._generating import Step, generated
 from tico_export.onnx_files._writing import (
     OPSETS,
+    Model,
+    cached_model,
     onnx_model,
     onnx_problems,
     onnx_program,
     save_onnx,
-    with_names,
 )
 
 __all__ = [
     "OPSETS",
     "CacheShape",
-    "WithCache",
+    "Model",
+    "Step",
     "cache_problems",
+    "cached_model",
+    "generated",
     "onnx_model",
     "onnx_problems",
     "onnx_program",
     "save_onnx",
-    "with_names",
 ]

@@ -71,6 +71,10 @@ class CacheShape:
         """Return the names of the outputs: logits, and keys and values with those of the call."""
         return ["logits", *self._names("present")]
 
+    def kept(self) -> dict[str, str]:
+        """Return the names of keys and values that go in, with those that they have as they come out."""
+        return dict(zip(self._names("past_key_values"), self._names("present"), strict=True))
+
     def _names(self, prefix: str) -> list[str]:
         return [f"{prefix}.{layer}.{part}" for layer in range(self.layers) for part in _PARTS]
 
@@ -126,7 +130,7 @@ def cache_problems(source: Source) -> Iterator[Problem]:
             value=Found(kinds),
             expected="a language model whose layers all keep the keys and values of all tokens",
             sentence=f"the layers of the model keep {kinds}, and a file has keys and values of all tokens",
-            remedy="use Onnx(cache=False)",
+            remedy="use cache=False",
         )
 
 

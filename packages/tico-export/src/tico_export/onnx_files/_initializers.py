@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Final, Protocol
 
@@ -91,6 +91,9 @@ def arrange_weights(graph: Graph) -> None:
     nodes = list(reversed(graph))[::-1]
     makers = {id(node.outputs[0]): node for node in nodes}
     for node in nodes:
+        if node.op_type == "DequantizeLinear":
+            _fold_casts(ir, graph, node, makers)
+    for node in nodes:
         source = node.inputs[0] if node.op_type == "Transpose" else None
         maker = makers.get(id(source)) if source is not None else None
         if source is not None and maker is not None and _can_turn(maker, source):
@@ -103,6 +106,19 @@ def arrange_weights(graph: Graph) -> None:
             if "block_size" in node.attributes:
                 _narrow(ir, graph, node)
     _drop_unread(graph)
+
+
+def _fold_casts(ir: ModuleType, graph: Graph, node: Node, makers: Mapping[int, Node]) -> None:
+    """Cast constants that `node` reads, which torch leaves to the graph where they are large."""
+    for index, value in enumerate(node.inputs):
+        maker = makers.get(id(value))
+        source = None if maker is None or maker.op_type != "Cast" else maker.inputs[0]
+        if maker is None or source is None or source.const_value is None:
+            continue
+        dtype = ir.DataType(getattr(maker.attributes["to"], "value", 0))
+        _put(ir, graph, node, index, "cast", source.const_value.numpy().astype(dtype.numpy()), dtype)
+        if not maker.outputs[0].uses():
+            graph.remove(maker, safe=True)
 
 
 def _can_turn(node: Node, result: Value) -> bool:

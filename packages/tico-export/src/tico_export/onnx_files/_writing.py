@@ -13,6 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from tico_config import Found, Problem, UnsupportedError
+from tico_export.onnx_files._cached import CacheShape, WithCache
 from tico_export.onnx_files._initializers import Graph, arrange_weights
 from tico_export.onnx_files._translations import translations
 from tico_export.program import (
@@ -96,6 +97,19 @@ def onnx_model(program: ExportedProgram, opset: int) -> Model:
     model: Model = made.model
     arrange_weights(model.graph)
     _strip(model)
+    return model
+
+
+def cached_model(source: Source, opset: int) -> Model:
+    """Return the model of ONNX of a language model with keys and values as inputs and outputs.
+
+    Raises:
+        MissingExtraError: onnx or onnxscript is not installed.
+        UnsupportedError: torch cannot export or translate the model.
+    """
+    shape, cached = CacheShape.of(source), attrs.evolve(source, model=WithCache(source.model).eval())
+    model = onnx_model(onnx_program(cached, shape.example()), opset)
+    with_names(model, shape.input_names(), shape.output_names())
     return model
 
 

@@ -1,0 +1,5 @@
+"""Files of OpenVINO: how a language model of ONNX keeps its keys and values in the runtime."""
+
+from tico_export.openvino_files._stateful import BEAM, Graph, keep_state
+
+__all__ = ["BEAM", "Graph", "keep_state"]
