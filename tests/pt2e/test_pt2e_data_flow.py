@@ -164,17 +164,16 @@ def test_an_empty_part_of_a_concatenation_needs_no_data() -> None:
 
 
 class Placed(nn.Module):
-    """Puts coordinates into buckets, and takes what is largest from a table."""
+    """Puts coordinates into buckets, and finds the places of the largest scores."""
 
     def __init__(self) -> None:
         super().__init__()
         self.score, self.table = nn.Linear(8, 8), nn.Embedding(6, 8)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the entries of the table for each of `x` (samples, 8)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an entry of the table for each of `x` (samples, 8), and the places."""
         place = torch.bucketize((x * 0.5 + 0.5).clamp(0.0, 1.0).mean(-1), torch.linspace(0.0, 1.0, 6)[1:])
-        largest = torch.topk(self.score(x) * 3.0, 2).indices
-        return self.table(place) + x.gather(-1, largest).sum(-1, keepdim=True)
+        return self.table(place), torch.topk(self.score(x) * 3.0, 2).indices
 
 
 def test_what_only_decides_has_no_grid() -> None:
@@ -185,7 +184,7 @@ def test_what_only_decides_has_no_grid() -> None:
     assert len(reasons) == 6  # mul, add, clamp, mean; the scores and their product
     score = next(line for line in report(made).layers if line.path == "score")
     assert score.weight != "float"
-    assert decibels(model(x), made(x)) > 35
+    assert decibels(model(x)[0], made(x)[0]) > 30
 
 
 class Gate(nn.Module):
