@@ -184,3 +184,42 @@ def test_an_empty_part_of_a_concatenation_needs_no_data() -> None:
     model, x, empty = seeded(Cached), values(0, 2, 3, 4), torch.empty(2, 0, 4)
     graph = quantized(model, x, empty)
     assert decibels(model(x, empty), graph(x, empty)) > 30
+
+
+class Placed(nn.Module):
+    """Puts coordinates into buckets, and finds the places of the largest scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.table = nn.Linear(8, 8), nn.Embedding(6, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an entry of the table for each of `x` (samples, 8), and the places."""
+        place = torch.bucketize((x * 0.5 + 0.5).clamp(0.0, 1.0).mean(-1), torch.linspace(0.0, 1.0, 6)[1:])
+        return self.table(place), torch.topk(self.score(x) * 3.0, 2).indices
+
+
+def test_what_only_decides_has_no_grid() -> None:
+    """Coordinates are in the buckets of the float model, and the report says why; weights are integers."""
+    model, x = seeded(Placed), values(0, 64, 8)
+    made = quantized(model, x)
+    reasons = [line.reason for line in report(made).layers if "only comparisons and indices" in line.reason]
+    assert len(reasons) == 6  # mul, add, clamp, mean; the scores and their product
+    score = next(line for line in report(made).layers if line.path == "score")
+    assert score.weight != "float"
+    assert decibels(model(x)[0], made(x)[0]) > 30
+
+
+class Gate(nn.Module):
+    """Negates what is not positive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the class says of twice `x`."""
+        y = x * 2.0
+        return torch.where(y > 0, y, -y)
+
+
+def test_a_number_that_is_needed_too_keeps_its_grid() -> None:
+    """A gate compares what is also multiplied."""
+    lines = report(quantized(Gate().eval(), values(0, 4, 8))).layers
+    assert all("comparisons" not in line.reason for line in lines)

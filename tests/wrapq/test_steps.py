@@ -286,6 +286,16 @@ def test_a_compiled_model_runs_its_steps_uncompiled() -> None:
     assert torch.equal(compiled(data), converted(data))
 
 
+def test_the_program_of_a_model_compiles_as_one_graph() -> None:
+    """With the bits of the model; the model itself is refused as one graph, and the error says what to do."""
+    model = convert(calibrated(seeded(Model))).requires_grad_(False)
+    x = batches(1)[0]
+    program = torch.export.export(model, (x,), strict=False).module()
+    assert torch.equal(torch.compile(program, fullgraph=True, backend="eager")(x), model(x))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"compile what torch\.export makes of it"):
+        torch.compile(model, fullgraph=True, backend="eager")(x)
+
+
 def test_a_failed_prepare_leaves_the_model_as_it_was() -> None:
     """Classes and children."""
     model = nn.Sequential(seeded(Model), nn.LSTM(2, 2))
@@ -335,9 +345,11 @@ class Unknown(nn.Module):
 
 
 def test_functions_in_no_table_are_refused_or_named() -> None:
-    """All at once when the model is converted; by an override they stay float."""
-    with pytest.raises(UnsupportedError, match="it calls special_i0, and whether that is a step"):
-        convert(calibrated(Unknown()))
+    """All at once when data first reach them, and by `convert`; with `strict_wrap=False` they stay float."""
+    prepared = prepare(Unknown().eval(), A16)
+    for run in (lambda: prepared(batches(1)[0]), lambda: convert(prepared)):
+        with pytest.raises(UnsupportedError, match="it calls special_i0, and whether that is a step"):
+            run()
     permissive = PTQConfig(steps="auto", strict_wrap=False)
     assert "special_i0 is in no table" in report(convert(calibrated(Unknown(), permissive))).layers[0].reason
 

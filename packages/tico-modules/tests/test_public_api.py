@@ -54,6 +54,7 @@ class TestPublicAPI(PublicAPI):
         "dialect_operator",
         "drop_stale_ties",
         "is_prepared",
+        "is_read_only",
         "keep_dequantized",
         "library_versions",
         "load_quantized",

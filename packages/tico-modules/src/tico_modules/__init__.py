@@ -40,7 +40,7 @@ from tico_modules._storage.exported import code_dtype, dialect_operator
 from tico_modules._storage.kept_weights import keep_dequantized
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
-from tico_modules._storage.read_only_weight import read_only
+from tico_modules._storage.read_only_weight import is_read_only, read_only
 from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.entry_points import find_entry_points
@@ -120,6 +120,7 @@ __all__ = [
     "find_entry_points",
     "find_tied_paths",
     "is_prepared",
+    "is_read_only",
     "keep_dequantized",
     "library_versions",
     "load_plug_in",

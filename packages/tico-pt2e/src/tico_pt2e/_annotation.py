@@ -33,6 +33,10 @@ AT_THE_OUTPUT = "quantize_output_concat"
 """The origin of the specs of a concatenation that stays float as only the output reads it."""
 
 
+TO_DECIDE = "deciding"
+"""The origin of the specs of an operator whose result only comparisons, buckets and indices read."""
+
+
 @attrs.frozen(eq=False)
 class Grid:
     """A grid to be found by calibration: the path of its point, and its spec."""
@@ -78,6 +82,16 @@ class Annotated:
             return self
         none = Resolution(no_quant(), AT_THE_OUTPUT)
         return attrs.evolve(self, act_in=none, act_out=none)
+
+    def to_decide(self) -> Self:
+        """Return the operator without grids where no override speaks of them; a weight's factor keeps its."""
+        none = Resolution(no_quant(), TO_DECIDE)
+        inner = self.act_in.origin in _DEFAULTS and self.weight is None
+        return attrs.evolve(
+            self,
+            act_in=none if inner else self.act_in,
+            act_out=none if self.act_out.origin in _DEFAULTS else self.act_out,
+        )
 
 
 def _own_paths(operation: Operation) -> tuple[str, ...]:

@@ -8,11 +8,12 @@ from typing import Final
 import torch
 from torch import fx
 
-from tico_pt2e._nodes import is_float, operator_of, value_of
+from tico_pt2e._nodes import is_float, operator_of, value_of, writes
 
 _WEIGHTED: Final = frozenset(
     {"linear", "addmm", *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))}
 )
+_PLACES: Final = frozenset({"topk", "sort", "max", "min", "kthvalue", "median", "mode"})
 _PIXELS: Final = (torch.uint8, torch.int8)
 _SIZES: Final = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -28,6 +29,27 @@ def data_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
     """
     given = _closed(graph, lambda node: node.op == "placeholder", lambda node: True)
     return _closed(graph, lambda node: _is_source(node, given), _may_hold_data)
+
+
+def deciding_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
+    """Return the nodes whose numbers only decide: comparisons, buckets, sorting and indices read them alone.
+
+    A grid would move such numbers over the limits that they are compared with.
+    """
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node.users and all(user in found or _makes_integers(user) for user in node.users):
+            found.add(node)
+    return frozenset(node for node in found if is_float(node))
+
+
+def _makes_integers(node: fx.Node) -> bool:
+    """Whether a node gives integers or booleans alone; what gives a shape or a number reads as numbers."""
+    value = value_of(node)
+    if value is not None:
+        return not (writes(node) or value.is_floating_point() or value.is_complex())
+    # Of a result with its places, as those of the largest few, it may be that only the places are read.
+    return operator_of(node) in _PLACES and all(map(_makes_integers, node.users))
 
 
 def _closed(

@@ -23,6 +23,7 @@ from tico_modules import Edit, LayerReport, Report, named_modules
 from tico_observers import AffineParams, Observer, observer_for, quantize
 from tico_pt2e._annotation import (
     AT_THE_OUTPUT,
+    TO_DECIDE,
     Annotated,
     Grid,
     Placement,
@@ -33,6 +34,7 @@ from tico_pt2e._annotation import (
 )
 from tico_pt2e._channel_axes import channel_axes
 from tico_pt2e._concatenations import output_concats, parts_of
+from tico_pt2e._data_flow import deciding_nodes
 from tico_pt2e._export import export
 from tico_pt2e._folding import (
     fold_batch_norms,
@@ -108,6 +110,8 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
         if not self.config.quantize_output_concat:
             last = output_concats(graph.graph)
             annotated = [item.at_the_output() if item.operation.node in last else item for item in annotated]
+        deciding = deciding_nodes(graph.graph)
+        annotated = [item.to_decide() if item.operation.last in deciding else item for item in annotated]
         require_possible(annotated)
         require_taken(annotated, self.config)
         return annotated, found.left
@@ -268,6 +272,8 @@ def _line(item: Annotated) -> LayerReport:
 def _reason(item: Annotated) -> str:
     """Return by which override an operator is left out, or nothing."""
     origin = item.act_out.origin
+    if origin == TO_DECIDE:
+        return "only comparisons and indices read it"
     if origin == AT_THE_OUTPUT:
         return f"only the output reads it; {AT_THE_OUTPUT}=True would give it a grid"
     specs = [item.act_out.spec, *([] if item.weight is None else [item.weight.spec])]

@@ -189,6 +189,15 @@ def read_only(
     return made
 
 
+def is_read_only(tensor: Tensor) -> bool:
+    """Whether `tensor` is one that `read_only` has made.
+
+    >>> is_read_only(torch.ones(1))
+    False
+    """
+    return isinstance(tensor, ReadOnlyWeight)
+
+
 def _read_parts(operator: str, args: tuple[object, ...]) -> Tensor | None:
     """Return what an `operator` picks along the first axis, where the parts can be read one by one."""
     match operator, args:

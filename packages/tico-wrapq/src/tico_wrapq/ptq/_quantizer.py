@@ -36,7 +36,7 @@ from tico_wrapq.base import (
     require_grids,
 )
 from tico_wrapq.ptq._folds import Fold, Folds, foldable
-from tico_wrapq.ptq._step_settling import IDLE, idle_steps, settle_steps
+from tico_wrapq.ptq._step_settling import IDLE, StepRefusal, idle_steps, settle_steps
 from tico_wrapq.ptq._work import Work
 from tico_wrapq.ptq._wrapping import Wrapped, wrap
 from tico_wrapq.ptq._writes import InputWrites
@@ -54,12 +54,13 @@ CALL_ENDS = ("smallest of call", "largest of call")
 class PTQCalibration(PointCalibration):
     """The wrappers of a model, whose points start to watch, and how much each module multiplies."""
 
-    def __init__(self, wrapped: Wrapped, folds: list[Fold], edit: Edit) -> None:
+    def __init__(self, wrapped: Wrapped, config: PTQConfig, folds: list[Fold], edit: Edit) -> None:
         self.wrapped = wrapped
         passage = Passage()
         self.work = Work(self)
         self.folds = Folds(folds, self)
-        super().__init__(wrapped.root, wrapped.wrappers.values(), passage, self.work, self.folds)
+        refusal = StepRefusal(wrapped, config)
+        super().__init__(wrapped.root, wrapped.wrappers.values(), passage, self.work, self.folds, refusal)
         passage.calibration = self
         for wrapper in wrapped.wrappers.values():
             wrapper.enable_calibration(passage)
@@ -112,7 +113,7 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         """Put the wrappers into the model and start to watch."""
         wrapped = wrap(model, self.config, REGISTRY.with_installed(), edit)
         folds = list(foldable(wrapped.root, self.config))
-        return wrapped.root, PTQCalibration(wrapped, folds, edit)
+        return wrapped.root, PTQCalibration(wrapped, self.config, folds, edit)
 
     def convert(self, model: nn.Module, calibration: PTQCalibration, edit: Edit) -> Converted:
         """Put integer layers in the place of wrappers, and fix the points of the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import final
 
 from tico_config import (
     CalibrationError,
@@ -14,6 +15,7 @@ from tico_config import (
     unmatched_overrides,
 )
 from tico_modules import Edit, child_path
+from tico_quantizers import Recorder
 from tico_wrapq.base import QuantModuleBase, QuantPoint
 from tico_wrapq.ptq._wrapping import Wrapped
 from tico_wrapq.steps import StepPoints
@@ -27,7 +29,7 @@ def settle_steps(wrapped: Wrapped, config: PTQConfig, edit: Edit) -> dict[str, s
     Raises:
         CalibrationError: no data have reached a point of the model.
         ConfigError: an override matches nothing, with the steps that there are.
-        UnsupportedError: with `strict_wrap`, every step whose function no table knows.
+        UnsupportedError: with `strict_wrap`, every step that can't have a point.
     """
     if not wrapped.steps:
         return {}
@@ -35,11 +37,43 @@ def settle_steps(wrapped: Wrapped, config: PTQConfig, edit: Edit) -> dict[str, s
     _require_reached(points, wrapped)
     if problems := unmatched_overrides(config.overrides, [*wrapped.paths, *step_paths(wrapped, points)]):
         raise ConfigError(*problems)
-    unknown = [problem for each in wrapped.steps for problem in each.unknown_problems()]
-    if config.strict_wrap and unknown:
-        raise UnsupportedError(*unknown)
+    require_known_steps(wrapped, config)
     notes = {each.path: each.leave_unfit(edit) for each in wrapped.steps}
     return {path: note for path, note in notes.items() if note}
+
+
+def require_known_steps(wrapped: Wrapped, config: PTQConfig) -> None:
+    """Refuse steps of which calibration has shown that they can't have a point, or not the right one.
+
+    Raises:
+        UnsupportedError: with `strict_wrap`, every such step.
+    """
+    problems = [problem for each in wrapped.steps for problem in each.problems()]
+    if config.strict_wrap and problems:
+        raise UnsupportedError(*problems)
+
+
+@final
+class StepRefusal(Recorder):
+    """Refuses steps that `convert` would refuse, at the end of the first forward pass that meets them."""
+
+    def __init__(self, wrapped: Wrapped, config: PTQConfig) -> None:
+        self._wrapped = wrapped
+        self._config = config
+
+    def digest(self) -> None:
+        """Refuse what the pass has met.
+
+        Raises:
+            UnsupportedError: with every such step of this pass and of those before.
+        """
+        require_known_steps(self._wrapped, self._config)
+
+    def accept(self) -> None:
+        """Keep nothing."""
+
+    def drop_unfinished(self) -> None:
+        """Keep nothing."""
 
 
 def step_paths(wrapped: Wrapped, points: Iterable[QuantPoint]) -> list[str]:
@@ -50,7 +84,7 @@ def step_paths(wrapped: Wrapped, points: Iterable[QuantPoint]) -> list[str]:
 
 def _require_reached(points: list[QuantPoint], wrapped: Wrapped) -> None:
     declared = any(not isinstance(each, StepPoints) for each in wrapped.wrappers.values())
-    found = any(each.findings.uses or each.findings.unknown for each in wrapped.steps)
+    found = any(each.findings.has_any for each in wrapped.steps)
     if points or declared or found:
         return
     expected, remedy = "calibration data", "run data through the prepared model"

@@ -21,7 +21,7 @@ from tico_wrapq.base import (
     WeightCodes,
     require_grids,
 )
-from tico_wrapq.ptq._step_settling import idle_steps, settle_steps
+from tico_wrapq.ptq._step_settling import StepRefusal, idle_steps, settle_steps
 from tico_wrapq.ptq._wrapping import Wrapped, wrap
 from tico_wrapq.ptq._writes import InputWrites
 
@@ -60,7 +60,8 @@ class PTQWrapper(WatchedModule):
         self._wrappers = found.wrappers
         self.wrapped = found.root
         self._passage = Passage()
-        self._calibration = PointCalibration(self, found.wrappers.values(), self._passage)
+        refusal = StepRefusal(found, self._config)
+        self._calibration = PointCalibration(self, found.wrappers.values(), self._passage, refusal)
         self._passage.calibration = self._calibration
 
     def forward(self, *args: object, **kwargs: object) -> object:

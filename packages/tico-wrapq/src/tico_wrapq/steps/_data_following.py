@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import enum
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tico_wrapq.steps._operators import Effect, Operator
 
@@ -16,11 +16,12 @@ _PIXELS = (torch.uint8, torch.int8)
 
 
 class Origin(enum.IntEnum):
-    """What the values of a tensor depend on."""
+    """What the values of a tensor depend on; `FOREIGN` are data that no function of torch has handed on."""
 
     CONSTANTS = 0
     GIVEN = 1
-    DATA = 2
+    FOREIGN = 2
+    DATA = 3
 
 
 class DataFollowing:
@@ -28,31 +29,32 @@ class DataFollowing:
 
     Data come in as floats, or as bytes, as pictures do; integers and booleans are tokens, positions and
     masks. An embedding makes data of them, and so does a layer with weights of anything that depends on an
-    input. What is computed from data is data; rotary angles, position buckets and masks are none.
+    input. What is computed from data is data; rotary angles, position buckets and masks are none. What no
+    function of torch has made and no module has `held`, such as what comes from numpy or from an extension in
+    C++, counts as something that comes in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, held: Container[Tensor]) -> None:
         self._known: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
+        self._held = held
 
     def give(self, tensors: Iterable[Tensor]) -> None:
         """Take in what the model is called with."""
         for tensor in tensors:
-            data = tensor.is_floating_point() or tensor.dtype in _PIXELS
-            self._note(tensor, Origin.DATA if data else Origin.GIVEN)
+            self._note(tensor, Origin.DATA if _may_be_data(tensor) else Origin.GIVEN)
 
     def follow(
         self, operator: Operator, args: tuple[object, ...], kwargs: Mapping[str, object], results: object
     ) -> Origin:
         """Note what the results of a function depend on, and return it."""
         origin = self._origin(operator, args, kwargs)
-        if origin is not Origin.CONSTANTS:
-            if isinstance(results, Tensor):
-                self._note(results, origin)
-            else:
-                for tensor in tensors_in(results):
-                    self._note(tensor, origin)
-            if operator.in_place and args and isinstance(args[0], Tensor):
-                self._note(args[0], origin)
+        if isinstance(results, Tensor):
+            self._note(results, origin)
+        else:
+            for tensor in tensors_in(results):
+                self._note(tensor, origin)
+        if operator.in_place and args and isinstance(args[0], Tensor):
+            self._note(args[0], origin)
         return origin
 
     def _origin(self, operator: Operator, args: tuple[object, ...], kwargs: Mapping[str, object]) -> Origin:
@@ -63,8 +65,9 @@ class DataFollowing:
         origin = self._origin_in(args)
         if kwargs and origin is not Origin.DATA:
             origin = max(origin, self._origin_in(kwargs.values()))
-        looked_up = origin is Origin.GIVEN and operator.effect is Effect.LOOKS_UP
-        return Origin.DATA if looked_up else origin
+        if origin is Origin.GIVEN and operator.effect is Effect.LOOKS_UP:
+            return Origin.DATA
+        return origin
 
     def _origin_in(self, values: Iterable[object]) -> Origin:
         """Return the most that any of `values` depends on. It ends at the first that holds data."""
@@ -78,18 +81,26 @@ class DataFollowing:
                 origin = max(map(self.origin_of, tensors_in(value)), default=Origin.CONSTANTS)
             if origin is Origin.DATA:
                 return origin
-            if origin is Origin.GIVEN:
-                most = origin
+            most = max(most, origin)
         return most
 
     def origin_of(self, tensor: Tensor) -> Origin:
         """Return what the values of `tensor` depend on."""
         found = self._known.get(id(tensor))
-        return Origin.CONSTANTS if found is None or found[0]() is not tensor else found[1]
+        if found is not None and found[0]() is tensor:
+            return found[1]
+        if isinstance(tensor, nn.Parameter) or tensor in self._held:
+            return Origin.CONSTANTS
+        return Origin.FOREIGN if _may_be_data(tensor) else Origin.GIVEN
 
     def _note(self, tensor: Tensor, origin: Origin) -> None:
-        if self.origin_of(tensor) < origin:
+        found = self._known.get(id(tensor))
+        if found is None or found[1] < origin or found[0]() is not tensor:
             self._known[id(tensor)] = weakref.ref(tensor), origin
+
+
+def _may_be_data(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex() or tensor.dtype in _PIXELS
 
 
 # Most arguments are of these types, and telling that a value is no mapping takes a microsecond.

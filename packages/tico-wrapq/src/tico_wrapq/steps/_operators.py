@@ -41,6 +41,8 @@ class Operator:
     """Whether its result gets a point."""
     by_value: bool
     """Whether each value of its result follows from the values at the same place in its inputs."""
+    may_be_named: bool
+    """Whether a call of it has a name: it is a step, or may be one."""
     reads_first_alone: bool
     """Whether only the first argument's values reach the result; the second one says shape or format."""
 
@@ -49,11 +51,13 @@ class Operator:
     def of(cls, name: str, *, in_place: bool) -> Operator:
         """Return what the tables say of the function `name`."""
         effect = _effect(name)
+        is_step = effect in (Effect.COMPUTES, Effect.LOOKS_UP) and name not in LOOK_UPS
         return cls(
             name=name,
             effect=effect,
             in_place=in_place,
-            is_step=effect in (Effect.COMPUTES, Effect.LOOKS_UP) and name not in LOOK_UPS,
+            is_step=is_step,
+            may_be_named=is_step or effect is Effect.UNKNOWN,
             by_value=name in _BY_VALUE,
             reads_first_alone=name in _FIRST_ALONE,
         )
@@ -86,6 +90,9 @@ _LAYERS: Final = _names("""
     linear bilinear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d conv_tbc
     grouped_mm _grouped_mm
 """)
+LEAVES: Final = _names("numpy array tolist dlpack")
+"""What hands the values of a tensor to others than torch."""
+
 LOOK_UPS: Final = _names("embedding embedding_bag packed_weight")
 _MOVES: Final = _names("""
     get getitem setitem view view_as reshape reshape_as flatten unflatten ravel permute transpose swapaxes
@@ -98,7 +105,7 @@ _MOVES: Final = _names("""
     pixel_shuffle pixel_unshuffle channel_shuffle max_pool1d max_pool2d max_pool3d adaptive_max_pool1d
     adaptive_max_pool2d adaptive_max_pool3d max_unpool1d max_unpool2d max_unpool3d
     view_as_complex complex polar conj resolve_conj
-    amax amin aminmax max min topk sort msort kthvalue median mode unique
+    amax amin aminmax argmax argmin argsort max min topk sort msort kthvalue median mode unique
     tril triu diag diagonal diag_embed as_strided nan_to_num meshgrid block_diag
     atleast_1d atleast_2d atleast_3d slice_scatter select_scatter diagonal_scatter column_stack row_stack
     activation_grid
@@ -106,7 +113,7 @@ _MOVES: Final = _names("""
 _READS_NO_VALUES: Final = _names("""
     zeros_like ones_like empty_like full_like rand_like randn_like randint_like
     new_zeros new_ones new_empty new_full new_tensor
-    size stride dim ndimension numel nelement is_floating_point argmax argmin argsort
+    size stride dim ndimension numel nelement is_floating_point
 """)
 _BY_VALUE: Final = _ARITHMETIC | _names("""
     where masked_fill fill copy clone detach contiguous alias to type type_as float double half bfloat16 cpu

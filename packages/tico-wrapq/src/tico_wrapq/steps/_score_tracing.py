@@ -18,6 +18,12 @@ _SOFTMAX: Final = frozenset({"softmax", "log_softmax"})
 _LONGEST_CHAIN: Final = 16
 _RESHAPES: Final = frozenset({"view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as"})
 
+_MASKING: Final = frozenset(
+    {"add", "sub", "where", "masked_fill", "maximum", "max", "minimum", "min"}
+    | {"setitem", "index_put", "masked_scatter", "copy", "fill"}
+)
+"""Functions by which a mask may come to scores."""
+
 _SQUARES: Final = frozenset({"pow", "square"})
 _MEANS: Final = frozenset({"mean", "sum"})
 _ROOTS: Final = frozenset({"rsqrt", "sqrt"})
@@ -30,6 +36,7 @@ class StepRole(enum.Enum):
     """What a step turns out to be."""
 
     SCORES = "attention scores, which a mask may leave out"
+    UNMASKED = "attention scores to which a mask may be applied later"
     STATISTIC = "a statistic of a norm"
 
 
@@ -53,10 +60,18 @@ class _Seen:
 
 @attrs.frozen(eq=False)
 class _Ancestor:
-    """A step whose result has become a tensor value by value; `project` leads back to its shape."""
+    """A step whose result has become a tensor value by value; `project` leads back to its shape.
+
+    `is_unmasked` says that a mask may have come in between.
+    """
 
     step: _Seen
     project: Project
+    is_unmasked: bool = False
+
+    def masked(self) -> _Ancestor:
+        """Return the same with a mask in between."""
+        return attrs.evolve(self, is_unmasked=True)
 
 
 class ScoreTracing:
@@ -86,10 +101,12 @@ class ScoreTracing:
         """Whether there is anything to follow."""
         return bool(self._ancestors)
 
-    def before(self, args: tuple[object, ...]) -> None:
+    def before(self, operator: Operator, args: tuple[object, ...]) -> None:
         """Keep what is held back as it is when a function is about to write to its first argument."""
         written = args[0] if args else None
         if isinstance(written, Tensor):
+            if operator.name in _MASKING and (before := _known(self._ancestors, written)):
+                self._note(written, tuple(each.masked() for each in before))
             for step in self._waiting:
                 if _share_memory(step.value, written):
                     step.value = step.value.clone()
@@ -113,6 +130,7 @@ class ScoreTracing:
         elif operator.by_value:
             alike = (each for each in sources if each is not result and each.shape == result.shape)
             found = [ancestor for each in alike for ancestor in _known(self._ancestors, each)]
+            found = [each.masked() for each in found] if name in _MASKING else found
         elif name in _RESHAPES and sources[0].numel() == result.numel():
             found = self._through(sources[0], _reshaped(sources[0]))
         if found:
@@ -159,6 +177,8 @@ class ScoreTracing:
     def _settle(self, scores: Tensor, kept: Tensor | None) -> None:
         for each in _known(self._ancestors, scores):
             each.step.note(StepRole.SCORES)
+            if each.is_unmasked:
+                each.step.note(StepRole.UNMASKED)
             if each.step in self._waiting:
                 self._waiting.remove(each.step)
                 each.step.show(None if kept is None else each.project(kept))
@@ -183,8 +203,8 @@ def _same(kept: Tensor) -> Tensor:
 
 def _chained(ancestor: _Ancestor, project: Project) -> _Ancestor:
     if ancestor.project is _same:
-        return _Ancestor(ancestor.step, project)
-    return _Ancestor(ancestor.step, lambda kept: ancestor.project(project(kept)))
+        return attrs.evolve(ancestor, project=project)
+    return attrs.evolve(ancestor, project=lambda kept: ancestor.project(project(kept)))
 
 
 def _part(source: Tensor, axis: int, start: int) -> Project:

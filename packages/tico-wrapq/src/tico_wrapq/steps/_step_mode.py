@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from types import CodeType, FrameType
 from typing import Final, Protocol
 
@@ -17,7 +18,9 @@ from tico_wrapq.base import Passage
 from tico_wrapq.steps._attention import Attention
 from tico_wrapq.steps._call_site import Site, is_inside, name_of, site_of
 from tico_wrapq.steps._data_following import DataFollowing, Origin, holds_no_tensor, tensors_in
-from tico_wrapq.steps._operators import ATTENTION, LOOK_UPS, Effect, Function, Operator, operator_of
+from tico_wrapq.steps._decisions import Decisions
+from tico_wrapq.steps._held_tensors import HeldTensors, held_in
+from tico_wrapq.steps._operators import ATTENTION, LEAVES, LOOK_UPS, Effect, Function, Operator, operator_of
 from tico_wrapq.steps._row_following import follow_rows
 from tico_wrapq.steps._score_tracing import ScoreTracing
 from tico_wrapq.steps._step_work import step_work
@@ -35,6 +38,12 @@ class Points(Protocol):
 
     def leave_float(self, name: str, function: str) -> None:
         """Note that the step `name` calls a function that no table knows."""
+
+    def note_foreign(self, name: str) -> None:
+        """Note that the step `name` reads nothing but what no function of torch has handed on."""
+
+    def note_need(self, name: str, needed: bool) -> None:
+        """Take note whether a result of the step `name` was needed as a number, or to decide only."""
 
     @property
     def is_calibrating(self) -> bool:
@@ -62,10 +71,11 @@ class _Owner:
 class StepMode(TorchFunctionMode):
     """Hands the result of each step to the points of the module whose own forward computes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: nn.Module) -> None:
         super().__init__()
         self._owners: list[_Owner] = []
-        self._following = DataFollowing()
+        self._following = DataFollowing(HeldTensors(root))
+        self._decisions = Decisions()
         self._tracing = ScoreTracing()
         self._uses = WeightUses()
 
@@ -75,14 +85,19 @@ class StepMode(TorchFunctionMode):
         self._owners.append(_Owner(points, forward))
         try:
             yield
-            if len(self._owners) == 1:
-                self._tracing.finish()
         finally:
             self._owners.pop()
 
+    def end(self, output: object) -> None:
+        """Settle what is open when the outermost module has given its `output`."""
+        if len(self._owners) == 1:
+            self._tracing.finish()
+            self._decisions.need(tensors_in(output))
+            self._decisions.finish()
+
     def give(self, values: object) -> None:
         """Take in the arguments of the outermost module."""
-        self._following.give(tensors_in(values))
+        self._following.give(held_in(values))
 
     def __torch_function__(
         self,
@@ -98,19 +113,22 @@ class StepMode(TorchFunctionMode):
             if name is not None:
                 return self._attention(name, operator, args, named)
         if operator.in_place:
-            self._tracing.before(args)
+            self._tracing.before(operator, args)
         results = func(*args, **named)
         if holds_no_tensor(results) and not operator.in_place:
+            self._decisions.need(tensors_in(args) if isinstance(results, float) else ())
             return results
         origin = self._following.follow(operator, args, named, results)
-        if self._owners and self._owners[-1].points.is_calibrating:
+        calibrating = bool(self._owners) and self._owners[-1].points.is_calibrating
+        if calibrating:
             self._note_weights(operator, args, named, results, origin)
-            passage = self._owners[-1].points.passage
-            if passage is not None and origin is Origin.DATA:
-                follow_rows(passage, func, operator, args, named, results)
-        if origin is not Origin.DATA or not _hold_numbers(results):
+        if origin < Origin.FOREIGN:
             return results
-        return self._passed(operator, args, named, results, sys._getframe(1))
+        is_number = _hold_numbers(args if operator.name in LEAVES else results)
+        name = self._name(operator, sys._getframe(1)) if is_number and operator.may_be_named else None
+        if calibrating:
+            self._follow_data(func, operator, args, named, results, name)
+        return self._passed(operator, args, named, results, name, origin) if is_number else results
 
     def _passed(
         self,
@@ -118,20 +136,44 @@ class StepMode(TorchFunctionMode):
         args: tuple[object, ...],
         kwargs: Mapping[str, object],
         results: object,
-        frame: FrameType,
+        name: str | None,
+        origin: Origin,
     ) -> object:
         """Return the `results` of a function of data, through the point of the step where it is one."""
-        unknown = operator.effect is Effect.UNKNOWN
-        name = self._name(operator, frame) if operator.is_step or unknown else None
-        if name is not None and unknown:
+        if name is not None and operator.effect is Effect.UNKNOWN:
             self._owners[-1].points.leave_float(name, operator.name)
             return results
+        if name is not None and origin is Origin.FOREIGN:
+            self._owners[-1].points.note_foreign(name)
+            self._following.give(tensors_in(results))
         if not isinstance(results, Tensor) or not results.is_floating_point():
             return results
         moved = results if name is None else self._moved(name, operator, args, kwargs, results)
         if self._tracing.has_begun:
             self._tracing.after(operator, args, kwargs, moved)
         return moved
+
+    def _follow_data(
+        self,
+        function: Function,
+        operator: Operator,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object],
+        results: object,
+        name: str | None,
+    ) -> None:
+        """Follow padding, and which data are needed as numbers, while steps are being found."""
+        points = self._owners[-1].points
+        if (passage := points.passage) is not None:
+            follow_rows(passage, function, operator, args, kwargs, results)
+        if operator.effect is Effect.READS_NO_VALUES:
+            return
+        read = args[:1] if operator.reads_first_alone else (*args, *kwargs.values())
+        if operator.name in LEAVES or (operator.in_place and not isinstance(results, Tensor)):
+            self._decisions.need(tensors_in(read))
+        tell = None if name is None else partial(points.note_need, name)
+        made = (results,) if isinstance(results, Tensor) else tuple(tensors_in(results))
+        self._decisions.follow(tensors_in(read), made, tell)
 
     def _note_weights(
         self,
@@ -142,7 +184,7 @@ class StepMode(TorchFunctionMode):
         origin: Origin,
     ) -> None:
         """Tell the owners of weights how a step with data reads them, while steps are being found."""
-        reads = origin is Origin.DATA and operator.effect in (Effect.COMPUTES, Effect.LOOKS_UP)
+        reads = origin >= Origin.FOREIGN and operator.effect in (Effect.COMPUTES, Effect.LOOKS_UP)
         if reads or operator.name in LOOK_UPS:
             for weight, use in self._uses.find(operator, args, kwargs):
                 for owner in self._owners:
@@ -180,6 +222,7 @@ class StepMode(TorchFunctionMode):
         if self._owners[-1].points.is_calibrating:
             self._owners[-1].points.note_work(step_work(operator, args, kwargs, result))
         self._following.follow(operator, args, kwargs, result)
+        self._decisions.need(tensors_in((args, kwargs)))
         return result
 
     def _name(self, operator: Operator, frame: FrameType) -> str | None:
@@ -192,7 +235,8 @@ def _hold_numbers(results: object) -> bool:
     return any(each.is_floating_point() or each.is_complex() for each in tensors_in(results))
 
 
-# One for each place in the text of functions that are steps: as many as the code that is imported has.
+# One for each place in the text of functions that are steps, and begun anew where code is made without end.
+_MOST_NAMES: Final = 1 << 16
 _NAMES: Final[dict[tuple[int, ...], tuple[Site, str | None]]] = {}
 
 
@@ -201,6 +245,8 @@ def _known_name(site: Site, operator: Operator) -> str | None:
     key = tuple(part for code, at in site for part in (id(code), at))
     known = _NAMES.get(key)
     if known is None:
+        if len(_NAMES) >= _MOST_NAMES:
+            _NAMES.clear()
         known = site, None if is_inside(site, _STORES) else name_of(site, operator.name)
         _NAMES[key] = known
     return known[1]
@@ -210,18 +256,18 @@ _ACTIVE: Final[ContextVar[StepMode | None]] = ContextVar("step_mode", default=No
 
 
 @contextmanager
-def steps_of(points: Points, forward: CodeType, values: object) -> Iterator[None]:
-    """Let the functions that the forward of a module calls be steps of `points`."""
+def steps_of(points: Points, forward: CodeType, module: nn.Module, values: object) -> Iterator[StepMode]:
+    """Let the functions that the `forward` of `module` calls be steps of `points`."""
     active = _ACTIVE.get()
     if active is not None:
         with active.inside(points, forward):
-            yield
+            yield active
         return
-    mode = StepMode()
+    mode = StepMode(module)
     mode.give(values)
     token = _ACTIVE.set(mode)
     try:
         with mode, mode.inside(points, forward):
-            yield
+            yield mode
     finally:
         _ACTIVE.reset(token)

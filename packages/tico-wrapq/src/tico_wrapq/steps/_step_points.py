@@ -35,6 +35,8 @@ from tico_wrapq.steps._weight_watch import WeightWatch
 _WEIGHTS: Final = "integers"
 _NO_WEIGHTS: Final[Mapping[str, QuantSpec]] = MappingProxyType({})
 
+_FOREIGN: Final = "made by no function of torch"
+
 _HEADS: Final = -3
 """The axis of the heads in attention scores (samples, heads, queries, keys), whose keys are no channels."""
 _AXES_OF_ATTENTION: Final = 4
@@ -159,8 +161,10 @@ class StepPoints(QuantModuleBase):
         code = code_of(forward)
         if self.mode is Mode.NO_QUANT or code is None:
             return forward(module, *args, **kwargs)
-        with steps_of(self, code, (args, kwargs)):
-            return forward(module, *args, **kwargs)
+        with steps_of(self, code, module, (args, kwargs)) as mode:
+            output = forward(module, *args, **kwargs)
+            mode.end(output)
+            return output
 
     def pass_through(self, name: str, result: Tensor, tracing: ScoreTracing) -> Tensor:
         """Return the `result` of the step `name`, held back to be seen, or moved to the step's grid.
@@ -184,7 +188,7 @@ class StepPoints(QuantModuleBase):
 
     def _note(self, point: QuantPoint, axes: int, role: StepRole) -> None:
         name = point.declaration.name
-        if name not in self.findings.scores | self.findings.statistics:
+        if not self.findings.has_role(name, role):
             self.findings = self.findings.with_role(name, role)
         if role is StepRole.SCORES and axes == _AXES_OF_ATTENTION and name not in self.findings.by_head:
             self.findings = self.findings.with_heads(name)
@@ -201,6 +205,15 @@ class StepPoints(QuantModuleBase):
         elif name not in self.findings.unknown:
             raise CalibrationError(self._unseen(name))
 
+    def note_foreign(self, name: str) -> None:
+        """Note that the step `name` reads nothing but what no function of torch has handed on."""
+        if self.mode is Mode.CALIB:
+            self.findings = self.findings.with_foreign(name)
+
+    def note_need(self, name: str, needed: bool) -> None:
+        """Take note whether a result of the step `name` was needed as a number, or to decide only."""
+        self.findings = self.findings.with_need(name, needed)
+
     def leave_unfit(self, edit: Edit) -> str:
         """Leave steps float to which no grid does justice, and say which and why; empty without any."""
         unfit = dict(self._unfit())
@@ -208,19 +221,47 @@ class StepPoints(QuantModuleBase):
             edit.set_attribute(self.point(name), "spec", no_quant())
             self.point(name).fix(None, edit)
         unfit |= {} if self._watch is None else self._watch.left_float(self.findings.uses)
-        return "; ".join(f"{name} stays float: {why}" for name, why in sorted(unfit.items()))
+        notes = [f"{name} stays float: {why}" for name, why in sorted(unfit.items())]
+        foreign = ", ".join(sorted(self.findings.foreign))
+        return "; ".join([*notes, *([f"what {foreign} reads was {_FOREIGN}"] if foreign else [])])
 
     def _unfit(self) -> Mapping[str, str]:
         """Return the steps that are to stay float although a grid is asked for, each with the reason."""
         asked = {name: point for name, point in self.named_points() if point.is_quantized}
-        masks = {name: "it holds a mask" for name, each in asked.items() if each.largest >= LARGEST_PLAUSIBLE}
-        norms = {name: "it is a statistic of a norm" for name in asked if name in self.findings.statistics}
-        named = {name for name, point in asked.items() if self._is_named(point.path)}
-        unknown = {name: f"{function} is in no table" for name, function in self.findings.unknown.items()}
-        return {**unknown, **masks, **{name: why for name, why in norms.items() if name not in named}}
+        unfit = {name: f"{function} is in no table" for name, function in self.findings.unknown.items()}
+        for name, point in asked.items():
+            if point.largest >= LARGEST_PLAUSIBLE:
+                unfit[name] = "it holds a mask"
+            elif point.is_dynamic and name in self.findings.unmasked:
+                unfit[name] = "a mask is applied later, which a grid per token can't know"
+            elif not self._is_named(point.path) and (why := self._why_unasked(name)):
+                unfit[name] = why
+        return unfit
 
-    def unknown_problems(self) -> list[Problem]:
-        """Return why steps can't have a point, unless an override leaves them float."""
+    def _why_unasked(self, name: str) -> str:
+        """Return why the step `name` has a grid only where an override speaks of it; empty without reason."""
+        if name in self.findings.statistics:
+            return "it is a statistic of a norm"
+        return "only comparisons and indices read it" if name in self.findings.deciding_only else ""
+
+    def problems(self) -> list[Problem]:
+        """Return why steps can't have a point, or what they read none, unless overrides speak of them."""
+        return [*self._unknown_problems(), *self._foreign_problems()]
+
+    def _foreign_problems(self) -> Iterator[Problem]:
+        for name in sorted(self.findings.foreign):
+            path = child_path(self.path, name)
+            if not self._is_named(path):
+                yield Problem(
+                    module=path,
+                    value=Found("a tensor of unknown origin"),
+                    expected="data that functions of torch have handed on",
+                    sentence=f"it reads a tensor that was {_FOREIGN}, so that what was computed is not known",
+                    remedy="compute it by functions of torch, give the step a grid or no_quant() by an"
+                    f" override of its path {path!r}, or set strict_wrap=False to have it reported",
+                )
+
+    def _unknown_problems(self) -> list[Problem]:
         found = ((name, function) for name, function in sorted(self.findings.unknown.items()))
         asked = ((child_path(self.path, name), function) for name, function in found)
         return [
