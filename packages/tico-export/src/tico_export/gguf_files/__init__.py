@@ -3,6 +3,7 @@
 from tico_export.gguf_files._container import FileTensor, Value, write_gguf
 from tico_export.gguf_files._contents import Contents, content_problems
 from tico_export.gguf_files._hyperparameters import hyperparameters
+from tico_export.gguf_files._importance import write_imatrix
 from tico_export.gguf_files._llama_cpp import llama_cpp
 from tico_export.gguf_files._rounding import rounding_notes, type_notes
 from tico_export.gguf_files._super_blocks import two_levels
@@ -27,4 +28,5 @@ __all__ = [
     "two_levels",
     "type_notes",
     "write_gguf",
+    "write_imatrix",
 ]
