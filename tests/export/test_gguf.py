@@ -29,7 +29,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 import export_gguf
 from export_models import converted
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
-from tico.quantization.config import DType, PerGroup, affine, no_quant, profiles
+from tico.quantization.config import DType, PerGroup, SuperBlock, affine, no_quant, profiles
 from tico_config import ConfigError, UnsupportedError
 from tico_export import GGUF, ExportResult, export
 from tico_export.gguf_files import Contents
@@ -672,3 +672,13 @@ def test_columns_that_are_no_super_blocks_are_refused(tmp_path: Path) -> None:
     mixed = attrs.evolve(config, overrides={"*.down_proj": beside})
     result = written(convert(_run(prepare(llama(**settings), mixed))), tmp_path / "m.gguf", GGUF())
     assert any("1 of Q8_0, 6 of Q6_K" in each for each in result.notes)
+
+
+@pytest.mark.parametrize(("scales", "kind"), [("nearest", "Q4_0"), ("exact", "Q6_K")])
+def test_super_blocks_of_fewer_bits_take_the_smallest_type(scales: str, kind: str, tmp_path: Path) -> None:
+    """Rounded scales fit into blocks of 32; their very values need the levels of Q6_K."""
+    config = GPTQConfig(group_size=32, symmetric=True, super_block=SuperBlock(), show_progress=False)
+    model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    target = GGUF(scales=scales)  # type: ignore[arg-type]  # one of the two
+    result = written(convert(_run(prepare(model, config))), tmp_path / "m.gguf", target)
+    assert any(f"7 of {kind}" in each for each in result.notes)

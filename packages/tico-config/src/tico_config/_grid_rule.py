@@ -47,7 +47,7 @@ class GridRule(NamedFields):
         units: what may share a scale.
         group_sizes: the sizes that groups may have; empty takes any.
         group_multiple: what sizes of groups have to be multiples of.
-        super_block: what the scales of groups share; None takes scales that are numbers of their own.
+        super_block: what the scales of groups have to share; None takes any.
 
     Raises:
         ConfigError: a field has another value, or nothing is taken.
@@ -215,7 +215,7 @@ def _schemes(rule: GridRule, part: Part) -> tuple[str, ...]:
 
 
 def _scales(super_block: SuperBlock | None) -> str:
-    return "scales that are numbers of their own" if super_block is None else str(super_block)
+    return "any scales" if super_block is None else str(super_block)
 
 
 _CHECKS: Final = (
@@ -228,7 +228,7 @@ _CHECKS: Final = (
     ),
     _Check(
         "super_block",
-        lambda rule, grid: rule.super_block == grid.super_block,
+        lambda rule, grid: rule.super_block in (None, grid.super_block),
         lambda grid, part: _scales(grid.super_block),
         lambda rule, part: (_scales(rule.super_block),),
         "{part} with {legal}",

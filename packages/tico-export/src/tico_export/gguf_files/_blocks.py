@@ -56,12 +56,12 @@ def blocks_of(weight: IntegerWeight, *, nearest: bool) -> Blocks | SuperBlocks |
     """Return `weight` in the smallest blocks that hold it; None where there are none.
 
     They hold its very values, or, with `nearest`, scales and minima that are rounded to float16. Scales that
-    share super-blocks are never rounded.
+    share super-blocks stay as they are where a type has super-blocks.
     """
-    if weight.packed.format.super_block is not None:
-        return super_blocks_of(weight)
-    for each in _candidates(weight):
-        if each.exact or (nearest and _is_finite(each)):
+    shared = super_blocks_of(weight)
+    found: list[Blocks | SuperBlocks] = [*_candidates(weight), *([] if shared is None else [shared])]
+    for each in sorted(found, key=lambda blocks: blocks.type.bytes_of((SUPER_BLOCK,))):
+        if each.exact or (nearest and isinstance(each, Blocks) and _is_finite(each)):
             return each
     return None
 
