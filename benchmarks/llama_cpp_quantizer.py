@@ -90,11 +90,12 @@ def importances(path: Path) -> ctypes.Array[_Importance]:
 
 
 def own_file(source: Path, kind: str, importance: Path | None) -> Path:
-    """Have llama.cpp quantize a file, all of it to one type."""
+    """Have llama.cpp quantize a file, as far as it can to one type."""
     runtime = importlib.import_module("cyllama.llama.llama_cpp")
     path = source.with_name(f"own-{kind}-{importance is None}.gguf")
     parameters = runtime.LlamaModelQuantizeParams()
-    parameters.ftype, parameters.allow_requantize, parameters.pure = FILE_TYPES[kind], True, True
+    parameters.ftype, parameters.allow_requantize = FILE_TYPES[kind], True
+    parameters.pure = kind in _ROUNDED  # of K-quants it could not give the other columns another type
     parameters.token_embedding_type = parameters.output_tensor_type = _FLOAT16
     listed = None if importance is None else importances(importance)
     if listed is not None:
