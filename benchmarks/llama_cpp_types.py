@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import attrs
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM
@@ -22,7 +23,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 import recorded
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
-from tico.quantization.config import DType, PerChannel, PerGroup, QScheme, affine, no_quant
+from tico.quantization.config import DType, PerChannel, PerGroup, QScheme, SuperBlock, affine, no_quant
 from tico_export import GGUF, ExportResult, export
 
 WIKI: Final = Path(__file__).parents[1] / "examples" / "wiki_llama"
@@ -33,9 +34,12 @@ SCHEMES: Final[Mapping[str, tuple[int, int | None, bool]]] = {
     "Q4_1 g64": (4, 64, False),
     "Q5_0": (5, 32, True),
     "Q5_1": (5, 32, False),
+    "Q6_K": (6, 16, True),
     "Q8_0": (8, 32, True),
     "Q8_0 per row": (8, None, True),
 }
+_SUPER_BLOCKS: Final = "Q6_K"
+_ROUNDED: Final = [each for each in SCHEMES if each != _SUPER_BLOCKS]
 _WINDOW: Final = 512
 
 
@@ -59,6 +63,12 @@ def quantized(folder: Path, scheme: str, calibration: Tensor | None) -> nn.Modul
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     if calibration is not None:
         config = GPTQConfig(bits=bits, group_size=group, symmetric=symmetric, show_progress=False)
+        if scheme == _SUPER_BLOCKS:
+            narrow = _narrow(model)
+            beside = {"bits": 8, "group_size": 32, "super_block": None}
+            config = attrs.evolve(
+                config, super_block=SuperBlock(scale_bits=7), overrides=dict.fromkeys(narrow, beside)
+            )
         prepared = prepare(model, config)
         with torch.no_grad():
             for each in calibration:
@@ -70,6 +80,12 @@ def quantized(folder: Path, scheme: str, calibration: Tensor | None) -> nn.Modul
     left = {"model.embed_tokens": no_quant(), "lm_head": no_quant()}
     config_rtn = PTQConfig(activation=no_quant(), weight=weight, overrides=left)
     return convert(prepare(model, config_rtn))
+
+
+def _narrow(model: nn.Module) -> list[str]:
+    """Return the paths of layers whose columns are no super-blocks."""
+    linear = {path: each for path, each in model.named_modules() if isinstance(each, nn.Linear)}
+    return [path for path, each in linear.items() if each.in_features % 256 and path != "lm_head"]
 
 
 def measured(model: nn.Module, tokens: Tensor) -> ExportResult:
@@ -86,11 +102,13 @@ def main() -> None:
     """Print a line for each scheme."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--model", choices=("wiki", "smollm2"), default="wiki")
-    parser.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=list(SCHEMES))
+    parser.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=_ROUNDED)
     parser.add_argument("--gptq", action="store_true")
     parser.add_argument("--windows", type=int, default=4)
     recorded.add_option(parser)
     options = parser.parse_args()
+    if _SUPER_BLOCKS in options.schemes and not options.gptq:
+        parser.error(f"{_SUPER_BLOCKS} needs --gptq")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     folder = WIKI if options.model == "wiki" else smollm2_directory()

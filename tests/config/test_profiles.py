@@ -28,6 +28,7 @@ from tico_config import (
     PTQConfig,
     QScheme,
     SmoothQuantConfig,
+    SuperBlock,
     affine,
     fingerprint,
     from_json,
@@ -207,3 +208,19 @@ def test_a_layer_that_could_read_nothing_is_refused() -> None:
     """Without formats of inputs it has to read floats."""
     with pytest.raises(ConfigError, match="alone"):
         LayerRule(name="W8", weights=GridRule(dtypes=(INT8,)), alone=False)
+
+
+def test_scales_under_super_blocks_are_asked_for_by_a_profile() -> None:
+    """Groups of 16 share super-blocks in llama.cpp; a rule that asks for no sharing takes them too."""
+    config = profiles.LLAMA_CPP.config(GPTQConfig, bits=6, group_size=16)
+    assert config.super_block == SuperBlock(columns=256, scale_bits=7)
+    assert from_json(to_json(config)) == config
+    assert str(config.weight_format()).endswith("groups of 16, scales of 7 bits under super-blocks of 256")
+    bare, shared = GridFormat(dtype=INT8, granularity=PerGroup(size=16), symmetric=True), SuperBlock()
+    rule = GridRule(dtypes=(INT8,), units=("group",))
+    strict = attrs.evolve(rule, super_block=shared)
+    assert rule.takes(attrs.evolve(bare, super_block=shared))
+    assert strict.takes(attrs.evolve(bare, super_block=shared))
+    assert not strict.takes(bare)
+    with pytest.raises(ConfigError, match="scale_bits"):
+        SuperBlock(scale_bits=9)

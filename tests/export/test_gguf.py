@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 import export_gguf
 from export_models import converted
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
-from tico.quantization.config import DType, PerGroup, affine, no_quant
+from tico.quantization.config import DType, PerGroup, SuperBlock, affine, no_quant, profiles
 from tico_config import ConfigError, UnsupportedError
 from tico_export import GGUF, ExportResult, export
 from tico_export.gguf_files import Contents
@@ -619,3 +620,65 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert found["general.name"] == "wiki LLaMA"
     assert found["tokenizer.ggml.pre"] == "gpt-2"
     assert "tensors: 12 of F32, 35 of Q4_0" in result.notes
+
+
+def _in_super_blocks(**settings: object) -> nn.Module:
+    """Return a model by GPTQ with scales of 7 bits under super-blocks."""
+    model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=1, **settings)
+    config = profiles.LLAMA_CPP.config(GPTQConfig, bits=6, group_size=16, show_progress=False)
+    return convert(_run(prepare(model, config)))
+
+
+def test_super_blocks_hold_the_values_of_the_model(tmp_path: Path) -> None:
+    """Both levels of the scales are found again: Q6_K holds each weight bit for bit, in 210 bytes for 256."""
+    model = _in_super_blocks()
+    result = written(model, tmp_path / "m.gguf")
+    found, source = read(tmp_path / "m.gguf"), Source.read(model)
+    assert any("7 of Q6_K" in each for each in result.notes)
+    assert any("each block of 256 values" in each for each in result.notes)
+    for part, name in (("mlp.down_proj", "ffn_down"), ("self_attn.q_proj", "attn_q")):
+        meant = source.weights[f"model.layers.0.{part}"].dequantize()
+        meant = neighbours(meant, 4) if name == "attn_q" else meant
+        assert found[f"blk.0.{name}.weight"][0] == "Q6_K"
+        assert torch.equal(found[f"blk.0.{name}.weight"][1], meant)
+    contents = Contents.of(source)
+    assert contents is not None
+    for each in contents.tensors(nearest=False, floats=None):
+        if each.type.name == "Q6_K":
+            rows, columns = each.shape
+            assert each.bytes == len(each.content()) == rows * columns // 256 * 210
+
+
+def test_scales_that_share_nothing_are_no_super_blocks(tmp_path: Path) -> None:
+    """A scale that was changed afterwards is no product any more, and is not rounded."""
+    model = _in_super_blocks()
+    weight = Source.read(model).weights["model.layers.0.mlp.up_proj"]
+    weight.packed.scale[3, 5] *= 1.0001
+    with pytest.raises(UnsupportedError, match=r"up_proj: .*scales of 7 bits under super-blocks of 256"):
+        written(model, tmp_path / "m.gguf", GGUF())
+
+
+def test_columns_that_are_no_super_blocks_are_refused(tmp_path: Path) -> None:
+    """By `prepare`, with the profile; without it by the exporter, with the ways out."""
+    settings = {"hidden_size": 256, "intermediate_size": 320, "num_hidden_layers": 1}
+    config = profiles.LLAMA_CPP.config(GPTQConfig, bits=6, group_size=16, show_progress=False)
+    with pytest.raises(ConfigError, match=r"down_proj.*columns in multiples of 256.* 256 times 320"):
+        prepare(llama(**settings), config)
+    bare = attrs.evolve(config, target=None, ragged_groups=True)
+    model = convert(_run(prepare(llama(**settings), bare)))
+    with pytest.raises(UnsupportedError, match=r"down_proj: it has 320 columns.*super_block=None"):
+        written(model, tmp_path / "m.gguf", GGUF())
+    beside = {"bits": 8, "group_size": 32, "super_block": None}
+    mixed = attrs.evolve(config, overrides={"*.down_proj": beside})
+    result = written(convert(_run(prepare(llama(**settings), mixed))), tmp_path / "m.gguf", GGUF())
+    assert any("1 of Q8_0, 6 of Q6_K" in each for each in result.notes)
+
+
+@pytest.mark.parametrize(("scales", "kind"), [("nearest", "Q4_0"), ("exact", "Q6_K")])
+def test_super_blocks_of_fewer_bits_take_the_smallest_type(scales: str, kind: str, tmp_path: Path) -> None:
+    """Rounded scales fit into blocks of 32; their very values need the levels of Q6_K."""
+    config = GPTQConfig(group_size=32, symmetric=True, super_block=SuperBlock(), show_progress=False)
+    model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    target = GGUF(scales=scales)  # type: ignore[arg-type]  # one of the two
+    result = written(convert(_run(prepare(model, config))), tmp_path / "m.gguf", target)
+    assert any(f"7 of {kind}" in each for each in result.notes)

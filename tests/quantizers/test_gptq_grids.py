@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 import pytest
 import torch
 from torch import nn
 
 import gptq_reference as reference
-from tico.quantization import convert, prepare
-from tico_config import ConfigError, GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
-from tico_quantizers import PackedWeight
+from tico.quantization import convert, prepare, report
+from tico_config import (
+    ConfigError,
+    GPTQConfig,
+    HessianMSESpec,
+    MinMaxSpec,
+    MSESpec,
+    NumericsError,
+    PercentileSpec,
+    SuperBlock,
+)
+from tico_quantizers import PackedWeight, QuantizedLinear, load_quantized, save_quantized
 from tico_quantizers.algorithms.gptq import solve
 from tico_quantizers.testing import refused
 from tiny_models import values
@@ -34,6 +45,15 @@ CONFIGS = [
     GPTQConfig(per_tensor=True, observer=PercentileSpec(0.3, 99.9)),
     GPTQConfig(group_size=16, observer=PercentileSpec(2.5, 100), static_groups=True, act_order=True),
     GPTQConfig(group_size=32, damping_reference="median"),
+    GPTQConfig(bits=6, group_size=16, symmetric=True, super_block=SuperBlock(columns=64, scale_bits=7)),
+    GPTQConfig(
+        group_size=8,
+        symmetric=True,
+        super_block=SuperBlock(columns=32),
+        static_groups=True,
+        act_order=True,
+        observer=MSESpec(20),
+    ),
 ]
 
 
@@ -185,3 +205,48 @@ def test_two_units_at_once_are_refused() -> None:
         GPTQConfig(group_size=8, per_tensor=True)
     config = GPTQConfig(group_size=8, overrides={"head": {"per_tensor": True, "group_size": None}})
     assert config.resolve("head").spec.per_tensor
+
+
+def test_scales_share_a_float16_before_codes_are_chosen() -> None:
+    """Each scale is an integer of few bits times a float16, and codes are nearest to their targets on it."""
+    weight = values(70, 9, 64)
+    config = GPTQConfig(bits=6, group_size=16, symmetric=True, super_block=SuperBlock(columns=32))
+    found = solve(weight, torch.eye(64), config)  # without feedback: targets are the weights
+    pairs = found.scale.view(9, 2, 2)
+    unit = (pairs.amax(-1, keepdim=True) / 63).half().float()
+    steps = (pairs / unit).round()
+    assert torch.equal(steps * unit, pairs)
+    assert int(steps.amin()) >= 1
+    assert bool((steps.amax(-1) == 63).all())
+    spread = found.scale.repeat_interleave(16, 1)
+    assert torch.equal(found.codes, (weight / spread).round().clamp(-32, 31).int())
+
+
+def test_scales_beyond_a_super_block_are_refused() -> None:
+    """A float16 times 63 holds up to 4 million."""
+    config = GPTQConfig(group_size=16, symmetric=True, super_block=SuperBlock(columns=32))
+    with pytest.raises(NumericsError, match=r"scales up to 4126752"):
+        solve(torch.eye(32) * 1e9, torch.eye(32), config)
+
+
+@pytest.mark.parametrize("size", [None, 48, 512])
+def test_groups_divide_a_super_block(size: int | None) -> None:
+    """Others have no place in one, and unsigned codes none at all."""
+    with pytest.raises(ConfigError, match="a divisor of the 256 columns"):
+        GPTQConfig(group_size=size, symmetric=True, super_block=SuperBlock())
+    with pytest.raises(ConfigError, match="True with super_block"):
+        GPTQConfig(group_size=32, super_block=SuperBlock())
+
+
+def test_what_scales_share_is_saved_and_reported(tmp_path: Path) -> None:
+    """It is in the file, in the report, and in the format that profiles compare."""
+    shared = SuperBlock(columns=32)
+    config = GPTQConfig(group_size=16, symmetric=True, super_block=shared, show_progress=False)
+    prepared = prepare(nn.Sequential(nn.Linear(32, 8)), config)
+    prepared(values(71, 40, 32))
+    done = convert(prepared)
+    assert "group 16, scales of 6 bits under super-blocks of 32" in report(done).to_markdown()
+    save_quantized(done, tmp_path / "m")
+    layer = load_quantized(tmp_path / "m", nn.Sequential(nn.Linear(32, 8))).get_submodule("0")
+    assert isinstance(layer, QuantizedLinear)
+    assert layer.packed.grid_format().super_block == shared

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from tico_config import DType
+from tico.quantization import GPTQConfig, convert, prepare
+from tico_config import DType, profiles
 from tico_export import GGUF, ExportResult, export
 from tico_modules import QuantizedEmbedding, QuantizedLinear
 
@@ -255,3 +256,20 @@ def _sentence_pieces() -> dict[str, object]:
     model["merges"] = [pair for pair in splits if known.issuperset(pair)]
     saved["added_tokens"] = [each for each in saved["added_tokens"] if each["content"] in special]  # type: ignore[attr-defined]
     return saved
+
+
+@pytest.mark.parametrize("given", [0.5, 3.0])
+def test_super_blocks_are_multiplied_by(given: float, tmp_path: Path) -> None:
+    """GPTQ under super-blocks, and llama.cpp's own kernel for them, at outputs of two sizes."""
+    sizes = {**_SIZES, "hidden_size": 256, "intermediate_size": 512}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
+        for each in model.parameters():
+            each.mul_(given)
+    config = profiles.LLAMA_CPP.config(GPTQConfig, bits=6, group_size=16, show_progress=False)
+    prepared = prepare(model, config)
+    with torch.no_grad():
+        prepared(TOKENS)
+    result = _verified(convert(prepared), tmp_path / "m.gguf", GGUF())
+    assert any("14 of Q6_K" in each for each in result.notes)

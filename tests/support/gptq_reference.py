@@ -58,10 +58,9 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
     for column, original in enumerate(order.tolist()):
         group = original // size if config.static_groups else column // size
         if group not in grids:
-            members = slice(group * size, (group + 1) * size)
             held = weight.to(torch.float64) if config.static_groups else work
             diagonal = _importance(gram) if config.static_groups else _importance(gram)[order]
-            grids[group] = _grid(held[:, members], diagonal[members], config)
+            grids |= _opened(group, held, diagonal, config)
         scale, zero_point = grids[group]
         target = work[:, column].clone()
         codes[:, original] = (target / scale).round().add(zero_point).clamp(dtype.qmin, dtype.qmax)
@@ -73,6 +72,25 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
             drift = cross_gram[original, order[column + 1 :]] @ later
             work[:, column + 1 :] += target[:, None] * drift
     return Reference(codes=codes.to(torch.int32), values=values)
+
+
+def _opened(
+    group: int, held: Tensor, diagonal: Tensor, config: GPTQConfig
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Return the grid of a group, or of all in its super-block with their scales on a common grid."""
+    size, shared = config.group_size or held.shape[1], config.super_block
+    count = 1 if shared is None else shared.columns // size
+    first = group // count * count
+    last = min(first + count, -(-held.shape[1] // size))
+    runs = {each: slice(each * size, (each + 1) * size) for each in range(first, last)}
+    grids = {each: _grid(held[:, run], diagonal[run], config) for each, run in runs.items()}
+    if shared is None:
+        return grids
+    most = 2**shared.scale_bits - 1
+    unit = (torch.stack([scale for scale, _ in grids.values()]).amax(0).float() / most).half().double()
+    return {
+        each: ((scale / unit).round().clamp(1, most) * unit, zero) for each, (scale, zero) in grids.items()
+    }
 
 
 def _importance(gram: Tensor) -> Tensor:

@@ -115,6 +115,7 @@ class TestPublicConfigAlias(PublicAPI):
         "SmoothQuantConfig",
         "SmoothingConfig",
         "SpecConfig",
+        "SuperBlock",
         "TicoError",
         "UnsupportedError",
         "affine",

@@ -62,6 +62,7 @@ class TestPublicAPI(PublicAPI):
         "SmoothQuantConfig",
         "SmoothingConfig",
         "SpecConfig",
+        "SuperBlock",
         "TicoError",
         "TokenWeights",
         "UnsupportedError",

@@ -34,4 +34,5 @@ class TestPublicAPI(PublicAPI):
         "exporter_entry",
         "load_program",
         "to_circle",
+        "write_imatrix",
     )

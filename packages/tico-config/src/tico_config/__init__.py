@@ -17,7 +17,7 @@ from tico_config._errors import (
 )
 from tico_config._frozen_mapping import FrozenMapping
 from tico_config._gptq_config import GPTQConfig, TokenWeights
-from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
+from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme, SuperBlock
 from tico_config._grid_format import GridFormat, LayerFormat
 from tico_config._grid_rule import GridRule, LayerRule
 from tico_config._json import fingerprint, from_json, to_json
@@ -107,6 +107,7 @@ __all__ = [
     "SmoothQuantConfig",
     "SmoothingConfig",
     "SpecConfig",
+    "SuperBlock",
     "TicoError",
     "TokenWeights",
     "UnsupportedError",

@@ -9,7 +9,7 @@ import attrs
 
 from tico_config._deployment_profile import DeploymentProfile
 from tico_config._dtype import DType
-from tico_config._grid import PerChannel, PerGroup, PerTensor
+from tico_config._grid import PerChannel, PerGroup, PerTensor, SuperBlock
 from tico_config._grid_format import GridFormat
 from tico_config._legal_weights import weight_choices
 from tico_config._module_config import ModuleConfig, OnUncalibrated
@@ -41,6 +41,8 @@ class GPTQConfig(ModuleConfig):
         per_tensor: one scale for the whole weight; not with a `group_size`.
         ragged_groups: let the last group of a row be a shorter one where `group_size` is no divisor of the
             columns; otherwise such a layer is refused.
+        super_block: what the scales of groups share, as in llama.cpp's K-quants, for symmetric codes; they
+            are on their grid before codes are chosen. None makes each a float32 of its own.
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
         observer: how a grid follows from the weights that share it: `MinMaxSpec` spans them all, `MSESpec`
             and `HessianMSESpec` search each row's share of that range, `PercentileSpec` counts from both
@@ -112,6 +114,7 @@ class GPTQConfig(ModuleConfig):
     group_size: int | None = None
     per_tensor: bool = False
     ragged_groups: bool = False
+    super_block: SuperBlock | None = None
     symmetric: bool = False
     observer: GPTQObserver = attrs.field(factory=MinMaxSpec)
     static_groups: bool = False
@@ -138,6 +141,7 @@ class GPTQConfig(ModuleConfig):
             check_integer("bits", self.bits, 2, 8),
             check_optional_integer("group_size", self.group_size, 1),
             self._two_units_problem(),
+            self._super_block_problem(),
             check_number("damping", self.damping, 0.0, 1.0, open_low=True),
             check_integer("min_expert_tokens", self.min_expert_tokens, 0),
             self._weights_problem(),
@@ -156,12 +160,13 @@ class GPTQConfig(ModuleConfig):
             granularity=alone if self.group_size is None else PerGroup(size=self.group_size),
             symmetric=self.symmetric,
             even=not (grouped and self.act_order and not self.static_groups),
+            super_block=self.super_block,
         )
 
     @classmethod
     def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:
         """Yield fields of configs that are legal for `target`, the best first."""
-        return weight_choices(target)
+        return weight_choices(target, super_blocks=True)
 
     def _two_units_problem(self) -> Problem | None:
         if self.per_tensor is not True or self.group_size is None:
@@ -169,6 +174,18 @@ class GPTQConfig(ModuleConfig):
         remedy = "leave one of the two out, an override can set group_size to None"
         expected = "None with per_tensor"
         return Problem(field="group_size", value=self.group_size, expected=expected, remedy=remedy)
+
+    def _super_block_problem(self) -> Problem | None:
+        block, size = self.super_block, self.group_size
+        if not isinstance(block, SuperBlock):
+            return None
+        if type(size) is not int or size < 1 or block.columns % size:
+            expected = f"a divisor of the {block.columns} columns of a super-block"
+            return Problem(field="group_size", value=size, expected=expected)
+        if self.symmetric is False:
+            remedy = "set symmetric=True, or leave super_block out"
+            return Problem(field="symmetric", value=False, expected="True with super_block", remedy=remedy)
+        return None
 
     def _two_orders_problem(self) -> Problem | None:
         if self.true_sequential is not True or not self.asymmetric:

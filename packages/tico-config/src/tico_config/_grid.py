@@ -89,4 +89,26 @@ class PerToken(NamedFields):
     """
 
 
+@attrs.frozen
+class SuperBlock(NamedFields):
+    """Scales on a grid of their own: those of `columns` neighbouring columns share a scale of float16.
+
+    A group's scale is that one times a positive integer of `scale_bits` bits, as in llama.cpp's K-quants.
+
+    >>> SuperBlock(scale_bits=7)
+    SuperBlock(columns=256, scale_bits=7)
+    """
+
+    columns: int = 256
+    scale_bits: int = 6
+
+    def __attrs_post_init__(self) -> None:
+        """Validate both fields; a product of at most 8 bits with a float16 is exact in float32."""
+        refuse(check_integer("columns", self.columns, 1), check_integer("scale_bits", self.scale_bits, 1, 8))
+
+    def __str__(self) -> str:
+        """Return the grid of the scales in words."""
+        return f"scales of {self.scale_bits} bits under super-blocks of {self.columns}"
+
+
 Granularity: TypeAlias = PerTensor | PerChannel | PerGroup | PerToken

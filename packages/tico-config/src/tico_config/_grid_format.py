@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from tico_config._dtype import DType
-from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken
+from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, SuperBlock
 from tico_config._named_fields import NamedFields
 from tico_config._observer_specs import MXSpec
 from tico_config._quant_spec import QuantSpec
@@ -20,6 +20,7 @@ class GridFormat(NamedFields):
         granularity: what shares a scale.
         symmetric: whether the zero point is in the middle; None where that is not known.
         even: whether groups are runs of neighbouring columns, all of one size.
+        super_block: what the scales of groups share; None where each is a number of its own.
 
     >>> str(GridFormat(dtype=DType.int(4), granularity=PerGroup(size=32), symmetric=True))
     'int4 symmetric, groups of 32'
@@ -29,6 +30,7 @@ class GridFormat(NamedFields):
     granularity: Granularity = PerTensor()
     symmetric: bool | None = None
     even: bool = True
+    super_block: SuperBlock | None = None
 
     @classmethod
     def of(cls, spec: QuantSpec, default: Granularity) -> GridFormat | None:
@@ -55,7 +57,8 @@ class GridFormat(NamedFields):
                 unit = f"groups of {size}" if self.even else f"uneven groups of {size}"
             case PerToken():
                 unit = "a scale a token"
-        return f"{self.dtype}{scheme}, {unit}"
+        shared = "" if self.super_block is None else f", {self.super_block}"
+        return f"{self.dtype}{scheme}, {unit}{shared}"
 
 
 @attrs.frozen(kw_only=True)

@@ -10,7 +10,7 @@ import attrs
 
 from tico_config._declared_types import field_problems
 from tico_config._dtype import DType
-from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken
+from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, SuperBlock
 from tico_config._grid_format import GridFormat, LayerFormat
 from tico_config._named_fields import NamedFields
 from tico_config._problem import Problem
@@ -47,6 +47,7 @@ class GridRule(NamedFields):
         units: what may share a scale.
         group_sizes: the sizes that groups may have; empty takes any.
         group_multiple: what sizes of groups have to be multiples of.
+        super_block: what the scales of groups have to share; None takes any.
 
     Raises:
         ConfigError: a field has another value, or nothing is taken.
@@ -62,6 +63,7 @@ class GridRule(NamedFields):
     units: tuple[Unit, ...] = ("tensor",)
     group_sizes: tuple[int, ...] = ()
     group_multiple: int = 1
+    super_block: SuperBlock | None = None
 
     def __attrs_post_init__(self) -> None:
         """Validate the fields."""
@@ -212,6 +214,10 @@ def _schemes(rule: GridRule, part: Part) -> tuple[str, ...]:
     return words[rule.symmetric]
 
 
+def _scales(super_block: SuperBlock | None) -> str:
+    return "any scales" if super_block is None else str(super_block)
+
+
 _CHECKS: Final = (
     _Check(
         "dtype",
@@ -219,6 +225,14 @@ _CHECKS: Final = (
         lambda grid, part: str(grid.dtype),
         lambda rule, part: tuple(map(str, rule.dtypes)),
         "{part} of {legal}",
+    ),
+    _Check(
+        "super_block",
+        lambda rule, grid: rule.super_block in (None, grid.super_block),
+        lambda grid, part: _scales(grid.super_block),
+        lambda rule, part: (_scales(rule.super_block),),
+        "{part} with {legal}",
+        "has",
     ),
     _Check(
         "symmetric",

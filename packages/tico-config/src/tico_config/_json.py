@@ -25,8 +25,8 @@ _MAX_CHARACTERS = 2**20
 _MAX_DEPTH = 32
 _NAMED = "named"
 """The key of a built-in profile, which stands in the text by its name."""
-_TARGET = "target"
-"""The field of configs that is left out where it says nothing."""
+_SILENT = frozenset({"target", "super_block"})
+"""Fields that are left out where they are None."""
 
 
 def to_json(config: BaseConfig) -> str:
@@ -146,9 +146,11 @@ def _encoded_items(value: Mapping[str, object], where: str, depth: int) -> dict[
 
 def _encoded_fields(value: attrs.AttrsInstance, where: str, depth: int) -> dict[str, object]:
     fields = {name: getattr(value, name) for name in _arguments(type(value))}
-    if isinstance(value, BaseConfig) and value.target is None:
-        del fields[_TARGET]
-    encoded = {name: _encoded(field, f"{where}.{name}", depth + 1) for name, field in fields.items()}
+    encoded = {
+        name: _encoded(field, f"{where}.{name}", depth + 1)
+        for name, field in fields.items()
+        if not (name in _SILENT and field is None)
+    }
     return {KIND: type(value).__name__} | encoded
 
 
@@ -244,8 +246,8 @@ def _decoded_value(
     arguments = _arguments(kind)
     if issubclass(kind, DeploymentProfile) and set(rest) == {_NAMED}:
         return _named_profile(rest[_NAMED], where)
-    if issubclass(kind, BaseConfig) and _TARGET not in rest:
-        del arguments[_TARGET]
+    for name in _SILENT - rest.keys():
+        arguments.pop(name, None)
     if set(rest) != set(arguments):
         raise _other_fields(sorted(rest), sorted(arguments), where)
     fields = {alias: _decoded(rest[name], f"{where}.{name}", depth + 1) for name, alias in arguments.items()}

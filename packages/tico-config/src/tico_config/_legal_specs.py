@@ -33,7 +33,12 @@ def layer_choices(target: DeploymentProfile) -> Iterator[tuple[QuantSpec, QuantS
 
 
 def specs_of(rule: GridRule, part: Part) -> Iterator[QuantSpec]:
-    """Yield the specs that `rule` allows for weights or for activations, in the order of its fields."""
+    """Yield the specs that `rule` allows for weights or for activations, in the order of its fields.
+
+    None has scales under super-blocks.
+    """
+    if rule.super_block is not None:
+        return
     for dtype in rule.dtypes:
         for granularity in _granularities(rule, part):
             for symmetric in _schemes(rule, dtype, part):

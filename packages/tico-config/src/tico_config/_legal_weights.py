@@ -4,22 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import attrs
+
 from tico_config._deployment_profile import DeploymentProfile
 from tico_config._grid import PerGroup, PerTensor
 from tico_config._legal_specs import layer_rules, specs_of
 
 
-def weight_choices(target: DeploymentProfile) -> Iterator[Mapping[str, object]]:
-    """Yield what weights of linear layers may have: signed symmetric codes, or unsigned with a zero point."""
+def weight_choices(
+    target: DeploymentProfile, *, super_blocks: bool = False
+) -> Iterator[Mapping[str, object]]:
+    """Yield what weights of linear layers may have: signed symmetric codes, or unsigned with a zero point.
+
+    Rules of scales under super-blocks are left out unless `super_blocks` says that the config has them.
+    """
     seen: list[Mapping[str, object]] = []
     for rule in layer_rules(target):
-        for spec in specs_of(rule.weights, "weight"):
+        shared = rule.weights.super_block
+        if shared is not None and not super_blocks:
+            continue
+        scales = {} if shared is None else {"super_block": shared}
+        for spec in specs_of(attrs.evolve(rule.weights, super_block=None), "weight"):
             unit = spec.granularity
-            choice = {
+            choice: dict[str, object] = {
                 "bits": spec.dtype.bits,
                 "symmetric": spec.is_symmetric,
                 "group_size": unit.size if isinstance(unit, PerGroup) else None,
                 "per_tensor": isinstance(unit, PerTensor),
+                **scales,
             }
             if spec.is_symmetric == spec.dtype.signed and spec.dtype.bits <= 8 and choice not in seen:
                 seen.append(choice)

@@ -12,7 +12,7 @@ from tico_config._base_config import BaseConfig
 from tico_config._deployment_profile import DeploymentProfile
 from tico_config._dtype import DType, MXFormat
 from tico_config._errors import ConfigError
-from tico_config._grid import PerChannel, PerGroup, PerTensor, PerToken, QScheme
+from tico_config._grid import PerChannel, PerGroup, PerTensor, PerToken, QScheme, SuperBlock
 from tico_config._grid_rule import GridRule, LayerRule
 from tico_config._observer_specs import (
     CustomObserverSpec,
@@ -43,6 +43,7 @@ _VALUES: Final[tuple[type[attrs.AttrsInstance], ...]] = (
     PerTensor,
     PerChannel,
     PerGroup,
+    SuperBlock,
     PerToken,
     MinMaxSpec,
     EMASpec,

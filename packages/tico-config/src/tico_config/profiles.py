@@ -17,6 +17,7 @@ import attrs
 
 from tico_config._deployment_profile import DeploymentProfile
 from tico_config._dtype import INT4, INT8, INT16, UINT4, UINT8, UINT16, DType
+from tico_config._grid import SuperBlock
 from tico_config._grid_rule import GridRule, LayerRule
 
 __all__ = ["BUILT_IN", "CIRCLE", "LLAMA_CPP", "ONNX_RUNTIME", "OPENVINO", "VLLM", "XNNPACK"]
@@ -79,6 +80,23 @@ def _blocks(name: str, dtypes: Iterable[DType], *, symmetric: bool | None) -> La
     )
 
 
+def _super_blocks(name: str, bits: int, group_size: int, scale_bits: int) -> LayerRule:
+    """Return the rule of a K-quant of llama.cpp with symmetric codes: super-blocks of 256 columns."""
+    shared: Final = SuperBlock(columns=256, scale_bits=scale_bits)
+    return LayerRule(
+        name=name,
+        kinds=("linear", "head", "embedding"),
+        weights=GridRule(
+            dtypes=(DType.int(bits),),
+            symmetric=True,
+            units=("group",),
+            group_sizes=(group_size,),
+            super_block=shared,
+        ),
+        column_multiple=shared.columns,
+    )
+
+
 LLAMA_CPP: Final = DeploymentProfile(
     name="llama_cpp",
     runtime="llama.cpp",
@@ -91,6 +109,7 @@ LLAMA_CPP: Final = DeploymentProfile(
         # Codes less their zero points have one bit more.
         _blocks("Q8_0 of fewer bits", _of_bits(7, 6), symmetric=None),
         _blocks("Q4_0 or Q4_1 of fewer bits", _of_bits(3, 2), symmetric=None),
+        _super_blocks("Q6_K", 6, 16, 7),
     ),
 )
 """llama.cpp, from a GGUF file: weights in blocks of 32 columns, of which larger groups and rows are made."""

@@ -12,6 +12,7 @@ from tico_export.formats import (
     Onnx,
     OpenVINO,
 )
+from tico_export.gguf_files import write_imatrix
 from tico_export.program import load_program, to_circle
 from tico_export.protocol import (
     ENTRY_POINT_GROUP,
@@ -49,4 +50,5 @@ __all__ = [
     "exporter_entry",
     "load_program",
     "to_circle",
+    "write_imatrix",
 ]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tico_config import Found, Problem
-from tico_export.gguf_files._tensor_types import BLOCK, BLOCK_TYPES, BlockType, block_bytes
+from tico_export.gguf_files._super_blocks import SuperBlocks, super_blocks_of
+from tico_export.gguf_files._tensor_types import BLOCK, BLOCK_TYPES, SUPER_BLOCK, BlockType, block_bytes
 from tico_export.source import IntegerWeight
 
 _LARGEST = torch.finfo(torch.float16).max
@@ -51,31 +52,40 @@ class Blocks:
         return self.weight.codes() - start
 
 
-def blocks_of(weight: IntegerWeight, *, nearest: bool) -> Blocks | None:
+def blocks_of(weight: IntegerWeight, *, nearest: bool) -> Blocks | SuperBlocks | None:
     """Return `weight` in the smallest blocks that hold it; None where there are none.
 
-    They hold its very values, or, with `nearest`, scales and minima that are rounded to float16.
+    They hold its very values, or, with `nearest`, scales and minima that are rounded to float16. Scales that
+    share super-blocks stay as they are where a type has super-blocks.
     """
-    for each in _candidates(weight):
-        if each.exact or (nearest and _is_finite(each)):
+    shared = super_blocks_of(weight)
+    found: list[Blocks | SuperBlocks] = [*_candidates(weight), *([] if shared is None else [shared])]
+    for each in sorted(found, key=lambda blocks: blocks.type.bytes_of((SUPER_BLOCK,))):
+        if each.exact or (nearest and isinstance(each, Blocks) and _is_finite(each)):
             return each
     return None
 
 
 def block_problem(weight: IntegerWeight, *, nearest: bool) -> Problem | None:
     """Return what keeps `weight` from being blocks, and the ways out; None where nothing does."""
+    if blocks_of(weight, nearest=nearest) is not None:
+        return None
+    if weight.packed.format.super_block is not None:
+        return _super_block_problem(weight)
     if weight.columns % BLOCK:
         remedy = "leave it in float, with the override no_quant()"
         return _problem(weight, f"it has {weight.columns} columns", f"columns in blocks of {BLOCK}", remedy)
     if _of_blocks(weight, weight.scale) is None:
         remedy = "take a group_size that 32 divides, and act_order=False or static_groups=True"
         return _problem(weight, _units(weight), f"runs of {BLOCK} columns that share a scale", remedy)
-    if blocks_of(weight, nearest=nearest) is not None:
-        return None
     if not any(_holds(kind, weight) for kind in BLOCK_TYPES):
         low, high = _steps_of(weight)
         found = f"its codes less their zero points go from {low} to {high}"
         return _problem(weight, found, "from -128 to 127, or at most 5 bits", "take symmetric codes")
+    return _scale_problem(weight, nearest=nearest)
+
+
+def _scale_problem(weight: IntegerWeight, *, nearest: bool) -> Problem:
     if not nearest:
         return _problem(
             weight,
@@ -86,8 +96,20 @@ def block_problem(weight: IntegerWeight, *, nearest: bool) -> Problem | None:
     return _problem(weight, "its scales are beyond float16's range", "scales up to 65504", None)
 
 
+def _super_block_problem(weight: IntegerWeight) -> Problem:
+    if weight.columns % SUPER_BLOCK:
+        remedy = "leave super_block out for it, by an override with super_block=None, or leave it in float"
+        found, expected = f"it has {weight.columns} columns", f"columns in super-blocks of {SUPER_BLOCK}"
+        return _problem(weight, found, expected, remedy)
+    found = f"it has {weight.format}"
+    expected = "int6 symmetric, runs of 16 columns, scales of 7 bits under super-blocks of 256"
+    return _problem(weight, found, expected, "profiles.LLAMA_CPP gives configs that are legal")
+
+
 def _candidates(weight: IntegerWeight) -> Iterator[Blocks]:
     """Yield `weight` in every type that its codes fit into, from the smallest."""
+    if weight.columns % BLOCK:
+        return
     scale, zero_point = (_of_blocks(weight, each) for each in (weight.scale, weight.zero_point))
     if scale is None or zero_point is None:
         return

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tico_config import ConfigError, Found, Problem
 from tico_export.gguf_files._container import FileTensor
-from tico_export.gguf_files._tensor_types import F32, BlockType, TensorType
+from tico_export.gguf_files._tensor_types import F32, TensorType
 from tico_export.protocol import Consumer, Example, require_extra
 
 EXTRA: Final = "gguf"
@@ -43,8 +43,10 @@ def least_sqnr(types: Iterable[TensorType]) -> float:
 
 
 def _reason(types: Sequence[TensorType]) -> str:
-    if any(isinstance(each, BlockType) for each in types):
-        return "its kernels round the inputs of integer weights to 8 bits for each block of 32"
+    sizes = sorted({each.block for each in types if each.block > 1})
+    if sizes:
+        blocks = " or ".join(map(str, sizes))
+        return f"its kernels round the inputs of integer weights to 8 bits for each block of {blocks}"
     return "its kernels round the inputs of a weight to the weight's format"
 
 

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from tico_export.gguf_files._blocks import blocks_of
+from tico_export.gguf_files._blocks import Blocks, blocks_of
 from tico_export.gguf_files._container import FileTensor
 from tico_export.gguf_files._contents import Contents
-from tico_export.gguf_files._tensor_types import BlockType
 from tico_export.source import IntegerWeight
 
 
@@ -23,8 +22,9 @@ def type_notes(tensors: Iterable[FileTensor]) -> Iterator[str]:
         f"{counted[each]} of {each.name}" for each in sorted(counted, key=lambda kind: kind.number)
     )
     yield f"tensors: {listed}"
-    if any(isinstance(each, BlockType) for each in counted):
-        yield "llama.cpp rounds what integer weights are multiplied by to 8 bits for each block of 32 values"
+    for size in sorted({each.block for each in counted if each.block > 1}):
+        told = "llama.cpp rounds what integer weights are multiplied by to 8 bits for each block of"
+        yield f"{told} {size} values"
 
 
 def rounding_notes(contents: Contents, floats: torch.dtype | None) -> Iterator[str]:
@@ -34,7 +34,7 @@ def rounding_notes(contents: Contents, floats: torch.dtype | None) -> Iterator[s
     for name, each in contents.named.items():
         if isinstance(each, IntegerWeight):
             blocks = blocks_of(each, nearest=True)
-            if blocks is not None and not blocks.exact:
+            if isinstance(blocks, Blocks) and not blocks.exact:
                 scales[name] = blocks.noise()
         elif each.ndim > 1 and floats is not None and each.dtype != floats:
             matrices[name] = _noise(each, floats)

@@ -13,6 +13,9 @@ from torch import Tensor
 BLOCK: Final = 32
 """The columns of a block of codes."""
 
+SUPER_BLOCK: Final = 256
+"""The columns of a super-block, whose blocks' scales share a scale."""
+
 
 @attrs.frozen(kw_only=True)
 class TensorType:
@@ -45,9 +48,11 @@ def _float_noise(bits: int) -> float:
     return 20 * math.log10(2**bits) + 10 * math.log10(3)
 
 
-# Inputs become 8 bits for each block of 32: a noise of a twelfth of a squared step, a step being the largest
-# value over 127, which is at most the square root of 32 times the root mean square.
-_CODED: Final = 10 * math.log10(12 * 127**2 / BLOCK)
+# Inputs become 8 bits for each block: a noise of a twelfth of a squared step, a step being the largest value
+# over 127, which is at most the square root of the block's columns times the root mean square.
+def _coded_noise(block: int) -> float:
+    return 10 * math.log10(12 * 127**2 / block)
+
 
 F32: Final = TensorType(name="F32", number=0, file_type=0, block_bytes=4, smallest=80.0)
 F16: Final = TensorType(name="F16", number=1, file_type=1, block_bytes=2, smallest=_float_noise(11))
@@ -70,7 +75,7 @@ class BlockType(TensorType):
     bits: int
     has_minimum: bool = False
     block: int = BLOCK
-    smallest: float = _CODED
+    smallest: float = _coded_noise(BLOCK)
 
     @property
     def lowest(self) -> int:
@@ -91,6 +96,52 @@ Q8_0: Final = BlockType(name="Q8_0", number=8, file_type=7, block_bytes=34, bits
 
 BLOCK_TYPES: Final = (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)
 """From the one that takes the fewest bytes."""
+
+
+@attrs.frozen(kw_only=True)
+class SuperBlockType(TensorType):
+    """Codes in super-blocks of 256 columns, with a scale of float16 for the integer scales of their blocks.
+
+    ``value = d * s * q``; q has `bits`.
+
+    Attributes:
+        bits: the bits of a code.
+        group: the columns of a block.
+        scale_bits: the bits of the positive integers s.
+    """
+
+    bits: int
+    group: int
+    scale_bits: int
+    block: int = SUPER_BLOCK
+    smallest: float = _coded_noise(SUPER_BLOCK)
+
+    @property
+    def blocks(self) -> int:
+        """The blocks of a super-block."""
+        return self.block // self.group
+
+
+Q6_K: Final = SuperBlockType(
+    name="Q6_K", number=14, file_type=18, block_bytes=210, bits=6, group=16, scale_bits=7
+)
+
+
+def six_bit_bytes(codes: Tensor, unit: Tensor, steps: Tensor) -> bytes:
+    """Return the bytes of a matrix in super-blocks of Q6_K.
+
+    Args:
+        codes: q, integers from -32 to 31 (rows, columns).
+        unit: d, float16 (rows, super-blocks).
+        steps: s, integers up to 127 (rows, super-blocks, blocks).
+    """
+    # Halves of 128 codes, each in four runs of 32.
+    stored = (codes + 32).to(torch.uint8).reshape(*unit.shape, 2, 4, BLOCK)
+    low, high = stored & 15, stored >> 4
+    nibbles = low[..., :2, :] | (low[..., 2:, :] << 4)
+    pairs = high[..., 0, :] | (high[..., 1, :] << 2) | (high[..., 2, :] << 4) | (high[..., 3, :] << 6)
+    parts = [nibbles.flatten(2), pairs.flatten(2), steps.to(torch.int8).view(torch.uint8), _halves(unit)]
+    return tensor_bytes(torch.cat(parts, -1))
 
 
 def block_bytes(kind: BlockType, codes: Tensor, scale: Tensor, minimum: Tensor) -> bytes:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 from typing_extensions import Self
 
-from tico_config import DType, GridFormat, NumericsError, PerChannel, PerGroup, Problem, TicoError
+from tico_config import DType, GridFormat, NumericsError, PerChannel, PerGroup, Problem, SuperBlock, TicoError
 from tico_modules._storage.code_mark import CopiedCodes, mark_of
 from tico_modules._storage.dequantization import dequantize_rows, spread_groups
 from tico_modules._storage.exact_module import ExactModule, has_values
@@ -54,7 +54,7 @@ class PackedWeight(ExactModule):
     _copied: CopiedCodes | None = None  # in a copy: what the codes were
     _kept: list[Tensor] | None = None  # the dequantized weight while `expanded` lasts
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # the fields of a weight, by their names
         self,
         codes: Tensor,
         scale: Tensor,
@@ -64,10 +64,13 @@ class PackedWeight(ExactModule):
         shape: tuple[int, ...],
         group_size: int | None = None,
         group_index: Tensor | None = None,
+        super_block: SuperBlock | None = None,
         float_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.format = WeightFormat(dtype=dtype, shape=tuple(shape), group_size=group_size)
+        self.format = WeightFormat(
+            dtype=dtype, shape=tuple(shape), group_size=group_size, super_block=super_block
+        )
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
@@ -75,7 +78,7 @@ class PackedWeight(ExactModule):
         self.float_dtype = float_dtype
 
     @classmethod
-    def from_codes(
+    def from_codes(  # noqa: PLR0913  # the fields of a weight, by their names
         cls,
         codes: Tensor,
         scale: Tensor,
@@ -85,12 +88,13 @@ class PackedWeight(ExactModule):
         shape: tuple[int, ...],
         group_size: int | None = None,
         group_index: Tensor | None = None,
+        super_block: SuperBlock | None = None,
         float_dtype: torch.dtype = torch.float32,
     ) -> PackedWeight:
         """Return the weight of integer `codes` (rows, columns) in the range of `dtype`.
 
-        `scale` and `zero_point` have shape (rows, groups), `group_index` has shape (columns,); `float_dtype`
-        is the dtype of the float weight.
+        `scale` and `zero_point` have shape (rows, groups), `group_index` has shape (columns,); `super_block`
+        says what the scales share; `float_dtype` is the dtype of the float weight.
 
         Raises:
             NumericsError: a code is out of range or no integer, or the shapes do not fit each other.
@@ -112,6 +116,7 @@ class PackedWeight(ExactModule):
             shape=shape,
             group_size=group_size,
             group_index=None if group_index is None else group_index.to(torch.int32),
+            super_block=super_block,
             float_dtype=float_dtype,
         )
         require_buffers(form, dict(weight.named_buffers()))
@@ -169,6 +174,7 @@ class PackedWeight(ExactModule):
             dtype=form.dtype,
             shape=form.shape,
             group_size=form.group_size,
+            super_block=form.super_block,
             float_dtype=parse_float_dtype(layout, "float_dtype"),
         )
 
@@ -267,6 +273,7 @@ class PackedWeight(ExactModule):
             granularity=PerChannel(0) if size is None else PerGroup(axis=1, size=size),
             symmetric=bool((self.zero_point == middle).all()),
             even=self._has_even_groups,
+            super_block=self.format.super_block,
         )
 
     @property

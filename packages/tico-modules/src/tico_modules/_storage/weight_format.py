@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, Found, NumericsError, Problem
+from tico_config import DType, Found, NumericsError, Problem, SuperBlock
 from tico_modules._storage.layout import Layout
 from tico_observers import pack, packed_width, unpack
 
@@ -30,6 +30,7 @@ class WeightFormat:
         dtype: the number format of a code, of up to 16 bits.
         shape: the shape of the float weight.
         group_size: the number of columns in a group, whose codes share a scale; None means whole rows.
+        super_block: what the scales of groups were made to share; None where each is a number of its own.
 
     Raises:
         NumericsError: the shape has no axis, a group has no column, or a code has more than 16 bits.
@@ -38,6 +39,7 @@ class WeightFormat:
     dtype: DType
     shape: tuple[int, ...]
     group_size: int | None = None
+    super_block: SuperBlock | None = None
 
     def __attrs_post_init__(self) -> None:
         """Refuse shapes, groups and formats that cannot be packed."""
@@ -76,7 +78,8 @@ class WeightFormat:
     @property
     def unit(self) -> str:
         """The codes that share a scale, for people: ``per row`` or ``group 64``."""
-        return "per row" if self.group_size is None else f"group {self.group_size}"
+        shared = "" if self.super_block is None else f", {self.super_block}"
+        return "per row" if self.group_size is None else f"group {self.group_size}{shared}"
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -102,11 +105,13 @@ class WeightFormat:
 
     def to_layout(self) -> dict[str, object]:
         """Return the format as JSON values."""
+        shared = self.super_block
         return {
             "bits": self.dtype.bits,
             "signed": self.dtype.signed,
             "shape": list(self.shape),
             "group_size": self.group_size,
+            **({} if shared is None else {"super_block": attrs.asdict(shared)}),
         }
 
     @classmethod
@@ -122,4 +127,12 @@ class WeightFormat:
             dtype=DType(layout.integer("bits"), layout.boolean("signed")),
             shape=layout.integers("shape"),
             group_size=layout.optional_integer("group_size"),
+            super_block=_super_block(layout),
         )
+
+
+def _super_block(layout: Layout) -> SuperBlock | None:
+    if "super_block" not in layout.values:
+        return None
+    shared = layout.child("super_block")
+    return SuperBlock(columns=shared.integer("columns"), scale_bits=shared.integer("scale_bits"))

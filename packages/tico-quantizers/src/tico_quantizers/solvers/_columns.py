@@ -95,16 +95,19 @@ class Columns:
     @property
     def _span(self) -> int:
         """How many columns can be rounded without looking for another grid."""
-        return len(self.error) if self.rule.config.static_groups else self.rule.group
+        return len(self.error) if self.rule.config.static_groups else self.rule.span
 
     def _fix_grids(self, columns: Tensor, order: Tensor | None) -> None:
-        for start in range(0, len(columns), self.rule.group):
-            self._add_grid(columns[start : start + self.rule.group], start)
+        for start in range(0, len(columns), self.rule.span):
+            self._add_grids(columns[start : start + self.rule.span], start)
         if order is not None:
             self.group_of = self.group_of[order]
 
-    def _add_grid(self, columns: Tensor, start: int) -> None:
-        params = self.rule.params(columns[:, : self.rows], start)
+    def _add_grids(self, columns: Tensor, start: int) -> None:
+        for params in self.rule.grids(columns[:, : self.rows], start):
+            self._add_grid(params)
+
+    def _add_grid(self, params: AffineParams) -> None:
         # Of the rows of zeros, any grid is right.
         missing = self.error.shape[1] - self.rows if len(params.scale) > 1 else 0
         scale, zero_point = pad(params.scale, (0, missing), value=1.0), pad(params.zero_point, (0, missing))
@@ -133,7 +136,7 @@ class Columns:
 
     def _open_span(self, start: int, stop: int) -> None:
         if not self.rule.config.static_groups:
-            self._add_grid(self._best(start, stop), start)
+            self._add_grids(self._best(start, stop), start)
 
     def _best(self, start: int, stop: int) -> Tensor:
         """Return the values of the columns that are best for the codes of all earlier columns.

@@ -201,13 +201,15 @@ def loss_of_nearest(weight: Tensor, gram: Tensor, config: GPTQConfig) -> float:
 
 def _to_nearest(columns: Tensor, rule: GridRule) -> Iterator[tuple[int, AffineParams, Tensor]]:
     """Yield the first column, the grid and the codes of each group, and leave the error in `columns`."""
-    for start in range(0, len(columns), rule.group):
-        group = columns[start : start + rule.group]
-        params = rule.params(group, start)
-        scale, zero_point = params.scale, params.zero_point.to(torch.float32)
-        codes = (group / scale).round_().add_(zero_point).clamp_(rule.dtype.qmin, rule.dtype.qmax)
-        yield start, params, codes
-        group.sub_(codes.sub_(zero_point).mul_(scale).clamp_(-LARGEST, LARGEST))
+    for start in range(0, len(columns), rule.span):
+        grids = rule.grids(columns[start : start + rule.span], start)
+        for place, params in enumerate(grids):
+            first = start + place * rule.group
+            group = columns[first : first + rule.group]
+            scale, zero_point = params.scale, params.zero_point.to(torch.float32)
+            codes = (group / scale).round_().add_(zero_point).clamp_(rule.dtype.qmin, rule.dtype.qmax)
+            yield first, params, codes
+            group.sub_(codes.sub_(zero_point).mul_(scale).clamp_(-LARGEST, LARGEST))
 
 
 def _rounded(weight: Tensor, factor: Factor, config: GPTQConfig) -> Columns | None:

@@ -13,6 +13,7 @@ from tico_config import DType, GPTQConfig, HessianMSESpec, MSESpec, PercentileSp
 from tico_observers import AffineParams, params_from_range
 from tico_observers.products import total
 from tico_quantizers.solvers._shrinking import least_error_share
+from tico_quantizers.solvers._super_block import under_super_block
 
 
 @attrs.frozen(eq=False)
@@ -28,9 +29,22 @@ class GridRule:
         return self.config.group_size or len(self.diagonal)
 
     @property
+    def span(self) -> int:
+        """The number of columns whose grids are found together."""
+        shared = self.config.super_block
+        return self.group if shared is None else shared.columns
+
+    @property
     def dtype(self) -> DType:
         """The format of the codes."""
         return DType(self.config.bits, signed=self.config.symmetric)
+
+    def grids(self, columns: Tensor, start: int) -> list[AffineParams]:
+        """Return the grid of each group of `columns` (columns, rows), a span that begins at `start`."""
+        size, shared = self.group, self.config.super_block
+        places = range(0, len(columns), size)
+        found = [self.params(columns[place : place + size], start + place) for place in places]
+        return found if shared is None else under_super_block(found, shared)
 
     def params(self, columns: Tensor, start: int) -> AffineParams:
         """Return a grid for each row, or one for all, from `columns` (columns, rows).

@@ -11,7 +11,7 @@ from torch import Tensor
 from tico_config import DType, GPTQConfig, TicoError
 from tico_modules import LayerReport, PackedWeight
 from tico_quantizers.calibration import GroupedGram, located
-from tico_quantizers.layers import Layer, QuantizedWeight, Target, columns, groups, matrix, shape
+from tico_quantizers.layers import QuantizedWeight, Target, columns, groups, matrix, shape
 from tico_quantizers.solvers import Factor, Solution, factored, loss_of_nearest, nearest, solve_by
 
 
@@ -56,7 +56,7 @@ def solve_layer(target: Target[GPTQConfig], read: ReadInput) -> QuantizedWeight:
         solutions = [solve_by(weight, factor, target.config) for weight, factor in pairs]
     except TicoError as error:
         raise located(error, target.path) from None
-    packed = _packed(target.layer, solutions)
+    packed = _packed(target, solutions)
     seconds = time.perf_counter() - start
     grouped = zip(weights, read.hessians(size), strict=True)
     rounded = sum(loss_of_nearest(weight, hessian, target.config) for weight, hessian in grouped)
@@ -87,13 +87,13 @@ def round_layer(target: Target[GPTQConfig], tokens: int) -> QuantizedWeight:
     """Return the weight of `target`, an expert that read too few `tokens`, rounded to nearest."""
     start = time.perf_counter()
     weights = matrix(target.layer).chunk(groups(target.layer))
-    packed = _packed(target.layer, [nearest(weight, target.config) for weight in weights])
+    packed = _packed(target, [nearest(weight, target.config) for weight in weights])
     least = target.config.min_expert_tokens
     reason = f"it read {tokens} tokens, fewer than {least} and than its peers, so rounded to nearest"
     return QuantizedWeight(packed, _line(target, {"tokens": tokens}, time.perf_counter() - start, reason))
 
 
-def _packed(layer: Layer, solutions: list[Solution]) -> PackedWeight:
+def _packed(target: Target[GPTQConfig], solutions: list[Solution]) -> PackedWeight:
     """Return the weight whose groups of rows the `solutions` hold."""
     first = solutions[0]
     return PackedWeight.from_codes(
@@ -101,16 +101,18 @@ def _packed(layer: Layer, solutions: list[Solution]) -> PackedWeight:
         torch.cat([solution.scale for solution in solutions]),
         torch.cat([solution.zero_point for solution in solutions]),
         dtype=first.dtype,
-        shape=shape(layer),
+        shape=shape(target.layer),
         group_size=first.group_size,
         group_index=first.group_index,
+        super_block=target.config.super_block,
     )
 
 
 def _line(target: Target[GPTQConfig], figures: dict[str, float], seconds: float, reason: str) -> LayerReport:
     config = target.config
     row = "per tensor" if config.per_tensor else "per row"
-    unit = row if config.group_size is None else f"group {config.group_size}"
+    shared = "" if config.super_block is None else f", {config.super_block}"
+    unit = row if config.group_size is None else f"group {config.group_size}{shared}"
     scheme = "symmetric" if config.symmetric else "asymmetric"
     grid = getattr(target.layer, "act_in", None)
     return LayerReport(
