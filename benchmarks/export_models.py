@@ -8,8 +8,8 @@ from typing import Final
 import attrs
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from language_models import WIKI_LLAMA
 from tico.quantization import GPTQConfig, PT2EConfig, PTQConfig, convert, prepare
 from tico.quantization.config import BaseConfig, DType, PerToken, QScheme, affine
 
@@ -61,10 +61,23 @@ def _encoder() -> nn.Module:
 
 
 def _llama() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     return LlamaForCausalLM(LlamaConfig.from_dict(_SIZES, attn_implementation="eager"))
 
 
+def _embedded() -> nn.Module:
+    from transformers import LlamaForCausalLM
+
+    made: nn.Module = LlamaForCausalLM.from_pretrained(
+        WIKI_LLAMA, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    )
+    return made
+
+
 def _qwen() -> nn.Module:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
     sizes = {**_SIZES, "head_dim": 32}
     return Qwen3ForCausalLM(Qwen3Config.from_dict(sizes, attn_implementation="eager"))
 
@@ -79,6 +92,7 @@ SUBJECTS: Final[Mapping[str, Subject]] = {
     "convolutions": Subject(make=ConvolutionNet, args=(_values(4, 3, 8, 8),)),
     "encoder": Subject(make=_encoder, args=(_values(2, 12, 128),)),
     "LLaMA": Subject(make=_llama, args=(TOKENS,), kwargs=_NO_CACHE),
+    "embedded LLaMA": Subject(make=_embedded, args=(TOKENS,), kwargs=_NO_CACHE),
     "Qwen3": Subject(make=_qwen, args=(TOKENS,), kwargs=_NO_CACHE),
 }
 

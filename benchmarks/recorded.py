@@ -112,14 +112,18 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def recording(path: Path) -> Iterator[Recording]:
-    """Yield a recording, and write its tables to `path` unless the run fails."""
+def recording(path: Path, earlier: Sequence[str] = ()) -> Iterator[Recording]:
+    """Yield a recording, and write its tables to `path` unless the run fails.
+
+    `earlier` are the commands of runs whose figures are among those of this one.
+    """
     started = dt.datetime.now(dt.UTC).date().isoformat()
     commit, tree = commit_of_sources()
     recorded = Recording()
     yield recorded
+    command = command_line(sys.argv, os.environ.get("OMP_NUM_THREADS"))
     result = Result(
-        commands=(command_line(sys.argv, os.environ.get("OMP_NUM_THREADS")),),
+        commands=tuple(dict.fromkeys((*earlier, command))),
         commit=commit,
         tree=tree,
         date=started,
@@ -129,6 +133,11 @@ def recording(path: Path) -> Iterator[Recording]:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(to_json(result), encoding="utf-8")
+
+
+def commands_of(path: Path) -> tuple[str, ...]:
+    """Return the commands of the result at `path`; none where there is no such file."""
+    return from_json(path.read_text(encoding="utf-8")).commands if path.exists() else ()
 
 
 def to_json(result: Result) -> str:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from runtime_models import MAKERS
-from runtime_runs import Outcome, case, save_as_onnx
+from runtime_runs import HAS_VNNI, Outcome, case, exact, save_as_onnx
 from tico_config import PT2EConfig
 
 pytest.importorskip("openvino", reason="nox -s 'runtimes(openvino)' installs it")
 
 # Scales are applied to sums in another order, which moves values near the middle of two codes.
-STEPS = {"residual CNN": 1, "upsampling CNN": 1}
+STEPS = {"residual CNN": 1, "transformer encoder": 1, "upsampling CNN": 1}
 # Linear layers of which the last has no bias become one kernel, whose results are not the file's, which
-# ONNX Runtime computes bit for bit; OpenVINO 2026.4.1 does so for int8 activations too.
+# ONNX Runtime computes bit for bit; OpenVINO 2026.4.1 does so for int8 activations too, with VNNI.
 WRONG = "linear stack, no last bias"
 LAYERS = ("FullyConnected", "Convolution", "Deconvolution", "MatMul")
 
@@ -47,11 +47,11 @@ def test_openvino_computes_what_the_graph_computes(
     name: str, tell: Callable[[str, Outcome], None], tmp_path: Path
 ) -> None:
     """At most a step off; where OpenVINO itself is wrong, it still is."""
-    made, path = case(name, PT2EConfig.openvino()), tmp_path / "model.onnx"
+    made, path = case(name, exact(PT2EConfig.openvino())), tmp_path / "model.onnx"
     save_as_onnx(made, path)
     outcome = made.outcome(*run(path, made.test))
     tell(f"openvino {version('openvino')}", outcome)
-    if name == WRONG:
+    if name == WRONG and HAS_VNNI:
         assert outcome.runtime < 0
     else:
         assert outcome.steps <= STEPS.get(name, 0)

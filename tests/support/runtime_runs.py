@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import attrs
 import torch
 from torch import Tensor, fx
 
 from runtime_models import Task, task
-from tico_config import PT2EConfig
+from tico_config import DType, PT2EConfig, affine
 from tico_modules import Edit
 from tico_pt2e import PT2EQuantizer, QuantGraph
 from tico_quantizers import Example
+
+# Without it, sums of two products of 8 bits overflow 16 bits on x86, and with weights of 7 bits they do not.
+_ABOUT: Final = Path("/proc/cpuinfo")
+HAS_VNNI: Final = not _ABOUT.exists() or "vnni" in _ABOUT.read_text(encoding="utf-8")
+
+
+def exact(preset: PT2EConfig) -> PT2EConfig:
+    """Return a preset with weights whose sums this processor has room for."""
+    return preset if HAS_VNNI else attrs.evolve(preset, weight=affine(DType.int(7)))
 
 
 @attrs.frozen(eq=False)

@@ -104,7 +104,7 @@ def _float_notes(source: Source) -> Iterator[str]:
 
 
 def _fields(compared: Comparison) -> dict[str, object]:
-    names = ("sqnr", "max_difference", "equal_share", "kl", "perplexities")
+    names = ("sqnr", "bound", "max_difference", "equal_share", "kl", "perplexities")
     return {name: getattr(compared, name) for name in names}
 
 

@@ -19,6 +19,8 @@ class ExportResult:
         consumer: what that was, with its version; otherwise ``not verified: `` and the reason.
         sqnr: signal-to-noise ratio of the outputs in dB, the model's by the reference being the signal;
             infinite where all are equal, NaN where none were compared.
+        bound: the least `sqnr` in dB that the format allows here; outputs that are on a grid may also be a
+            step of it off. NaN where none were compared.
         max_difference: the largest absolute difference; NaN where none were compared.
         equal_share: the share of equal elements, 0 to 1; NaN where none were compared.
         kl: of language models that were given tokens: the mean Kullback-Leibler divergence of the
@@ -34,6 +36,7 @@ class ExportResult:
     verified: bool
     consumer: str
     sqnr: float = math.nan
+    bound: float = math.nan
     max_difference: float = math.nan
     equal_share: float = math.nan
     kl: float | None = None

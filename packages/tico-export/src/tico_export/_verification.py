@@ -26,6 +26,7 @@ class Comparison:
     """How near outputs come to those of the model, as the fields of `ExportResult` have it."""
 
     sqnr: float
+    bound: float = math.nan
     max_difference: float
     equal_share: float
     kl: float | None = None
@@ -57,7 +58,7 @@ def verify(model: nn.Module, example: Example, consumer: Consumer, path: Path) -
         for name, run in consumer.beside.items()
         if (others := _outputs(consumer, run, path, example))
     ]
-    return attrs.evolve(compared, notes=tuple(notes))
+    return attrs.evolve(compared, bound=consumer.smallest_sqnr, notes=tuple(notes))
 
 
 def _step_of(outputs: Sequence[Tensor], consumer: Consumer) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import ClassVar, Final, final
 
@@ -64,9 +65,11 @@ class PT2Exporter(Exporter[PT2]):
         return dialect_problems(DIALECTS[self.target.dialect], source)
 
     def write(self, source: Source, example: Example | None, path: Path) -> None:
-        """Write the program."""
+        """Write the program, which is whole in memory first: on a full disk, torch's own writer aborts."""
         register_dialect()
-        torch.export.save(program_in(DIALECTS[self.target.dialect], source, given(example)), path)
+        content = BytesIO()
+        torch.export.save(program_in(DIALECTS[self.target.dialect], source, given(example)), content)
+        path.write_bytes(content.getbuffer())
 
     def consumer(self, source: Source) -> Consumer:
         """Return torch itself, which has to give the bits of the reference."""
