@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import attrs
@@ -187,7 +189,7 @@ def test_what_blocks_get_and_give_is_repeated(style: str, mode: str) -> None:
 def test_what_is_kept_on_disk_is_repeated(style: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every argument comes back from there with the same bits, and shared ones are written once."""
     monkeypatch.setattr(activation_store, "_SMALLEST", 1)
-    watched = watch(Stack(style), ActivationStore(offload=True))
+    watched = watch(Stack(style), ActivationStore(offload=Path(tempfile.gettempdir())))
     with torch.no_grad():
         for seed in range(2):
             watched.model(values(seed, 2 + seed, 6))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import tempfile
 import weakref
 from collections import UserDict
+from pathlib import Path
 from typing import NamedTuple
 
 import attrs
@@ -354,7 +356,10 @@ def test_a_pass_that_leaves_a_block_out_has_no_template() -> None:
 def test_what_blocks_share_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mask that every block of a pass is given is one file."""
     monkeypatch.setattr("tico_quantizers.calibration._activation_store._SMALLEST", 1)
-    calls, mask = BlockCalls((nn.Linear(2, 2), nn.Linear(2, 2)), ActivationStore(offload=True)), values(0, 2)
+    calls, mask = (
+        BlockCalls((nn.Linear(2, 2), nn.Linear(2, 2)), ActivationStore(offload=Path(tempfile.gettempdir()))),
+        values(0, 2),
+    )
     for number in (0, 1):
         calls.note_call(number, (values(number, 2), mask), {})
     calls.digest()

@@ -1,8 +1,9 @@
 """Post-training quantization in three steps: prepare, calibrate, convert."""
 
+from tico_api._checkpoints import quantize_checkpoint
 from tico_api._facade import BUILT_IN, prepare
 from tico_config import AWQConfig, GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
-from tico_modules import Report, load_quantized, report, save_quantized, set_backend
+from tico_modules import Offload, Report, load_quantized, map_checkpoint, report, save_quantized, set_backend
 from tico_quantizers import Registry, quantizer_entry
 from tico_quantizers.lifecycle import convert
 from tico_wrapq import coverage, load_calibration, save_calibration
@@ -11,6 +12,7 @@ __all__ = [
     "BUILT_IN",
     "AWQConfig",
     "GPTQConfig",
+    "Offload",
     "PT2EConfig",
     "PTQConfig",
     "Registry",
@@ -20,7 +22,9 @@ __all__ = [
     "coverage",
     "load_calibration",
     "load_quantized",
+    "map_checkpoint",
     "prepare",
+    "quantize_checkpoint",
     "quantizer_entry",
     "report",
     "save_calibration",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from tico_config import AWQConfig, BaseConfig, GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
+from tico_modules import Offload
 from tico_pt2e import GPTQEverywhere, PT2EQuantizer
 from tico_quantizers import (
     AWQQuantizer,
@@ -36,6 +37,7 @@ def prepare(
     inplace: bool = True,
     *,
     registry: Registry | None = None,
+    offload: Offload | None = None,
 ) -> nn.Module:
     """Make `model` ready for calibration: run data through the result, then call `convert` with it.
 
@@ -49,6 +51,9 @@ def prepare(
             which exports the model to a graph, takes False only.
         registry: which quantizer serves which config; by default those of this library and of installed
             packages.
+        offload: where `convert` leaves what does not fit into memory, for a model of `map_checkpoint`. Blocks
+            that GPTQ has finished, and what goes from block to block, are then kept in its folder, and passes
+            end early as by `stop_after_capture`. A copy (``inplace=False``) is in memory.
 
     Raises:
         UnsupportedError: `model` is no module, or a part of it cannot be handled.
@@ -65,4 +70,4 @@ def prepare(
     'QuantizedLinear'
     """
     found = BUILT_IN.with_installed() if registry is None else registry
-    return lifecycle.prepare(model, quant_config, args, kwargs, inplace, registry=found)
+    return lifecycle.prepare(model, quant_config, args, kwargs, inplace, registry=found, offload=offload)

@@ -5,6 +5,7 @@ Enough to load and run a saved model, and what exporters stand on. No algorithm 
 
 from tico_modules._files.artifact import load_quantized, save_quantized
 from tico_modules._files.companions import Tokenizer, write_companions
+from tico_modules._files.float_checkpoint import map_checkpoint
 from tico_modules._files.saved_model import SavedModel
 from tico_modules._files.shards import INDEX_NAME
 from tico_modules._files.transformers_model import QUANT_METHOD, mark_initialized
@@ -52,6 +53,7 @@ from tico_modules._tree.module_tree import (
     parameter,
     tensor_place,
 )
+from tico_modules._tree.offload import Offload
 from tico_modules._tree.plug_ins import BrokenPlugIn, load_plug_in
 from tico_modules._tree.recorded_outputs import record_outputs
 from tico_modules._tree.result_marks import add_result_mark, mark_result
@@ -88,6 +90,7 @@ __all__ = [
     "Forward",
     "LayerReport",
     "Layout",
+    "Offload",
     "PackedWeight",
     "Parts",
     "QuantizedConv1d",
@@ -125,6 +128,7 @@ __all__ = [
     "library_versions",
     "load_plug_in",
     "load_quantized",
+    "map_checkpoint",
     "mark_initialized",
     "mark_result",
     "model_fingerprint",

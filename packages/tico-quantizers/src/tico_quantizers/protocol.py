@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import BaseConfig, Problem, UnsupportedError, to_json
-from tico_modules import Edit, Report, Run, library_versions, model_fingerprint, remember
+from tico_modules import Edit, Offload, Report, Run, library_versions, model_fingerprint, remember
 from tico_quantizers.calibration import Calibration, remember_hooks, unchanged_process, watch_forward
 
 __all__ = ["AnyPrepared", "AnyQuantizer", "BaseQuantizer", "Converted", "Example", "Prepared"]
@@ -104,7 +104,7 @@ class BaseQuantizer(ABC, Generic[C, K]):
         edit.on_undo(remember_hooks(model))
         with unchanged_process():
             root, calibration = self._prepared(model, example, edit)
-        prepared = Prepared(self, calibration, watch_forward(root, calibration), origin)
+        prepared = Prepared(self, calibration, watch_forward(root, calibration), origin, edit.offload)
         edit.on_undo(prepared.stop_watching)
         return root, prepared
 
@@ -150,11 +150,13 @@ class Prepared(Generic[C, K]):
         calibration: K,
         handles: tuple[RemovableHandle, ...],
         origin: Origin,
+        offload: Offload | None,
     ) -> None:
         self._quantizer = quantizer
         self._handles = handles
         self._origin = origin
         self.calibration = calibration
+        self.offload = offload
 
     @property
     def config(self) -> BaseConfig:
@@ -207,6 +209,10 @@ class AnyPrepared(Protocol):
     @property
     def calibration(self) -> Calibration:
         """What was seen so far."""
+
+    @property
+    def offload(self) -> Offload | None:
+        """Where tensors go that do not fit into memory; None if all do."""
 
     def convert(self, model: nn.Module, edit: Edit) -> nn.Module:
         """Finish the work and return the root."""

@@ -11,6 +11,7 @@ from torch import nn
 from typing_extensions import Self
 
 from tico_modules._tree.module_tree import children
+from tico_modules._tree.offload import Offload
 
 T = TypeVar("T")
 
@@ -61,7 +62,8 @@ class _Slots:
 class Edit:
     """A context for changes of one model, which are all undone if the block raises an exception.
 
-    Modules and values that were replaced are kept until then, and not written to.
+    Modules and values that were replaced are kept until then, and not written to. With an `offload`, the
+    tensors of those that take their places are moved to it at once.
 
     >>> model: nn.Module = nn.Sequential(nn.ReLU())
     >>> with Edit() as edit:
@@ -70,7 +72,8 @@ class Edit:
     Identity()
     """
 
-    def __init__(self) -> None:
+    def __init__(self, offload: Offload | None = None) -> None:
+        self.offload = offload
         self._undo: list[Callable[[], object]] = []
         self._commit: list[Callable[[], object]] = []
         self._slots = _Slots()
@@ -110,8 +113,18 @@ class Edit:
         self._slots.add(new)
         return root
 
+    def settle(self, value: object) -> None:
+        """Move the tensors of `value`, which is new and about to be put somewhere, to the offload, if any.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if self.offload is not None:
+            self.offload.move(value)
+
     def put(self, mapping: dict[str, T], name: str, value: T) -> None:
         """Set the entry `name` of `mapping`; undone like every change."""
+        self.settle(value)
         known = name in mapping
         self._undo.append(_Assignment(mapping, name, mapping[name]) if known else _Removal(mapping, name))
         mapping[name] = value

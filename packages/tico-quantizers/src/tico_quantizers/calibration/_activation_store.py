@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import tempfile
 import weakref
+from pathlib import Path
 
 import attrs
 import torch
@@ -38,8 +39,8 @@ class StoredTensor:
 class _File:
     """A temporary file without a name, closed with the last reference to it."""
 
-    def __init__(self) -> None:
-        self.raw = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # closed by what follows
+    def __init__(self, folder: Path) -> None:
+        self.raw = tempfile.TemporaryFile(buffering=0, dir=folder)  # noqa: SIM115  # closed by what follows
         weakref.finalize(self, self.raw.close)
 
 
@@ -59,16 +60,16 @@ class _Place:
 
 
 class ActivationStore:
-    """Keeps tensors as they are, on disk (`offload`), in bfloat16 (`narrow`), or both.
+    """Keeps tensors as they are, on disk in the folder `offload`, in bfloat16 (`narrow`), or both.
 
     The file on disk has no name from the moment it is open: it is gone when the last tensor in it is, or the
-    process ends, in whatever way. It is in the folder that `tempfile` chooses, so ``TMPDIR`` moves it.
+    process ends, in whatever way.
 
-    >>> ActivationStore(offload=True).keep(torch.ones(3)).tolist()  # too small to be worth it
-    [1.0, 1.0, 1.0]
+    >>> ActivationStore(offload=Path(tempfile.gettempdir())).keep(torch.ones(3))  # too small
+    tensor([1., 1., 1.])
     """
 
-    def __init__(self, *, offload: bool = False, narrow: bool = False) -> None:
+    def __init__(self, *, offload: Path | None = None, narrow: bool = False) -> None:
         self._offload = offload
         self._narrow = narrow
         self._file: _File | None = None
@@ -90,14 +91,15 @@ class ActivationStore:
         """
         plain = type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_meta
         narrow = self._narrow and not exactly and tensor.dtype in (torch.float32, torch.float64)
-        if not plain or tensor.nbytes < _SMALLEST or not (narrow or self._offload):
+        if not plain or tensor.nbytes < _SMALLEST or not (narrow or self._offload is not None):
             return tensor
         kept = tensor.detach().to(torch.bfloat16) if narrow else tensor.detach()
-        return StoredTensor(self._written(kept) if self._offload else kept, tensor.dtype, tensor.device)
+        place = kept if self._offload is None else self._written(kept, self._offload)
+        return StoredTensor(place, tensor.dtype, tensor.device)
 
-    def _written(self, tensor: Tensor) -> _Place:
+    def _written(self, tensor: Tensor, folder: Path) -> _Place:
         content = tensor.cpu().contiguous()
-        self._file = self._file or _File()
+        self._file = self._file or _File(folder)
         place = _Place(self._file, self._end, content.dtype, content.shape)
         self._file.raw.seek(self._end)
         waiting = _bytes_of(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Protocol, final
 
 import attrs
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from tico_config import TokenWeights
-from tico_modules import Edit
+from tico_modules import Edit, Offload
 from tico_observers import Statistic
 from tico_quantizers.calibration._activation_store import ActivationStore
 from tico_quantizers.calibration._block_calls import BlockCalls
@@ -54,10 +55,11 @@ class BlockOptions:
             from.
         early_end: end a pass of the user's, from the second one on, when there is nothing more to record.
         forward_dtype: compute in this dtype as far as it can be cast automatically.
-        offload: keep what goes from block to block on disk.
+        offload: keep what goes from block to block on disk, in this folder.
         narrow: keep it in bfloat16.
         skip_unreached: leave layers out that no data reach.
         all_experts: let experts in one parameter learn from all tokens, not from those alone that go to them.
+        checkpoint: a folder for what is found of each block, so that an interrupted run can go on.
         gram_memory: how many bytes Gram matrices of the layers of a block may take. Where they would take
             more, the block is run again for other layers, which gives the same bits. None for no bound.
     """
@@ -67,11 +69,19 @@ class BlockOptions:
     true_sequential: bool = False
     early_end: bool = False
     forward_dtype: torch.dtype | None = None
-    offload: bool = False
+    offload: Path | None = None
     narrow: bool = False
     skip_unreached: bool = False
     all_experts: bool = False
+    checkpoint: Path | None = None
     gram_memory: int | None = None
+
+    def on(self, offload: Offload | None) -> BlockOptions:
+        """Return these options for a model that is larger than memory, if there is an `offload`."""
+        if offload is None:
+            return self
+        place, checkpoint = self.offload or offload.folder, self.checkpoint or offload.folder
+        return attrs.evolve(self, early_end=not self.fixed, offload=place, checkpoint=checkpoint)
 
 
 class GramSource(Protocol):

@@ -31,12 +31,13 @@ class Checkpoint:
         self._folder = folder
 
     @classmethod
-    def of(cls, folder: str | None, config: BaseConfig, model: nn.Module, inputs: BlockInputs) -> Checkpoint:
-        """Return that of the work that is about to begin, in `folder`.
+    def of(cls, config: BaseConfig, model: nn.Module, inputs: BlockInputs) -> Checkpoint:
+        """Return that of the work that is about to begin, in the folder that the options of `inputs` name.
 
         `config` holds those settings alone that the results follow from.
         """
-        return cls(None if folder is None else Path(folder) / work_digest(config, model, inputs)[:32])
+        folder = inputs.options.checkpoint
+        return cls(None if folder is None else folder / work_digest(config, model, inputs)[:32])
 
     def load(self, name: str, paths: Sequence[str]) -> list[QuantizedWeight] | None:
         """Return what `save` has kept of the layers at `paths` under `name`, or None where there is nothing.

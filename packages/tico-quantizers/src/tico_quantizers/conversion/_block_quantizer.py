@@ -188,10 +188,11 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
         self, model: nn.Module, example: Example | None, edit: Edit
     ) -> tuple[nn.Module, BlockCalibration[C]]:
         """Start to watch the inputs of blocks and layers."""
-        model = open_experts(model, edit, every_token=self.options().all_experts)
+        options = self.options().on(edit.offload)
+        model = open_experts(model, edit, every_token=options.all_experts)
         plan = plan_layers(model, self.config, check=self.problems)
         rules = {path: self.rule(target) for path, target in plan.targets.items()}
-        calibration = BlockCalibration(model, plan, self.options(), rules, self.bound(plan))
+        calibration = BlockCalibration(model, plan, options, rules, self.bound(plan))
         calibration.inputs.install(model, edit)
         return model, calibration
 

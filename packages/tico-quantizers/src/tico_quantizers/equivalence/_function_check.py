@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import ConfigError, Found, Problem
-from tico_modules import Edit
+from tico_modules import Edit, Offload
 from tico_quantizers.calibration import (
     Call,
     Replay,
@@ -60,28 +60,30 @@ def require_same_function(
     *,
     field: str,
     with_hooks: bool = False,
+    offload: Offload | None = None,
 ) -> None:
     """Refuse scales with which `model` gives something else for one of `calls`; it stays as it is.
 
     Rounding moves the outputs by far less than the root of their precision, as a share of their norm; a pair
     is blamed if it moves them further by itself. `readers` says of a pair what else reads its producer, and
     `field` where the pairs come from: ``"mappings"`` or the ``"model"``. The user's hooks are a part of the
-    function `with_hooks`.
+    function `with_hooks`. Scaled weights go to the folder of `offload` while they are tried.
 
     Raises:
         ConfigError: with every pair that changes the function.
     """
+    distance = partial(_distance, model, with_hooks=with_hooks, offload=offload)
     for call in calls:
         expected = _outputs(model, call, with_hooks)
-        if _distance(model, scaled, call, expected, with_hooks) <= _limit(expected):
+        if distance(scaled, call, expected) <= _limit(expected):
             continue
         blamed = {
             pair.path: (pair, moved)
             for pair, scale in scaled
-            if (moved := _distance(model, [(pair, scale)], call, expected, with_hooks)) > _limit(expected)
+            if (moved := distance([(pair, scale)], call, expected)) > _limit(expected)
         }
         if not blamed:
-            moved = _distance(model, scaled, call, expected, with_hooks)
+            moved = distance(scaled, call, expected)
             blamed = {pair.path: (pair, moved) for pair, _ in scaled}
         raise ConfigError(*(_changes(pair, moved, readers, field) for pair, moved in blamed.values()))
 
@@ -116,10 +118,16 @@ class _Undone(Exception):  # noqa: N818  # it tells of no error
 
 
 def _distance(
-    model: nn.Module, scaled: Sequence[Scaled], call: Call, expected: list[Tensor], with_hooks: bool
+    model: nn.Module,
+    scaled: Sequence[Scaled],
+    call: Call,
+    expected: list[Tensor],
+    *,
+    with_hooks: bool,
+    offload: Offload | None,
 ) -> float:
     """Return how far outputs move with the scales, as a share of their norm; the scales are taken back."""
-    with _Trial() as trial:
+    with _Trial(None if offload is None else offload.another()) as trial:
         root = model
         for pair, scale in scaled:
             root = fold(root, pair, scale, trial)

@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeVar
 from torch import nn
 
 from tico_config import CalibrationError, Found, Problem, SmoothingConfig
-from tico_modules import Edit
+from tico_modules import Edit, Offload
 from tico_quantizers.calibration import (
     Calibration,
     Call,
@@ -161,8 +161,12 @@ class PairCalibration(Calibration):
             scaled = [(pair, probing_scale(pair)) for pair in shown.mapped.pairs]
             require_same_function(model, scaled, shown.calls, shown.doubts, field="mappings")
 
-    def require_same_function(self, model: nn.Module, scaled: Sequence[Scaled]) -> None:
+    def require_same_function(
+        self, model: nn.Module, scaled: Sequence[Scaled], offload: Offload | None = None
+    ) -> None:
         """Refuse to scale pairs where that changes what `model` gives for calls that were kept.
+
+        Scaled weights go to the folder of `offload` while that is tried.
 
         Raises:
             ConfigError: with every pair that changes the function.
@@ -170,7 +174,13 @@ class PairCalibration(Calibration):
         shown, field = self._shown, "model" if self._shown.mapped is None else "mappings"
         exact = [(pair, exact_scale(scale)) for pair, scale in scaled]
         require_same_function(
-            model, exact, shown.calls, shown.doubts, field=field, with_hooks=self._effects.are_some
+            model,
+            exact,
+            shown.calls,
+            shown.doubts,
+            field=field,
+            with_hooks=self._effects.are_some,
+            offload=offload,
         )
 
     def shown_pairs(self) -> FoundPairs:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import attrs
 
 from tico_config import BaseConfig, ConfigError, Problem, UnsupportedError
+from tico_modules import Offload
 from tico_quantizers.protocol import AnyQuantizer
 from tico_quantizers.registry import Registry
 
@@ -35,6 +36,7 @@ _RULES: Mapping[str, _Rule] = {
     ),
     "kwargs": _Rule(lambda value: value is None or isinstance(value, Mapping), "a dict or None"),
     "inplace": _Rule(lambda value: isinstance(value, bool), "True or False"),
+    "offload": _Rule(lambda value: value is None or isinstance(value, Offload), "an Offload or None"),
     "registry": _Rule(lambda value: isinstance(value, Registry), "a Registry"),
 }
 

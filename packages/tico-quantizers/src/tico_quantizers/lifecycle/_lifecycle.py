@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from tico_config import BaseConfig, ConfigError, Found, Problem
-from tico_modules import PREPARED, Edit, drop_stale_ties, mark_result
+from tico_modules import PREPARED, Edit, Offload, drop_stale_ties, mark_result
 from tico_quantizers.calibration import unchanged_process
 from tico_quantizers.lifecycle._arguments import (
     require_arguments,
@@ -35,6 +35,7 @@ def prepare(
     inplace: bool = True,
     *,
     registry: Registry,
+    offload: Offload | None = None,
 ) -> nn.Module:
     """Make `model` ready for calibration by the quantizer that `registry` has for `quant_config`.
 
@@ -47,7 +48,7 @@ def prepare(
     """
     require_model(model)
     require_config(quant_config)
-    require_arguments(args=args, kwargs=kwargs, inplace=inplace, registry=registry)
+    require_arguments(args=args, kwargs=kwargs, inplace=inplace, registry=registry, offload=offload)
     again = result_of("prepare", model)
     if again is not None and again.config == quant_config and inplace:
         return again.root
@@ -58,7 +59,7 @@ def prepare(
     require_modules(model, quantizer, quant_config)
     example = None if args is None and kwargs is None else Example(args=args or (), kwargs=kwargs or {})
     work = model if inplace else detached_copy(model)
-    with unchanged_process(), Edit() as edit:
+    with unchanged_process(), Edit(offload) as edit:
         root, prepared = quantizer.start(work, example, edit)
         edit.set_attribute(root, PREPARED, prepared)
         note_replaced(work, Replaced("prepare", quant_config, root), edit)
@@ -93,7 +94,7 @@ def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: b
     config = state_of(model).config
     _require_same(quant_config, config)
     work = model if inplace else detached_copy(model)
-    with unchanged_process(), Edit() as edit:
+    with unchanged_process(), Edit(state_of(work).offload) as edit:
         root = state_of(work).convert(work, edit)
         drop_stale_ties(root, edit)
         note_replaced(work, Replaced("convert", config, root), edit)

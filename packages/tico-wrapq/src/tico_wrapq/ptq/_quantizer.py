@@ -126,11 +126,11 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         figures = {path: calibration.figures(path) for path in (*wrappers, *(line.path for line in left))}
         folded = {path: new for fold in calibration.folds.shown() for path, new in fold.finish().items()}
         idle, tied = idle_steps(wrappers), _tied(wrappers)
-        finished = {
-            path: folded[path] if path in folded else wrapper.finish(weights, edit)
-            for path, wrapper in wrappers.items()
-            if path not in idle
-        }
+        finished: dict[str, nn.Module] = {}
+        for path, wrapper in wrappers.items():
+            if path not in idle:
+                finished[path] = folded[path] if path in folded else wrapper.finish(weights, edit)
+                edit.settle(finished[path])
         notes = _joined(_untied(tied, finished), calibration.folds.notes(), skipped, unfit)
         root, lines = model, [*left, *(_idle_line(each) for each in idle.values())]
         for each in idle.values():

@@ -55,14 +55,16 @@ class AWQCalibration(PairCalibration):
     """The calls of every block, and the Gram matrices of what layers outside have read."""
 
     def __init__(
-        self, model: nn.Module, candidates: Candidates, config: AWQConfig, plan: LayerPlan[AWQConfig]
+        self,
+        model: nn.Module,
+        candidates: Candidates,
+        config: AWQConfig,
+        plan: LayerPlan[AWQConfig],
+        options: BlockOptions,
     ) -> None:
         super().__init__(candidates, config)
         self.plan = plan
-        skips = config.on_uncalibrated == "skip"
-        self.inputs = BlockInputs(
-            model, plan.layers, BlockOptions(fixed=True, skip_unreached=skips), self.reached
-        )
+        self.inputs = BlockInputs(model, plan.layers, options, self.reached)
 
     def start(self, model: nn.Module, example: Example | None, edit: Edit) -> None:
         """Start to watch."""
@@ -98,7 +100,9 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         model = open_experts(model, edit)
         candidates = candidates_of(model, self.config)
         plan = plan_layers(model, self.config, refuse=reason_against_scaling, check=_problems)
-        calibration = AWQCalibration(model, candidates, self.config, plan)
+        skips = self.config.on_uncalibrated == "skip"
+        options = BlockOptions(fixed=True, skip_unreached=skips).on(edit.offload)
+        calibration = AWQCalibration(model, candidates, self.config, plan, options)
         calibration.start(model, example, edit)
         return model, calibration
 
@@ -115,7 +119,7 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         with Progress("AWQ", total=len(plan.targets), show=self.config.show_progress) as bar:
             run_blocks(calibration.inputs, search, Checkpoint(None))
             scaled = [(pair, search.scales[pair.path][1]) for pair in search.pairs]
-            calibration.require_same_function(model, scaled)
+            calibration.require_same_function(model, scaled, edit.offload)
             calibration.finish(model, edit)
             for pair, scale in scaled:
                 fold(model, pair, scale, edit)

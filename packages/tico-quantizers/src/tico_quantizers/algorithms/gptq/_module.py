@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final, final
 
 import attrs
@@ -60,10 +62,11 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
             true_sequential=config.true_sequential,
             early_end=config.stop_after_capture,
             forward_dtype=None if config.forward_dtype is None else torch.bfloat16,
-            offload=config.offload is not None,
+            offload=None if config.offload is None else Path(tempfile.gettempdir()),
             narrow=config.activation_dtype is not None,
             skip_unreached=config.on_uncalibrated == "skip",
             all_experts=config.calibrate_all_experts,
+            checkpoint=None if config.checkpoint_dir is None else Path(config.checkpoint_dir),
             gram_memory=config.gram_memory,
         )
 
@@ -110,7 +113,7 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
             stop_after_capture=False,
             gram_memory=None,
         )
-        return Checkpoint.of(self.config.checkpoint_dir, decisive, model, inputs)
+        return Checkpoint.of(decisive, model, inputs)
 
     def shows_progress(self) -> bool:
         """Return whether a bar is shown."""

@@ -27,13 +27,15 @@ from tico_quantizers.protocol import Example
 class SmoothQuantCalibration(PairCalibration):
     """The largest magnitudes of the inputs of each pair's consumers; for a search, Gram matrices too."""
 
-    def __init__(self, model: nn.Module, candidates: Candidates, config: SmoothQuantConfig) -> None:
+    def __init__(
+        self, model: nn.Module, candidates: Candidates, config: SmoothQuantConfig, options: BlockOptions
+    ) -> None:
         self.maxima = InputMaxima()
         super().__init__(candidates, config, self.maxima)
         found = ((path, candidates.consumer(path)) for path in candidates.layers)
         self._consumers = {path: layer for path, layer in found if layer is not None}
         self._config = config
-        options, layers = BlockOptions(fixed=True), candidates.layers
+        layers = candidates.layers
         self.inputs = BlockInputs(model, layers, options, self.reached) if _searches(config) else None
 
     def start(self, model: nn.Module, example: Example | None, edit: Edit) -> None:

@@ -14,6 +14,7 @@ from tico_modules import Edit, LayerReport, Report, named_modules
 from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration, config_of
 from tico_quantizers.calibration import (
     UNREACHED,
+    BlockOptions,
     Checkpoint,
     ExpertLayers,
     GroupedGram,
@@ -48,7 +49,8 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         """Find the pairs, if example or mappings tell them, and start to watch."""
         model = open_experts(model, edit)
         candidates = candidates_of(model, self.config)
-        calibration = SmoothQuantCalibration(model, candidates, self.config)
+        options = BlockOptions(fixed=True).on(edit.offload)
+        calibration = SmoothQuantCalibration(model, candidates, self.config, options)
         calibration.start(model, example, edit)
         if example is not None:
             for pair in calibration.shown_pairs().pairs:
@@ -66,7 +68,7 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         found = found.without({path: UNREACHED for path in expected if path not in reached})
         scales = self._scales(calibration, found)
         scaled = [(pair, scales[pair.path][1]) for pair in found.pairs]
-        calibration.require_same_function(model, scaled)
+        calibration.require_same_function(model, scaled, edit.offload)
         calibration.finish(model, edit)
         left = _lines_left(model, found.left)
         root = model

@@ -1,0 +1,174 @@
+"""quantize_checkpoint: from the folder of a float model to that of a quantized one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from tico_api._facade import BUILT_IN, prepare
+from tico_config import BaseConfig, ConfigError, Found, Problem, UnsupportedError
+from tico_modules import Offload, Tokenizer, map_checkpoint, save_quantized
+from tico_observers import locked_folder
+from tico_quantizers import Registry
+from tico_quantizers.lifecycle import convert
+
+_UNFINISHED: Final = ".unfinished"
+_MANIFEST: Final = "quantized.json"
+
+Batch: TypeAlias = Tensor | tuple[object, ...] | Mapping[str, object]
+"""What a model is called with: one input, several in order, or several by keyword."""
+
+
+def quantize_checkpoint(
+    source_dir: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    quant_config: BaseConfig | Sequence[BaseConfig],
+    batches: Iterable[Batch],
+    *,
+    tokenizer: Tokenizer | None = None,
+    shard_bytes: int = 5_000_000_000,
+    trust_remote_code: bool = False,
+    registry: Registry | None = None,
+) -> Path:
+    """Quantize the causal language model in `source_dir` without loading it; return the path of the manifest.
+
+    The result is what `prepare`, passes over `batches`, `convert` and `save_quantized` give, bit for bit.
+    What is in memory is one block at a time: parameters are mapped from the shards, and what is finished is
+    moved to files at once. The disk of `out_dir` needs room for the quantized model three times, for the
+    activations between two blocks, and, where floats are scaled (SmoothQuant, AWQ), for these.
+
+    A run that was interrupted goes on when it is called again with the same arguments, after the last block
+    that GPTQ has finished. Other algorithms begin anew. Until the last file is written, nothing in `out_dir`
+    looks like a model.
+
+    Args:
+        source_dir: a float checkpoint in the layout of transformers, see `map_checkpoint`.
+        out_dir: is made, or holds what an interrupted run has left.
+        quant_config: says which algorithm, and how; of several, each works on what the one before it leaves.
+        batches: what to call the model with, each a tensor, a tuple of arguments, or a dict of keyword ones.
+            For several configs it is read once for each, so it can then be no iterator.
+        tokenizer: as for `save_quantized`; by default that of `source_dir` is copied.
+        shard_bytes: as for `save_quantized`.
+        trust_remote_code: run code of the checkpoint, where its config names some.
+        registry: as for `prepare`.
+
+    Raises:
+        ConfigError: a config does not fit the model, there is none, or `batches` cannot be read again.
+        UnsupportedError: an algorithm needs the model as a graph (PT2E), or the model cannot be handled.
+        ArtifactError: the checkpoint is damaged, or `out_dir` holds something else already.
+        CalibrationError: `batches` reach no layer, or not all.
+        MissingExtraError: transformers is not installed.
+        OSError: a file cannot be read or written; the disk may be full. The run can go on later.
+    """
+    configs = _configs(quant_config)
+    known = BUILT_IN.with_installed() if registry is None else registry
+    _require_modules(configs, known)
+    _require_again(configs, batches)
+    with _unfinished(Path(source_dir), Path(out_dir)) as folder:
+        offload = Offload(folder)
+        model = map_checkpoint(source_dir, offload, trust_remote_code=trust_remote_code)
+        for config in configs:
+            model = prepare(model, config, registry=known, offload=offload)
+            _run(model, batches)
+            model = convert(model)
+        return save_quantized(model, out_dir, tokenizer=tokenizer, shard_bytes=shard_bytes)
+
+
+def _configs(given: object) -> tuple[BaseConfig, ...]:
+    configs = tuple(given) if isinstance(given, Sequence) else (given,)
+    wrong = [each for each in configs if not isinstance(each, BaseConfig)]
+    if wrong or not configs:
+        value = wrong[0] if wrong else Found("none")
+        remedy = "pass for example GPTQConfig()"
+        expected = "a config, or a list of them"
+        raise ConfigError(Problem(field="quant_config", value=value, expected=expected, remedy=remedy))
+    return tuple(each for each in configs if isinstance(each, BaseConfig))
+
+
+def _require_modules(configs: Iterable[BaseConfig], registry: Registry) -> None:
+    """Refuse algorithms that make a graph of the whole model.
+
+    Raises:
+        UnsupportedError: naming each of them.
+    """
+    names = [type(each).__name__ for each in configs if not registry.quantizer(each).works_in_place]
+    problems = [
+        Problem(
+            field="quant_config",
+            value=Found(name),
+            expected="configs of algorithms that work block by block",
+            sentence=f"{name} makes a graph of the whole model, which then has to fit into memory",
+            remedy="load the model, and call prepare and convert",
+        )
+        for name in names
+    ]
+    if problems:
+        raise UnsupportedError(*problems)
+
+
+def _require_again(configs: Sequence[BaseConfig], batches: Iterable[Batch]) -> None:
+    if len(configs) > 1 and isinstance(batches, Iterator):
+        raise ConfigError(
+            Problem(
+                field="batches",
+                value=Found("an iterator"),
+                expected=f"something that can be read {len(configs)} times, once for each config",
+                remedy="pass a list, or an object whose __iter__ begins anew",
+            )
+        )
+
+
+def _run(model: nn.Module, batches: Iterable[Batch]) -> None:
+    with torch.no_grad():
+        for batch in batches:
+            match batch:
+                case Mapping():
+                    model(**batch)
+                case tuple():
+                    model(*batch)
+                case _:
+                    model(batch)
+
+
+@contextmanager
+def _unfinished(source: Path, out: Path) -> Iterator[Path]:
+    """Give the folder in `out` for what is needed until the model is whole, which is then removed.
+
+    Raises:
+        ArtifactError: `out` holds something else.
+    """
+    folder = out / _UNFINISHED
+    _require_free(source, out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked_folder(folder):
+        _require_free(source, out)
+        yield folder
+        shutil.rmtree(folder)
+
+
+def _require_free(source: Path, out: Path) -> None:
+    """Refuse a folder that holds a model, or anything that no interrupted run has left."""
+    ours = (out / _UNFINISHED).is_dir() and not (out / _MANIFEST).exists()
+    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+        if out.is_dir() and source.exists() and out.samefile(source):
+            found = "the folder of the source"
+        elif (out / _MANIFEST).exists():
+            found = "a folder with a quantized model"
+        else:
+            found = "a folder with other files" if out.is_dir() else "a file"
+        remedy = "pass the path of a new folder, or remove what is there"
+        raise ConfigError(
+            Problem(
+                field="out_dir",
+                value=Found(f"{found}, {out}"),
+                expected="a folder that is not there yet, or one of an interrupted run",
+                remedy=remedy,
+            )
+        )
