@@ -37,7 +37,7 @@ def write_imatrix(
 
     Raises:
         UnsupportedError: the model is of another architecture.
-        CalibrationError: the file has no Gram matrix of a layer of the model, or one of something else.
+        CalibrationError: the file has no Gram matrices, or one of a layer that llama.cpp does not know.
         ArtifactError: the file of statistics is damaged or of another kind.
         OSError: a file cannot be read or written, or `path` exists.
     """
