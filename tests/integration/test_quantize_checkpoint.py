@@ -1,0 +1,145 @@
+"""From folder to folder: the files of the path in memory, whatever interrupts the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tico.quantization import (
+    GPTQConfig,
+    Offload,
+    PT2EConfig,
+    PTQConfig,
+    SmoothQuantConfig,
+    convert,
+    map_checkpoint,
+    prepare,
+    quantize_checkpoint,
+    save_quantized,
+)
+from tico_config import ArtifactError, BaseConfig, ConfigError, TicoError, UnsupportedError
+from tico_quantizers.algorithms.gptq import _layer
+from tico_quantizers.solvers import solve_by
+from tiny_models import TOKENS, tiny_llama
+
+GPTQ = GPTQConfig(show_progress=False)
+BATCHES = [TOKENS, (TOKENS + 1) % 40]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Return the folder of a float model in several shards."""
+    tiny_llama().save_pretrained(tmp_path / "source", max_shard_size="4KB")
+    return tmp_path / "source"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return the content of each file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def in_memory(source: Path, out: Path, *configs: BaseConfig) -> dict[str, bytes]:
+    """Return the files of the model that is quantized in memory."""
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(source)
+    for config in configs:
+        prepare(model, config)
+        for batch in BATCHES:
+            model(batch)
+        convert(model)
+    save_quantized(model, out)
+    return files(out)
+
+
+def test_a_list_gives_the_files_of_the_path_in_memory(source: Path, tmp_path: Path) -> None:
+    """Every file is the same to the byte, and nothing else is left."""
+    configs = (SmoothQuantConfig(), GPTQ, PTQConfig())
+    quantize_checkpoint(source, tmp_path / "out", configs, BATCHES)
+    assert files(tmp_path / "out") == in_memory(source, tmp_path / "expected", *configs)
+
+
+def test_an_interrupted_run_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The finished block is not solved for again, and the files are those of one run."""
+    calls: list[int] = []
+
+    def counted(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 9:  # in the second of two blocks of seven layers
+            raise KeyboardInterrupt
+        return solve_by(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_layer, "solve_by", counted)
+    with pytest.raises(KeyboardInterrupt):
+        quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".unfinished"]
+    quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
+    assert len(calls) == 9 + 7
+    assert files(tmp_path / "out") == in_memory(source, tmp_path / "expected", GPTQ)
+
+
+def test_parameters_are_mapped(source: Path, tmp_path: Path) -> None:
+    """Each parameter that is no trifle is in the pages of a file."""
+    offload = Offload(tmp_path)
+    model = map_checkpoint(source, offload)
+    expected: torch.nn.Module = AutoModelForCausalLM.from_pretrained(source)
+    for name, parameter in model.named_parameters():
+        assert offload.holds(parameter), name
+        assert torch.equal(parameter, expected.get_parameter(name)), name
+
+
+def lose_a_shard(source: Path) -> None:
+    """Remove a shard."""
+    min(source.glob("*.safetensors")).unlink()
+
+
+def cut_a_shard(source: Path) -> None:
+    """Take the last bytes of a shard away."""
+    path = min(source.glob("*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def rename(field: str, value: object) -> Callable[[Path], None]:
+    """Return what writes another value into the config."""
+
+    def change(source: Path) -> None:
+        config = json.loads((source / "config.json").read_bytes())
+        (source / "config.json").write_text(json.dumps(config | {field: value}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("harm", "error", "said"),
+    [
+        (lose_a_shard, ArtifactError, "no such file"),
+        (cut_a_shard, ArtifactError, "a file whose"),
+        (rename("intermediate_size", 28), ArtifactError, "one of shape"),
+        (rename("num_hidden_layers", 3), ArtifactError, "no such tensor"),
+        (rename("dtype", "bfloat16"), ArtifactError, "bfloat16"),
+        (rename("quantization_config", {"quant_method": "gptq"}), UnsupportedError, "quantized already"),
+        (rename("model_type", "nothing"), UnsupportedError, "no causal language model"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(
+    source: Path, tmp_path: Path, harm: Callable[[Path], None], error: type[TicoError], said: str
+) -> None:
+    """One error says what is wrong, and no model is there."""
+    harm(source)
+    with pytest.raises(error, match=said):
+        quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
+    assert not (tmp_path / "out" / "quantized.json").exists()
+
+
+def test_what_cannot_work_is_refused_first(source: Path, tmp_path: Path) -> None:
+    """A graph of the whole model, an iterator for two configs, a folder that holds something."""
+    with pytest.raises(UnsupportedError, match="graph of the whole model"):
+        quantize_checkpoint(source, tmp_path / "out", PT2EConfig(), BATCHES)
+    with pytest.raises(ConfigError, match="batches"):
+        quantize_checkpoint(source, tmp_path / "out", [GPTQ, PTQConfig()], iter(BATCHES))
+    with pytest.raises(ConfigError, match="out_dir"):
+        quantize_checkpoint(source, source, GPTQ, BATCHES)
+    assert not (tmp_path / "out").exists()
