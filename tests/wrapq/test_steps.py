@@ -279,6 +279,30 @@ def test_a_program_has_the_same_bits() -> None:
     assert len(pairs) == 2 * 2 * (12 + 4)
 
 
+class LookedUp(nn.Module):
+    """Tables of tokens and of places, whose rows are added and squared before any layer reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(8, 4), nn.Embedding(6, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the squares of the sums."""
+        x: Tensor = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1]))
+        return x * x
+
+
+def test_what_is_looked_up_has_its_grids_in_a_program_too() -> None:
+    """There the lookup is several functions, of which none makes data by its name."""
+    prepared, tokens = prepare(seeded(LookedUp).eval(), A16), torch.tensor([[1, 5, 7, 0, 3, 2]])
+    prepared(tokens)
+    converted = convert(prepared)
+    program = torch.export.export(converted, (tokens,), strict=False)
+    assert torch.equal(program.module()(tokens), converted(tokens))
+    pairs = [node for node in program.graph.nodes if "quantize_per_tensor" in str(node.target)]
+    assert len(pairs) == 2 * 4  # two tables, the sum and the square
+
+
 def test_a_compiled_model_runs_its_steps_uncompiled() -> None:
     """The bits are the same."""
     converted, data = convert(calibrated(seeded(Model))), batches()[0]

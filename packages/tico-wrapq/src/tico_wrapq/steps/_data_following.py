@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import enum
 import weakref
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
+from tico_wrapq.steps._held_tensors import HeldTensors
 from tico_wrapq.steps._operators import Effect, Operator
 
 _PIXELS = (torch.uint8, torch.int8)
@@ -34,7 +35,7 @@ class DataFollowing:
     C++, counts as something that comes in.
     """
 
-    def __init__(self, held: Container[Tensor]) -> None:
+    def __init__(self, held: HeldTensors) -> None:
         self._known: dict[int, tuple[weakref.ref[Tensor], Origin]] = {}
         self._held = held
 
@@ -65,9 +66,15 @@ class DataFollowing:
         origin = self._origin_in(args)
         if kwargs and origin is not Origin.DATA:
             origin = max(origin, self._origin_in(kwargs.values()))
-        if origin is Origin.GIVEN and operator.effect is Effect.LOOKS_UP:
+        if origin is Origin.GIVEN and (
+            operator.effect is Effect.LOOKS_UP or self._selects_rows(operator, args)
+        ):
             return Origin.DATA
         return origin
+
+    def _selects_rows(self, operator: Operator, args: tuple[object, ...]) -> bool:
+        """Whether rows of an integer weight are looked up, which is one function only outside of a trace."""
+        return operator.name == "index_select" and bool(args) and self._held.holds_codes(args[0])
 
     def _origin_in(self, values: Iterable[object]) -> Origin:
         """Return the most that any of `values` depends on. It ends at the first that holds data."""

@@ -8,7 +8,7 @@ from typing import Final, final
 import torch
 from torch import Tensor, nn
 
-from tico_modules import is_read_only
+from tico_modules import PackedWeight, is_read_only
 
 _PLAIN: Final = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.Size})
 _DEEPEST: Final = 4
@@ -21,6 +21,7 @@ class HeldTensors:
     def __init__(self, root: nn.Module) -> None:
         self._root = root
         self._found: dict[int, Tensor] = {}
+        self._codes: dict[int, Tensor] = {}
 
     def __contains__(self, tensor: object) -> bool:
         """Whether a module holds `tensor`, or computes it from the codes that it holds."""
@@ -28,6 +29,13 @@ class HeldTensors:
             # Modules are told apart by identity: some have a hash of their own.
             self._found = {id(each): each for module in self._root.modules() for each in _tensors_of(module)}
         return self._found.get(id(tensor)) is tensor or (isinstance(tensor, Tensor) and is_read_only(tensor))
+
+    def holds_codes(self, tensor: object) -> bool:
+        """Whether `tensor` is the codes of an integer weight, whose rows a trace selects one by one."""
+        if not self._codes:
+            weights = (each for each in self._root.modules() if isinstance(each, PackedWeight))
+            self._codes = {id(each.codes): each.codes for each in weights}
+        return self._codes.get(id(tensor)) is tensor
 
 
 def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
