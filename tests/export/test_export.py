@@ -125,6 +125,16 @@ def test_an_export_is_compared_with_the_model(tmp_path: Path) -> None:
     assert left_in(tmp_path) == ["m.txt", "m.txt.beside"]
 
 
+def test_what_an_encoder_makes_of_tokens_is_no_distribution_of_them(tmp_path: Path) -> None:
+    """Features of as many tokens as were read are no logits, and have no divergence."""
+    tokens = torch.tensor([[3, 39, 7]])
+    prepared = prepare(nn.Sequential(nn.Embedding(40, 8), nn.Linear(8, 8)).eval(), PTQConfig())
+    prepared(tokens)
+    result = export(convert(prepared), tmp_path / "m.pt2", PT2(), args=(tokens,))
+    assert result.verified
+    assert (result.kl, result.perplexities) == (None, None)
+
+
 def test_values_beyond_the_bound_are_an_error_and_leave_no_file(tmp_path: Path) -> None:
     """A consumer that gives something else than the model is named with the difference."""
     with pytest.raises(ArtifactError, match=r"reader 1.0 gives other values than the model .*dB"):

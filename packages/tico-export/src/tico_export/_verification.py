@@ -44,7 +44,7 @@ def verify(model: nn.Module, example: Example, consumer: Consumer, path: Path) -
     expected = outputs_of(model, example)
     found = _outputs(consumer, consumer.run, path, example)
     _require_alike(expected, found, consumer)
-    compared = compare(expected[: len(found)], found, _tokens(example))
+    compared = compare(expected[: len(found)], found, _tokens(model, example))
     step = _step_of(expected[: len(found)], consumer)
     if not (compared.sqnr >= consumer.smallest_sqnr or compared.max_difference <= step):
         difference = f"{compared.sqnr:.1f} dB, at most {compared.max_difference:.3g} apart"
@@ -177,9 +177,18 @@ def _perplexity(log_probabilities: Tensor, tokens: Tensor) -> float:
     return math.exp(-chosen.mean().item()) if chosen.numel() else math.nan
 
 
-def _tokens(example: Example) -> Tensor | None:
-    """Return the first input of integers of two axes, which a language model reads as tokens."""
+def _tokens(model: nn.Module, example: Example) -> Tensor | None:
+    """Return what a language model reads as tokens, of which it gives the next ones: integers of two axes."""
     given = [*example.args, *(each for name, each in example.kwargs.items() if name == "input_ids")]
     first = next(iter(given), None)
     is_text = isinstance(first, Tensor) and first.ndim == 2 and not first.is_floating_point()
-    return first if is_text and isinstance(first, Tensor) else None
+    return first if is_text and isinstance(first, Tensor) and _continues_text(model) else None
+
+
+def _continues_text(model: object) -> bool:
+    """Whether a model of transformers gives the next token of what it reads, as encoders do not."""
+    can_generate: object = getattr(model, "can_generate", None)
+    config: object = getattr(model, "config", None)
+    return (
+        callable(can_generate) and bool(can_generate()) and not getattr(config, "is_encoder_decoder", False)
+    )

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from tico_config import ArtifactError, Found, Problem, UnsupportedError
@@ -20,10 +21,19 @@ def exported(source: Source, example: Example) -> ExportedProgram:
     Raises:
         UnsupportedError: torch.export cannot trace the model; the error has its first line.
     """
+    return traced(source.model, example, type(source.model).__name__)
+
+
+def traced(module: nn.Module, example: Example, name: str) -> ExportedProgram:
+    """Return the program of `module`, which is a model of the class `name` or its graph.
+
+    Raises:
+        UnsupportedError: torch.export cannot trace it.
+    """
     try:
         with torch.no_grad():
             return torch.export.export(
-                source.model,
+                module,
                 example.args,
                 dict(example.kwargs),
                 dynamic_shapes=example.dynamic_shapes,  # type: ignore[arg-type]  # as the user gave it
@@ -35,7 +45,7 @@ def exported(source: Source, example: Example) -> ExportedProgram:
         raise UnsupportedError(
             Problem(
                 field="model",
-                value=Found(type(source.model).__name__),
+                value=Found(name),
                 expected="a model that torch.export traces",
                 sentence=sentence,
                 remedy="see the error that this one was raised from; a model that returns a cache is told "

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
-import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from tico_export.program._exported import traced
 from tico_export.protocol import Example
 
 Pass: TypeAlias = Callable[[fx.GraphModule], None]
@@ -25,14 +25,7 @@ def rewritten(program: ExportedProgram, example: Example, passes: Iterable[Pass]
         each(module)
         module.graph.eliminate_dead_code()
     used = {str(node.target): tensor_at(module, node) for node in _attributes(module)}
-    with torch.no_grad():
-        changed = torch.export.export(
-            fx.GraphModule(used, module.graph),
-            example.args,
-            dict(example.kwargs),
-            dynamic_shapes=example.dynamic_shapes,  # type: ignore[arg-type]  # as the user gave it
-            strict=False,
-        )
+    changed = traced(fx.GraphModule(used, module.graph), example, type(module).__name__)
     _forget_places(changed)
     return changed
 
