@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -298,19 +297,6 @@ def test_large_models_have_several_files(tmp_path: Path) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file in a folder."""
     return {each.name: each.read_bytes() for each in folder.iterdir()}
-
-
-def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
-    """A folder written here and one of a fresh process are equal."""
-    here, there = tmp_path / "here", tmp_path / "there"
-    written(quantized(MIXED), here)
-    program = (
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, *{sys.path!r}]\n"
-        "from pathlib import Path\nfrom test_compressed_tensors import MIXED, quantized, written\n"
-        f"written(quantized(MIXED), Path({str(there)!r}))"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
-    assert contents(here) == contents(there)
 
 
 def test_nothing_global_changes(tmp_path: Path) -> None:

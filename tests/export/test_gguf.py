@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -568,19 +566,6 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
     """The architectures that there are stand in the message."""
     with pytest.raises(UnsupportedError, match="llama, mistral, qwen2, qwen3"):
         written(converted("linear stack", "W4 g32 sym"), tmp_path / "m.gguf")
-
-
-def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
-    """An export here and one in a fresh process are equal."""
-    here, there = tmp_path / "here.gguf", tmp_path / "there.gguf"
-    written(quantized(llama()), here, GGUF(name="m"))
-    program = (
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, *{sys.path!r}]\n"
-        "from pathlib import Path\nfrom test_gguf import GGUF, llama, quantized, written\n"
-        f"written(quantized(llama()), Path({str(there)!r}), GGUF(name='m'))"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
-    assert here.read_bytes() == there.read_bytes()
 
 
 def test_the_file_has_the_bytes_of_its_codes(tmp_path: Path) -> None:

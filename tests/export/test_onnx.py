@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -109,19 +107,6 @@ def test_large_layers_take_4_bits_and_their_kernel_as_well(symmetric: bool, tmp_
     assert types(path)["INT4" if symmetric else "UINT4"] == 2
     assert operators(path) == {"DequantizeLinear": 1, "MatMul": 1}
     assert optimized(path) == {"MatMulNBits": 1}
-
-
-def test_the_same_model_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
-    """An export here and one in a fresh process are equal."""
-    here, there = tmp_path / "here.onnx", tmp_path / "there.onnx"
-    written("linear stack", "W4 g32", here)
-    program = (
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, *{sys.path!r}]\n"
-        "from pathlib import Path\nfrom test_onnx import written\n"
-        f"written('linear stack', 'W4 g32', Path({str(there)!r}))"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True)
-    assert here.read_bytes() == there.read_bytes()
 
 
 def test_large_tensors_stand_beside_the_file(tmp_path: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import attrs
 from torch import nn
 
-from tico_export._export import Verify, export
-from tico_export._result import ExportResult
+from tico_export import ExportResult, export
 from tico_export.protocol import ExporterRegistry, ExportTarget
 
 
@@ -37,7 +37,7 @@ class ExporterCase:
         registry: ExporterRegistry | None,
         *,
         model: nn.Module | None = None,
-        verify: Verify = False,
+        verify: Literal["require"] | bool = False,
         examples: bool = True,
     ) -> ExportResult:
         """Export the model of the case, or another one, to `folder`."""
