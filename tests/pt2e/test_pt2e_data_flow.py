@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tico.quantization import PT2EConfig, convert, prepare, report
+from tico.quantization import PT2EConfig, PTQConfig, convert, prepare, report
+from tico.quantization.config import no_quant
 from tico_quantizers.testing import seeded, values
 
 
@@ -223,3 +224,35 @@ def test_a_number_that_is_needed_too_keeps_its_grid() -> None:
     """A gate compares what is also multiplied."""
     lines = report(quantized(Gate().eval(), values(0, 4, 8))).layers
     assert all("comparisons" not in line.reason for line in lines)
+
+
+class LookedUp(nn.Module):
+    """Rows of two tables, added and squared before a layer reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.kinds = nn.Embedding(8, 4), nn.Embedding(3, 4)
+        self.out = nn.Linear(4, 4)
+
+    def forward(self, tokens: Tensor, kinds: Tensor) -> Tensor:
+        """Return what the class says."""
+        x = self.tokens(tokens) + self.kinds(kinds)
+        found: Tensor = self.out(x * x)
+        return found
+
+
+def test_what_is_looked_up_in_integers_is_data() -> None:
+    """A table that another algorithm has made integers is several operators, none of them an embedding."""
+    tokens, kinds = torch.tensor([[1, 5, 7, 0]]), torch.tensor([[0, 2, 1, 1]])
+    integers = prepare(seeded(LookedUp).eval(), PTQConfig(activation=no_quant()))
+    integers(tokens, kinds)
+    of_integers = quantized(convert(integers), tokens, kinds)
+    of_floats = quantized(seeded(LookedUp).eval(), tokens, kinds)
+    assert grids(of_integers) == grids(of_floats)
+    assert "add of constants, positions or masks" not in left(of_integers)
+
+
+def grids(graph: nn.Module) -> int:
+    """Return the number of grids of whole tensors in a graph."""
+    assert isinstance(graph.graph, torch.fx.Graph)
+    return sum("quantize_per_tensor" in str(node.target) for node in graph.graph.nodes)

@@ -8,13 +8,15 @@ from typing import Final
 import torch
 from torch import fx
 
-from tico_pt2e._nodes import is_float, operator_of, value_of, writes
+from tico_modules import PackedWeight
+from tico_pt2e._nodes import is_float, module_of, operator_of, value_of, writes
 
 _WEIGHTED: Final = frozenset(
     {"linear", "addmm", *(f"conv{kind}{axes}d" for kind in ("", "_transpose") for axes in (1, 2, 3))}
 )
 _PLACES: Final = frozenset({"topk", "sort", "max", "min", "kthvalue", "median", "mode"})
 _PIXELS: Final = (torch.uint8, torch.int8)
+_PACKED: Final = f"{PackedWeight.__module__}.{PackedWeight.__qualname__}"
 _SIZES: Final = (int, float, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
@@ -76,4 +78,12 @@ def _is_source(node: fx.Node, given: frozenset[fx.Node]) -> bool:
         value = value_of(node)
         return is_float(node) or (value is not None and value.dtype in _PIXELS)
     operator = operator_of(node)
-    return operator in ("embedding", "embedding_bag") or (operator in _WEIGHTED and node in given)
+    if operator in ("embedding", "embedding_bag"):
+        return True
+    return node in given and (operator in _WEIGHTED or _is_looked_up(node))
+
+
+def _is_looked_up(node: fx.Node) -> bool:
+    """Whether `node` is the last of the operators that look up rows of an integer weight."""
+    home = module_of(node)
+    return home[1] == _PACKED and is_float(node) and any(module_of(user) != home for user in node.users)
