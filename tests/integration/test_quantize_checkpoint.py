@@ -131,13 +131,15 @@ def test_a_damaged_checkpoint_is_refused(
     harm(source)
     with pytest.raises(error, match=said):
         quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
-    assert not (tmp_path / "out" / "quantized.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_work_is_refused_first(source: Path, tmp_path: Path) -> None:
     """A graph of the whole model, an iterator for two configs, a folder that holds something."""
     with pytest.raises(UnsupportedError, match="graph of the whole model"):
         quantize_checkpoint(source, tmp_path / "out", PT2EConfig(), BATCHES)
+    with pytest.raises(ConfigError, match=r"quant_config must be .*, got 'gptq'"):
+        quantize_checkpoint(source, tmp_path / "out", "gptq", BATCHES)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="batches"):
         quantize_checkpoint(source, tmp_path / "out", [GPTQ, PTQConfig()], iter(BATCHES))
     with pytest.raises(ConfigError, match="out_dir"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeAlias
 
@@ -60,9 +60,10 @@ def quantize_checkpoint(
         registry: as for `prepare`.
 
     Raises:
-        ConfigError: a config does not fit the model, there is none, or `batches` cannot be read again.
+        ConfigError: a config does not fit the model, there is none, `batches` cannot be read again, or
+            `out_dir` holds something else already.
         UnsupportedError: an algorithm needs the model as a graph (PT2E), or the model cannot be handled.
-        ArtifactError: the checkpoint is damaged, or `out_dir` holds something else already.
+        ArtifactError: the checkpoint is damaged.
         CalibrationError: `batches` reach no layer, or not all.
         MissingExtraError: transformers is not installed.
         OSError: a file cannot be read or written; the disk may be full. The run can go on later.
@@ -82,7 +83,7 @@ def quantize_checkpoint(
 
 
 def _configs(given: object) -> tuple[BaseConfig, ...]:
-    configs = tuple(given) if isinstance(given, Sequence) else (given,)
+    configs = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
     wrong = [each for each in configs if not isinstance(each, BaseConfig)]
     if wrong or not configs:
         value = wrong[0] if wrong else Found("none")
@@ -141,15 +142,25 @@ def _run(model: nn.Module, batches: Iterable[Batch]) -> None:
 def _unfinished(source: Path, out: Path) -> Iterator[Path]:
     """Give the folder in `out` for what is needed until the model is whole, which is then removed.
 
+    Where nothing was found before a failure, `out` is as it was.
+
     Raises:
-        ArtifactError: `out` holds something else.
+        ConfigError: `out` holds something else.
     """
     folder = out / _UNFINISHED
     _require_free(source, out)
+    is_new = not out.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
         _require_free(source, out)
-        yield folder
+        try:
+            yield folder
+        except BaseException:
+            with suppress(OSError):  # it holds what a next run goes on from
+                folder.rmdir()
+                if is_new:
+                    out.rmdir()
+            raise
         shutil.rmtree(folder)
 
 

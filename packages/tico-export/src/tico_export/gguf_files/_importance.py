@@ -63,8 +63,8 @@ def _architecture_of(model: nn.Module) -> Architecture:
     kind: object = getattr(getattr(model, "config", None), "model_type", None)
     architecture = ARCHITECTURES.get(str(kind))
     if architecture is None:
-        expected, found = f"one of {', '.join(ARCHITECTURES)}", Found(str(kind))
-        sentence = f"importance matrices are written for {', '.join(ARCHITECTURES)}, and this is {found}"
+        expected, found = f"one of {', '.join(ARCHITECTURES)}", Found(str(kind or type(model).__name__))
+        sentence = f"importance matrices are written for {', '.join(ARCHITECTURES)}, and this is a {found}"
         raise UnsupportedError(Problem(field="model", value=found, expected=expected, sentence=sentence))
     return architecture
 
