@@ -151,7 +151,8 @@ def main() -> None:
         measure(options.row, options.layers[0])
     else:
         with recording(options.result) as record:
-            record.table("a LLaMA 256 wide, 4 x 64 tokens", "source", "memory", "share", "CPU s", "files")
+            columns = ("source", "memory", "share", "CPU s", "files")
+            record.table("a LLaMA 256 wide, 4 x 64 tokens", *columns, width=34)
             for name in options.only:
                 for layers in options.layers:
                     command = [sys.executable, __file__, "--row", name, "--layers", str(layers)]
