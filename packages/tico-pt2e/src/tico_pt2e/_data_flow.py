@@ -25,9 +25,9 @@ def data_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
 
     Data come in as floats, or as bytes, as pictures do; integers and booleans are tokens, positions and
     masks. An embedding makes data of them, and so does a layer with weights of anything that depends on an
-    input, such as the sinusoids of a time step. What is computed from data is data, unless it is integers or
-    booleans: a choice, which a grid of what follows could change. Rotary angles, position buckets and masks
-    are no data.
+    input, such as the sinusoids of a time step. What is computed from data is data, except integers and
+    booleans: they are choices, which a grid could change. Rotary angles, position buckets and masks are no
+    data.
     """
     given = _closed(graph, lambda node: node.op == "placeholder", lambda node: True)
     return _closed(graph, lambda node: _is_source(node, given), _may_hold_data)
