@@ -32,6 +32,7 @@ sys.path.append(str(Path(__file__).parents[1] / "examples"))
 from gptq_solver import solver_module
 from language_models import WIKI_LLAMA, load, perplexity, text_of
 from llm_compressor_peer import quantized_by_llm_compressor
+from process_memory import resident
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
 from recorded import Recording, add_option, recording
 
@@ -173,13 +174,6 @@ def two_passes(model: nn.Module, windows: Tensor) -> float:
     return time.process_time() - start
 
 
-def resident(field: str) -> float:
-    """Return a number of the kernel about this process's memory, in MB."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    line = next(line for line in lines if line.startswith(f"{field}:"))
-    return int(line.split()[1]) * 1024 / MEGABYTE
-
-
 def child(name: str, task: Task) -> dict[str, float]:
     """Quantize with one candidate and return what it took."""
     torch.set_num_threads(1)
@@ -191,7 +185,11 @@ def child(name: str, task: Task) -> dict[str, float]:
     before, start = resident("VmRSS"), time.process_time()
     quantized = ALL[name](model, calibration, task)
     end = time.process_time()
-    figures = {"CPU s": end - start, "convert": end - SHOWN[-1], "MB": resident("VmHWM") - before}
+    figures = {
+        "CPU s": end - start,
+        "convert": end - SHOWN[-1],
+        "MB": (resident("VmHWM") - before) / MEGABYTE,
+    }
     return figures | {"error": float((_last_states(quantized, heldout) - wanted).norm() / wanted.norm())}
 
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import attrs
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gptq_solver import solver_module
+from process_memory import forget_peak, resident
 from recorded import Recording, add_option, recording
 from tico_api import convert, prepare
 from tico_config import GPTQConfig
@@ -97,14 +97,6 @@ def measured(quantize: Quantize, task: Task) -> tuple[float, float]:
     return seconds, float((model(task.heldout) - wanted).norm() / wanted.norm())
 
 
-def resident(field: str) -> int:
-    """Return one field of this process's memory, in bytes: ``VmRSS`` now, ``VmHWM`` at its peak."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(field)
-
-
 def memory(name: str, arguments: argparse.Namespace, group_size: int | None) -> float:
     """Return by how many megabytes a process grows that quantizes once, from its model and data on."""
     command = [sys.executable, __file__, "--only", name, *sys.argv[1:]]
@@ -121,7 +113,7 @@ def print_memory(arguments: argparse.Namespace) -> None:
     small = argparse.Namespace(**vars(arguments) | {"width": 16, "samples": 4, "tokens": 8})
     measured(CANDIDATES[arguments.only], task_of(small, None))
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    forget_peak()
     with torch.no_grad():
         CANDIDATES[arguments.only](task)
     print(json.dumps(resident("VmHWM") - before))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -21,6 +20,8 @@ from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from process_memory import resident
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]
@@ -218,7 +219,7 @@ def main(kind: str, path: str, threads: str, windows: str) -> None:
         "prefill": lambda: timed(prefill, runtime, prompt),
         "decode": lambda: timed(decode, runtime, prompt),
         "perplexity": lambda: perplexity(runtime, rows),
-        "memory": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "memory": lambda: resident("VmHWM"),
     }
     for line in sys.stdin:
         print(json.dumps(answers[line.strip()]()), flush=True)

@@ -37,19 +37,16 @@ CONFIG: Final = PTQConfig(
 
 LOAD: Final = """
 import sys, time
-from pathlib import Path
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaForCausalLM
+sys.path.append(sys.argv[2])
+from process_memory import forget_peak, resident
 from tico.quantization import load_quantized
 
-def resident(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-before = resident("VmRSS:")
+forget_peak()
+before = resident("VmRSS")
 start = time.perf_counter()
 model = load_quantized(sys.argv[1])
-print(time.perf_counter() - start, resident("VmHWM:") - before)
+print(time.perf_counter() - start, resident("VmHWM") - before)
 """
 
 
@@ -65,7 +62,7 @@ def main() -> None:
         saving = _seconds(lambda: save_quantized(model, scratch))
         files = [Path(scratch) / "quantized.json", *Path(scratch).glob("*.safetensors")]
         size = sum(path.stat().st_size for path in files)
-        command = [sys.executable, "-c", LOAD, scratch]
+        command = [sys.executable, "-c", LOAD, scratch, str(Path(__file__).parent)]
         loading, memory = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     content = _content(model)
     title = f"{folder.name}: {content:,} bytes of codes, scales, zero points and float rest"
