@@ -5,7 +5,7 @@ from tico_api._facade import BUILT_IN, prepare
 from tico_config import AWQConfig, GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
 from tico_modules import Offload, Report, load_quantized, map_checkpoint, report, save_quantized, set_backend
 from tico_quantizers import Registry, quantizer_entry
-from tico_quantizers.lifecycle import convert
+from tico_quantizers.lifecycle import calibrate, convert
 from tico_wrapq import coverage, load_calibration, save_calibration
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Registry",
     "Report",
     "SmoothQuantConfig",
+    "calibrate",
     "convert",
     "coverage",
     "load_calibration",

@@ -36,6 +36,7 @@ from tico_quantizers.calibration._layer_statistics import (
     read_range,
     require_layers,
 )
+from tico_quantizers.calibration._micro_batches import Batch, TokenMask, micro_batches
 from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._quiet_runs import has_foreign_hooks, quiet_runs
 from tico_quantizers.calibration._reached_layers import ReachedLayers
@@ -56,6 +57,7 @@ __all__ = [
     "SPOILED",
     "UNREACHED",
     "ActivationStore",
+    "Batch",
     "BlockCalls",
     "BlockInputs",
     "BlockOptions",
@@ -72,6 +74,7 @@ __all__ = [
     "Replay",
     "Snapshots",
     "Step",
+    "TokenMask",
     "TokenRule",
     "WatchedModule",
     "after_call",
@@ -85,6 +88,7 @@ __all__ = [
     "located",
     "map_leaves",
     "memory_problem",
+    "micro_batches",
     "moved",
     "quiet_runs",
     "read_range",

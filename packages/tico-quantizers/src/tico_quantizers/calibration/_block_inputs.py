@@ -120,7 +120,7 @@ class BlockInputs:
         store = ActivationStore(offload=options.offload, narrow=options.narrow)
         self.calls = BlockCalls(self.blocks, store)
         self.passes = Passes(model, store.another())
-        self.early_end = EarlyEnd(self.calls, self.passes) if options.early_end else None
+        self.early_end = EarlyEnd(self.calls, self.passes, is_off=not options.early_end)
         self.layers: Mapping[str, Layer] = {}
         self.rules: Mapping[str, TokenRule] = {}
         self.outside = self.strays = InputGrams({})
@@ -196,25 +196,23 @@ class BlockInputs:
         own = [{path: self.layers[path] for path in self.paths_in(n)} for n in range(len(self.blocks))]
         self.called_once = CalledOnce(own)
         calibration.handles += self.called_once.watch(self.blocks, calibration)
-        if self.early_end is not None:
-            calibration.recorders = (*calibration.recorders, self.early_end)
-            captured = (*self.blocks, *outside.values())
-            calibration.handles += self.early_end.watch(captured, calibration, counts=_always)
-            strays = tuple(inside.values())
-            calibration.handles += self.early_end.watch(strays, calibration, counts=self._is_outside)
+        calibration.recorders = (*calibration.recorders, self.early_end)
+        captured = (*self.blocks, *outside.values())
+        calibration.handles += self.early_end.watch(captured, calibration, counts=_always)
+        strays = tuple(inside.values())
+        calibration.handles += self.early_end.watch(strays, calibration, counts=self._is_outside)
 
     def _is_outside(self) -> bool:
         return not self.calls.is_running
 
     def install(self, root: nn.Module, edit: Edit) -> None:
         """Let passes of `root` end early, if that is asked for, until `uninstall`."""
-        if self.early_end is not None:
+        if self.options.early_end:
             self.early_end.install(root, edit)
 
     def uninstall(self, root: nn.Module, edit: Edit) -> None:
         """Let passes of `root` run to their end again, when `edit` is done."""
-        if self.early_end is not None:
-            self.early_end.uninstall(root, edit)
+        self.early_end.uninstall(root, edit)
 
     def paths_in(self, number: int | None) -> tuple[str, ...]:
         """Return the layers of one block; of None, those that no block or more than one holds."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Protocol
 
@@ -45,8 +45,8 @@ class EarlyEnd(Recorder):
     `generate`, which goes on from what they return, run to their ends.
     """
 
-    def __init__(self, calls: BlockCalls, passes: Passes) -> None:
-        self.is_off = False
+    def __init__(self, calls: BlockCalls, passes: Passes, *, is_off: bool = False) -> None:
+        self.is_off = is_off
         self._calls = calls
         self._passes = passes
         self._read = ValuesRead(self._is_inside)
@@ -118,6 +118,21 @@ class EarlyEnd(Recorder):
     def watching(self) -> AbstractContextManager[object]:
         """Return the context that a pass is to be run in."""
         return nullcontext() if self.is_off else self._read.watching()
+
+    @contextmanager
+    def on(self, root: nn.Module) -> Iterator[None]:
+        """Let passes of `root` end early while the context lasts."""
+        if not self.is_off:
+            yield
+            return
+        self.is_off = False
+        try:
+            with Edit() as edit:
+                self.install(root, edit)
+                self.uninstall(root, edit)
+                yield
+        finally:
+            self.is_off = True
 
     def install(self, root: nn.Module, edit: Edit) -> None:
         """Let the `forward` of `root` end early, and its `generate` not, until `uninstall`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Final
 
@@ -159,6 +159,13 @@ class Calibration(Recorder):
             ArtifactError: they are of another model.
         """
         raise UnsupportedError(_kept_in_no_file(self))
+
+    def ending_early(self, root: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which passes of `root` may end where nothing more is to be learned from them.
+
+        What such a pass returns means nothing. By default passes run to their ends.
+        """
+        return nullcontext()
 
     def findings(self) -> Mapping[str, object]:
         """Return what the data have told besides statistics, as JSON values; by default nothing."""

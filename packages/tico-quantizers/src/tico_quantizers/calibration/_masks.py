@@ -49,6 +49,15 @@ def is_mask_name(name: str) -> bool:
     return name == "mask" or any(name == end or name.endswith(f"_{end}") for end in _SUFFIXES)
 
 
+def have_one_prefix(mask: str, name: str) -> bool:
+    """Return whether the mask of this name may be about the argument `name`.
+
+    >>> [have_one_prefix("decoder_attention_mask", name) for name in ("decoder_input_ids", "input_ids")]
+    [True, False]
+    """
+    return _prefix(mask) == _prefix(name)
+
+
 def statements(module: nn.Module, named: Mapping[str, object]) -> list[Statement]:
     """Return what the masks among the arguments of a call of `module`, given by name, say.
 
@@ -80,7 +89,7 @@ class _Group:
         return self._of_pairs(self.mask) if ours and self.mask.ndim in (3, 4) else iter(())
 
     def _of_tokens(self, mask: Tensor) -> Iterator[Statement]:
-        real = _real(self.name, mask)
+        real = real_tokens(self.name, mask)
         batch, count = real.shape
         sizes = [tuple(tensor.shape[:2]) for tensor in self.tensors.values() if tensor.ndim > 1]
         shorter = [size[1] for size in sizes if size[0] == batch and size[1] < count]
@@ -128,7 +137,7 @@ def _prefix(name: str) -> str:
     return first if first in _PREFIXES else ""
 
 
-def _real(name: str, mask: Tensor) -> Tensor:
+def real_tokens(name: str, mask: Tensor) -> Tensor:
     """Return True for each place (samples, tokens) that is no padding."""
     if mask.is_floating_point() and bool((mask < 0).any()):
         return mask > torch.finfo(mask.dtype).min / 2

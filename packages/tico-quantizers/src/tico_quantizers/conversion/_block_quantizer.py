@@ -7,6 +7,7 @@ import logging
 import re
 from abc import abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import ClassVar, Generic, TypeVar, final
 
 import attrs
@@ -64,6 +65,10 @@ class BlockCalibration(Calibration, Generic[C]):
         self.inputs = BlockInputs(model, plan.layers, options)
         self.inputs.record(self)
         self.inputs.watch(plan.layers, self, rules)
+
+    def ending_early(self, root: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which passes of `root` end at the first block, where that tells the rest."""
+        return self.inputs.early_end.on(root)
 
     def statistics(self) -> Mapping[str, Statistic]:
         """Return what each layer of the plan has read in the float model, all tokens counting alike."""

@@ -18,14 +18,15 @@ class _Bar(Protocol):
 
 
 class Progress:
-    """A bar called `label` over `total` steps, on standard error while it is a terminal.
+    """A bar called `label` over `total` steps, or any number, on standard error while it is a terminal.
 
     >>> with Progress("layers", total=2, show=False) as progress:
     ...     progress.step("fc1: 0.1 s")
     """
 
-    def __init__(self, label: str, *, total: int, show: bool) -> None:
-        self._bar = _bar(label, total) if show and total and find_spec("tqdm") is not None else None
+    def __init__(self, label: str, *, total: int | None, show: bool, unit: str = "layer") -> None:
+        is_shown = show and total != 0 and find_spec("tqdm") is not None
+        self._bar = _bar(label, total, unit) if is_shown else None
 
     def __enter__(self) -> Self:
         """Start."""
@@ -38,16 +39,16 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def step(self, note: str) -> None:
+    def step(self, note: str = "") -> None:
         """Move on by one step, and show `note` beside the bar."""
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.update()
 
 
-def _bar(label: str, total: int) -> _Bar:
+def _bar(label: str, total: int | None, unit: str) -> _Bar:
     from tqdm import tqdm
 
     # None disables it where standard error is no terminal.
-    bar: _Bar = tqdm(total=total, desc=label, unit="layer", leave=False, disable=None)
+    bar: _Bar = tqdm(total=total, desc=label, unit=unit, leave=False, disable=None)
     return bar

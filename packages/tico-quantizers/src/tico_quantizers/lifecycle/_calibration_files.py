@@ -12,9 +12,9 @@ from torch import nn
 from tico_config import ArtifactError, Found, LifecycleError, Problem, TicoError
 from tico_modules import Edit, Layout, named_modules
 from tico_observers import StatisticsFile, read_statistics, save_statistics
-from tico_quantizers.calibration import Calibration, WatchedModule, unchanged_process
+from tico_quantizers.calibration import WatchedModule, unchanged_process
 from tico_quantizers.lifecycle._model_kinds import require_model
-from tico_quantizers.lifecycle._stages import state_of
+from tico_quantizers.lifecycle._stages import calibration_of, state_of
 
 
 def save_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -49,7 +49,8 @@ def save_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
     >>> convert(wide).bits
     8
     """
-    calibration, fingerprint = _held(model)
+    require_model(model)
+    calibration, fingerprint = calibration_of(model), _fingerprint(model)
     with unchanged_process(), calibration.paused():
         seen = calibration.statistics()
         found = calibration.findings()
@@ -75,7 +76,8 @@ def load_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     After an error the model has seen what it had before.
     """
-    calibration, fingerprint = _held(model)
+    require_model(model)
+    calibration, fingerprint = calibration_of(model), _fingerprint(model)
     file = read_statistics(path)
     name = os.fspath(path)
     _require_same_model(name, model, fingerprint, file)
@@ -93,13 +95,9 @@ def load_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
         calibration.data.add(*calls)
 
 
-def _held(model: nn.Module) -> tuple[Calibration, str]:
-    """Return what `model` has seen, and the fingerprint of the float model, if it is known."""
-    require_model(model)
-    if isinstance(model, WatchedModule):
-        return model.calibration, ""
-    state = state_of(model)
-    return state.calibration, state.origin.model
+def _fingerprint(model: nn.Module) -> str:
+    """Return the fingerprint of the float model, "" where it is not known."""
+    return "" if isinstance(model, WatchedModule) else state_of(model).origin.model
 
 
 def _require_same_model(name: str, model: nn.Module, fingerprint: str, file: StatisticsFile) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tico_config import BaseConfig, Found, LifecycleError, Problem
 from tico_modules import PREPARED, Edit, RestorableModule, named_modules, runs_of
-from tico_quantizers.calibration import is_watched
+from tico_quantizers.calibration import Calibration, WatchedModule, is_watched
 from tico_quantizers.lifecycle._paths import replacement
 from tico_quantizers.protocol import AnyPrepared, Prepared
 
@@ -137,6 +137,15 @@ def state_of(model: nn.Module) -> AnyPrepared:
         return state
     problems = _parts_left(model) or [_problem(None, *_told(model), expected="a prepared model")]
     raise LifecycleError(*problems)
+
+
+def calibration_of(model: nn.Module) -> Calibration:
+    """Return what the prepared model has seen.
+
+    Raises:
+        LifecycleError: it is not prepared.
+    """
+    return model.calibration if isinstance(model, WatchedModule) else state_of(model).calibration
 
 
 def _parts_left(model: nn.Module) -> list[Problem]:
