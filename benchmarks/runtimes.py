@@ -114,7 +114,7 @@ class Models:
         suffix, target = _TARGETS[candidate.kind]
         path = place.with_suffix(suffix)
         if not path.exists():
-            tokens = torch.arange(_VERIFIED)[None] + 1
+            tokens = self.windows(CALIBRATION_ARTICLES, 1)[:, :_VERIFIED]
             result = export(
                 load_quantized(place),
                 path,
