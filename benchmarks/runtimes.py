@@ -27,10 +27,18 @@ import torch
 from torch import Tensor, nn
 
 import recorded
-from language_models import WIKI_LLAMA, LanguageModel, calibrate, load
+from language_models import WIKI_LLAMA, LanguageModel, load
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
 from runtime_process import DECODED
-from tico.quantization import GPTQConfig, PTQConfig, convert, load_quantized, prepare, save_quantized
+from tico.quantization import (
+    GPTQConfig,
+    PTQConfig,
+    calibrate,
+    convert,
+    load_quantized,
+    prepare,
+    save_quantized,
+)
 from tico.quantization.config import DType, PerChannel, PerGroup, QuantSpec, affine, no_quant
 from tico_export import ExportTarget, Onnx, OpenVINO, export
 
@@ -134,7 +142,7 @@ def layers(model: nn.Module, scheme: Scheme, calibration: Tensor) -> nn.Module:
         config = PTQConfig(activation=no_quant(), weight=_eight(scheme.group), overrides=left)
         return convert(prepare(model, config))
     prepared = prepare(model, GPTQConfig(bits=scheme.bits, group_size=scheme.group, show_progress=False))
-    calibrate(prepared, calibration, 1)
+    calibrate(prepared, [{"input_ids": calibration, "use_cache": False}])
     return convert(prepared)
 
 

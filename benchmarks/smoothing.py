@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
-from language_models import WIKI_LLAMA, LanguageModel, calibrate, load, perplexity, text_of
+from language_models import WIKI_LLAMA, LanguageModel, load, perplexity, text_of
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
 from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
-from tico_api import AWQConfig, GPTQConfig, PTQConfig, SmoothQuantConfig, convert, prepare
+from tico_api import AWQConfig, GPTQConfig, PTQConfig, SmoothQuantConfig, calibrate, convert, prepare
 from tico_config import BaseConfig, DType, PerChannel, PerGroup, QScheme, affine, no_quant
 
 WINDOW: Final = 512
@@ -122,7 +122,7 @@ def quantized(model: nn.Module, steps: tuple[Step, ...], windows: Tensor) -> nn.
             model = smoothed_by_peer(model, step.alpha, windows)
         else:
             model = prepare(model, step)
-            calibrate(model, windows)
+            calibrate(model, [{"input_ids": windows, "use_cache": False}])
             model = convert(model)
     return model
 
@@ -132,7 +132,7 @@ def smoothed_by_peer(model: nn.Module, alpha: float, windows: Tensor) -> nn.Modu
     library = importlib.import_module("tico.quantization")
     configs = importlib.import_module("tico.quantization.config.smoothquant")
     prepared: nn.Module = library.prepare(model, configs.SmoothQuantConfig(alpha=alpha))
-    calibrate(prepared, windows)
+    calibrate(prepared, [{"input_ids": windows, "use_cache": False}])
     smooth: nn.Module = library.convert(prepared)
     return smooth
 

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
-from language_models import calibrate, load, perplexity, text_of
+from language_models import load, perplexity, text_of
 from real_models import smollm2_directory
 from recorded import Recording, add_option, recording
-from tico_api import GPTQConfig, PTQConfig, convert, prepare
+from tico_api import GPTQConfig, PTQConfig, calibrate, convert, prepare
 from tico_config import BaseConfig, DType, PerToken, QuantSpec, affine, no_quant
 from tico_peer import Tico, tico_from
 
@@ -85,7 +85,7 @@ def quantized(model: nn.Module, configs: tuple[BaseConfig, ...], calibration: Te
     for config in configs:
         model = prepare(model, config)
         if config != ROWS["W8"][0]:
-            calibrate(model, calibration)
+            calibrate(model, [{"input_ids": calibration, "use_cache": False}])
         model = convert(model)
     return model
 

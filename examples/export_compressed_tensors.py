@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from language_models import WIKI_LLAMA, calibrate, load, text_of
-from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
+from language_models import WIKI_LLAMA, load, text_of
+from tico.quantization import GPTQConfig, PTQConfig, calibrate, convert, prepare
 from tico.quantization.config import DType, PerToken, affine, no_quant
 from tico_config import BaseConfig
 from tico_export import CompressedTensors, ExportResult, export
@@ -32,7 +32,7 @@ def write(name: str, folder: Path, tokens: int = 8192) -> ExportResult:
     loaded = load(WIKI_LLAMA, 128)
     seen, unseen = loaded.windows(text_of("calibration"), tokens), loaded.windows(text_of("heldout"), 1024)
     prepared = prepare(loaded.model, SCHEMES[name], args=(seen[:1],))
-    calibrate(prepared, seen)
+    calibrate(prepared, [{"input_ids": seen, "use_cache": False}])
     return export(
         convert(prepared),
         folder / name,

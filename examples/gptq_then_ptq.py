@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from comparison import WINDOW, Difference, embedded
-from language_models import calibrate, logits_of, perplexity, text_of
-from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
+from language_models import logits_of, perplexity, text_of
+from tico.quantization import GPTQConfig, PTQConfig, calibrate, convert, prepare
 from tico.quantization.config import DType, affine
 from tico_quantizers import QuantizedLinear
 
@@ -39,7 +39,7 @@ def main() -> None:
     kept: dict[str, torch.Tensor] = {}
     for name, config in STEPS.items():
         model = prepare(model, config)
-        calibrate(model, calibration)
+        calibrate(model, [{"input_ids": calibration, "use_cache": False}])
         model = convert(model)
         difference = Difference.between(expected, logits_of(model, heldout[:4]))
         print(f"{name:14} perplexity {perplexity(model, heldout):.2f}, {difference}")

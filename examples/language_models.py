@@ -50,12 +50,6 @@ def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
     return logits
 
 
-def calibrate(model: nn.Module, windows: Tensor, batch: int = 8) -> None:
-    """Run `windows` through a prepared model."""
-    for rows in _batches(windows, batch):
-        logits_of(model, rows)
-
-
 def perplexity(model: nn.Module, windows: Tensor, batch: int = 8) -> float:
     """Return exp of the mean negative log likelihood of each token but the first of its window."""
     losses = [_losses(model, rows) for rows in _batches(windows, batch)]

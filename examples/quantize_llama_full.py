@@ -9,8 +9,8 @@ import copy
 from collections.abc import Mapping
 
 from comparison import WINDOW, Difference, embedded
-from language_models import calibrate, logits_of, perplexity, text_of
-from tico.quantization import convert, coverage, prepare
+from language_models import logits_of, perplexity, text_of
+from tico.quantization import calibrate, convert, coverage, prepare
 from tico.quantization.config import DType, PerToken, PTQConfig, affine
 
 PER_TOKEN = affine(DType.uint(8), granularity=PerToken())
@@ -30,7 +30,7 @@ def main() -> None:
     print(f"{'float':28} perplexity {perplexity(source.model, heldout):.2f}")
     for name, config in CONFIGS.items():
         model = prepare(copy.deepcopy(source.model), config)
-        calibrate(model, calibration)
+        calibrate(model, [{"input_ids": calibration, "use_cache": False}])
         model = convert(model)
         difference = Difference.between(expected, logits_of(model, heldout[:4]))
         print(f"{name:28} perplexity {perplexity(model, heldout):.2f}, {difference}")

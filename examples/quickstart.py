@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from language_models import (
     WIKI_LLAMA,
-    calibrate,
     load,
     logits_of,
     perplexity,
@@ -32,6 +31,7 @@ from real_models import smollm2_directory
 from tico.quantization import (
     GPTQConfig,
     PTQConfig,
+    calibrate,
     convert,
     load_quantized,
     prepare,
@@ -86,14 +86,14 @@ def gptq(model: nn.Module, calibration: Tensor, settings: Settings) -> nn.Module
     """Return the model with the weights of its blocks rounded by GPTQ."""
     config = GPTQConfig(bits=settings.bits, group_size=settings.group_size)
     model = prepare(model, config)
-    calibrate(model, calibration)
+    calibrate(model, [{"input_ids": calibration, "use_cache": False}])
     return convert(model)
 
 
 def ptq(model: nn.Module, calibration: Tensor, settings: Settings) -> nn.Module:
     """Return the model with 16-bit activations, and 8-bit codes for weights that are float still."""
     model = prepare(model, PTQConfig(activation=affine(DType.int(16))))
-    calibrate(model, calibration)
+    calibrate(model, [{"input_ids": calibration, "use_cache": False}])
     return convert(model)
 
 
