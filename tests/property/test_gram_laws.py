@@ -13,7 +13,7 @@ from torch import Tensor
 
 from references import same_bits
 from tico_config import CalibrationError
-from tico_observers import ExactGramStatistic, GramStatistic
+from tico_observers import ExactGramStatistic, GramShare, GramStatistic
 from tico_observers.testing import layouts, tensors
 
 rows = tensors(shape=(5, 3), dtype=torch.float32, largest=2.0**20)
@@ -48,6 +48,18 @@ def test_gram_of_whole_numbers_is_exact(x: Tensor) -> None:
     expected = (wide.T @ wide).double()
     assert torch.equal(GramStatistic(columns=3).observe(x).matrix(), expected)
     assert torch.equal(exact_of(x, torch.full((3,), 16.0)).matrix(), expected)
+
+
+@given(seeds, cuts, st.integers(1, 4))
+def test_shares_of_a_gram_matrix_joined_are_its_bits(seed: int, at: list[int], workers: int) -> None:
+    """However many workers have its panels, and whatever the batches; few rows are in no panel yet."""
+    for count in (1500, 90):
+        x = many_rows(seed, count, columns=290)
+        shares = [GramShare(columns=290, number=number, of=workers) for number in range(workers)]
+        for part in parts(x, [min(place, count) for place in at]):
+            shares = [share.observe(part) for share in shares]
+        whole = shares[-1].joined([share.upper for share in shares])
+        assert same_bits(whole.matrix(), GramStatistic(columns=290).observe(x).matrix())
 
 
 @given(seeds, cuts)

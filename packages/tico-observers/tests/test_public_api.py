@@ -19,6 +19,7 @@ class TestPublicAPI(PublicAPI):
         "EntropyObserver",
         "ExactGramStatistic",
         "Extremes",
+        "GramShare",
         "GramStatistic",
         "HistogramObserver",
         "HistogramStatistic",

@@ -21,6 +21,7 @@ from tico_observers._ema import EMAStatistic
 from tico_observers._exact_gram import ExactGramStatistic
 from tico_observers._fake_quant import dequantize, fake_quantize, quantize
 from tico_observers._gram import GramStatistic
+from tico_observers._gram_share import GramShare
 from tico_observers._gridless_observers import IdentityObserver, MXObserver
 from tico_observers._histogram import HistogramStatistic
 from tico_observers._histogram_observers import (
@@ -69,6 +70,7 @@ __all__ = [
     "EntropyObserver",
     "ExactGramStatistic",
     "Extremes",
+    "GramShare",
     "GramStatistic",
     "HistogramObserver",
     "HistogramStatistic",

@@ -96,7 +96,7 @@ class GramStatistic(Statistic):
         """Return the panels with the products of `rows` added."""
         upper = self.upper
         for chunk in _chunks(rows):
-            products = _products(chunk, self.columns)
+            products = _products(chunk, self.columns, self._panels())
             if not upper:
                 upper = tuple(product.to(torch.float64) for product in products)
             elif in_place:
@@ -106,6 +106,10 @@ class GramStatistic(Statistic):
                 upper = tuple(panel + product for panel, product in zip(upper, products, strict=True))
             in_place = True  # these are new
         return upper
+
+    def _panels(self) -> Iterable[tuple[int, int]]:
+        """Return the rows of the panels that are computed, each from its first row to behind its last."""
+        return panels_in(self.columns)
 
     def merge(self, other: Self) -> Self:
         """Return the statistic of the rows of both."""
@@ -227,7 +231,8 @@ def _alike(chunk: list[Tensor]) -> list[Tensor]:
     return [piece.to(torch.float64) for piece in chunk] if wide else chunk
 
 
-def _panels(size: int) -> Iterator[tuple[int, int]]:
+def panels_in(size: int) -> Iterator[tuple[int, int]]:
+    """Yield the rows of all panels of a matrix, each from its first row to behind its last."""
     return ((start, min(start + _PANEL, size)) for start in range(0, size, _PANEL))
 
 
@@ -235,23 +240,23 @@ def square_of(panels: tuple[Tensor, ...]) -> Tensor:
     """Return the square matrix that has `panels` on and above its diagonal, and zeros below them."""
     columns = panels[0].shape[1]
     square = panels[0].new_zeros(columns, columns)
-    for panel, (start, stop) in zip(panels, _panels(columns), strict=True):
+    for panel, (start, stop) in zip(panels, panels_in(columns), strict=True):
         square[start:stop, start:] = panel
     return square
 
 
 def panels_of(square: Tensor) -> tuple[Tensor, ...]:
     """Return copies of the panels on and above the diagonal."""
-    return tuple(square[start:stop, start:].clone() for start, stop in _panels(len(square)))
+    return tuple(square[start:stop, start:].clone() for start, stop in panels_in(len(square)))
 
 
-def _products(chunk: list[Tensor], columns: int) -> Iterator[Tensor]:
-    """Yield the panels of the sum of the products of all pieces of a chunk."""
+def _products(chunk: list[Tensor], columns: int, panels: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
+    """Yield some panels of the sum of the products of all pieces of a chunk."""
     units = _units(chunk)
     if units is not None:
         chunk = [(piece.double() / units).to(piece.dtype) for piece in chunk]
     pieces = [whole_columns(piece) for piece in chunk]
-    for start, stop in _panels(columns):
+    for start, stop in panels:
         panel = pieces[0].new_zeros(stop - start, pieces[0].shape[1] - start)
         for rows in pieces:
             add_product(panel, rows[:, start:stop].T, rows[:, start:])

@@ -12,7 +12,16 @@ from torch.utils.hooks import RemovableHandle
 
 from tico_config import BaseConfig, Problem, UnsupportedError, to_json
 from tico_modules import Edit, Offload, Report, Run, library_versions, model_fingerprint, remember
-from tico_quantizers.calibration import Calibration, remember_hooks, unchanged_process, watch_forward
+from tico_quantizers.calibration import (
+    ALONE,
+    Calibration,
+    Origin,
+    Ranks,
+    join_ranks,
+    remember_hooks,
+    unchanged_process,
+    watch_forward,
+)
 
 __all__ = ["AnyPrepared", "AnyQuantizer", "BaseQuantizer", "Converted", "Example", "Prepared"]
 
@@ -26,14 +35,6 @@ class Example:
 
     args: tuple[object, ...] = ()
     kwargs: Mapping[str, object] = attrs.field(factory=dict)
-
-
-@attrs.frozen(kw_only=True)
-class Origin:
-    """What a preparation started from: the config as JSON, and the fingerprint of the model."""
-
-    config: str
-    model: str
 
 
 @attrs.frozen(kw_only=True)
@@ -168,11 +169,14 @@ class Prepared(Generic[C, K]):
         """What the preparation started from."""
         return self._origin
 
-    def convert(self, model: nn.Module, edit: Edit) -> nn.Module:
+    def convert(self, model: nn.Module, edit: Edit, ranks: Ranks = ALONE) -> nn.Module:
         """Finish the work and return the root; hooks go and modules learn of it once all has succeeded."""
         edit.on_commit(self.stop_watching)
         edit.on_undo(remember_hooks(model))
         self.calibration.pause(edit)
+        if ranks.count > 1:
+            with unchanged_process():
+                join_ranks(model, self.calibration, self._origin, edit, ranks)
         with unchanged_process():
             converted: object = self._quantizer.convert(model, self.calibration, edit)
         if not isinstance(converted, Converted):
@@ -214,8 +218,8 @@ class AnyPrepared(Protocol):
     def offload(self) -> Offload | None:
         """Where tensors go that do not fit into memory; None if all do."""
 
-    def convert(self, model: nn.Module, edit: Edit) -> nn.Module:
-        """Finish the work and return the root."""
+    def convert(self, model: nn.Module, edit: Edit, ranks: Ranks = ALONE) -> nn.Module:
+        """Finish the work, together with the other `ranks`, and return the root."""
 
 
 class AnyQuantizer(Protocol):

@@ -68,15 +68,26 @@ class DataFingerprint:
         self.calls = 0
         self._sum = 0
         self._unfinished: int | None = None
+        self._is_whole = True
+        self._batches: list[str] = []
 
     @property
     def text(self) -> str:
         """The digest of the calls that ended well."""
         return f"{self._sum:064x}"
 
+    @property
+    def batches(self) -> tuple[str, ...]:
+        """The digests of the calls of one's own that were given nothing but tensors and plain values.
+
+        Others, such as those of `generate` with a cache, are not told apart by their tensors.
+        """
+        return tuple(self._batches)
+
     def note(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> None:
         """Digest the tensors in the arguments of a call that begins."""
         digest = hashlib.sha256()
+        self._is_whole = _is_plain((args, kwargs))
         for name, tensor in _find_tensors("", (args, kwargs)):
             digest.update(f"{name}\0{_describe(tensor)}\0".encode())
         self._unfinished = int(digest.hexdigest(), 16)
@@ -95,7 +106,18 @@ class DataFingerprint:
         if self._unfinished is not None:
             self.calls += 1
             self._sum = (self._sum + self._unfinished) % 2**256
+            self._batches += [f"{self._unfinished:064x}"] if self._is_whole else []
             self._unfinished = None
+
+
+def _is_plain(value: object) -> bool:
+    match value:
+        case tuple() | list():
+            return all(map(_is_plain, value))
+        case Mapping():
+            return all(map(_is_plain, value.values()))
+        case _:
+            return value is None or isinstance(value, Tensor | bool | int | float | str)
 
 
 def _find_tensors(name: str, value: object) -> Iterator[tuple[str, Tensor]]:

@@ -29,6 +29,7 @@ from tico_quantizers.calibration._hooks import (
     remember_hooks,
 )
 from tico_quantizers.calibration._input_grams import InputGrams, located
+from tico_quantizers.calibration._joining import Origin, join_ranks, require_same_result
 from tico_quantizers.calibration._layer_statistics import (
     ABSMAX,
     GRAM,
@@ -39,6 +40,7 @@ from tico_quantizers.calibration._layer_statistics import (
 from tico_quantizers.calibration._micro_batches import Batch, TokenMask, micro_batches
 from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._quiet_runs import has_foreign_hooks, quiet_runs
+from tico_quantizers.calibration._ranks import ALONE, Ranks
 from tico_quantizers.calibration._reached_layers import ReachedLayers
 from tico_quantizers.calibration._real_tokens import RealTokens
 from tico_quantizers.calibration._snapshots import Snapshots, revision
@@ -52,6 +54,7 @@ from tico_quantizers.calibration._unreached import UNREACHED
 
 __all__ = [
     "ABSMAX",
+    "ALONE",
     "GRAM",
     "ONE_CHANNEL",
     "SPOILED",
@@ -68,6 +71,8 @@ __all__ = [
     "GroupedGram",
     "Hook",
     "InputGrams",
+    "Origin",
+    "Ranks",
     "ReachedLayers",
     "RealTokens",
     "Recorder",
@@ -85,6 +90,7 @@ __all__ = [
     "has_foreign_hooks",
     "is_observing",
     "is_watched",
+    "join_ranks",
     "located",
     "map_leaves",
     "memory_problem",
@@ -95,6 +101,7 @@ __all__ = [
     "remember_hooks",
     "require_evaluation_mode",
     "require_layers",
+    "require_same_result",
     "require_watched",
     "revision",
     "run_blocks",

@@ -35,6 +35,11 @@ class StoredTensor:
         """Return itself: nothing in it can change."""
         return self
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return one with its tensor in memory, for another process."""
+        kept = self.kept if isinstance(self.kept, Tensor) else self.kept.read()
+        return StoredTensor, (kept, self.dtype, self.device)
+
 
 class _File:
     """A temporary file without a name, closed with the last reference to it."""
@@ -96,6 +101,12 @@ class ActivationStore:
         kept = tensor.detach().to(torch.bfloat16) if narrow else tensor.detach()
         place = kept if self._offload is None else self._written(kept, self._offload)
         return StoredTensor(place, tensor.dtype, tensor.device)
+
+    def taken(self, leaf: object) -> object:
+        """Return `leaf`, if it is a stored tensor of another process, as this one keeps it."""
+        if not isinstance(leaf, StoredTensor) or not isinstance(leaf.kept, Tensor) or self._offload is None:
+            return leaf
+        return attrs.evolve(leaf, kept=self._written(leaf.kept, self._offload))
 
     def _written(self, tensor: Tensor, folder: Path) -> _Place:
         content = tensor.cpu().contiguous()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tico_modules import Edit
 from tico_quantizers.calibration._activation_store import ActivationStore
 from tico_quantizers.calibration._block_flow import BlockFlow, Samples
 from tico_quantizers.calibration._call_template import CallTemplate
@@ -156,6 +157,35 @@ class BlockCalls(Recorder):
         self._unfinished = [[] for _ in self.blocks]
         self._running = 0
 
+    def tell(self) -> object:
+        """Return the calls, the order of the blocks, and samples of what they gave."""
+        return _Told(self._accepted, self.flow, self.samples)
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Have recorded the calls of all ranks."""
+        all_told = [each for each in told if isinstance(each, _Told)]
+        calls: list[list[Call]] = [[] for _ in self.blocks]
+        for each in all_told:
+            before, taken = list(map(len, calls)), dict[int, object]()
+            for known, new in zip(calls, each.calls, strict=True):
+                known += [self._behind(before, call, taken) for call in new]
+        edit.set_attribute(self, "_accepted", calls)
+        edit.set_attribute(self, "flow", BlockFlow.joined(each.flow for each in all_told))
+        pairs = ((each.samples, each.flow.counts) for each in all_told)
+        edit.set_attribute(self, "samples", Samples.joined(pairs))
+
+    def _behind(self, before: Sequence[int], call: Call, taken: dict[int, object]) -> Call:
+        """Return a call of another rank, whose calls of each block come behind so many."""
+
+        def moved(leaf: object) -> object:
+            if isinstance(leaf, FromBlock):
+                return attrs.evolve(leaf, call=leaf.call + before[leaf.block])
+            if id(leaf) not in taken:
+                taken[id(leaf)] = self.store.taken(leaf)
+            return taken[id(leaf)]
+
+        return with_leaves(call, [moved(leaf) for leaf in leaves_of(call)])
+
     def rest_is_known(self, template: CallTemplate) -> bool:
         """Whether the calls of this pass follow by `template` from that of the first block, the only one."""
         first, *others = self._unfinished
@@ -210,15 +240,17 @@ class BlockCalls(Recorder):
         *,
         keep: bool,
         forward_dtype: torch.dtype | None = None,
+        only: Sequence[int] | None = None,
     ) -> Iterator[dict[FromBlock, Tensor]]:
         """Call block `number` as it was called, on `outputs` of earlier blocks.
 
-        `forward_dtype` is what to compute in as far as that can be cast automatically; `tokens` know what is
-        padding. Yields after each call, which `NothingMore` may end; with `keep`, what is yielded are the
-        output tensors.
+        `only` some of its calls are made, if these are given. `forward_dtype` is what to compute in as far as
+        that can be cast automatically; `tokens` know what is padding. Yields after each call, which
+        `NothingMore` may end; with `keep`, what is yielded are the output tensors.
         """
-        replay = Replay(self._accepted[number], outputs)
-        for index, (args, kwargs, autocast) in enumerate(replay):
+        made = range(len(self._accepted[number])) if only is None else only
+        replay = Replay([self._accepted[number][index] for index in made], outputs)
+        for index, (args, kwargs, autocast) in zip(made, replay, strict=True):
             casts, ended = (autocast.again(), computing_in(forward_dtype)), suppress(NothingMore)
             output: object = None
             known = self.tokens.again(self._accepted[number][index].said)
@@ -272,6 +304,15 @@ class BlockCalls(Recorder):
             (number, place.block) for number, calls in enumerate(self._accepted) for place in places(calls)
         )
         return frozenset(homes[reader] for reader, source in read if homes[reader] == homes[source])
+
+
+@attrs.frozen(eq=False)
+class _Told:
+    """What one rank has recorded."""
+
+    calls: list[list[Call]]
+    flow: BlockFlow
+    samples: Samples
 
 
 def _end(args: object, kwargs: object, output: object) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+import attrs
 from typing_extensions import Self
 
 from tico_config import CalibrationError, Found, Problem
@@ -17,13 +18,16 @@ from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_inputs import BlockInputs
 from tico_quantizers.calibration._called_once import LastLayer
 from tico_quantizers.calibration._checkpoint import Checkpoint
+from tico_quantizers.calibration._deal import Deal
 from tico_quantizers.calibration._forward_watch import Calibration
 from tico_quantizers.calibration._gram_memory import parts_within
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._input_grams import InputGrams
 from tico_quantizers.calibration._quiet_runs import quiet_runs
+from tico_quantizers.calibration._ranks import Ranks
 from tico_quantizers.calibration._renewal import Renewal
 from tico_quantizers.calibration._row_numbers import RowWatch
+from tico_quantizers.calibration._shared_grams import SharedGrams
 from tico_quantizers.calibration._stream import Stream
 from tico_quantizers.calibration._token_weights import WITHOUT_DERIVATIVES, watch_sensitivity
 from tico_quantizers.calibration._ways import find_ways
@@ -54,31 +58,46 @@ class Step(Protocol):
 
 def replay_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
     """Run every block again, as `run_blocks` does where nothing was adopted."""
-    walk = _BlockWalk(inputs)
+    walk, kept = _BlockWalk(inputs), _KeptByFirst(checkpoint, inputs.ranks)
     for number in walk.ways.order:
         paths, name = inputs.paths_in(number), f"block-{number:05d}"
         walk.meet()
-        saved = checkpoint.load(name, paths) if paths else []
+        saved = kept.load(name, paths) if paths else []
         if saved is None:
             weights = []
             for stage in walk.stages(paths):
                 found = list(walk.learn(stage, step))
                 step.put_all(stage, found)
                 weights += found
-            checkpoint.save(name, weights)
+            kept.save(name, weights)
         else:
             walk.pass_by()
             step.put_all(paths, saved)
         walk.advance()
-    _run_outside(inputs, step, checkpoint)
+    _run_outside(inputs, step, kept)
 
 
-def _run_outside(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
+@attrs.frozen(eq=False)
+class _KeptByFirst:
+    """A checkpoint of which the first of the ranks alone reads and writes the files."""
+
+    checkpoint: Checkpoint
+    ranks: Ranks
+
+    def load(self, name: str, paths: tuple[str, ...]) -> list[QuantizedWeight] | None:
+        return self.ranks.first("a checkpoint", lambda: self.checkpoint.load(name, paths))
+
+    def save(self, name: str, weights: list[QuantizedWeight]) -> None:
+        if self.ranks.number == 0:
+            self.checkpoint.save(name, weights)
+
+
+def _run_outside(inputs: BlockInputs, step: Step, kept: _KeptByFirst) -> None:
     paths, name = inputs.paths_in(None), "outside"
-    saved = checkpoint.load(name, paths) if paths else []
+    saved = kept.load(name, paths) if paths else []
     found = step.learn(paths, inputs.statistics(paths, inputs.outside)) if saved is None else saved
     if saved is None:
-        checkpoint.save(name, found)
+        kept.save(name, found)
     step.put_all(paths, found)
 
 
@@ -93,7 +112,8 @@ class _BlockWalk:
         self._inputs = inputs
         self._options = inputs.options
         self._passes = inputs.passes
-        self.ways = find_ways(inputs.calls, inputs.passes)
+        ranks = inputs.ranks  # what is compared bit for bit is decided by one of them
+        self.ways = ranks.first("how blocks run", lambda: find_ways(inputs.calls, inputs.passes))
         self._require_independent()
         self._stream = self._begin(inputs.calls)
         self._float = self._begin(inputs.calls) if inputs.options.paired else None
@@ -103,7 +123,8 @@ class _BlockWalk:
         inputs.begin_notes()
 
     def _begin(self, calls: BlockCalls, position: int = 0) -> Stream:
-        return Stream(calls, self._passes, self.ways, self._options.forward_dtype, position)
+        deal = Deal.of(self._inputs.ranks, calls, alone=not self.ways.dependent)
+        return Stream(calls, self._passes, self.ways, self._options.forward_dtype, deal, position)
 
     def _require_independent(self) -> None:
         """Refuse blocks that only whole passes can show, where there are none, or two models in step."""
@@ -137,7 +158,8 @@ class _BlockWalk:
         renewed = not self._options.fixed and self._passes.are_whole and number not in self.ways.dependent
         if renewed and self._is_changed and calls.accepted[number]:
             with self._quiet(whole=True):
-                if self._renewal.is_due(calls, number):
+                due = self._inputs.ranks.first("renewal", lambda: self._renewal.is_due(calls, number))
+                if due:
                     passes = self._passes.run(self._options.forward_dtype)
                     calls = calls.again(self._passes.root, passes, self.ways.order[self._position :])
                     self._stream = self._begin(calls, self._position)
@@ -166,17 +188,25 @@ class _BlockWalk:
         They are in the order in which they first do. Whether the block has derivatives is found for all of
         them, before any of them is replaced.
         """
+        deal, number = self._stream.deal, self._number
 
-        def look() -> dict[frozenset[str], None]:
-            grams, found = self._grams(paths), dict[frozenset[str], None]()
-            with _Watched(self._stream.calls, self._number, grams):
-                for _ in itertools.islice(self._stream.runs(), 1 if first else None):
-                    found |= dict.fromkeys(grams.sharing())
+        def look() -> list[tuple[int, list[frozenset[str]]]]:
+            grams, found = self._grams(paths), []
+            own = deal.own(number) if deal.is_split else itertools.count()
+            looked = itertools.takewhile(lambda index: index == 0 or not first, own)
+            with _Watched(self._stream.calls, number, grams):
+                for index, _ in zip(looked, self._stream.runs(), strict=False):
+                    found.append((index, grams.sharing()))
                     grams.drop_unfinished()
             return found
 
+        def look_together() -> list[tuple[int, list[frozenset[str]]]]:
+            told = deal.ranks.together("who reads the same", look) if deal.is_split else [look()]
+            return list(itertools.chain(*told))
+
         with self._quiet():
-            return list(self._weighed(paths, look))
+            by_call = sorted(self._weighed(paths, look_together), key=lambda each: each[0])
+            return list(dict.fromkeys(readers for _, shared in by_call for readers in shared))
 
     def _statistics(self, paths: tuple[str, ...], *, is_last: bool) -> dict[str, GroupedGram | int]:
         return self._inputs.statistics(paths, self._gathered(paths, is_last=is_last), self._inputs.strays)
@@ -239,9 +269,24 @@ class _BlockWalk:
     def _gather(self, paths: tuple[str, ...], calls: Iterator[None]) -> InputGrams:
         grams, number = self._grams(paths), self._number
         with _Watched(self._stream.calls, number, grams, may_end=self._may_end(number)) as watched:
-            for _ in calls:
-                watched.collector.accept()
+
+            def make(count: int | None = None) -> None:
+                for _ in itertools.islice(calls, count):
+                    watched.collector.accept()
+
+            self._learn(grams, make)
+            next(calls, None)
         return grams
+
+    def _learn(self, grams: InputGrams, make: Callable[[int | None], None]) -> None:
+        """Let `make` make the calls of the block, all of them or as many as a rank does in each round."""
+        deal, number = self._stream.deal, self._number
+        if not isinstance(grams, SharedGrams):
+            make(None)
+            return
+        for turn in range(deal.rounds):
+            grams.exchange(partial(make, deal.of_round(number, turn)))
+        grams.join()
 
     def _may_end(self, number: int) -> bool:
         """Whether a call of the block may end at its last layer, as nothing after it matters."""
@@ -253,14 +298,18 @@ class _BlockWalk:
         """Return the same, each input beside the one that the float model has in its place."""
         grams, number = self._grams(paths, asymmetric=True), self._number
         blocks, calls = self._stream.calls, self._stream.runs()
-        for _ in range(len(blocks.accepted[number])):
-            twins = InputGrams(grams.layers, numbering=RowWatch())
-            with _Watched(blocks, number, twins):
-                next(float_calls, None)
-            with _Watched(blocks, number, grams) as watched:
-                next(calls)
-                grams.pair_with(twins)
-                watched.collector.accept()
+
+        def make(count: int | None = None) -> None:
+            for _ in range(len(self._stream.deal.own(number)) if count is None else count):
+                twins = InputGrams(grams.layers, numbering=RowWatch())
+                with _Watched(blocks, number, twins):
+                    next(float_calls, None)
+                with _Watched(blocks, number, grams) as watched:
+                    next(calls)
+                    grams.pair_with(twins)
+                    watched.collector.accept()
+
+        self._learn(grams, make)
         next(float_calls, None)
         self._inputs.note(sorted(grams.unpaired), UNPAIRED)
         return grams
@@ -269,6 +318,11 @@ class _BlockWalk:
         layers = {path: self._inputs.layers[path] for path in paths}
         weights = self._inputs.token_weights(layers)
         tokens, numbering = self._stream.calls.tokens, RowWatch() if asymmetric else None
+        deal = self._stream.deal
+        if deal.is_split:
+            return SharedGrams(
+                layers, weights, ranks=deal.ranks, tokens=tokens, asymmetric=asymmetric, numbering=numbering
+            )
         return InputGrams(
             layers, weights, tokens=tokens, disposable=True, asymmetric=asymmetric, numbering=numbering
         )

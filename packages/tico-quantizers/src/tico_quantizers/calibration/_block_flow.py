@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 from torch import Tensor
+from typing_extensions import Self
 
 from tico_quantizers.calibration._snapshots import same_bits
 
@@ -79,6 +80,17 @@ class BlockFlow:
         except CycleError:
             return list(range(blocks))
 
+    @classmethod
+    def joined(cls, parts: Iterable[Self]) -> Self:
+        """Return what all `parts` have seen, one after the other."""
+        found = cls()
+        for part in parts:
+            found.counts += part.counts
+            found.has_loops |= part.has_loops
+            for number, before in part._before.items():
+                found._before.setdefault(number, set()).update(before)
+        return found
+
 
 class Samples:
     """Some elements of what blocks gave in the first passes that called them.
@@ -96,6 +108,23 @@ class Samples:
         if in_pass in passes or len(passes) < _VERIFIED_PASSES:
             passes.add(in_pass)
             self._known[number, call] = samples_of(leaves)
+
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[Self, Sequence[Sequence[int]]]]) -> Self:
+        """Return those of the first passes of all, given each part with the counts of calls in its passes."""
+        found, before, passes_before = cls(), Counter[int](), 0
+        for part, counts in parts:
+            for number, passes in part._passes.items():
+                kept = found._passes.setdefault(number, set())
+                for index in sorted(passes & {*range(len(counts))})[: _VERIFIED_PASSES - len(kept)]:
+                    kept.add(passes_before + index)
+                    first = sum(of_pass[number] for of_pass in counts[:index])
+                    for call in range(first, first + counts[index][number]):
+                        found._known[number, before[number] + call] = part._known[number, call]
+            passes_before += len(counts)
+            for of_pass in counts:
+                before.update(dict(enumerate(of_pass)))
+        return found
 
     def agree(self, number: int, call: int, found: Sequence[Tensor]) -> bool:
         """Whether elements that were `found` are those of the call, as far as it is known."""

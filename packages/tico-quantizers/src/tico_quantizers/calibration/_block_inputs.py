@@ -24,6 +24,7 @@ from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._input_grams import InputGrams
 from tico_quantizers.calibration._layer_statistics import GRAM, read_gram, require_layers
 from tico_quantizers.calibration._passes import Passes
+from tico_quantizers.calibration._ranks import ALONE, Ranks
 from tico_quantizers.calibration._reached_layers import ReachedLayers
 from tico_quantizers.calibration._unreached import UNCALLED, UNREACHED, read_without_a_call
 from tico_quantizers.layers import Layer, find_blocks, homes_in, less_read, peers_of, reads_rows, shape
@@ -131,9 +132,16 @@ class BlockInputs:
         self._reached = reached
         self._block_of: dict[str, int | None] = {}
         self._peers = peers_of(model)
+        self._calibration: Calibration | None = None
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that convert the model together."""
+        return ALONE if self._calibration is None else self._calibration.ranks
 
     def record(self, calibration: Calibration) -> None:
         """Start to record the calls of the blocks."""
+        self._calibration = calibration
         calibration.recorders = (*calibration.recorders, self.calls, self.passes)
         calibration.handles += self.calls.watch(calibration)
         calibration.handles += self.passes.watch(calibration)
@@ -195,6 +203,7 @@ class BlockInputs:
         """Watch what tells that a call of a block, or a pass, can end early."""
         own = [{path: self.layers[path] for path in self.paths_in(n)} for n in range(len(self.blocks))]
         self.called_once = CalledOnce(own)
+        calibration.recorders = (*calibration.recorders, self.called_once)
         calibration.handles += self.called_once.watch(self.blocks, calibration)
         calibration.recorders = (*calibration.recorders, self.early_end)
         captured = (*self.blocks, *outside.values())

@@ -9,13 +9,14 @@ import attrs
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from tico_modules import Edit
 from tico_quantizers.calibration._block_calls import NothingMore
-from tico_quantizers.calibration._forward_watch import Calibration
+from tico_quantizers.calibration._forward_watch import Calibration, Recorder
 from tico_quantizers.calibration._hooks import after_call, before_call
 from tico_quantizers.layers import Layer
 
 
-class CalledOnce:
+class CalledOnce(Recorder):
     """Which blocks have called each of their layers once in every call of the user's own passes.
 
     What it has seen is not taken back if a pass fails, which can only make it more careful.
@@ -48,6 +49,22 @@ class CalledOnce:
             self._whole[number] += 1
         else:
             self._other[number] += 1
+
+    def drop_unfinished(self) -> None:
+        """Keep what was seen."""
+
+    def accept(self) -> None:
+        """Keep what was seen."""
+
+    def tell(self) -> tuple[list[int], list[int]]:
+        """Return how many calls of each block were so, and how many were not."""
+        return self._whole, self._other
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Count the calls of all ranks."""
+        both = [each for each in told if isinstance(each, tuple)]
+        for name, counts in zip(("_whole", "_other"), zip(*both, strict=True), strict=True):
+            edit.set_attribute(self, name, list(map(sum, zip(*counts, strict=True))))
 
     def holds(self, number: int) -> bool:
         """Return whether it is so for block `number`."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Final
+from typing import ClassVar, Final
 
+import attrs
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
@@ -19,6 +20,7 @@ from tico_modules import DataFingerprint, Edit, Layout, named_modules
 from tico_observers import Statistic
 from tico_quantizers.calibration._compiled_calls import require_eager_call
 from tico_quantizers.calibration._hooks import after_call, before_call
+from tico_quantizers.calibration._ranks import ALONE
 from tico_quantizers.calibration._real_tokens import RealTokens
 
 # One for all calibrations, so that copying and pickling them stays simple: held while a pass begins or ends.
@@ -44,15 +46,37 @@ class Recorder(ABC):
     def accept(self) -> None:
         """Count what the forward pass that has just ended has shown; this cannot fail."""
 
+    def tell(self) -> object:
+        """Return all that was counted, as a value that can be pickled, for the other ranks of a group.
+
+        Raises:
+            UnsupportedError: it is for this process alone, unless this is overridden.
+        """
+        raise UnsupportedError(_for_one_process(self))
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:  # noqa: B027  # most tell nothing
+        """Have counted, until `edit` is undone, what all ranks have `told`, in their order, also this one.
+
+        Raises:
+            UnsupportedError: what was counted depends on an order that is not known.
+        """
+
 
 class Calibration(Recorder):
     """What an algorithm learns from the data, by its `recorders`; `handles` are the hooks it has set.
 
-    `data` is the fingerprint of the calls that were counted, `tokens` tell which rows are padding.
+    `data` is the fingerprint of the calls that were counted, `tokens` tell which rows are padding, `files` is
+    how many calibration files were loaded, and `ranks` are the processes that convert the model together. A
+    class of which all that it learns is in `recorders` that `tell` and `hear` says so in `told_by_recorders`;
+    others are refused on several ranks.
     """
+
+    told_by_recorders: ClassVar[bool] = False
 
     def __init__(self, *recorders: Recorder) -> None:
         self.recorders = recorders
+        self.ranks = ALONE
+        self.files = 0
         self.data = DataFingerprint()
         self.tokens = RealTokens()
         self.handles: list[RemovableHandle] = []
@@ -79,6 +103,25 @@ class Calibration(Recorder):
         for recorder in self.recorders:
             recorder.accept()
         self.data.accept()
+
+    def tell(self) -> object:
+        """Return what the recorders tell, and the fingerprint of the data.
+
+        Raises:
+            UnsupportedError: it, or one of its recorders, is for one process alone.
+        """
+        if not self.told_by_recorders:
+            raise UnsupportedError(_for_one_process(self))
+        return _Told(self.data.text, self.data.calls, tuple(each.tell() for each in self.recorders))
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Have every recorder hear what those of the other ranks tell."""
+        all_told, data = [each for each in told if isinstance(each, _Told)], DataFingerprint()
+        for each in all_told:
+            data.add(each.data, each.calls)
+        edit.set_attribute(self, "data", data)
+        for index, recorder in enumerate(self.recorders):
+            recorder.hear([each.by_recorder[index] for each in all_told], edit)
 
     def begin(
         self, modal: list[tuple[str, nn.Module]], args: tuple[object, ...], kwargs: dict[str, object]
@@ -192,6 +235,26 @@ class Calibration(Recorder):
         """Stop learning, until `edit` is undone."""
         self.drop_unfinished()
         edit.set_attribute(self, "watching", False)
+
+
+@attrs.frozen
+class _Told:
+    """The fingerprint of the data of one rank, and what each of its recorders tells."""
+
+    data: str
+    calls: int
+    by_recorder: tuple[object, ...]
+
+
+def _for_one_process(recorder: Recorder) -> Problem:
+    name = type(recorder).__name__
+    return Problem(
+        field="group",
+        value=Found(f"several ranks, each with a {name}"),
+        expected="None for an algorithm of one process",
+        sentence=f"what a {name} learns from data stays on its rank, as it does not tell it to others",
+        remedy="run all data through the model of one process, and convert that without a group",
+    )
 
 
 def _kept_in_no_file(calibration: Calibration) -> Problem:

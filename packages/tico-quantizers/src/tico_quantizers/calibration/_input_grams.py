@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import attrs
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
+from typing_extensions import Self
 
-from tico_config import TicoError, TokenWeights
+from tico_config import CalibrationError, Found, Problem, TicoError, TokenWeights
+from tico_modules import Edit
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
 from tico_quantizers.calibration._grouped_gram import GroupedGram
@@ -100,6 +103,36 @@ class LayerInput:
         return self.real[index] if self.real.shape[1] == rows else None
 
 
+@attrs.frozen(eq=False)
+class ToldInput:
+    """What is to be known of a `LayerInput` on other ranks; `readers` are its layers."""
+
+    kept: Tensor
+    readers: tuple[str, ...]
+    added: tuple[int, ...] | None
+    weights: Tensor | None
+    real: Tensor | None
+    twin: Tensor | None
+
+    @classmethod
+    def of(cls, item: LayerInput) -> Self:
+        """Return that of `item`."""
+        return cls(item.kept, tuple(item.readers), item.added, item.weights, item.real, item.twin)
+
+    def input(self, layers: Mapping[str, Layer]) -> LayerInput:
+        """Return the input of `layers`, by path."""
+        return LayerInput(
+            original=self.kept,
+            layer=layers[self.readers[0]],
+            kept=self.kept,
+            readers=list(self.readers),
+            added=self.added,
+            weights=self.weights,
+            real=self.real,
+            twin=self.twin,
+        )
+
+
 class InputGrams(Recorder):
     """Gram matrices of what the layers read, shared by layers that read the same tensors.
 
@@ -134,6 +167,7 @@ class InputGrams(Recorder):
         self._grams: dict[frozenset[str], GroupedGram] = {}
         self._digested: dict[frozenset[str], GroupedGram] | None = None
         self._inputs: list[LayerInput] = []
+        self._kept: list[ToldInput] = []
 
     def watch(
         self, calibration: Calibration, *, except_within: BlockCalls | None = None
@@ -239,25 +273,56 @@ class InputGrams(Recorder):
         """
         digested = dict(self._grams)
         for item in self._inputs:
-            readers = frozenset(item.readers)
-            width = columns(item.layer) * (2 if self._asymmetric else 1)
-            gram = digested.get(readers, GroupedGram.empty(groups=groups(item.layer), columns=width))
-            try:
-                for rows, weights in item.rows(drifted=self._asymmetric):
-                    gram = gram.observe(rows, weights, in_place=self._disposable)
-                digested[readers] = gram.observe_features(item.features())
-            except TicoError as error:
-                raise located(error, item.readers[0]) from None
+            self._observe(item, digested, in_place=self._disposable)
         self._digested = digested
+
+    def _observe(self, item: LayerInput, grams: dict[frozenset[str], GroupedGram], *, in_place: bool) -> None:
+        """Add the rows of `item` to those of its readers in `grams`."""
+        readers = frozenset(item.readers)
+        gram = grams.get(readers) or self._unread(item)
+        try:
+            for rows, weights in item.rows(drifted=self._asymmetric):
+                gram = gram.observe(rows, weights, in_place=in_place)
+            grams[readers] = gram.observe_features(item.features())
+        except TicoError as error:
+            raise located(error, item.readers[0]) from None
+
+    def _unread(self, item: LayerInput) -> GroupedGram:
+        """Return what has seen nothing yet of inputs like `item`."""
+        width = columns(item.layer) * (2 if self._asymmetric else 1)
+        return GroupedGram.empty(groups=groups(item.layer), columns=width)
 
     def accept(self) -> None:
         """Count what was digested."""
         if self._digested is None:
             self.digest()
         self._grams = self._digested or {}
+        # The matrices of several ranks are those of one only if the rows are multiplied in its order.
+        keeps = _has_ranks() and not self._disposable
+        self._kept += [ToldInput.of(item) for item in self._inputs] if keeps else []
         self._inputs = []
         self.latest = {}
         self._digested = None
+
+    def tell(self) -> list[ToldInput]:
+        """Return the inputs.
+
+        Raises:
+            CalibrationError: they were read before it was known that there are several ranks.
+        """
+        kept = {reader for item in self._kept for reader in item.readers}
+        lost = sorted(path for readers in self._grams for path in readers - kept)
+        if lost:
+            raise CalibrationError(_read_too_early(lost))
+        return self._kept
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Have read what all ranks have, in their order."""
+        grams: dict[frozenset[str], GroupedGram] = {}
+        for items in told:
+            for item in items if isinstance(items, list) else []:
+                self._observe(item.input(self.layers), grams, in_place=True)
+        edit.set_attribute(self, "_grams", grams)
 
     def matrices(self) -> Iterator[tuple[str, list[Tensor]]]:
         """Yield the paths of those who read an input, as one text, with its matrices."""
@@ -272,6 +337,24 @@ class InputGrams(Recorder):
                 gram = self._grams[readers]
                 total = gram if total is None else total.merge(gram)
         return total
+
+
+def _has_ranks() -> bool:
+    """Whether there are other processes to convert the model with."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _read_too_early(paths: Sequence[str]) -> Problem:
+    several = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return Problem(
+        module=paths[0],
+        field="group",
+        value=Found("data that came before the process group"),
+        expected="a process group that is there before the calibration",
+        sentence=f"it{several} read data before torch.distributed was initialized, and what it read was not"
+        " kept for other ranks",
+        remedy="call torch.distributed.init_process_group before data are run through the prepared model",
+    )
 
 
 def _rows_in_place(x: Tensor, numbers: Tensor, others: Tensor, other_numbers: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import CalibrationError
+from tico_modules import Edit
 from tico_quantizers.calibration._activation_store import ActivationStore
 from tico_quantizers.calibration._block_calls import NothingMore, computing_in
 from tico_quantizers.calibration._calls import Call, Replay, leaves_of, with_leaves
@@ -68,6 +69,24 @@ class Passes(Recorder):
         """Count the pass that has ended."""
         self._accepted.append(self._ended)
         self._begun = self._ended = None
+
+    def tell(self) -> list[Call | None]:
+        """Return the passes."""
+        return self._accepted
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Have made the passes of all ranks."""
+        passes: list[Call | None] = []
+        for rank in told:
+            made = rank if isinstance(rank, list) else []
+            passes += made if made is self._accepted else [self._taken(call) for call in made]
+        edit.set_attribute(self, "_accepted", passes)
+
+    def _taken(self, call: Call | None) -> Call | None:
+        """Return a call of another rank with its tensors in the store."""
+        if call is None:
+            return None
+        return with_leaves(call, [self._store.taken(leaf) for leaf in leaves_of(call)])
 
     @property
     def are_whole(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import Found, NumericsError, Problem
+from tico_modules import Edit
 from tico_quantizers.calibration._forward_watch import Calibration, Recorder
 from tico_quantizers.calibration._hooks import after_call, before_call
 from tico_quantizers.layers import (
@@ -84,3 +85,14 @@ class ReachedLayers(Recorder):
         """Count the layers of the pass that has ended."""
         self.rows.update(self._unfinished)
         self._unfinished = Counter()
+
+    def tell(self) -> Counter[str]:
+        """Return how many rows each layer has read."""
+        return self.rows
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Count the rows of all ranks."""
+        total: Counter[str] = Counter()
+        for rows in told:
+            total.update(rows if isinstance(rows, Counter) else {})
+        edit.set_attribute(self, "rows", total)

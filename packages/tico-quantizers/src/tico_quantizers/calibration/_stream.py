@@ -10,6 +10,7 @@ from torch import Tensor
 from tico_modules import keep_dequantized
 from tico_quantizers.calibration._block_calls import BlockCalls, NothingMore
 from tico_quantizers.calibration._calls import FromBlock, Kept, tensor_leaves
+from tico_quantizers.calibration._deal import Deal
 from tico_quantizers.calibration._hooks import after_call
 from tico_quantizers.calibration._passes import Passes
 from tico_quantizers.calibration._ways import Ways
@@ -27,9 +28,11 @@ class Stream:
         passes: Passes,
         ways: Ways,
         forward_dtype: torch.dtype | None,
+        deal: Deal,
         position: int = 0,
     ) -> None:
         self.calls = calls
+        self.deal = deal
         self.position = position
         self._passes = passes
         self._ways = ways
@@ -44,7 +47,7 @@ class Stream:
         return self._ways.order[self.position]
 
     def runs(self) -> Iterator[None]:
-        """Make each call of the block."""
+        """Make each call of the block that the deal gives this rank."""
         return (None for _ in self._run(keep=False))
 
     def last_runs(self, *, at_once: bool = True) -> Iterator[None]:
@@ -55,7 +58,7 @@ class Stream:
         found: dict[FromBlock, Kept] = {}
         store = self.calls.store.another()
         done = self._read_last()
-        for index, tensors in enumerate(self._run(keep=True)):
+        for index, tensors in self._run(keep=True):
             found |= {place: store.keep(tensors[place]) for place in tensors if place in self._last}
             for place in done.pop(index, ()) if at_once else ():
                 del self._outputs[place]
@@ -84,16 +87,17 @@ class Stream:
                 found.setdefault(index, []).append(place)
         return found
 
-    def _run(self, *, keep: bool) -> Iterator[dict[FromBlock, Tensor]]:
+    def _run(self, *, keep: bool) -> Iterator[tuple[int, dict[FromBlock, Tensor]]]:
         number = self.number
         if number in self._ways.dependent:
-            yield from self._run_passes(number)
+            yield from enumerate(self._run_passes(number))
             return
-        made = self.calls.run(number, self._outputs, keep=keep, forward_dtype=self._forward_dtype)
+        own, dtype = self.deal.own(number), self._forward_dtype
+        made = self.calls.run(number, self._outputs, keep=keep, forward_dtype=dtype, only=own)
         with keep_dequantized(self.calls.blocks[number]):
-            for index in range(len(self.calls.accepted[number])):
+            for index in own:
                 torch.default_generator.manual_seed(number + index * len(self.calls.blocks))
-                yield next(made)
+                yield index, next(made)
 
     def _run_passes(self, number: int) -> Iterator[dict[FromBlock, Tensor]]:
         """Run the whole model for each of the user's passes, up to its last call of the block."""

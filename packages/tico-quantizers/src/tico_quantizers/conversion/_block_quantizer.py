@@ -33,8 +33,10 @@ from tico_quantizers.layers import (
     LayerPlan,
     QuantizedWeight,
     Target,
+    columns,
     plan_layers,
     require_in_place,
+    shape,
 )
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 
@@ -50,6 +52,8 @@ class BlockCalibration(Calibration, Generic[C]):
 
     `bound` are the settings that need the data themselves, so that nothing can be adopted.
     """
+
+    told_by_recorders: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -210,7 +214,8 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
         inputs.uninstall(model, edit)
         checkpoint = self.checkpoint(model, inputs)
         name = self.config.name
-        with Progress(name.upper(), total=len(plan.targets), show=self.shows_progress()) as bar:
+        shows = self.shows_progress() and inputs.ranks.number == 0
+        with Progress(name.upper(), total=len(plan.targets), show=shows) as bar:
             work = Conversion(model, plan.layers, edit, bar)
             run_blocks(inputs, _Solving(self, plan, work, inputs), checkpoint)
         _warn({**unreached, **work.notes()})
@@ -245,15 +250,30 @@ class _Solving(Generic[C]):
         self, paths: tuple[str, ...], statistics: Mapping[str, GroupedGram | int]
     ) -> list[QuantizedWeight]:
         """Return the integer weights of the layers at `paths`."""
-        weights: list[QuantizedWeight] = []
         # Most layers that read the same are neighbours.
-        for _, alike in itertools.groupby(paths, key=lambda path: id(statistics[path])):
-            targets = tuple(self._plan.targets[path] for path in alike)
-            found = self._found(targets, statistics[targets[0].path])
-            for target, weight in zip(targets, found, strict=True):
-                self._work.layer_for(weight)  # refuses it if it fits none, before it is told of
-                weights.append(self._noted(target, weight))
-                self._work.tell(weights[-1].line)
+        parts = [
+            tuple(self._plan.targets[path] for path in alike)
+            for _, alike in itertools.groupby(paths, key=lambda path: id(statistics[path]))
+        ]
+        ranks = self._inputs.ranks
+        owners = ranks.owners([_cost(targets) for targets in parts])
+
+        def solve() -> dict[int, list[QuantizedWeight]]:
+            mine = (index for index, owner in enumerate(owners) if owner == ranks.number)
+            return {index: self._solved(parts[index], statistics[parts[index][0].path]) for index in mine}
+
+        solved = {index: found for own in ranks.together("weights", solve) for index, found in own.items()}
+        weights = [weight for index in range(len(parts)) for weight in solved[index]]
+        for weight in weights:
+            self._work.tell(weight.line)
+        return weights
+
+    def _solved(self, targets: tuple[Target[C], ...], read: GroupedGram | int) -> list[QuantizedWeight]:
+        weights: list[QuantizedWeight] = []
+        for target, weight in zip(targets, self._found(targets, read), strict=True):
+            self._work.layer_for(weight)  # refuses it if it fits none, before it is told of
+            weights.append(self._noted(target, weight))
+            self._work.tell(weights[-1].line)
         return weights
 
     def _found(self, targets: tuple[Target[C], ...], read: GroupedGram | int) -> list[QuantizedWeight]:
@@ -279,6 +299,13 @@ class _Solving(Generic[C]):
     def put_all(self, paths: tuple[str, ...], weights: list[QuantizedWeight]) -> None:
         """Put `weights` into the model."""
         self._work.put_all(weights)
+
+
+def _cost(targets: Sequence[Target[C]]) -> float:
+    """Return about how many products it takes to factor what layers have read, and to solve for them."""
+    width = columns(targets[0].layer)
+    rows = sum(shape(target.layer)[0] for target in targets)
+    return float(width) ** 2 * (width + rows)
 
 
 def _warn(notes: Mapping[str, str]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from tico_modules import named_modules
+from tico_modules import Edit, named_modules
 from tico_quantizers.calibration import (
     Calibration,
+    Recorder,
     after_call,
     before_call,
     has_foreign_hooks,
@@ -18,7 +20,7 @@ from tico_quantizers.calibration import (
 )
 
 
-class HookEffects:
+class HookEffects(Recorder):
     """Whether there `are_some`: hooks that replace tensors or write to them, in the passes of the user."""
 
     def __init__(self) -> None:
@@ -40,6 +42,20 @@ class HookEffects:
                     after_call(module, end, calibration),
                 ]
         return handles
+
+    def drop_unfinished(self) -> None:
+        """Keep what was seen: hooks that have changed tensors once may do so again."""
+
+    def accept(self) -> None:
+        """Keep what was seen."""
+
+    def tell(self) -> bool:
+        """Return whether there are some."""
+        return self.are_some
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Have seen what any rank has."""
+        edit.set_attribute(self, "are_some", any(told))
 
     def _begin(self, path: str, *call: object) -> None:
         self._seen[path] = _marks(call[-1] if len(call) == 3 else call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import attrs
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from tico_config import TicoError
+from tico_modules import Edit
 from tico_observers import AbsMaxStatistic, Extremes, require_plausible
 from tico_quantizers.calibration import Calibration, RealTokens, Recorder, before_call, located, revision
 from tico_quantizers.equivalence._smoothing_pairs import Consumer, Pair
@@ -97,6 +98,18 @@ class InputMaxima(Recorder):
         """Count what the pass that has ended has shown."""
         self.statistics |= self._unfinished
         self.drop_unfinished()
+
+    def tell(self) -> dict[str, AbsMaxStatistic]:
+        """Return what was seen."""
+        return self.statistics
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Have seen what all ranks have."""
+        total: dict[str, AbsMaxStatistic] = {}
+        for seen in told:
+            for path, each in seen.items() if isinstance(seen, dict) else ():
+                total[path] = total[path].merge(each) if path in total else each
+        edit.set_attribute(self, "statistics", total)
 
     def adopt(self, seen: Mapping[str, AbsMaxStatistic]) -> None:
         """Count also what was `seen` of the inputs of layers, by path."""

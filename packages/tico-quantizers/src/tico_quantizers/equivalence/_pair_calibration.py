@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Final, Protocol, TypeVar
+from typing import ClassVar, Final, Protocol, TypeVar
 
+import attrs
 from torch import nn
 
 from tico_config import CalibrationError, Found, Problem, SmoothingConfig
@@ -105,6 +106,21 @@ class _ShownPairs(Recorder):
             self.passages = self.passages.merge(passages)
         self._shown = None
 
+    def tell(self) -> object:
+        """Return what passes have shown, and the calls that were kept."""
+        return _Told(self.passages, self.calls, self._doubts)
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Have been shown what the passes of all ranks show."""
+        passages, calls, doubts = Passages(), list[Call](), set[tuple[str, str]]()
+        for each in (each for each in told if isinstance(each, _Told)):
+            passages = passages.merge(each.passages)
+            calls += each.calls if self.mapped is not None or not calls else []
+            doubts |= each.doubts
+        edit.set_attribute(self, "passages", passages)
+        edit.set_attribute(self, "calls", calls)
+        edit.set_attribute(self, "_doubts", doubts)
+
     def _doubts_in(self, passages: Passages) -> set[tuple[str, str]]:
         """Return what `passages` say against pairs of the mappings, each with the path of the producer."""
         pairs = () if self.mapped is None else self.mapped.pairs
@@ -122,6 +138,15 @@ class _ShownPairs(Recorder):
         return pairs_of(passages, self.candidates, self.config, self.mapped)
 
 
+@attrs.frozen(eq=False)
+class _Told:
+    """What the passes of one rank have shown."""
+
+    passages: Passages
+    calls: list[Call]
+    doubts: set[tuple[str, str]]
+
+
 class PairCalibration(Calibration):
     """What is learnt of the inputs of layers, and in which pairs they are.
 
@@ -129,12 +154,14 @@ class PairCalibration(Calibration):
     ends it, and a layer that none of them has reached may be in none.
     """
 
+    told_by_recorders: ClassVar[bool] = True
+
     def __init__(self, candidates: Candidates, config: SmoothingConfig, *recorders: Recorder) -> None:
         self.candidates = candidates
         self.reached = ReachedLayers(candidates.layers)
         self._effects = HookEffects()
         self._shown = _ShownPairs(candidates, config)
-        super().__init__(self.reached, self._shown, *recorders)
+        super().__init__(self.reached, self._shown, self._effects, *recorders)
 
     def start(self, model: nn.Module, example: Example | None, edit: Edit) -> None:
         """Start to watch, until `finish`; refuse at once what the example shows.

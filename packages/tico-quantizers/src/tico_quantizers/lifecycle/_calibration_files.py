@@ -91,6 +91,7 @@ def load_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
     except TicoError as error:
         first, *others = (attrs.evolve(each, module=each.module or name) for each in error.problems)
         raise type(error)(first, *others) from None
+    calibration.files += 1
     if calls is not None:
         calibration.data.add(*calls)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from tico_config import BaseConfig, ConfigError, Found, Problem
 from tico_modules import PREPARED, Edit, Offload, drop_stale_ties, mark_result
-from tico_quantizers.calibration import unchanged_process
+from tico_quantizers.calibration import Ranks, require_same_result, unchanged_process
 from tico_quantizers.lifecycle._arguments import (
     require_arguments,
     require_config,
@@ -25,6 +26,9 @@ from tico_quantizers.lifecycle._stages import (
 )
 from tico_quantizers.protocol import Example
 from tico_quantizers.registry import Registry
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def prepare(
@@ -66,7 +70,13 @@ def prepare(
     return root
 
 
-def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: bool = True) -> nn.Module:
+def convert(
+    model: nn.Module,
+    quant_config: BaseConfig | None = None,
+    inplace: bool = True,
+    *,
+    group: ProcessGroup | None = None,
+) -> nn.Module:
     """Finish what `prepare` began: put integers in the place of floats.
 
     Args:
@@ -74,29 +84,46 @@ def convert(model: nn.Module, quant_config: BaseConfig | None = None, inplace: b
         quant_config: may be left out; if given, it must equal the one given to `prepare`.
         inplace: change and return `model` itself (or what replaces it, where it is a single layer: put that
             in its place). With False, `model` stays prepared and a converted copy is returned.
+        group: processes of `torch.distributed` that each ran their own batches through their own copy of the
+            same prepared model. All of them have to call this; each ends with the model that one process
+            would have that ran the batches of all, in the order of the ranks. None is this process alone.
 
     Raises:
-        LifecycleError: the model is not prepared, or has been converted already.
-        ConfigError: `quant_config` is not the one that the model was prepared with.
-        CalibrationError: no data were run through the model, or through a part of it.
+        LifecycleError: the model is not prepared, or has been converted already; ranks of the group have
+            different models or configs, or one of them fails, ends, or lags behind the group's time limit.
+        ConfigError: `quant_config` is not the one that the model was prepared with, or `group` is none.
+        UnsupportedError: the algorithm or the model is for one process alone.
+        CalibrationError: no data were run through the model, or through a part of it; two ranks of the group
+            ran the same batch.
         NumericsError: weights or data hold values that no grid can represent.
 
     After an error the model is as it was before, calibration included. A layer that was replaced as a whole
     gives the same result when it is converted again.
     """
+    ranks = Ranks(group)
+    with ranks.guard():
+        ranks.require_present()
+        return _converted(model, quant_config, ranks, inplace=inplace)
+
+
+def _converted(
+    model: nn.Module, quant_config: BaseConfig | None, ranks: Ranks, *, inplace: bool
+) -> nn.Module:
     require_model(model)
     require_arguments(inplace=inplace)
     require_plain(model, inplace=False)
     again = result_of("convert", model)
     if again is not None:
         _require_same(quant_config, again.config)
+        require_same_result(again.root, ranks)
         return again.root if inplace else detached_copy(again.root)
     config = state_of(model).config
     _require_same(quant_config, config)
     work = model if inplace else detached_copy(model)
     with unchanged_process(), Edit(state_of(work).offload) as edit:
-        root = state_of(work).convert(work, edit)
+        root = state_of(work).convert(work, edit, ranks)
         drop_stale_ties(root, edit)
+        require_same_result(root, ranks)
         note_replaced(work, Replaced("convert", config, root), edit)
         edit.on_commit(lambda: vars(work).pop(PREPARED))
     mark_result(root)

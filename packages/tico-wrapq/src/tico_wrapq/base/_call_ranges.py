@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Final, final
 
 import torch
+from typing_extensions import Self
 
 from tico_observers import Extremes
 
@@ -35,10 +37,25 @@ class CallRanges:
         """Count what the forward pass under way has shown."""
         if len(self._latest) > 1 or self._done:
             with torch.inference_mode(mode=False), torch.no_grad():
-                shown = [_whole(seen) for seen in self._latest]
-                both = [one.merge(other) for one, other in zip(self._done, shown, strict=False)]
-                self._done = (*both, *self._done[len(both) :], *shown[len(both) :])
+                self._add([_whole(seen) for seen in self._latest])
         self._latest.clear()
+
+    @property
+    def shown(self) -> tuple[Extremes, ...]:
+        """What the first call of each pass has shown, what the second one has, and so on."""
+        return self._done
+
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[Extremes, ...]]) -> Self:
+        """Return the ranges of all `parts`, call by call."""
+        found = cls()
+        for part in parts:
+            found._add(part)
+        return found
+
+    def _add(self, shown: Sequence[Extremes]) -> None:
+        both = [one.merge(other) for one, other in zip(self._done, shown, strict=False)]
+        self._done = (*both, *self._done[len(both) :], *shown[len(both) :])
 
     @property
     def uneven(self) -> tuple[tuple[float, float], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias, final
 
 import attrs
@@ -25,7 +25,7 @@ from tico_modules import ActivationGrid, Edit
 from tico_observers import LARGEST_PLAUSIBLE, AnyObserver, observer_for
 from tico_wrapq.base._declaration import PointDeclaration, Role, spec_problem
 from tico_wrapq.base._passage import Passage
-from tico_wrapq.base._point_statistics import PointStatistics
+from tico_wrapq.base._point_statistics import PointStatistics, ToldPoint
 
 
 @final
@@ -158,6 +158,17 @@ class QuantPoint(nn.Module):
         """Watch on, where the point watches, having seen what `statistics` have."""
         if isinstance(self.state, Watching):
             vars(self)["state"] = attrs.evolve(self.state, statistics=statistics)
+
+    def hear(self, told: Sequence[ToldPoint], edit: Edit) -> None:
+        """Have seen, where the point watches, what it has seen on all ranks, until `edit` is undone.
+
+        Raises:
+            UnsupportedError: the statistic depends on the order of the data.
+        """
+        state = self.state
+        if isinstance(state, Watching):
+            seen = state.statistics.after(told)
+            edit.set_attribute(self, "state", attrs.evolve(state, statistics=seen))
 
     def fix(self, grid: ActivationGrid | None, edit: Edit) -> None:
         """Move tensors to `grid` from now on; None lets them pass."""

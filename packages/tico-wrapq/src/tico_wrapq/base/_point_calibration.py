@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import attrs
 import torch
@@ -16,6 +17,7 @@ from tico_config import (
     PerChannel,
     Problem,
     TicoError,
+    UnsupportedError,
 )
 from tico_modules import Edit, Layout, named_modules
 from tico_observers import (
@@ -29,7 +31,7 @@ from tico_quantizers.calibration import ABSMAX, moved
 from tico_wrapq.base._declaration import ACT_IN
 from tico_wrapq.base._passage import Passage
 from tico_wrapq.base._point import QuantPoint, require_data
-from tico_wrapq.base._point_statistics import PointStatistics
+from tico_wrapq.base._point_statistics import PointStatistics, ToldPoint
 from tico_wrapq.base._quant_module_base import QuantModuleBase
 
 # A point has no points below it, so that no other can have such a path.
@@ -41,6 +43,8 @@ class PointCalibration(Calibration):
 
     The ranges of the input features of a layer, where its input has a grid, serve other algorithms too.
     """
+
+    told_by_recorders: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -111,6 +115,32 @@ class PointCalibration(Calibration):
             if path in own:
                 own[path].adopt_findings(found, edit)
 
+    def tell(self) -> object:
+        """Return what the points have seen, what was found out about steps, and what the recorders tell."""
+        waiting = (point for wrapper in self._wrappers for point in wrapper.waiting_points())
+        seen = {each.path: each.statistics.tell() for each in waiting if each.statistics is not None}
+        return _Told(super().tell(), seen, self.findings())
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Have the points see, and find, what those of all ranks have.
+
+        Raises:
+            UnsupportedError: a point has a statistic that depends on the order of the data; with all of them.
+        """
+        all_told = [each for each in told if isinstance(each, _Told)]
+        super().hear([each.by_recorder for each in all_told], edit)
+        for rank, each in enumerate(all_told):
+            self.adopt_findings(Layout(f"what rank {rank} tells", each.findings), edit)
+        problems: list[Problem] = []
+        for point in (point for wrapper in self._wrappers for point in wrapper.waiting_points()):
+            seen = [each.points[point.path] for each in all_told if point.path in each.points]
+            try:
+                point.hear(seen, edit)
+            except UnsupportedError as error:
+                problems += [attrs.evolve(problem, module=point.path) for problem in error.problems]
+        if problems:
+            raise UnsupportedError(*problems)
+
     def _beside(self) -> list[QuantModuleBase]:
         return [wrapper for wrapper in self._wrappers if wrapper.stands_beside]
 
@@ -126,6 +156,15 @@ class PointCalibration(Calibration):
         stored = (*self._root.parameters(), *self._root.buffers())
         device = next((tensor.device for tensor in stored), torch.device("cpu"))
         return {name: moved(statistic, device) for name, statistic in own.items()}
+
+
+@attrs.frozen(eq=False)
+class _Told:
+    """What one rank tells: by its recorders, its points by path, and its steps."""
+
+    by_recorder: object
+    points: Mapping[str, ToldPoint]
+    findings: Mapping[str, object]
 
 
 _NO_POINTS = Problem(

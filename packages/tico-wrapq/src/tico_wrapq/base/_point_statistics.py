@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import final
 
 import attrs
 import torch
 from torch import Tensor
 
-from tico_config import CalibrationError, Found, NumericsError, PerTensor, Problem
+from tico_config import CalibrationError, Found, NumericsError, PerChannel, PerTensor, Problem
 from tico_observers import (
     AbsMaxStatistic,
     AffineParams,
@@ -193,6 +194,40 @@ class PointStatistics:
         merged.batches += 1
         merged._observer = self._observer if self.spans_range else observer
         return merged
+
+    def tell(self) -> ToldPoint:
+        """Return all that counts, for other ranks."""
+        channels = None if self.place is None else self.place.channels
+        return ToldPoint(self.statistics, channels, self.calls.shown, self.batches)
+
+    def after(self, told: Sequence[ToldPoint]) -> PointStatistics:
+        """Return what has seen what all ranks have `told`.
+
+        Raises:
+            UnsupportedError: the statistic depends on the order of the data.
+        """
+        found = copy.copy(self)
+        found._observer = copy.copy(self._observer)
+        found._observer.reset()
+        found.place = None
+        for each in told:
+            if not each.statistics.is_empty:
+                axis = PerChannel(axis=-1)
+                seen = RangeStatistic(granularity=axis, extremes=each.channels)
+                found = found.merge(each.statistics, AbsMaxStatistic(granularity=axis, seen=seen))
+        found.calls = CallRanges.joined(each.calls for each in told)
+        found.batches = sum(each.batches for each in told)
+        return found
+
+
+@attrs.frozen(eq=False)
+class ToldPoint:
+    """What a point has seen on one rank: of the whole, by channel, by call, and in how many passes."""
+
+    statistics: Statistic
+    channels: Extremes | None
+    calls: tuple[Extremes, ...]
+    batches: int
 
 
 def _fitting(statistics: Statistic, observer: AnyObserver) -> Statistic:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import ClassVar, final
@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_config import PTQConfig
-from tico_modules import Layout, RestorableModule, carry_over, child_path, children, named_modules, parameter
+from tico_modules import (
+    Edit,
+    Layout,
+    RestorableModule,
+    carry_over,
+    child_path,
+    children,
+    named_modules,
+    parameter,
+)
 from tico_quantizers import Calibration, Recorder
 from tico_quantizers.calibration import after_call
 from tico_wrapq.torch_nn import (
@@ -223,6 +232,17 @@ class Folds(Recorder):
         """Count what the pass has shown."""
         self._done.update(self._latest)
         self._latest.clear()
+
+    def tell(self) -> Counter[tuple[int, str]]:
+        """Return what was counted."""
+        return self._done
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Count the calls of all ranks."""
+        total: Counter[tuple[int, str]] = Counter()
+        for done in told:
+            total.update(done if isinstance(done, Counter) else {})
+        edit.set_attribute(self, "_done", total)
 
     def shown(self) -> list[Fold]:
         """Return the folds of which every call so far was one by its chain, on batches."""

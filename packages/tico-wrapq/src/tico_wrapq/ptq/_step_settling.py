@@ -75,6 +75,9 @@ class StepRefusal(Recorder):
     def drop_unfinished(self) -> None:
         """Keep nothing."""
 
+    def tell(self) -> None:
+        """Return nothing: it keeps nothing."""
+
 
 def step_paths(wrapped: Wrapped, points: Iterable[QuantPoint]) -> list[str]:
     """Return the paths of points and of unknown steps that overrides may speak of."""

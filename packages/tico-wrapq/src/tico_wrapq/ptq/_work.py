@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import final
 
 from torch import nn
 
+from tico_modules import Edit
 from tico_quantizers import Calibration, Recorder
 from tico_quantizers.calibration import after_call
 from tico_wrapq.base import QuantModuleBase
@@ -49,6 +51,17 @@ class Work(Recorder):
         """Note `count` multiply-accumulates of the module at `path`, as `measure` does those of a call."""
         self._latest[path] = self._latest.get(path, 0) + count
         self._calibration.accept_unless_in_forward()
+
+    def tell(self) -> dict[str, int]:
+        """Return what was counted."""
+        return self.done
+
+    def hear(self, told: Sequence[object], edit: Edit) -> None:
+        """Count what all ranks have done."""
+        total: Counter[str] = Counter()
+        for done in told:
+            total.update(done if isinstance(done, dict) else {})
+        edit.set_attribute(self, "done", dict(total))
 
     def drop_unfinished(self) -> None:
         """Forget what a forward pass that did not end has left."""

@@ -116,7 +116,8 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
             pair for pair in found.pairs if any(consumer.path in plan.targets for consumer in pair.consumers)
         )
         search = _Search(plan, pairs)
-        with Progress("AWQ", total=len(plan.targets), show=self.config.show_progress) as bar:
+        shows = self.config.show_progress and calibration.ranks.number == 0
+        with Progress("AWQ", total=len(plan.targets), show=shows) as bar:
             run_blocks(calibration.inputs, search, Checkpoint(None))
             scaled = [(pair, search.scales[pair.path][1]) for pair in search.pairs]
             calibration.require_same_function(model, scaled, edit.offload)
