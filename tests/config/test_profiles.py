@@ -224,3 +224,33 @@ def test_scales_under_super_blocks_are_asked_for_by_a_profile() -> None:
     assert not strict.takes(bare)
     with pytest.raises(ConfigError, match="scale_bits"):
         SuperBlock(scale_bits=9)
+
+
+@pytest.mark.parametrize("bits", [4, 5])
+def test_offsets_under_super_blocks_are_asked_for_by_a_profile(bits: int) -> None:
+    """Only a rule that speaks of offsets takes them: a writer of zero points would drop them."""
+    shared = SuperBlock(offset_bits=6)
+    configs = [each for each in profiles.LLAMA_CPP.configs(GPTQConfig) if each.super_block == shared]
+    [config] = [each for each in configs if each.bits == bits]
+    assert (config.group_size, config.symmetric) == (32, False)
+    assert from_json(to_json(config)) == config
+    asked = config.weight_format()
+    assert str(asked).endswith(
+        "groups of 32, scales of 6 bits and offsets of 6 bits under super-blocks of 256"
+    )
+    rule = GridRule(dtypes=(asked.dtype,), symmetric=False, units=("group",))
+    assert rule.takes(attrs.evolve(asked, super_block=None))
+    assert not rule.takes(asked)
+    assert attrs.evolve(rule, super_block=shared).takes(asked)
+    for profile in (profiles.VLLM, profiles.ONNX_RUNTIME, profiles.OPENVINO):
+        layer = LayerFormat(path="fc", kind="linear", weight=asked, rows=256, columns=256)
+        assert not any(each.takes(layer) for each in profile.layers)
+
+
+def test_super_blocks_without_offsets_have_the_json_of_earlier_releases() -> None:
+    """So the fingerprint of a config stays what it was."""
+    text = to_json(GPTQConfig(group_size=16, symmetric=True, super_block=SuperBlock()))
+    assert "offset_bits" not in text
+    assert from_json(text).super_block == SuperBlock(offset_bits=None)  # type: ignore[attr-defined]  # GPTQ's
+    with pytest.raises(ConfigError, match="offset_bits"):
+        SuperBlock(offset_bits=0)

@@ -607,56 +607,119 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert "tensors: 12 of F32, 35 of Q4_0" in result.notes
 
 
-def _in_super_blocks(**settings: object) -> nn.Module:
-    """Return a model by GPTQ with scales of 7 bits under super-blocks."""
+_WITH_OFFSETS: Final = SuperBlock(offset_bits=6)
+_K_QUANTS: Final[Mapping[str, tuple[Mapping[str, object], int]]] = {
+    "Q4_K": ({"bits": 4, "group_size": 32, "super_block": _WITH_OFFSETS}, 144),
+    "Q5_K": ({"bits": 5, "group_size": 32, "super_block": _WITH_OFFSETS}, 176),
+    "Q6_K": ({"bits": 6, "group_size": 16, "super_block": SuperBlock(scale_bits=7)}, 210),
+}
+"""Fields of configs, and the bytes of a super-block."""
+
+
+def _k_quant(kind: str, overrides: Mapping[str, Mapping[str, object]] | None = None) -> GPTQConfig:
+    """Return the config of a type that the profile gives, with exceptions."""
+    asked, _ = _K_QUANTS[kind]
+    given = profiles.LLAMA_CPP.configs(GPTQConfig)
+    [config] = [each for each in given if asked.items() <= attrs.asdict(each, recurse=False).items()]
+    return attrs.evolve(config, show_progress=False, overrides=overrides or {})
+
+
+def _in_super_blocks(kind: str = "Q6_K", **settings: object) -> nn.Module:
+    """Return a model by GPTQ with scales under super-blocks."""
     model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=1, **settings)
-    config = profiles.LLAMA_CPP.config(GPTQConfig, bits=6, group_size=16, show_progress=False)
-    return convert(_run(prepare(model, config)))
+    return convert(_run(prepare(model, _k_quant(kind))))
 
 
-def test_super_blocks_hold_the_values_of_the_model(tmp_path: Path) -> None:
-    """Both levels of the scales are found again: Q6_K holds each weight bit for bit, in 210 bytes for 256."""
-    model = _in_super_blocks()
+@pytest.mark.parametrize("kind", _K_QUANTS)
+def test_super_blocks_hold_the_values_of_the_model(kind: str, tmp_path: Path) -> None:
+    """Both levels of scales and offsets are found again: the file holds each weight bit for bit."""
+    model = _in_super_blocks(kind)
     result = written(model, tmp_path / "m.gguf")
     found, source = read(tmp_path / "m.gguf"), Source.read(model)
-    assert any("7 of Q6_K" in each for each in result.notes)
+    assert any(f"7 of {kind}" in each for each in result.notes)
     assert any("each block of 256 values" in each for each in result.notes)
     for part, name in (("mlp.down_proj", "ffn_down"), ("self_attn.q_proj", "attn_q")):
         meant = source.weights[f"model.layers.0.{part}"].dequantize()
         meant = neighbours(meant, 4) if name == "attn_q" else meant
-        assert found[f"blk.0.{name}.weight"][0] == "Q6_K"
+        assert found[f"blk.0.{name}.weight"][0] == kind
         assert torch.equal(found[f"blk.0.{name}.weight"][1], meant)
     contents = Contents.of(source)
     assert contents is not None
     for each in contents.tensors(nearest=False, floats=None):
-        if each.type.name == "Q6_K":
+        if each.type.name == kind:
             rows, columns = each.shape
-            assert each.bytes == len(each.content()) == rows * columns // 256 * 210
+            assert each.bytes == len(each.content()) == rows * columns // 256 * _K_QUANTS[kind][1]
 
 
-def test_scales_that_share_nothing_are_no_super_blocks(tmp_path: Path) -> None:
-    """A scale that was changed afterwards is no product any more, and is not rounded."""
-    model = _in_super_blocks()
+@pytest.mark.parametrize(
+    ("kind", "part", "legal"),
+    [
+        ("Q6_K", "scale", "scales of 7 bits"),
+        ("Q4_K", "scale", "scales of 6 bits and offsets of 6 bits"),
+        ("Q5_K", "offset", "scales of 6 bits and offsets of 6 bits"),
+    ],
+)
+def test_numbers_that_share_nothing_are_no_super_blocks(
+    kind: str, part: str, legal: str, tmp_path: Path
+) -> None:
+    """A number that was changed afterwards is no product any more, and is not rounded."""
+    model = _in_super_blocks(kind)
     weight = Source.read(model).weights["model.layers.0.mlp.up_proj"]
-    weight.packed.scale[3, 5] *= 1.0001
-    with pytest.raises(UnsupportedError, match=r"up_proj: .*scales of 7 bits under super-blocks of 256"):
+    getattr(weight.packed, part)[3, 5] *= 1.0001
+    with pytest.raises(UnsupportedError, match=rf"up_proj: .*no such products as {legal} under super-blocks"):
         written(model, tmp_path / "m.gguf", GGUF())
 
 
-def test_columns_that_are_no_super_blocks_are_refused(tmp_path: Path) -> None:
+def test_every_type_of_super_block_has_a_place_in_one_file(tmp_path: Path) -> None:
+    """Beside blocks of 32 where 256 does not divide the columns."""
+    kinds = {
+        "*.down_proj": {"super_block": None, "bits": 5},
+        "*.q_proj": _K_QUANTS["Q5_K"][0],
+        "*.o_proj": {**_K_QUANTS["Q6_K"][0], "symmetric": True},
+    }
+    config = _k_quant("Q4_K", kinds)
+    model = llama(hidden_size=256, intermediate_size=320, num_hidden_layers=1)
+    result = written(convert(_run(prepare(model, config))), tmp_path / "m.gguf", GGUF())
+    assert any("1 of Q5_1, 4 of Q4_K, 1 of Q5_K, 1 of Q6_K" in each for each in result.notes)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_fewer_bits_with_offsets_take_the_smallest_super_blocks(bits: int, tmp_path: Path) -> None:
+    """Groups of 64 are two blocks each, and codes of fewer bits are codes of 4."""
+    shared = SuperBlock(scale_bits=5, offset_bits=4)
+    config = GPTQConfig(bits=bits, group_size=64, super_block=shared, show_progress=False)
+    model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    done = convert(_run(prepare(model, config)))
+    written(done, tmp_path / "m.gguf")
+    kind, found = read(tmp_path / "m.gguf")["blk.0.ffn_up.weight"]
+    assert kind == "Q4_K"
+    assert torch.equal(found, Source.read(done).weights["model.layers.0.mlp.up_proj"].dequantize())
+
+
+@pytest.mark.parametrize("shared", [SuperBlock(offset_bits=7), SuperBlock(columns=128, offset_bits=6)])
+def test_other_super_blocks_with_offsets_are_refused(shared: SuperBlock, tmp_path: Path) -> None:
+    """Blocks of 32 would drop the offsets, so that they are no way out."""
+    config = GPTQConfig(group_size=32, super_block=shared, show_progress=False)
+    model = llama(hidden_size=256, intermediate_size=256, num_hidden_layers=1)
+    with pytest.raises(UnsupportedError, match=r"q_proj: it has uint4 .*offsets of 6 bits under .* of 256"):
+        written(convert(_run(prepare(model, config))), tmp_path / "m.gguf", GGUF())
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
+def test_columns_that_are_no_super_blocks_are_refused(kind: str, tmp_path: Path) -> None:
     """By `prepare`, with the profile; without it by the exporter, with the ways out."""
     settings = {"hidden_size": 256, "intermediate_size": 320, "num_hidden_layers": 1}
-    config = profiles.LLAMA_CPP.config(GPTQConfig, bits=6, group_size=16, show_progress=False)
+    config = _k_quant(kind)
     with pytest.raises(ConfigError, match=r"down_proj.*columns in multiples of 256.* 256 times 320"):
         prepare(llama(**settings), config)
     bare = attrs.evolve(config, target=None, ragged_groups=True)
     model = convert(_run(prepare(llama(**settings), bare)))
     with pytest.raises(UnsupportedError, match=r"down_proj: it has 320 columns.*super_block=None"):
         written(model, tmp_path / "m.gguf", GGUF())
-    beside = {"bits": 8, "group_size": 32, "super_block": None}
+    beside = {"bits": 8, "group_size": 32, "symmetric": True, "super_block": None}
     mixed = attrs.evolve(config, overrides={"*.down_proj": beside})
     result = written(convert(_run(prepare(llama(**settings), mixed))), tmp_path / "m.gguf", GGUF())
-    assert any("1 of Q8_0, 6 of Q6_K" in each for each in result.notes)
+    assert any(f"1 of Q8_0, 6 of {kind}" in each for each in result.notes)
 
 
 @pytest.mark.parametrize(("scales", "kind"), [("nearest", "Q4_0"), ("exact", "Q6_K")])

@@ -358,8 +358,8 @@ def test_numpy_reads_codes_by_what_the_folder_says(
     manifest = json.loads((tmp_path / MANIFEST).read_text())["manifest"]
     (file,) = shards(tmp_path)
     arrays = {name.removeprefix("0.packed."): array for name, array in load_file(file).items()}
-    names = {"np": np, "group_index": None} | manifest["modules"]["0"]["layout"]["packed"] | arrays
-    names["group_index"] = arrays.get("group_index")
+    names = {"np": np} | manifest["modules"]["0"]["layout"]["packed"] | arrays
+    names |= {name: arrays.get(name) for name in ("group_index", "offset")}
     exec("\n".join(manifest["packing"]["numpy"]), names)  # noqa: S102  # this is what the file is for
     read = torch.from_numpy(names["weight"]).to(torch.float32)
     assert torch.equal(read.reshape(5, 19), rounded.dequantize())

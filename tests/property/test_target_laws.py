@@ -26,6 +26,7 @@ from tico.quantization.config import (
     PerToken,
     QScheme,
     QuantSpec,
+    SuperBlock,
     UnsupportedError,
     affine,
     no_quant,
@@ -86,11 +87,11 @@ def residual() -> nn.Module:
         return Residual().eval()
 
 
-def llama(*, inner: int = 64, tied: bool = False) -> nn.Module:
+def llama(*, inner: int = 64, tied: bool = False, hidden: int = 32) -> nn.Module:
     """Return a language model of one layer with `inner` columns in its widest, the same every time."""
     config = LlamaConfig(
         vocab_size=40,
-        hidden_size=32,
+        hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -205,7 +206,7 @@ def converted(start: nn.Module, config: BaseConfig, x: Tensor) -> nn.Module | No
 def problems(profile: DeploymentProfile, done: nn.Module) -> list[str]:
     """Return what the exporter of the target finds wrong."""
     entry, target = EXPORTERS[profile]
-    return list(map(str, entry.make(target).problems(Source.read(done))))
+    return list(map(str, entry.make(target).every_problem(Source.read(done))))
 
 
 @given(st.sampled_from(list(EXPORTERS)), st.data())
@@ -231,6 +232,35 @@ def test_what_prepare_takes_one_after_the_other_the_exporter_takes(
         return
     done = converted(weights, data.draw(ptq_configs(profile, subject)), subject.x)
     assert done is None or problems(profile, done) == []
+
+
+@given(
+    st.sampled_from(list(EXPORTERS)),
+    st.integers(3, 6),
+    st.sampled_from([16, 32]),
+    st.sampled_from([5, 6, 7]),
+    st.none() | st.sampled_from([5, 6, 7]),
+)
+def test_what_prepare_takes_of_super_blocks_the_exporter_takes(
+    profile: DeploymentProfile, bits: int, size: int, scale_bits: int, offset_bits: int | None
+) -> None:
+    """Near the types of llama.cpp: what it has no place for, and offsets elsewhere, `prepare` refuses."""
+    subject = subject_of(profile)
+    start = llama(hidden=256, inner=256) if subject is TEXT else residual()
+    shared = SuperBlock(
+        columns=256 if subject is TEXT else 48, scale_bits=scale_bits, offset_bits=offset_bits
+    )
+    config = GPTQConfig(
+        bits=bits,
+        group_size=size if subject is TEXT else 16,
+        symmetric=offset_bits is None,
+        super_block=shared,
+        show_progress=False,
+        target=profile,
+    )
+    done = converted(start, config, subject.x)
+    assert done is None or problems(profile, done) == []
+    assert done is None or offset_bits is None or profile is profiles.LLAMA_CPP
 
 
 def unit_size(config: PTQConfig) -> int | None:

@@ -54,6 +54,20 @@ CONFIGS = [
         act_order=True,
         observer=MSESpec(20),
     ),
+    GPTQConfig(group_size=16, super_block=SuperBlock(columns=32, offset_bits=6)),
+    GPTQConfig(
+        bits=5,
+        group_size=8,
+        super_block=SuperBlock(columns=64, scale_bits=5, offset_bits=4),
+        observer=HessianMSESpec(20),
+    ),
+    GPTQConfig(
+        bits=3,
+        group_size=32,
+        super_block=SuperBlock(columns=96, offset_bits=8),
+        act_order=True,
+        observer=PercentileSpec(3, 98),
+    ),
 ]
 
 
@@ -88,6 +102,8 @@ def test_every_solution_is_a_packed_weight(config: GPTQConfig) -> None:
         shape=(12, 96),
         group_size=found.group_size,
         group_index=found.group_index,
+        offset=found.offset,
+        super_block=config.super_block,
     )
     assert torch.equal(packed.dequantize(), found.dequantize())
 
@@ -229,24 +245,73 @@ def test_scales_beyond_a_super_block_are_refused() -> None:
         solve(torch.eye(32) * 1e9, torch.eye(32), config)
 
 
+@pytest.mark.parametrize("bits", [3, 4, 5])
+def test_offsets_share_a_float16_before_codes_are_chosen(bits: int) -> None:
+    """Both levels are fixed first, ranges keep their middles, and codes are nearest to their targets."""
+    weight = values(72, 9, 64) + 0.2
+    config = GPTQConfig(bits=bits, group_size=16, super_block=SuperBlock(columns=32, offset_bits=6))
+    found, most = solve(weight, torch.eye(64), config), 2**bits - 1  # without feedback: targets are weights
+    assert found.offset is not None
+    for values_of_groups in (found.scale, found.offset):
+        pairs = values_of_groups.view(9, 2, 2)
+        unit = (pairs.amax(-1, keepdim=True) / 63).half().float()
+        assert torch.equal((pairs / unit).round() * unit, pairs)
+    assert int(found.offset.count_nonzero()) > 30
+    scale, offset = (each.repeat_interleave(16, 1) for each in (found.scale, found.offset))
+    codes = ((weight + offset) / scale).round().clamp(0, most)
+    assert torch.equal(found.codes, codes.int())
+    assert torch.equal(found.dequantize(), codes * scale - offset)
+    groups = weight.view(9, 4, 16)
+    middle = (groups.amin(-1).clamp(max=0) + groups.amax(-1).clamp(min=0)) / 2
+    step = found.offset.view(9, 2, 2).amax(-1, keepdim=True).expand(9, 2, 2).reshape(9, 4) / 63
+    # Half a step of the offsets, and the rounding of their float16 in the largest of them.
+    assert bool(((found.scale * most / 2 - found.offset - middle).abs() <= step * (0.5 + 63 / 2048)).all())
+
+
+def test_weights_that_share_a_sign_have_no_negative_offset() -> None:
+    """The smallest value of a group is 0 or below it, also where all weights are above."""
+    config = GPTQConfig(group_size=16, super_block=SuperBlock(columns=32, offset_bits=6))
+    weight = torch.cat([values(73, 4, 32).abs() + 0.1, torch.zeros(1, 32), -values(73, 1, 32).abs()])
+    found = solve(weight, torch.eye(32), config)
+    assert found.offset is not None
+    assert bool((found.offset >= 0).all())
+    assert torch.equal(found.dequantize()[4], torch.zeros(32))
+    half = found.scale.repeat_interleave(16, 1) / 2
+    # A step of either level moves the ends of the range by less than a step of the codes.
+    assert bool(((found.dequantize() - weight).abs() <= 3 * half).all())
+
+
+def test_offsets_beyond_a_super_block_are_refused() -> None:
+    """A float16 times 63 holds up to 4 million."""
+    config = GPTQConfig(bits=8, group_size=16, super_block=SuperBlock(columns=32, offset_bits=6))
+    with pytest.raises(NumericsError, match=r"offsets up to 4126752 in .* one with an offset of 1"):
+        solve(torch.eye(32) * -1e7, torch.eye(32), config)
+
+
 @pytest.mark.parametrize("size", [None, 48, 512])
 def test_groups_divide_a_super_block(size: int | None) -> None:
-    """Others have no place in one, and unsigned codes none at all."""
+    """Others have no place in one; unsigned codes need offsets, which signed ones have no place for."""
     with pytest.raises(ConfigError, match="a divisor of the 256 columns"):
         GPTQConfig(group_size=size, symmetric=True, super_block=SuperBlock())
-    with pytest.raises(ConfigError, match="True with super_block"):
+    with pytest.raises(ConfigError, match="True with a super_block without offset_bits"):
         GPTQConfig(group_size=32, super_block=SuperBlock())
+    with pytest.raises(ConfigError, match="False with a super_block with offset_bits"):
+        GPTQConfig(group_size=32, symmetric=True, super_block=SuperBlock(offset_bits=6))
 
 
-def test_what_scales_share_is_saved_and_reported(tmp_path: Path) -> None:
-    """It is in the file, in the report, and in the format that profiles compare."""
-    shared = SuperBlock(columns=32)
-    config = GPTQConfig(group_size=16, symmetric=True, super_block=shared, show_progress=False)
+@pytest.mark.parametrize("shared", [SuperBlock(columns=32), SuperBlock(columns=32, offset_bits=6)], ids=str)
+def test_what_scales_share_is_saved_and_reported(shared: SuperBlock, tmp_path: Path) -> None:
+    """It is in the file, in the report, and in the format that profiles compare; values come back."""
+    symmetric = not shared.has_offsets
+    config = GPTQConfig(group_size=16, symmetric=symmetric, super_block=shared, show_progress=False)
     prepared = prepare(nn.Sequential(nn.Linear(32, 8)), config)
     prepared(values(71, 40, 32))
     done = convert(prepared)
-    assert "group 16, scales of 6 bits under super-blocks of 32" in report(done).to_markdown()
+    assert f"group 16, {shared}" in report(done).to_markdown()
     save_quantized(done, tmp_path / "m")
     layer = load_quantized(tmp_path / "m", nn.Sequential(nn.Linear(32, 8))).get_submodule("0")
     assert isinstance(layer, QuantizedLinear)
     assert layer.packed.grid_format().super_block == shared
+    made = done.get_submodule("0")
+    assert isinstance(made, QuantizedLinear)
+    assert torch.equal(layer.dequantize(), made.dequantize())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from typing import TypeAlias
 
 import attrs
 import torch
@@ -54,17 +55,18 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
     work = weight.to(torch.float64)[:, order]
     codes, values = torch.zeros_like(work), torch.zeros_like(work)
     size = config.group_size or columns
-    grids: dict[int, tuple[Tensor, Tensor]] = {}
+    grids: dict[int, _Grid] = {}
     for column, original in enumerate(order.tolist()):
         group = original // size if config.static_groups else column // size
         if group not in grids:
             held = weight.to(torch.float64) if config.static_groups else work
             diagonal = _importance(gram) if config.static_groups else _importance(gram)[order]
             grids |= _opened(group, held, diagonal, config)
-        scale, zero_point = grids[group]
+        scale, zero_point, offset = grids[group]
         target = work[:, column].clone()
-        codes[:, original] = (target / scale).round().add(zero_point).clamp(dtype.qmin, dtype.qmax)
-        values[:, original] = (codes[:, original] - zero_point) * scale
+        steps = ((target + offset) / scale).round()
+        codes[:, original] = steps.add(zero_point).clamp(dtype.qmin, dtype.qmax)
+        values[:, original] = (codes[:, original] - zero_point) * scale - offset
         error = (target - values[:, original]) / factor[column, column]
         work[:, column + 1 :] -= error[:, None] * factor[column, column + 1 :]
         if cross_gram is not None:
@@ -74,10 +76,12 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
     return Reference(codes=codes.to(torch.int32), values=values)
 
 
-def _opened(
-    group: int, held: Tensor, diagonal: Tensor, config: GPTQConfig
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Return the grid of a group, or of all in its super-block with their scales on a common grid."""
+_Grid: TypeAlias = tuple[Tensor, Tensor, Tensor]
+"""Scale, zero point and offset of each row."""
+
+
+def _opened(group: int, held: Tensor, diagonal: Tensor, config: GPTQConfig) -> dict[int, _Grid]:
+    """Return the grid of a group, or of all in its super-block on common grids of scales and of offsets."""
     size, shared = config.group_size or held.shape[1], config.super_block
     count = 1 if shared is None else shared.columns // size
     first = group // count * count
@@ -86,11 +90,22 @@ def _opened(
     grids = {each: _grid(held[:, run], diagonal[run], config) for each, run in runs.items()}
     if shared is None:
         return grids
-    most = 2**shared.scale_bits - 1
-    unit = (torch.stack([scale for scale, _ in grids.values()]).amax(0).float() / most).half().double()
-    return {
-        each: ((scale / unit).round().clamp(1, most) * unit, zero) for each, (scale, zero) in grids.items()
-    }
+    scales, zeros, offsets = (torch.stack(each) for each in zip(*grids.values(), strict=True))
+    rounded = _two_levels(scales, shared.scale_bits, 1)
+    if shared.offset_bits is not None:
+        # With the middle of the range where it was.
+        middles = scales * (2**config.bits - 1) / 2 - offsets
+        meant = (rounded * (2**config.bits - 1) / 2 - middles).clamp(min=0)
+        offsets = _two_levels(meant, shared.offset_bits, 0)
+    return dict(zip(grids, zip(rounded, zeros, offsets, strict=True), strict=True))
+
+
+def _two_levels(values: Tensor, bits: int, least: int) -> Tensor:
+    """Return values (groups, rows) as integers times a float16 that all groups of a row share."""
+    most = 2**bits - 1
+    unit = (values.amax(0).float() / most).half().double().clamp(min=2.0**-24)
+    products: Tensor = (values / unit).round().clamp(least, most) * unit
+    return products
 
 
 def _importance(gram: Tensor) -> Tensor:
@@ -108,16 +123,16 @@ def _damped(gram: Tensor, config: GPTQConfig) -> Tensor:
     return damped
 
 
-def _grid(columns: Tensor, diagonal: Tensor, config: GPTQConfig) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point of each row, from every column that counts."""
+def _grid(columns: Tensor, diagonal: Tensor, config: GPTQConfig) -> _Grid:
+    """Return the grid of each row, from every column that counts."""
     units = columns.reshape(1, -1) if config.per_tensor else columns
     weights = diagonal.repeat(len(columns)) if config.per_tensor else diagonal
     found = [_row_grid(row, weights, config) for row in units]
-    scale, zero_point = (torch.stack(each).expand(len(columns)) for each in zip(*found, strict=True))
-    return scale, zero_point
+    scale, zero_point, offset = (torch.stack(each).expand(len(columns)) for each in zip(*found, strict=True))
+    return scale, zero_point, offset
 
 
-def _row_grid(row: Tensor, diagonal: Tensor, config: GPTQConfig) -> tuple[Tensor, Tensor]:
+def _row_grid(row: Tensor, diagonal: Tensor, config: GPTQConfig) -> _Grid:
     observer, ordered = config.observer, row.sort().values
     if isinstance(observer, PercentileSpec):
         low, high = (Fraction(repr(end)) * (len(row) - 1) / 100 for end in attrs.astuple(observer))
@@ -128,23 +143,25 @@ def _row_grid(row: Tensor, diagonal: Tensor, config: GPTQConfig) -> tuple[Tensor
     dtype = DType(config.bits, signed=config.symmetric)
     errors, grids = [], []
     for number in range(observer.steps, 0, -1):
-        scale, zero_point = _affine(
+        scale, zero_point, offset = _affine(
             ordered[0] * number / observer.steps, ordered[-1] * number / observer.steps, config
         )
-        codes = (row / scale).round().add(zero_point).clamp(dtype.qmin, dtype.qmax)
-        errors.append(float((((codes - zero_point) * scale - row).square() * weights).sum()))
-        grids.append((scale, zero_point))
+        codes = ((row + offset) / scale).round().add(zero_point).clamp(dtype.qmin, dtype.qmax)
+        errors.append(float((((codes - zero_point) * scale - offset - row).square() * weights).sum()))
+        grids.append((scale, zero_point, offset))
     return grids[errors.index(min(errors))]
 
 
-def _affine(low: Tensor, high: Tensor, config: GPTQConfig) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point of the smallest grid that holds 0 and both ends."""
+def _affine(low: Tensor, high: Tensor, config: GPTQConfig) -> _Grid:
+    """Return the smallest grid that holds 0 and both ends; with offsets, that spans them."""
     low, high, dtype = low.clamp(max=0), high.clamp(min=0), DType(config.bits, signed=config.symmetric)
     if dtype.signed:
         scale = torch.maximum(high / dtype.qmax, low / dtype.qmin).to(torch.float32).to(torch.float64)
-        return scale, torch.zeros_like(scale)
+        return scale, torch.zeros_like(scale), torch.zeros_like(scale)
     scale = ((high - low) / dtype.qmax).to(torch.float32).to(torch.float64)
-    return scale, -(low / scale).round()
+    if config.super_block is not None and config.super_block.has_offsets:
+        return scale, torch.zeros_like(scale), -low
+    return scale, -(low / scale).round(), torch.zeros_like(scale)
 
 
 def loss(weight: Tensor, values: Tensor, gram: Tensor) -> float:

@@ -41,8 +41,9 @@ class GPTQConfig(ModuleConfig):
         per_tensor: one scale for the whole weight; not with a `group_size`.
         ragged_groups: let the last group of a row be a shorter one where `group_size` is no divisor of the
             columns; otherwise such a layer is refused.
-        super_block: what the scales of groups share, as in llama.cpp's K-quants, for symmetric codes; they
-            are on their grid before codes are chosen. None makes each a float32 of its own.
+        super_block: what the scales of groups share, as in llama.cpp's K-quants, for symmetric codes, and
+            also their offsets, which unsigned codes then have in the place of zero points; both are on
+            their grids before codes are chosen. None makes each scale a float32 of its own.
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
         observer: how a grid follows from the weights that share it: `MinMaxSpec` spans them all, `MSESpec`
             and `HessianMSESpec` search each row's share of that range, `PercentileSpec` counts from both
@@ -182,9 +183,14 @@ class GPTQConfig(ModuleConfig):
         if type(size) is not int or size < 1 or block.columns % size:
             expected = f"a divisor of the {block.columns} columns of a super-block"
             return Problem(field="group_size", value=size, expected=expected)
-        if self.symmetric is False:
-            remedy = "set symmetric=True, or leave super_block out"
-            return Problem(field="symmetric", value=False, expected="True with super_block", remedy=remedy)
+        if self.symmetric is False and not block.has_offsets:
+            remedy = "set symmetric=True, give the super-block offset_bits, or leave it out"
+            expected = "True with a super_block without offset_bits"
+            return Problem(field="symmetric", value=False, expected=expected, remedy=remedy)
+        if self.symmetric is True and block.has_offsets:
+            remedy = "set symmetric=False, or leave offset_bits out"
+            expected = "False with a super_block with offset_bits"
+            return Problem(field="symmetric", value=True, expected=expected, remedy=remedy)
         return None
 
     def _two_orders_problem(self) -> Problem | None:

@@ -95,20 +95,37 @@ class SuperBlock(NamedFields):
 
     A group's scale is that one times a positive integer of `scale_bits` bits, as in llama.cpp's K-quants.
 
+    With `offset_bits`, codes are unsigned, and each group has an offset in the place of a zero point:
+    ``value = code * scale - offset``. It is another float16 of the super-block times an integer from 0, of
+    `offset_bits` bits.
+
     >>> SuperBlock(scale_bits=7)
-    SuperBlock(columns=256, scale_bits=7)
+    SuperBlock(columns=256, scale_bits=7, offset_bits=None)
+    >>> str(SuperBlock(offset_bits=6))
+    'scales of 6 bits and offsets of 6 bits under super-blocks of 256'
     """
 
     columns: int = 256
     scale_bits: int = 6
+    offset_bits: int | None = None
 
     def __attrs_post_init__(self) -> None:
-        """Validate both fields; a product of at most 8 bits with a float16 is exact in float32."""
-        refuse(check_integer("columns", self.columns, 1), check_integer("scale_bits", self.scale_bits, 1, 8))
+        """Validate the fields; a product of at most 8 bits with a float16 is exact in float32."""
+        refuse(
+            check_integer("columns", self.columns, 1),
+            check_integer("scale_bits", self.scale_bits, 1, 8),
+            None if self.offset_bits is None else check_integer("offset_bits", self.offset_bits, 1, 8),
+        )
+
+    @property
+    def has_offsets(self) -> bool:
+        """Whether groups have offsets."""
+        return self.offset_bits is not None
 
     def __str__(self) -> str:
-        """Return the grid of the scales in words."""
-        return f"scales of {self.scale_bits} bits under super-blocks of {self.columns}"
+        """Return the grids of scales and offsets in words."""
+        offsets = "" if self.offset_bits is None else f" and offsets of {self.offset_bits} bits"
+        return f"scales of {self.scale_bits} bits{offsets} under super-blocks of {self.columns}"
 
 
 Granularity: TypeAlias = PerTensor | PerChannel | PerGroup | PerToken

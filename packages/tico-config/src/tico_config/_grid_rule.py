@@ -47,7 +47,7 @@ class GridRule(NamedFields):
         units: what may share a scale.
         group_sizes: the sizes that groups may have; empty takes any.
         group_multiple: what sizes of groups have to be multiples of.
-        super_block: what the scales of groups have to share; None takes any.
+        super_block: what the scales of groups have to share; None takes any without offsets.
 
     Raises:
         ConfigError: a field has another value, or nothing is taken.
@@ -214,8 +214,15 @@ def _schemes(rule: GridRule, part: Part) -> tuple[str, ...]:
     return words[rule.symmetric]
 
 
+def _fits_scales(rule: GridRule, grid: GridFormat) -> bool:
+    """Tell whether scales and offsets fit; offsets, which are no zero points, have to be asked for."""
+    if rule.super_block is None:
+        return grid.super_block is None or not grid.super_block.has_offsets
+    return rule.super_block == grid.super_block
+
+
 def _scales(super_block: SuperBlock | None) -> str:
-    return "any scales" if super_block is None else str(super_block)
+    return "scales without offsets" if super_block is None else str(super_block)
 
 
 _CHECKS: Final = (
@@ -228,7 +235,7 @@ _CHECKS: Final = (
     ),
     _Check(
         "super_block",
-        lambda rule, grid: rule.super_block in (None, grid.super_block),
+        _fits_scales,
         lambda grid, part: _scales(grid.super_block),
         lambda rule, part: (_scales(rule.super_block),),
         "{part} with {legal}",

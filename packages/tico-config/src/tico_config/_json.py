@@ -25,7 +25,7 @@ _MAX_CHARACTERS = 2**20
 _MAX_DEPTH = 32
 _NAMED = "named"
 """The key of a built-in profile, which stands in the text by its name."""
-_SILENT = frozenset({"target", "super_block"})
+_SILENT = frozenset({"target", "super_block", "offset_bits"})
 """Fields that are left out where they are None."""
 
 

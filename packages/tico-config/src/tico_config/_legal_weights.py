@@ -14,7 +14,7 @@ from tico_config._legal_specs import layer_rules, specs_of
 def weight_choices(
     target: DeploymentProfile, *, super_blocks: bool = False
 ) -> Iterator[Mapping[str, object]]:
-    """Yield what weights of linear layers may have: signed symmetric codes, or unsigned with a zero point.
+    """Yield what weights of linear layers may have: signed symmetric codes, or others unsigned.
 
     Rules of scales under super-blocks are left out unless `super_blocks` says that the config has them.
     """

@@ -80,15 +80,14 @@ def _blocks(name: str, dtypes: Iterable[DType], *, symmetric: bool | None) -> La
     )
 
 
-def _super_blocks(name: str, bits: int, group_size: int, scale_bits: int) -> LayerRule:
-    """Return the rule of a K-quant of llama.cpp with symmetric codes: super-blocks of 256 columns."""
-    shared: Final = SuperBlock(columns=256, scale_bits=scale_bits)
+def _super_blocks(name: str, dtype: DType, group_size: int, shared: SuperBlock) -> LayerRule:
+    """Return the rule of a K-quant of llama.cpp: unsigned codes have offsets, signed ones are symmetric."""
     return LayerRule(
         name=name,
         kinds=("linear", "head", "embedding"),
         weights=GridRule(
-            dtypes=(DType.int(bits),),
-            symmetric=True,
+            dtypes=(dtype,),
+            symmetric=dtype.signed,
             units=("group",),
             group_sizes=(group_size,),
             super_block=shared,
@@ -96,6 +95,8 @@ def _super_blocks(name: str, bits: int, group_size: int, scale_bits: int) -> Lay
         column_multiple=shared.columns,
     )
 
+
+_WITH_OFFSETS: Final = SuperBlock(columns=256, scale_bits=6, offset_bits=6)
 
 LLAMA_CPP: Final = DeploymentProfile(
     name="llama_cpp",
@@ -109,7 +110,9 @@ LLAMA_CPP: Final = DeploymentProfile(
         # Codes less their zero points have one bit more.
         _blocks("Q8_0 of fewer bits", _of_bits(7, 6), symmetric=None),
         _blocks("Q4_0 or Q4_1 of fewer bits", _of_bits(3, 2), symmetric=None),
-        _super_blocks("Q6_K", 6, 16, 7),
+        _super_blocks("Q4_K", UINT4, 32, _WITH_OFFSETS),
+        _super_blocks("Q5_K", DType.uint(5), 32, _WITH_OFFSETS),
+        _super_blocks("Q6_K", DType.int(6), 16, SuperBlock(columns=256, scale_bits=7)),
     ),
 )
 """llama.cpp, from a GGUF file: weights in blocks of 32 columns, of which larger groups and rows are made."""

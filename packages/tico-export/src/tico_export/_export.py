@@ -72,7 +72,7 @@ def export(
     example = _example(args, kwargs, dynamic_shapes)
     _require_example(target, example, verify)
     source = Source.read(model)
-    problems = list(exporter.problems(source))
+    problems = list(exporter.every_problem(source))
     if problems:
         raise UnsupportedError(*problems)
     with TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as folder:

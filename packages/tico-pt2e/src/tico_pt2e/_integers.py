@@ -111,6 +111,11 @@ def constant_of_groups(
         node = graph.call_function(
             dialect_operator("dequantize_per_channel_group"), (stored, scale, zero_point, *limits)
         )
+        if packed.offset is not None:
+            offset = new_constant(model, graph, owner, "weight_offset", packed.offset)
+            spread = torch.ops.aten.repeat_interleave.self_int
+            lowered = graph.call_function(spread, (offset, packed.group_size, 1))
+            node = graph.call_function(torch.ops.aten.sub.Tensor, (node, lowered))
         if order is not None:
             index = new_constant(model, graph, owner, "weight_index", torch.argsort(order))
             node = graph.call_function(torch.ops.aten.index_select.default, (node, 1, index))

@@ -86,6 +86,8 @@ class GGUF(ExportTarget):
 class GGUFExporter(Exporter[GGUF]):
     """Gives tensors their names and blocks, and writes them after what llama.cpp has to know."""
 
+    takes_offsets = True
+
     def problems(self, source: Source) -> Iterable[Problem]:
         """Yield what llama.cpp has no type, no name or no arithmetic for."""
         yield from content_problems(source, nearest=self._nearest)

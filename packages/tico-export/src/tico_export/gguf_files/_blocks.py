@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tico_config import Found, Problem
-from tico_export.gguf_files._super_blocks import SuperBlocks, super_blocks_of
+from tico_export.gguf_files._super_blocks import SuperBlocks, super_block_type, super_blocks_of
 from tico_export.gguf_files._tensor_types import BLOCK, BLOCK_TYPES, SUPER_BLOCK, BlockType, block_bytes
 from tico_export.source import IntegerWeight
 
@@ -59,8 +59,9 @@ def blocks_of(weight: IntegerWeight, *, nearest: bool) -> Blocks | SuperBlocks |
     share super-blocks stay as they are where a type has super-blocks.
     """
     shared = super_blocks_of(weight)
-    found: list[Blocks | SuperBlocks] = [*_candidates(weight), *([] if shared is None else [shared])]
-    for each in sorted(found, key=lambda blocks: blocks.type.bytes_of((SUPER_BLOCK,))):
+    blocks = _candidates(weight) if weight.offset is None else ()
+    found: list[Blocks | SuperBlocks] = [*blocks, *([] if shared is None else [shared])]
+    for each in sorted(found, key=lambda made: made.type.bytes_of((SUPER_BLOCK,))):
         if each.exact or (nearest and isinstance(each, Blocks) and _is_finite(each)):
             return each
     return None
@@ -101,8 +102,15 @@ def _super_block_problem(weight: IntegerWeight) -> Problem:
         remedy = "leave super_block out for it, by an override with super_block=None, or leave it in float"
         found, expected = f"it has {weight.columns} columns", f"columns in super-blocks of {SUPER_BLOCK}"
         return _problem(weight, found, expected, remedy)
-    found = f"it has {weight.format}"
-    expected = "int6 symmetric, runs of 16 columns, scales of 7 bits under super-blocks of 256"
+    expected = (
+        "int6 symmetric, runs of 16 columns, scales of 7 bits under super-blocks of 256"
+        if weight.offset is None
+        else "uint4 or uint5, runs of 32 columns, scales and offsets of 6 bits under super-blocks of 256"
+    )
+    if super_block_type(weight) is not None:
+        found = f"its scales or offsets are no such products as {weight.packed.format.super_block} have"
+        return _problem(weight, found, expected, "convert it again, and leave its buffers as they are")
+    found = f"it has {weight.format}, and llama.cpp takes {expected}"
     return _problem(weight, found, expected, "profiles.LLAMA_CPP gives configs that are legal")
 
 

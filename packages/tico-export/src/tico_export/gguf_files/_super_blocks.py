@@ -8,14 +8,18 @@ from torch import Tensor
 
 from tico_config import SuperBlock
 from tico_export.gguf_files._tensor_types import (
+    Q4_K,
+    Q5_K,
     Q6_K,
     SUPER_BLOCK,
+    Levels,
     SuperBlockType,
+    offset_block_bytes,
     six_bit_bytes,
 )
 from tico_export.source import IntegerWeight
 
-SUPER_BLOCK_TYPES = (Q6_K,)
+SUPER_BLOCK_TYPES = (Q4_K, Q5_K, Q6_K)
 """From the one that takes the fewest bytes."""
 
 
@@ -23,56 +27,86 @@ SUPER_BLOCK_TYPES = (Q6_K,)
 class SuperBlocks:
     """A weight in super-blocks of a type, which hold its very values.
 
-    `unit` is the float16 that the scales of a super-block share, (rows, super-blocks); `steps` are the
-    integers that it is multiplied by, int32 (rows, super-blocks, blocks).
+    `scales` and `offsets` are float16 and the integers that they are multiplied by.
     """
 
     weight: IntegerWeight
     type: SuperBlockType
-    unit: Tensor
-    steps: Tensor
+    scales: Levels
+    offsets: Levels | None
     exact: bool = True
 
     def content(self, order: Tensor | None) -> bytes:
         """Return the bytes of the super-blocks, the rows in another `order` where one is given."""
-        codes, unit, steps = self.weight.codes() - self.weight.zero_point[:, :1], self.unit, self.steps
-        if order is not None:
-            codes, unit, steps = codes[order], unit[order], steps[order]
-        return six_bit_bytes(codes, unit, steps)
+        codes = self.weight.codes() - self.weight.zero_point[:, :1]
+        codes = codes if order is None else codes[order]
+        scales = _in_order(self.scales, order)
+        if self.offsets is None:
+            return six_bit_bytes(codes, *scales)
+        return offset_block_bytes(self.type, codes, scales, _in_order(self.offsets, order))
+
+
+def _in_order(levels: Levels, order: Tensor | None) -> Levels:
+    return levels if order is None else (levels[0][order], levels[1][order])
 
 
 def super_blocks_of(weight: IntegerWeight) -> SuperBlocks | None:
     """Return `weight`, whose scales share super-blocks, in the smallest type that holds it; None for none."""
-    shared = weight.packed.format.super_block
+    shared, kind = weight.packed.format.super_block, super_block_type(weight)
+    return None if shared is None or kind is None else _made(weight, kind, shared)
+
+
+def super_block_type(weight: IntegerWeight) -> SuperBlockType | None:
+    """Return the smallest type whose super-blocks have room for the format of `weight`; None for none."""
+    shared, size = weight.packed.format.super_block, weight.group_size
     if shared is None or shared.columns != SUPER_BLOCK or weight.columns % SUPER_BLOCK:
         return None
-    if not (weight.format.even and weight.is_symmetric):
+    if not (weight.format.even and (weight.is_symmetric or _counts_from_0(weight))):
         return None
-    for kind in SUPER_BLOCK_TYPES:
-        if weight.dtype.bits <= kind.bits and shared.scale_bits <= kind.scale_bits:
-            made = _made(weight, kind, shared)
-            if made is not None:
-                return made
-    return None
+    fitting = (
+        kind
+        for kind in SUPER_BLOCK_TYPES
+        if weight.dtype.bits <= kind.bits and size and size % kind.group == 0 and _fits(shared, kind)
+    )
+    return next(fitting, None)
+
+
+def _counts_from_0(weight: IntegerWeight) -> bool:
+    """Tell whether values are products of unsigned codes and scales, less offsets."""
+    return weight.offset is not None and not weight.dtype.signed and not bool(weight.zero_point.any())
+
+
+def _fits(shared: SuperBlock, kind: SuperBlockType) -> bool:
+    """Tell whether a type has room for what groups share."""
+    if shared.offset_bits is None or kind.offset_bits is None:
+        return shared.offset_bits == kind.offset_bits and shared.scale_bits <= kind.scale_bits
+    return shared.offset_bits <= kind.offset_bits and shared.scale_bits <= kind.scale_bits
 
 
 def _made(weight: IntegerWeight, kind: SuperBlockType, shared: SuperBlock) -> SuperBlocks | None:
-    size = weight.group_size
-    if size is None or size % kind.group or SUPER_BLOCK % size:
+    size = weight.group_size or SUPER_BLOCK
+    scales = two_levels(_of_blocks(weight.scale, size, kind), shared.scale_bits)
+    if weight.offset is None or shared.offset_bits is None:
+        return None if scales is None else SuperBlocks(weight=weight, type=kind, scales=scales, offsets=None)
+    offsets = two_levels(_of_blocks(weight.offset, size, kind), shared.offset_bits)
+    if scales is None or offsets is None:
         return None
-    scale = weight.scale.repeat_interleave(size // kind.group, 1).view(len(weight.scale), -1, kind.blocks)
-    levels = two_levels(scale, shared.scale_bits)
-    return None if levels is None else SuperBlocks(weight=weight, type=kind, unit=levels[0], steps=levels[1])
+    return SuperBlocks(weight=weight, type=kind, scales=scales, offsets=offsets)
 
 
-def two_levels(scale: Tensor, bits: int) -> tuple[Tensor, Tensor] | None:
+def _of_blocks(values: Tensor, size: int, kind: SuperBlockType) -> Tensor:
+    """Return the one of `values` (rows, groups) that each block has, (rows, super-blocks, blocks)."""
+    return values.repeat_interleave(size // kind.group, 1).view(len(values), -1, kind.blocks)
+
+
+def two_levels(scale: Tensor, bits: int) -> Levels | None:
     """Return a float16 and integers of `bits` bits whose products in float32 are the very `scale`.
 
     There may be several such pairs, which all have the same products; the one with the largest integers is
     taken. None where a super-block has no such pair.
 
     Args:
-        scale: float32 above 0, (rows, super-blocks, blocks).
+        scale: float32 of at least 0, (rows, super-blocks, blocks): scales or offsets.
         bits: of the integers, at most 8.
 
     Returns:
@@ -85,7 +119,7 @@ def two_levels(scale: Tensor, bits: int) -> tuple[Tensor, Tensor] | None:
     for most in range(2**bits - 1, 0, -1):
         candidate = (largest / most).half()
         wanted = candidate.float().unsqueeze(-1)
-        count = (scale / wanted).round().clamp(max=most)
+        count = (scale / wanted).round().clamp(max=most).nan_to_num(nan=0.0)  # where all are 0
         found = (wanted * count == scale).all(-1) & candidate.isfinite() & missing
         unit, missing = torch.where(found, candidate, unit), missing & ~found
         steps = torch.where(found.unsqueeze(-1), count.nan_to_num(posinf=0).int(), steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import Final
+from typing import Final, TypeAlias
 
 import attrs
 import torch
@@ -102,17 +102,19 @@ BLOCK_TYPES: Final = (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)
 class SuperBlockType(TensorType):
     """Codes in super-blocks of 256 columns, with a scale of float16 for the integer scales of their blocks.
 
-    ``value = d * s * q``; q has `bits`.
+    ``value = d * s * q``, or ``d * s * q - dmin * m`` where there are offsets; q has `bits`.
 
     Attributes:
         bits: the bits of a code.
         group: the columns of a block.
         scale_bits: the bits of the positive integers s.
+        offset_bits: the bits of the integers m, None where there are none.
     """
 
     bits: int
     group: int
     scale_bits: int
+    offset_bits: int | None = None
     block: int = SUPER_BLOCK
     smallest: float = _coded_noise(SUPER_BLOCK)
 
@@ -122,9 +124,19 @@ class SuperBlockType(TensorType):
         return self.block // self.group
 
 
+Q4_K: Final = SuperBlockType(
+    name="Q4_K", number=12, file_type=14, block_bytes=144, bits=4, group=32, scale_bits=6, offset_bits=6
+)
+Q5_K: Final = SuperBlockType(
+    name="Q5_K", number=13, file_type=16, block_bytes=176, bits=5, group=32, scale_bits=6, offset_bits=6
+)
 Q6_K: Final = SuperBlockType(
     name="Q6_K", number=14, file_type=18, block_bytes=210, bits=6, group=16, scale_bits=7
 )
+
+
+Levels: TypeAlias = tuple[Tensor, Tensor]
+"""What a super-block shares, float16 (rows, super-blocks), and integers (rows, super-blocks, blocks)."""
 
 
 def six_bit_bytes(codes: Tensor, unit: Tensor, steps: Tensor) -> bytes:
@@ -142,6 +154,39 @@ def six_bit_bytes(codes: Tensor, unit: Tensor, steps: Tensor) -> bytes:
     pairs = high[..., 0, :] | (high[..., 1, :] << 2) | (high[..., 2, :] << 4) | (high[..., 3, :] << 6)
     parts = [nibbles.flatten(2), pairs.flatten(2), steps.to(torch.int8).view(torch.uint8), _halves(unit)]
     return tensor_bytes(torch.cat(parts, -1))
+
+
+def offset_block_bytes(kind: SuperBlockType, codes: Tensor, scales: Levels, offsets: Levels) -> bytes:
+    """Return the bytes of a matrix in super-blocks with offsets, of Q4_K or Q5_K.
+
+    Args:
+        kind: the type.
+        codes: q, integers from 0 (rows, columns).
+        scales: d and s; the integers have up to 6 bits.
+        offsets: dmin and m, likewise.
+    """
+    unit, steps = scales
+    stored = codes.to(torch.uint8).reshape(*unit.shape, kind.blocks, BLOCK)
+    parts = [_halves(unit), _halves(offsets[0]), _pairs_of_six_bits(steps, offsets[1])]
+    if kind.bits == 5:
+        # The fifth bits of a column of all blocks are a byte, the first block's in the lowest bit.
+        places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=stored.device)
+        parts.append(((stored >> 4) * places.unsqueeze(-1)).sum(-2).to(torch.uint8))
+    nibbles = stored & 15
+    # Of two blocks, the first stands in the low bits of their bytes, the second in the high ones.
+    parts.append((nibbles[..., ::2, :] | (nibbles[..., 1::2, :] << 4)).flatten(2))
+    return tensor_bytes(torch.cat(parts, -1))
+
+
+def _pairs_of_six_bits(steps: Tensor, counts: Tensor) -> Tensor:
+    """Return eight pairs of integers of 6 bits as twelve bytes.
+
+    The first four of each stand in the low bits of four bytes. The others' low four bits share four bytes,
+    and their high two are the high bits of the former.
+    """
+    one, other = steps.to(torch.uint8), counts.to(torch.uint8)
+    first = [each[..., :4] | ((each[..., 4:] >> 4) << 6) for each in (one, other)]
+    return torch.cat([*first, (one[..., 4:] & 15) | ((other[..., 4:] & 15) << 4)], -1)
 
 
 def block_bytes(kind: BlockType, codes: Tensor, scale: Tensor, minimum: Tensor) -> bytes:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
-from tico_config import Problem
+from tico_config import Found, Problem
 from tico_export.protocol._consumer import Consumer
 from tico_export.protocol._example import Example
 from tico_export.protocol._target import ExportTarget
@@ -19,17 +19,35 @@ T = TypeVar("T", bound=ExportTarget)
 class Exporter(ABC, Generic[T]):
     """Writes converted models in the format of one target.
 
-    `export` calls `problems` first, and nothing is written where there is any. Then `write` is given a path
-    in a new folder beside the one asked for; what it leaves there is moved to its place only when all went
-    well. Between the two, `consumer` is asked for what reads the file, and that runs it. An exporter knows
-    no algorithm, changes nothing of the model, and gives the same bytes for the same model in every process.
+    `export` calls `every_problem` first, and nothing is written where there is any. Then `write` is given a
+    path in a new folder beside the one asked for; what it leaves there is moved to its place only when all
+    went well. Between the two, `consumer` is asked for what reads the file, and that runs it. An exporter
+    knows no algorithm, changes nothing of the model, and gives the same bytes for the same model in every
+    process.
 
     Args:
         target: the format with its options.
     """
 
+    takes_offsets: ClassVar[bool] = False
+    """Whether `write` keeps the offsets of groups, `IntegerWeight.offset`; otherwise they are refused."""
+
     def __init__(self, target: T) -> None:
         self.target = target
+
+    def every_problem(self, source: Source) -> Iterator[Problem]:
+        """Yield what `problems` yields, after the offsets that the exporter does not take."""
+        for path, weight in source.weights.items():
+            if weight.offset is not None and not self.takes_offsets:
+                yield Problem(
+                    module=path or None,
+                    field="offset",
+                    value=Found(str(weight.format)),
+                    expected="scales and zero points alone",
+                    sentence=f"{self.target.name} has no place for offsets of groups, and this one has them",
+                    remedy="convert it with a super_block without offset_bits, or export it by GGUF()",
+                )
+        yield from self.problems(source)
 
     @abstractmethod
     def problems(self, source: Source) -> Iterable[Problem]:

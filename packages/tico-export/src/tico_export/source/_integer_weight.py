@@ -17,6 +17,9 @@ from tico_modules import PackedWeight, QuantizedModule
 class IntegerWeight:
     """A layer whose weight is integers: ``weight = (code - zero_point) * scale`` of each group of columns.
 
+    Where there is an `offset`, it is subtracted. `export` refuses such a layer unless the exporter's
+    `takes_offsets` is true, so that nothing that reads scales and zero points alone ever sees one.
+
     The weight of shape `shape` is seen as a matrix (rows, columns): the first axis gives the rows, all others
     together the columns.
 
@@ -98,6 +101,11 @@ class IntegerWeight:
     def zero_point(self) -> Tensor:
         """The zero points in codes of `dtype`, int32 (rows, groups)."""
         return self.packed.zero_point
+
+    @property
+    def offset(self) -> Tensor | None:
+        """The offsets that are subtracted, float32 (rows, groups); None where there are none."""
+        return self.packed.offset
 
     @property
     def format(self) -> GridFormat:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tico_config import ConfigError, MissingExtraError, UnsupportedError
+from tico_config import ConfigError, MissingExtraError, SuperBlock, UnsupportedError
+from tico_export._built_in import BUILT_IN
 from tico_export.protocol import ExporterRegistry
 from tico_export.testing._elsewhere import files_elsewhere, files_in
 from tico_export.testing._exporter_case import ExporterCase
+from tico_modules import PackedWeight, QuantizedModule, named_modules
 
 _FULL = 256  # bytes, which no export is smaller than
 
@@ -58,6 +62,22 @@ class ExporterPromises:
         """A float model is refused with what to do, and nothing is written."""
         with pytest.raises(UnsupportedError, match="convert"):
             self.cases[name].export(tmp_path, self.registry, model=nn.Sequential(nn.Linear(2, 2)).eval())
+        assert list(tmp_path.iterdir()) == []
+
+    def test_offsets_are_held_or_refused(self, name: str, tmp_path: Path) -> None:
+        """Those of a weight's groups, which are no zero points, are in the export or named in the error."""
+        case = self.cases[name]
+        model = case.make()
+        path = _add_offsets(model)
+        if path is None:
+            return
+        registry = ExporterRegistry(BUILT_IN).with_installed() if self.registry is None else self.registry
+        if registry.exporter(case.target).takes_offsets:
+            with contextlib.suppress(UnsupportedError):
+                case.export(tmp_path, self.registry, model=model, verify=True)
+            return
+        with pytest.raises(UnsupportedError, match=rf"{re.escape(path)}: .* no place for offsets"):
+            case.export(tmp_path, self.registry, model=model, verify=True)
         assert list(tmp_path.iterdir()) == []
 
     def test_example_inputs_are_asked_for(self, name: str, tmp_path: Path) -> None:
@@ -116,6 +136,27 @@ class ExporterPromises:
             self.cases[name].export(tmp_path, self.registry, model=model, verify=True)
             assert torch.equal(torch.get_rng_state(), state)
         assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before
+
+
+def _add_offsets(model: nn.Module) -> str | None:
+    """Give the first integer layer in `model` offsets of half a step; return its path, None without one."""
+    for path, layer in named_modules(model):
+        if isinstance(layer, QuantizedModule):
+            packed = layer.packed
+            layer.packed = PackedWeight.from_codes(
+                packed.integer_codes(),
+                packed.scale,
+                packed.zero_point,
+                dtype=packed.dtype,
+                shape=packed.shape,
+                group_size=packed.group_size,
+                group_index=packed.group_index,
+                offset=packed.scale / 2,
+                super_block=SuperBlock(offset_bits=6),
+                float_dtype=packed.float_dtype,
+            )
+            return path
+    return None
 
 
 @contextmanager

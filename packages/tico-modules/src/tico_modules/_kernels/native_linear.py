@@ -108,6 +108,8 @@ def _find_obstacle(weight: PackedWeight) -> str:
         return f"its codes are on {weight.codes.device}"
     if weight.bits > 8:
         return f"codes of {weight.bits} bits have no kernel"
+    if weight.offset is not None:
+        return "weights with offsets have no kernel"
     return "" if weight.codes.numel() else "its weight is empty"
 
 

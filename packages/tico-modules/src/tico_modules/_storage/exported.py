@@ -155,8 +155,13 @@ def _dequantized(
     return narrow if normal else narrow + 0.0
 
 
-def dequantize_weight(form: WeightFormat, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Return the float32 weight of packed `codes` in its own shape; groups are even runs of columns."""
+def dequantize_weight(
+    form: WeightFormat, codes: Tensor, scale: Tensor, zero_point: Tensor, offset: Tensor | None
+) -> Tensor:
+    """Return the float32 weight of packed `codes` in its own shape; groups are even runs of columns.
+
+    Offsets, which the dialect has no place for, are subtracted by an operator of their own.
+    """
     dtype = form.dtype
     kept = _row_dtype(dtype)
     integers = form.unpack(codes)
@@ -167,4 +172,7 @@ def dequantize_weight(form: WeightFormat, codes: Tensor, scale: Tensor, zero_poi
         grid = (scale.view(-1), zero_point.view(-1), 0, dtype.qmin, dtype.qmax, kept)
         return dialect_operator("dequantize_per_channel")(rows, *grid)
     groups = (scale, zero_point, dtype.qmin, dtype.qmax, kept, form.group_size, torch.float32)
-    return dialect_operator("dequantize_per_channel_group")(integers.to(kept), *groups).view(form.shape)
+    values = dialect_operator("dequantize_per_channel_group")(integers.to(kept), *groups)
+    if offset is not None:
+        values = values - offset.repeat_interleave(form.group_size, 1)
+    return values.view(form.shape)

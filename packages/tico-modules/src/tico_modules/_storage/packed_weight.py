@@ -9,16 +9,22 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 from typing_extensions import Self
 
-from tico_config import DType, GridFormat, NumericsError, PerChannel, PerGroup, Problem, SuperBlock, TicoError
+from tico_config import DType, GridFormat, PerChannel, PerGroup, Problem, SuperBlock, TicoError
 from tico_modules._storage.code_mark import CopiedCodes, mark_of
 from tico_modules._storage.dequantization import dequantize_rows, spread_groups
-from tico_modules._storage.exact_module import ExactModule, has_values
+from tico_modules._storage.exact_module import ExactModule
 from tico_modules._storage.exported import dequantize_weight
 from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
 from tico_modules._storage.foreign_saves import refuse_save_pretrained
 from tico_modules._storage.layout import Layout, require_tensor
 from tico_modules._storage.one_function import is_watched
-from tico_modules._storage.weight_checks import require_buffers, require_codes
+from tico_modules._storage.weight_checks import (
+    require_arguments,
+    require_buffers,
+    require_codes,
+    require_offset,
+    require_values_of,
+)
 from tico_modules._storage.weight_format import WeightFormat
 from tico_modules._storage.weight_rounding import choose_params, round_to_params
 from tico_observers import AffineParams
@@ -34,7 +40,8 @@ class PackedWeight(ExactModule):
     - ``scale``: float32 (rows, groups);
     - ``zero_point``: int32 (rows, groups), in codes of `dtype`;
     - ``group_index``: int32 (columns,), the group of each column; None where the groups are runs of
-      `group_size` columns.
+      `group_size` columns;
+    - ``offset``: float32 (rows, groups), with a `super_block` that has `offset_bits`; None without.
 
     `shape` is the shape of the float weight; `group_size` None means one group a row. The constructor takes
     the buffers as they are; `from_codes` checks and packs.
@@ -51,6 +58,7 @@ class PackedWeight(ExactModule):
     scale: Tensor
     zero_point: Tensor
     group_index: Tensor | None
+    offset: Tensor | None
     _copied: CopiedCodes | None = None  # in a copy: what the codes were
     _kept: list[Tensor] | None = None  # the dequantized weight while `expanded` lasts
 
@@ -64,6 +72,7 @@ class PackedWeight(ExactModule):
         shape: tuple[int, ...],
         group_size: int | None = None,
         group_index: Tensor | None = None,
+        offset: Tensor | None = None,
         super_block: SuperBlock | None = None,
         float_dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -75,6 +84,7 @@ class PackedWeight(ExactModule):
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero_point)
         self.register_buffer("group_index", group_index)
+        self.register_buffer("offset", offset)
         self.float_dtype = float_dtype
 
     @classmethod
@@ -88,13 +98,15 @@ class PackedWeight(ExactModule):
         shape: tuple[int, ...],
         group_size: int | None = None,
         group_index: Tensor | None = None,
+        offset: Tensor | None = None,
         super_block: SuperBlock | None = None,
         float_dtype: torch.dtype = torch.float32,
     ) -> PackedWeight:
         """Return the weight of integer `codes` (rows, columns) in the range of `dtype`.
 
-        `scale` and `zero_point` have shape (rows, groups), `group_index` has shape (columns,); `super_block`
-        says what the scales share; `float_dtype` is the dtype of the float weight.
+        `scale`, `zero_point` and `offset` have shape (rows, groups), `group_index` has shape (columns,);
+        `super_block` says what the scales share, and whether there are offsets; `float_dtype` is the dtype of
+        the float weight.
 
         Raises:
             NumericsError: a code is out of range or no integer, or the shapes do not fit each other.
@@ -105,9 +117,10 @@ class PackedWeight(ExactModule):
         >>> weight.dequantize().tolist(), weight.codes.tolist()
         ([[-3.5, 4.0]], [[240]])
         """
-        form = WeightFormat(dtype=dtype, shape=tuple(shape), group_size=group_size)
+        form = WeightFormat(dtype=dtype, shape=tuple(shape), group_size=group_size, super_block=super_block)
         require_codes(codes, form)
         AffineParams(scale=scale, zero_point=zero_point, dtype=dtype)
+        require_offset(form, offset)
         weight = cls(
             form.pack(codes),
             scale.to(torch.float32).contiguous(),
@@ -116,6 +129,7 @@ class PackedWeight(ExactModule):
             shape=shape,
             group_size=group_size,
             group_index=None if group_index is None else group_index.to(torch.int32),
+            offset=None if offset is None else offset.to(torch.float32).contiguous(),
             super_block=super_block,
             float_dtype=float_dtype,
         )
@@ -131,7 +145,7 @@ class PackedWeight(ExactModule):
         Raises:
             NumericsError: the weight holds NaN or infinity.
         """
-        _require_arguments(weight, symmetric)
+        require_arguments(weight, symmetric)
         form = WeightFormat(dtype=dtype, shape=tuple(weight.shape), group_size=group_size)
         return cls.on_grid(weight, choose_params(weight, form, symmetric=symmetric), group_size=group_size)
 
@@ -163,12 +177,13 @@ class PackedWeight(ExactModule):
         with layout.locate_errors():
             form = WeightFormat.from_layout(layout)
             indexed = ("group_index",) if layout.boolean("group_index") else ()
+            lowered = ("offset",) if form.has_offset else ()
             buffers = {
                 name: require_tensor(tensors, layout, name)
-                for name in ("codes", "scale", "zero_point", *indexed)
+                for name in ("codes", "scale", "zero_point", *indexed, *lowered)
             }
             require_buffers(form, buffers)
-            _require_values(form, buffers)
+            require_values_of(form, buffers)
         return cls(
             **buffers,
             dtype=form.dtype,
@@ -190,8 +205,8 @@ class PackedWeight(ExactModule):
         """Yield what is wrong with `tensors`, by name, as buffers of a weight of this format."""
         try:
             require_buffers(self.format, dict(tensors))
-            if len(tensors) > 2:
-                _require_values(self.format, tensors)
+            if tensors.keys() >= {"codes", "scale", "zero_point"}:
+                require_values_of(self.format, tensors)
         except TicoError as error:
             yield from error.problems
 
@@ -271,7 +286,7 @@ class PackedWeight(ExactModule):
         return GridFormat(
             dtype=self.dtype,
             granularity=PerChannel(0) if size is None else PerGroup(axis=1, size=size),
-            symmetric=bool((self.zero_point == middle).all()),
+            symmetric=not self.format.has_offset and bool((self.zero_point == middle).all()),
             even=self._has_even_groups,
             super_block=self.format.super_block,
         )
@@ -295,12 +310,13 @@ class PackedWeight(ExactModule):
     def dequantize(self) -> Tensor:
         """Return the weight in its own shape, float32: ``(code - zero_point) * scale`` of each group.
 
-        A value beyond the finite numbers of float32 becomes the largest of them.
+        Where there are offsets, each is subtracted, a step that is rounded by itself. A value beyond the
+        finite numbers of float32 becomes the largest of them.
         """
         if self._kept:
             return self._kept[0]
         if torch.compiler.is_exporting() and self._has_even_groups:
-            return dequantize_weight(self.format, self.codes, self.scale, self.zero_point)
+            return dequantize_weight(self.format, self.codes, self.scale, self.zero_point, self.offset)
         values: Tensor = self()
         if self._kept is not None:
             self._kept.append(values)
@@ -327,17 +343,21 @@ class PackedWeight(ExactModule):
         """
         form = self.format
         # By attribute, each buffer takes half a microsecond.
-        held: dict[str, Tensor] = self._buffers  # type: ignore[assignment]  # only group_index may be None
+        held: dict[str, Tensor] = self._buffers  # type: ignore[assignment]  # the others may be None
         codes, scale, zero_point = held["codes"], held["scale"], held["zero_point"]
+        group_index, offset = self._buffers["group_index"], self._buffers["offset"]
         if self._copied is not None and not torch.compiler.is_compiling():
             self._copied.require_same(codes)
         if is_watched(codes):
             seen: Tensor = handle_torch_function(packed_weight, (codes,), self, index)
             return seen
         if index is None:
-            return dequantize_rows(form, codes, scale, zero_point, held["group_index"]).view(form.shape)
-        codes, scale, zero_point = (x.index_select(0, index.reshape(-1)) for x in (codes, scale, zero_point))
-        rows = dequantize_rows(form, codes, scale, zero_point, held["group_index"])
+            values = dequantize_rows(form, codes, scale, zero_point, group_index=group_index, offset=offset)
+            return values.view(form.shape)
+        flat = index.reshape(-1)
+        codes, scale, zero_point = (x.index_select(0, flat) for x in (codes, scale, zero_point))
+        offset = None if offset is None else offset.index_select(0, flat)
+        rows = dequantize_rows(form, codes, scale, zero_point, group_index=group_index, offset=offset)
         return rows.view(*index.shape, *form.shape[1:])
 
     def extra_repr(self) -> str:
@@ -348,28 +368,3 @@ class PackedWeight(ExactModule):
 def packed_weight(weight: PackedWeight, index: Tensor | None) -> Tensor:
     """Return the values of `weight`, or of its rows at `index`: the function that modes of torch see."""
     return weight.forward(index)
-
-
-def _require_arguments(weight: object, symmetric: object) -> None:
-    """Refuse what is no tensor of floats, and what is neither true nor false.
-
-    Raises:
-        NumericsError: naming the argument.
-    """
-    if not (isinstance(weight, Tensor) and weight.is_floating_point()):
-        raise NumericsError(Problem(field="weight", value=weight, expected="a tensor of floats"))
-    if not isinstance(symmetric, bool):
-        raise NumericsError(Problem(field="symmetric", value=symmetric, expected="true or false"))
-
-
-def _require_values(form: WeightFormat, buffers: Mapping[str, Tensor]) -> None:
-    """Refuse codes, scales and zero points that no weight of the format `form` has.
-
-    Raises:
-        NumericsError: with what is out of range.
-    """
-    scale, zero_point = buffers["scale"], buffers["zero_point"]
-    if has_values(*buffers.values()):
-        if form.dtype.bits > 8:  # up to 8 bits, every byte holds codes in range
-            require_codes(form.unpack(buffers["codes"]).to(torch.int32) + form.origin, form)
-        AffineParams(scale=scale, zero_point=zero_point, dtype=form.dtype)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from tico_config import Found, NumericsError, Problem
+from tico_modules._storage.exact_module import has_values
 from tico_modules._storage.weight_format import WeightFormat
+from tico_observers import AffineParams
 
 
 def require_codes(codes: Tensor, form: WeightFormat) -> None:
@@ -42,6 +44,7 @@ def require_buffers(form: WeightFormat, buffers: dict[str, Tensor]) -> None:
         "scale": (torch.float32, grid),
         "zero_point": (torch.int32, grid),
         "group_index": (torch.int32, (form.columns,)),
+        "offset": (torch.float32, grid),
     }
     problems = [
         Problem(
@@ -70,3 +73,48 @@ def _find_index_problem(form: WeightFormat, index: Tensor | None) -> Iterator[Pr
 
 def _describe(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
     return f"a tensor of shape {shape} and dtype {str(dtype).removeprefix('torch.')}"
+
+
+def require_arguments(weight: object, symmetric: object) -> None:
+    """Refuse what is no tensor of floats, and what is neither true nor false.
+
+    Raises:
+        NumericsError: naming the argument.
+    """
+    if not (isinstance(weight, Tensor) and weight.is_floating_point()):
+        raise NumericsError(Problem(field="weight", value=weight, expected="a tensor of floats"))
+    if not isinstance(symmetric, bool):
+        raise NumericsError(Problem(field="symmetric", value=symmetric, expected="true or false"))
+
+
+def require_values_of(form: WeightFormat, buffers: Mapping[str, Tensor]) -> None:
+    """Refuse codes, scales and zero points that no weight of the format `form` has.
+
+    Raises:
+        NumericsError: with what is out of range.
+    """
+    scale, zero_point = buffers["scale"], buffers["zero_point"]
+    if has_values(*buffers.values()):
+        _require_finite(buffers.get("offset"))
+        if form.dtype.bits > 8:  # up to 8 bits, every byte holds codes in range
+            require_codes(form.unpack(buffers["codes"]).to(torch.int32) + form.origin, form)
+        AffineParams(scale=scale, zero_point=zero_point, dtype=form.dtype)
+
+
+def require_offset(form: WeightFormat, offset: Tensor | None) -> None:
+    """Refuse offsets where the format has none, none where it has some, and offsets that are not finite.
+
+    Raises:
+        NumericsError: with what was found.
+    """
+    if (offset is not None) != form.has_offset:
+        found = Found("none" if offset is None else "a tensor")
+        expected = "a tensor with a super_block that has offset_bits, and None otherwise"
+        raise NumericsError(Problem(field="offset", value=found, expected=expected))
+    _require_finite(offset)
+
+
+def _require_finite(offset: Tensor | None) -> None:
+    if offset is not None and has_values(offset) and not bool(offset.isfinite().all()):
+        found = Found("some that are not")
+        raise NumericsError(Problem(field="offset", value=found, expected="finite numbers"))

@@ -30,7 +30,8 @@ class WeightFormat:
         dtype: the number format of a code, of up to 16 bits.
         shape: the shape of the float weight.
         group_size: the number of columns in a group, whose codes share a scale; None means whole rows.
-        super_block: what the scales of groups were made to share; None where each is a number of its own.
+        super_block: what the scales of groups were made to share, and whether there are offsets; None where
+            each scale is a number of its own.
 
     Raises:
         NumericsError: the shape has no axis, a group has no column, or a code has more than 16 bits.
@@ -76,6 +77,11 @@ class WeightFormat:
         return 0 if self.dtype == _INT8 else self.dtype.qmin
 
     @property
+    def has_offset(self) -> bool:
+        """Whether each group has an offset, which is subtracted from the product of code and scale."""
+        return self.super_block is not None and self.super_block.has_offsets
+
+    @property
     def unit(self) -> str:
         """The codes that share a scale, for people: ``per row`` or ``group 64``."""
         shared = "" if self.super_block is None else f", {self.super_block}"
@@ -111,7 +117,7 @@ class WeightFormat:
             "signed": self.dtype.signed,
             "shape": list(self.shape),
             "group_size": self.group_size,
-            **({} if shared is None else {"super_block": attrs.asdict(shared)}),
+            **({} if shared is None else {"super_block": _super_block_layout(shared)}),
         }
 
     @classmethod
@@ -131,8 +137,17 @@ class WeightFormat:
         )
 
 
+def _super_block_layout(shared: SuperBlock) -> dict[str, int]:
+    """Return the fields as JSON values; files without offsets stay those of earlier releases."""
+    fields = {"columns": shared.columns, "scale_bits": shared.scale_bits}
+    return fields if shared.offset_bits is None else {**fields, "offset_bits": shared.offset_bits}
+
+
 def _super_block(layout: Layout) -> SuperBlock | None:
     if "super_block" not in layout.values:
         return None
     shared = layout.child("super_block")
-    return SuperBlock(columns=shared.integer("columns"), scale_bits=shared.integer("scale_bits"))
+    offset_bits = shared.integer("offset_bits") if "offset_bits" in shared.values else None
+    return SuperBlock(
+        columns=shared.integer("columns"), scale_bits=shared.integer("scale_bits"), offset_bits=offset_bits
+    )

@@ -10,17 +10,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tico_config import GPTQConfig
-from tico_observers import AffineParams
 from tico_observers.products import add_product, product, total, whole_columns
 from tico_quantizers.solvers._factor import FACTOR_BLOCK, Factor, lower_inverse
 from tico_quantizers.solvers._grids import GridRule
+from tico_quantizers.solvers._group_grid import GroupGrid
 
 _LEAF_COLUMNS = 16
 _COPIED_ROWS = 32
 LARGEST = torch.finfo(torch.float32).max
 
-_Grid: TypeAlias = tuple[Tensor, Tensor, Tensor]
-"""Scale, and the fewest and the most steps from 0, float32 (rows,), or (1,) for all rows."""
+_Grid: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor | None]
+"""Scale, the fewest and the most steps, and the offset if any, float32 (rows,), or (1,) for all rows.
+
+Steps are counted from 0, or from the offset below it.
+"""
 
 
 class _Leaf:
@@ -51,9 +54,12 @@ class _Leaf:
         `wide` says that a value may be beyond the finite numbers, `drifts` that targets are carried on.
         """
         views = zip(self._columns, grids, strict=False)
-        for (target, steps, value, error, later, share, drift), (scale, fewest, most) in views:
-            torch.div(target, scale, out=steps).round_().clamp_(fewest, most)
+        for (target, steps, value, error, later, share, drift), (scale, fewest, most, offset) in views:
+            above = target if offset is None else torch.add(target, offset, out=steps)
+            torch.div(above, scale, out=steps).round_().clamp_(fewest, most)
             torch.mul(steps, scale, out=value)
+            if offset is not None:
+                value.sub_(offset)
             if wide:
                 value.clamp_(-LARGEST, LARGEST)
             later.addcmul_(share, error.sub_(value))
@@ -79,7 +85,7 @@ class Columns:
         self._target = self.error.clone()
         self.codes = self._target.view(torch.int32)
         self.norms = torch.empty(2, size, dtype=torch.float64, device=weight.device)
-        self.params: list[AffineParams] = []
+        self.grids: list[GroupGrid] = []
         self.group_of = torch.arange(size, device=weight.device) // self.rule.group
         self._grids: list[_Grid] = []
         self._zero_points: list[Tensor] = []
@@ -104,19 +110,20 @@ class Columns:
             self.group_of = self.group_of[order]
 
     def _add_grids(self, columns: Tensor, start: int) -> None:
-        for params in self.rule.grids(columns[:, : self.rows], start):
-            self._add_grid(params)
+        for grid in self.rule.grids(columns[:, : self.rows], start):
+            self._add_grid(grid)
 
-    def _add_grid(self, params: AffineParams) -> None:
+    def _add_grid(self, grid: GroupGrid) -> None:
         # Of the rows of zeros, any grid is right.
-        missing = self.error.shape[1] - self.rows if len(params.scale) > 1 else 0
-        scale, zero_point = pad(params.scale, (0, missing), value=1.0), pad(params.zero_point, (0, missing))
+        missing = self.error.shape[1] - self.rows if len(grid.scale) > 1 else 0
+        scale, zero_point = pad(grid.scale, (0, missing), value=1.0), pad(grid.zero_point, (0, missing))
+        offset = None if grid.offset is None else pad(grid.offset, (0, missing))
         zero_point = zero_point.to(torch.float32)
-        dtype = params.dtype
-        self.params.append(params)
-        self._grids.append((scale, dtype.qmin - zero_point, dtype.qmax - zero_point))
+        dtype = grid.dtype
+        self.grids.append(grid)
+        self._grids.append((scale, dtype.qmin - zero_point, dtype.qmax - zero_point, offset))
         self._zero_points.append(zero_point)
-        self._wide |= float(params.scale.max()) * (dtype.qmax - dtype.qmin) > LARGEST / 2
+        self._wide |= float(grid.scale.max()) * (dtype.qmax - dtype.qmin) > LARGEST / 2
 
     def solve(self, start: int, stop: int) -> None:
         """Round the columns from `start` to `stop`, which all earlier columns have already corrected."""
@@ -181,7 +188,7 @@ class Columns:
 
     def width(self) -> float:
         """Return the squared width of the grid, summed over all elements."""
-        scale = torch.stack([params.scale for params in self.params]).to(torch.float64)
+        scale = torch.stack([grid.scale for grid in self.grids]).to(torch.float64)
         steps = self.rule.dtype.qmax - self.rule.dtype.qmin
         return float(total(scale.square())) * self.rows / scale.shape[1] * self.rule.group * steps**2
 

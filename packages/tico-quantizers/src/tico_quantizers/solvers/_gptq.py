@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from tico_config import ConfigError, DType, Found, GPTQConfig, NumericsError, Problem
-from tico_observers import AffineParams, require_finite, require_float_tensor
+from tico_observers import require_finite, require_float_tensor
 from tico_observers.products import product, total, whole_columns
 from tico_quantizers.solvers._columns import LARGEST, Columns, column_norms, transposed
 from tico_quantizers.solvers._factor import Factor, Hessian, damped_factor, rounding_only
 from tico_quantizers.solvers._grids import GridRule
+from tico_quantizers.solvers._group_grid import GroupGrid
 
 _LOSS_BLOCK = 128
 
@@ -36,7 +37,8 @@ class Solution:
     """A weight on a grid: ``dequantize()`` is ``(codes - zero_point) * scale`` of each column's group.
 
     `codes` is int32 (rows, columns); `scale` and `zero_point` are (rows, groups). `group_index` (columns,)
-    names the group of each column where the groups are not runs of `group_size` columns. `loss` is
+    names the group of each column where the groups are not runs of `group_size` columns. Where there is an
+    `offset` (rows, groups), it is subtracted, and zero points are 0. `loss` is
     tr((W - Q) H (W - Q)ᵀ) for the undamped H; `damping` is the share of the diagonal's size that was added;
     `rounded_only` says that no damping made H positive definite, so every column was rounded to nearest and
     `damping` is 0. A value beyond the finite numbers of float32 becomes the largest of them.
@@ -52,11 +54,15 @@ class Solution:
     damping: float
     dead_columns: int
     rounded_only: bool = False
+    offset: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """Return the quantized weight, float32 (rows, columns)."""
         values = (self.codes - self._per_column(self.zero_point)).to(torch.float32)
-        return values.mul_(self._per_column(self.scale)).clamp_(-LARGEST, LARGEST)
+        values.mul_(self._per_column(self.scale))
+        if self.offset is not None:
+            values.sub_(self._per_column(self.offset))
+        return values.clamp_(-LARGEST, LARGEST)
 
     def _per_column(self, values: Tensor) -> Tensor:
         if self.group_index is not None:
@@ -179,11 +185,11 @@ def nearest(weight: Tensor, config: GPTQConfig, diagonal: Tensor | None = None) 
     if diagonal is None:
         diagonal = error.new_ones(len(error), dtype=torch.float64)
     rule = GridRule(config, diagonal.to(torch.float64))
-    params, codes = [], torch.empty_like(error, dtype=torch.int32)
+    grids, codes = [], torch.empty_like(error, dtype=torch.int32)
     for start, grid, steps in _to_nearest(error, rule):
-        params.append(grid)
+        grids.append(grid)
         codes[start : start + rule.group] = steps
-    found = _on_grid(transposed(codes), params, rule, rounded_only=True)
+    found = _on_grid(transposed(codes), grids, rule, rounded_only=True)
     return attrs.evolve(found, loss=float(total(column_norms(error).square() * rule.diagonal)))
 
 
@@ -199,17 +205,20 @@ def loss_of_nearest(weight: Tensor, gram: Tensor, config: GPTQConfig) -> float:
     return quadratic_loss(error, Hessian(gram, None), torch.float32)
 
 
-def _to_nearest(columns: Tensor, rule: GridRule) -> Iterator[tuple[int, AffineParams, Tensor]]:
+def _to_nearest(columns: Tensor, rule: GridRule) -> Iterator[tuple[int, GroupGrid, Tensor]]:
     """Yield the first column, the grid and the codes of each group, and leave the error in `columns`."""
     for start in range(0, len(columns), rule.span):
         grids = rule.grids(columns[start : start + rule.span], start)
-        for place, params in enumerate(grids):
+        for place, grid in enumerate(grids):
             first = start + place * rule.group
             group = columns[first : first + rule.group]
-            scale, zero_point = params.scale, params.zero_point.to(torch.float32)
-            codes = (group / scale).round_().add_(zero_point).clamp_(rule.dtype.qmin, rule.dtype.qmax)
-            yield first, params, codes
-            group.sub_(codes.sub_(zero_point).mul_(scale).clamp_(-LARGEST, LARGEST))
+            scale, zero_point, offset = grid.scale, grid.zero_point.to(torch.float32), grid.offset
+            above = group if offset is None else group + offset
+            codes = (above / scale).round_().add_(zero_point).clamp_(rule.dtype.qmin, rule.dtype.qmax)
+            yield first, grid, codes
+            values = codes.sub_(zero_point).mul_(scale)
+            values = values if offset is None else values.sub_(offset)
+            group.sub_(values.clamp_(-LARGEST, LARGEST))
 
 
 def _rounded(weight: Tensor, factor: Factor, config: GPTQConfig) -> Columns | None:
@@ -229,7 +238,7 @@ def _solution(columns: Columns, factor: Factor) -> Solution:
     codes = columns.codes[:, : columns.rows]
     codes = transposed(codes if back is None else codes[back])
     return attrs.evolve(
-        _on_grid(codes, columns.params, columns.rule, rounded_only=factor.rounded_only),
+        _on_grid(codes, columns.grids, columns.rule, rounded_only=factor.rounded_only),
         loss=_loss(columns, factor),
         group_index=_group_index(columns, back),
         damping=factor.damping,
@@ -237,13 +246,14 @@ def _solution(columns: Columns, factor: Factor) -> Solution:
     )
 
 
-def _on_grid(codes: Tensor, params: list[AffineParams], rule: GridRule, *, rounded_only: bool) -> Solution:
+def _on_grid(codes: Tensor, grids: list[GroupGrid], rule: GridRule, *, rounded_only: bool) -> Solution:
     """Return the solution that the grids of all groups make of `codes` (rows, columns)."""
     rows = len(codes)
+    offsets = [grid.offset.expand(rows) for grid in grids if grid.offset is not None]
     return Solution(
         codes=codes,
-        scale=torch.stack([grid.scale.expand(rows) for grid in params], 1),
-        zero_point=torch.stack([grid.zero_point.expand(rows) for grid in params], 1),
+        scale=torch.stack([grid.scale.expand(rows) for grid in grids], 1),
+        zero_point=torch.stack([grid.zero_point.expand(rows) for grid in grids], 1),
         dtype=rule.dtype,
         group_size=rule.config.group_size,
         group_index=None,
@@ -251,6 +261,7 @@ def _on_grid(codes: Tensor, params: list[AffineParams], rule: GridRule, *, round
         damping=0.0,
         dead_columns=int((rule.diagonal == 0).sum()),
         rounded_only=rounded_only,
+        offset=torch.stack(offsets, 1) if offsets else None,
     )
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tico_config import DType, GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec, PerTensor
-from tico_observers import AffineParams, params_from_range
+from tico_observers import params_from_range
 from tico_observers.products import total
+from tico_quantizers.solvers._group_grid import GroupGrid
 from tico_quantizers.solvers._shrinking import least_error_share
 from tico_quantizers.solvers._super_block import under_super_block
 
@@ -39,14 +40,14 @@ class GridRule:
         """The format of the codes."""
         return DType(self.config.bits, signed=self.config.symmetric)
 
-    def grids(self, columns: Tensor, start: int) -> list[AffineParams]:
+    def grids(self, columns: Tensor, start: int) -> list[GroupGrid]:
         """Return the grid of each group of `columns` (columns, rows), a span that begins at `start`."""
         size, shared = self.group, self.config.super_block
         places = range(0, len(columns), size)
-        found = [self.params(columns[place : place + size], start + place) for place in places]
+        found = [self.grid(columns[place : place + size], start + place) for place in places]
         return found if shared is None else under_super_block(found, shared)
 
-    def params(self, columns: Tensor, start: int) -> AffineParams:
+    def grid(self, columns: Tensor, start: int) -> GroupGrid:
         """Return a grid for each row, or one for all, from `columns` (columns, rows).
 
         The first of the columns is number `start`. Those whose inputs were always zero count as others do:
@@ -73,9 +74,14 @@ class GridRule:
         alive = self.diagonal[self.diagonal != 0]
         return torch.where(self.diagonal == 0, float(total(alive)) / max(len(alive), 1), self.diagonal)
 
-    def _grid(self, low: Tensor, high: Tensor) -> AffineParams:
-        symmetric = self.config.symmetric
-        return params_from_range(low, high, self.dtype, symmetric=symmetric, granularity=PerTensor())
+    def _grid(self, low: Tensor, high: Tensor) -> GroupGrid:
+        symmetric, shared = self.config.symmetric, self.config.super_block
+        params = params_from_range(low, high, self.dtype, symmetric=symmetric, granularity=PerTensor())
+        if shared is None or not shared.has_offsets:
+            return GroupGrid(params)
+        # The smallest value is 0 or below, as in llama.cpp, and exactly that of the code 0.
+        offset = low.clamp(max=0).neg().to(params.scale.dtype)
+        return GroupGrid(attrs.evolve(params, zero_point=torch.zeros_like(params.zero_point)), offset)
 
     def _range(self, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Return the ends of the range of each row, or of all."""

@@ -13,8 +13,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_observers import AffineParams
 from tico_observers.products import total
+from tico_quantizers.solvers._group_grid import GroupGrid
 
 # Elementwise functions over at most 2**15 elements are one piece of work, whatever the number of threads.
 _PIECE_COLUMNS = 32
@@ -72,7 +72,7 @@ class _Rows:
 
 
 def least_error_share(
-    columns: Tensor, whole: AffineParams, steps: int, *, importance: Tensor | None, shared: bool
+    columns: Tensor, whole: GroupGrid, steps: int, *, importance: Tensor | None, shared: bool
 ) -> Tensor:
     """Return the share of the range, among ``i / steps``, whose grid has the least squared error.
 
@@ -102,9 +102,9 @@ def least_error_share(
     return found
 
 
-def _rows(columns: Tensor, whole: AffineParams, importance: Tensor | None) -> _Rows:
+def _rows(columns: Tensor, whole: GroupGrid, importance: Tensor | None) -> _Rows:
     count = columns.shape[1]
-    zero = (whole.zero_point - whole.dtype.qmin).to(torch.float32)
+    zero = whole.zero.to(torch.float32)
     roots = None if importance is None else (importance / importance.max()).sqrt().to(torch.float32)
     steps = columns / whole.scale.expand(count)
     return _Rows(steps, zero.expand(count), whole.dtype.qmax - whole.dtype.qmin, roots)

@@ -96,6 +96,7 @@ def round_layer(target: Target[GPTQConfig], tokens: int) -> QuantizedWeight:
 def _packed(target: Target[GPTQConfig], solutions: list[Solution]) -> PackedWeight:
     """Return the weight whose groups of rows the `solutions` hold."""
     first = solutions[0]
+    offsets = [solution.offset for solution in solutions if solution.offset is not None]
     return PackedWeight.from_codes(
         torch.cat([solution.codes for solution in solutions]),
         torch.cat([solution.scale for solution in solutions]),
@@ -104,6 +105,7 @@ def _packed(target: Target[GPTQConfig], solutions: list[Solution]) -> PackedWeig
         shape=shape(target.layer),
         group_size=first.group_size,
         group_index=first.group_index,
+        offset=torch.cat(offsets) if offsets else None,
         super_block=target.config.super_block,
     )
 
