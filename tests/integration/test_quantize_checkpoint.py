@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tico.quantization import (
+    AWQConfig,
     GPTQConfig,
     Offload,
     PT2EConfig,
@@ -22,12 +25,13 @@ from tico.quantization import (
     quantize_checkpoint,
     save_quantized,
 )
-from tico_config import ArtifactError, BaseConfig, ConfigError, TicoError, UnsupportedError
+from tico_config import ArtifactError, BaseConfig, ConfigError, TicoError, UnsupportedError, to_json
 from tico_quantizers.algorithms.gptq import _layer
 from tico_quantizers.solvers import solve_by
 from tiny_models import TOKENS, tiny_llama
 
 GPTQ = GPTQConfig(show_progress=False)
+SUPPORT = Path(__file__).parents[1] / "support"
 BATCHES = [TOKENS, (TOKENS + 1) % 40]
 
 
@@ -43,7 +47,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def in_memory(source: Path, out: Path, *configs: BaseConfig) -> dict[str, bytes]:
+def in_memory(source: Path, out: Path, *configs: BaseConfig, shard_bytes: int = 10**9) -> dict[str, bytes]:
     """Return the files of the model that is quantized in memory."""
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(source)
     for config in configs:
@@ -51,7 +55,7 @@ def in_memory(source: Path, out: Path, *configs: BaseConfig) -> dict[str, bytes]
         for batch in BATCHES:
             model(batch)
         convert(model)
-    save_quantized(model, out)
+    save_quantized(model, out, shard_bytes=shard_bytes)
     return files(out)
 
 
@@ -79,6 +83,27 @@ def test_an_interrupted_run_goes_on(source: Path, tmp_path: Path, monkeypatch: p
     quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
     assert len(calls) == 9 + 7
     assert files(tmp_path / "out") == in_memory(source, tmp_path / "expected", GPTQ)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+@pytest.mark.parametrize(
+    "configs",
+    [
+        (SmoothQuantConfig(), GPTQ, PTQConfig()),
+        (AWQConfig(group_size=None, show_progress=False),),
+    ],
+    ids=lambda configs: " ".join(each.name for each in configs),
+)
+def test_a_run_that_is_killed_at_any_step_goes_on(
+    source: Path, tmp_path: Path, configs: tuple[BaseConfig, ...]
+) -> None:
+    """However often it is killed, the files are those of one run; a model that is there is whole."""
+    texts, out = json.dumps(list(map(to_json, configs))), tmp_path / "out"
+    command = [sys.executable, str(SUPPORT / "interrupted_runs.py"), str(source), str(out), texts]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 5
+    assert files(out) == in_memory(source, tmp_path / "expected", *configs, shard_bytes=2000)
 
 
 def test_parameters_are_mapped(source: Path, tmp_path: Path) -> None:
@@ -135,13 +160,11 @@ def test_a_damaged_checkpoint_is_refused(
 
 
 def test_what_cannot_work_is_refused_first(source: Path, tmp_path: Path) -> None:
-    """A graph of the whole model, an iterator for two configs, a folder that holds something."""
+    """A graph of the whole model, a text for a config, a folder that holds something."""
     with pytest.raises(UnsupportedError, match="graph of the whole model"):
         quantize_checkpoint(source, tmp_path / "out", PT2EConfig(), BATCHES)
     with pytest.raises(ConfigError, match=r"quant_config must be .*, got 'gptq'"):
         quantize_checkpoint(source, tmp_path / "out", "gptq", BATCHES)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="batches"):
-        quantize_checkpoint(source, tmp_path / "out", [GPTQ, PTQConfig()], iter(BATCHES))
     with pytest.raises(ConfigError, match="out_dir"):
         quantize_checkpoint(source, source, GPTQ, BATCHES)
     assert not (tmp_path / "out").exists()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_api._facade import BUILT_IN, prepare
+from tico_api._stages import Stages, clear, stage_keys
 from tico_config import BaseConfig, ConfigError, Found, Problem, UnsupportedError
 from tico_modules import Offload, Tokenizer, map_checkpoint, save_quantized
 from tico_observers import locked_folder
@@ -71,15 +72,25 @@ def quantize_checkpoint(
     configs = _configs(quant_config)
     known = BUILT_IN.with_installed() if registry is None else registry
     _require_modules(configs, known)
-    _require_again(configs, batches)
-    with _unfinished(Path(source_dir), Path(out_dir)) as folder:
+    data = list(batches) if isinstance(batches, Iterator) else batches
+    source, out = Path(source_dir), Path(out_dir)
+    with _unfinished(source, out) as folder:
         offload = Offload(folder)
-        model = map_checkpoint(source_dir, offload, trust_remote_code=trust_remote_code)
-        for config in configs:
-            model = prepare(model, config, registry=known, offload=offload)
-            _run(model, batches)
-            model = convert(model)
-        return save_quantized(model, out_dir, tokenizer=tokenizer, shard_bytes=shard_bytes)
+        model = map_checkpoint(source, offload, trust_remote_code=trust_remote_code)
+        stages = Stages(folder, model, stage_keys(source, model, configs, known, data))
+        if _is_whole(out):
+            _require_own(out, is_own=stages.finished == len(configs))
+            return out / _MANIFEST
+        for number in range(stages.finished, len(configs)):
+            if number:
+                model, offload = stages.load()
+            model = prepare(model, configs[number], registry=known, offload=offload)
+            _run(model, data)
+            stages.keep(number, convert(model))
+            del model  # before the next one is there; parts of it refer to each other
+            gc.collect()
+        model, _ = stages.load()
+        return save_quantized(model, out, tokenizer=tokenizer, shard_bytes=shard_bytes)
 
 
 def _configs(given: object) -> tuple[BaseConfig, ...]:
@@ -112,18 +123,6 @@ def _require_modules(configs: Iterable[BaseConfig], registry: Registry) -> None:
     ]
     if problems:
         raise UnsupportedError(*problems)
-
-
-def _require_again(configs: Sequence[BaseConfig], batches: Iterable[Batch]) -> None:
-    if len(configs) > 1 and isinstance(batches, Iterator):
-        raise ConfigError(
-            Problem(
-                field="batches",
-                value=Found("an iterator"),
-                expected=f"something that can be read {len(configs)} times, once for each config",
-                remedy="pass a list, or an object whose __iter__ begins anew",
-            )
-        )
 
 
 def _run(model: nn.Module, batches: Iterable[Batch]) -> None:
@@ -161,25 +160,46 @@ def _unfinished(source: Path, out: Path) -> Iterator[Path]:
                 if is_new:
                     out.rmdir()
             raise
-        shutil.rmtree(folder)
+        clear(folder)
+        folder.rmdir()
 
 
 def _require_free(source: Path, out: Path) -> None:
     """Refuse a folder that holds a model, or anything that no interrupted run has left."""
-    ours = (out / _UNFINISHED).is_dir() and not (out / _MANIFEST).exists()
-    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+    left = out / _UNFINISHED
+    if _is_whole(out) and left.is_dir() and not any(left.iterdir()):
+        left.rmdir()  # the run that has made the model was interrupted when nothing else was left to do
+    if out.exists() and not left.is_dir() and (not out.is_dir() or any(out.iterdir())):
         if out.is_dir() and source.exists() and out.samefile(source):
             found = "the folder of the source"
-        elif (out / _MANIFEST).exists():
+        elif _is_whole(out):
             found = "a folder with a quantized model"
         else:
             found = "a folder with other files" if out.is_dir() else "a file"
-        remedy = "pass the path of a new folder, or remove what is there"
-        raise ConfigError(
-            Problem(
-                field="out_dir",
-                value=Found(f"{found}, {out}"),
-                expected="a folder that is not there yet, or one of an interrupted run",
-                remedy=remedy,
-            )
+        raise _taken(found, out)
+
+
+def _is_whole(out: Path) -> bool:
+    """Whether `out` holds a quantized model: its manifest is written last."""
+    return (out / _MANIFEST).exists()
+
+
+def _require_own(out: Path, *, is_own: bool) -> None:
+    """Refuse a whole model of a run with other arguments, which was interrupted before it could clear up.
+
+    Raises:
+        ConfigError: it is none of a run with these.
+    """
+    if not is_own:
+        raise _taken("a folder with a quantized model of other arguments", out)
+
+
+def _taken(found: str, out: Path) -> ConfigError:
+    return ConfigError(
+        Problem(
+            field="out_dir",
+            value=Found(f"{found}, {out}"),
+            expected="a folder that is not there yet, or one of an interrupted run",
+            remedy="pass the path of a new folder, or remove what is there",
         )
+    )
