@@ -71,6 +71,16 @@ def clear(folder: Path, kept: Iterable[Path] = ()) -> None:
             path.unlink()
 
 
+def finished_text(folder: Path) -> str:
+    """Return in words what the unfinished runs in `folder` have finished."""
+    configs = max((int(path.name.split("-")[1]) + 1 for path in folder.glob(f"{_PREFIX}*-*")), default=0)
+    blocks = len(list(folder.glob("*/block-*.safetensors")))
+    if not configs and not blocks:
+        return "nothing was finished yet"
+    parts = [f"{count} {kind}" for count, kind in ((configs, "configs"), (blocks, "blocks")) if count]
+    return f"{' and '.join(parts)} are finished and kept in {folder}"
+
+
 def stage_keys(
     source: Path,
     model: nn.Module,
