@@ -90,8 +90,10 @@ def quantize_checkpoint(
                 model, offload = stages.load()
             model = prepare(model, configs[number], registry=known, offload=offload)
             _run(model, data)
-            stages.keep(number, convert(model))
-            del model  # before the next one is there; parts of it refer to each other
+            model = convert(model)
+            gc.collect()  # what has calibrated it, whose parts refer to each other
+            stages.keep(number, model)
+            del model
             gc.collect()
         model, _ = stages.load()
         return save_quantized(model, out, tokenizer=tokenizer, shard_bytes=shard_bytes)
