@@ -2,9 +2,12 @@
 
 python benchmarks/scale.py                         two depths of a random LLaMA in float32, four algorithms
 python benchmarks/scale.py --layers 8 --only GPTQ
+python benchmarks/scale.py --gigabytes 4           a random LLaMA in bfloat16, W4 in groups of 128
+python benchmarks/scale.py --smollm2               SmolLM2 in memory and from folder to folder
+python benchmarks/scale.py --shapes 8B 70B         a layer of each, measured, and the model, computed
 
 Each row is a process of its own. Memory is the peak of what no file backs (``RssAnon``, which Linux alone
-tells), above what the process had after it had quantized a model of two layers.
+tells), in the first table above what the process had after it had quantized a model of two layers.
 """
 
 from __future__ import annotations
@@ -27,18 +30,22 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from recorded import add_option, recording
+from recorded import Recording, add_option, recording
+from scale_layers import SHAPES, measure_layer
+from scale_models import random_tokens, smollm2_tokens, write_random, write_smollm2
 from tico.quantization import (
     AWQConfig,
     GPTQConfig,
     PTQConfig,
     SmoothQuantConfig,
     convert,
+    load_quantized,
     prepare,
     quantize_checkpoint,
     save_quantized,
 )
 from tico.quantization.config import BaseConfig
+from tico_observers import tensor_digest
 
 GPTQ: Final = GPTQConfig(group_size=128, show_progress=False)
 CONFIGS: Final[Mapping[str, Sequence[BaseConfig]]] = {
@@ -47,6 +54,7 @@ CONFIGS: Final[Mapping[str, Sequence[BaseConfig]]] = {
     "AWQ": (AWQConfig(group_size=128, show_progress=False),),
     "SmoothQuant, GPTQ, PTQ": (SmoothQuantConfig(), GPTQ, PTQConfig()),
 }
+WAYS: Final = ("in memory", "from folder to folder")
 MB: Final = 2**20
 
 
@@ -104,13 +112,13 @@ def digest(folder: Path) -> str:
     return content.hexdigest()
 
 
-def in_memory(source: Path, out: Path, configs: Sequence[BaseConfig]) -> None:
+def in_memory(source: Path, out: Path, configs: Sequence[BaseConfig], data: Sequence[Tensor]) -> None:
     """Quantize the model with all of it in memory."""
     model: nn.Module = AutoModelForCausalLM.from_pretrained(source)
     for config in configs:
         model = prepare(model, config)
         with torch.no_grad():
-            for batch in batches():
+            for batch in data:
                 model(batch)
         model = convert(model)
     save_quantized(model, out)
@@ -130,10 +138,101 @@ def measure(name: str, layers: int) -> None:
         with peak() as most:
             quantize_checkpoint(folder / "source", folder / "out", configs, batches())
         seconds = time.process_time() - start
-        in_memory(folder / "source", folder / "whole", configs)
+        in_memory(folder / "source", folder / "whole", configs, batches())
         size = sum(path.stat().st_size for path in (folder / "source").glob("*.safetensors"))
         same = digest(folder / "out") == digest(folder / "whole")
     print(json.dumps({"size": size, "memory": most[0] - before, "seconds": seconds, "same": same}))
+
+
+def peak_resident() -> int:
+    """Return the most bytes that this process has had in memory, with the pages of files."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def digest_of_codes(folder: Path) -> str:
+    """Return a digest of all tensors of a quantized model."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(load_quantized(folder).state_dict().items()):
+        content.update(f"{name} {tensor_digest(tensor)}".encode())
+    return content.hexdigest()
+
+
+def measure_large(way: str, source: Path, out: Path, data: Sequence[Tensor]) -> None:
+    """Print the figures of quantizing `source` with GPTQ as JSON."""
+    torch.set_num_threads(1)
+    start = time.process_time()
+    with peak() as most:
+        if way == "in memory":
+            in_memory(source, out, (GPTQ,), data)
+        else:
+            quantize_checkpoint(source, out, GPTQ, data)
+    seconds = time.process_time() - start
+    figures = {"memory": most[0], "resident": peak_resident(), "seconds": seconds}
+    print(json.dumps(figures | {"digest": digest_of_codes(out)}))
+
+
+def row_of(*arguments: str) -> dict[str, object]:
+    """Return what this script prints as JSON with `arguments`."""
+    command = [sys.executable, __file__, *arguments]
+    found: dict[str, object] = json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL))
+    return found
+
+
+def print_large(
+    record: Recording, title: str, folder: Path, size: int, ways: Sequence[str], data: str
+) -> None:
+    """Print a table with a row for each of `ways` to quantize the model in `folder`, of `size` bytes."""
+    record.table(title, "source", "memory", "resident", "CPU s", "codes", width=34)
+    for way in ways:
+        found = row_of("--large", way, "--source", str(folder), "--data", data)
+        record.row(
+            way,
+            f"{size / MB:.0f} MB",
+            f"{int(str(found['memory'])) / MB:.0f} MB",
+            f"{int(str(found['resident'])) / MB:.0f} MB",
+            f"{float(str(found['seconds'])):.0f}",
+            str(found["digest"])[:12],
+        )
+
+
+def print_layers(record: Recording, names: Sequence[str], shrink: int, tokens: int) -> None:
+    """Print what a layer of each shape takes, and what follows for the whole model."""
+    columns = ("forward", "Gram", "solver", "layer", "Gram matrices", "hours, computed")
+    record.table(f"one thread, GPTQ W4 g128, {tokens:,} tokens", *columns, width=12)
+    for name in names:
+        cost = measure_layer(SHAPES[name], shrink)
+        record.row(
+            name,
+            f"{cost.forward * 1e3:.2f} ms",
+            f"{cost.gram * 1e3:.2f} ms",
+            f"{cost.solver:.0f} s",
+            f"{cost.layer_bytes / MB:.0f} MB",
+            f"{cost.gram_bytes / MB:.0f} MB",
+            f"{cost.hours(SHAPES[name], tokens):.1f}",
+        )
+    record.note(
+        "forward and Gram are a token's in one layer, the solver is all weights of a layer's, timed at one"
+        f" {shrink}th of both sides, times {shrink**3}; hours are computed from these, not run:"
+        " two forward passes, Gram matrices and solver, in all layers"
+    )
+
+
+def print_memory(record: Recording, names: Sequence[str], depths: Sequence[int]) -> None:
+    """Print the memory of each of the algorithms called `names`, for models of some `depths`."""
+    record.table("a LLaMA 256 wide, 4 x 64 tokens", "source", "memory", "share", "CPU s", "files", width=34)
+    for name in names:
+        for layers in depths:
+            found = row_of("--row", name, "--layers", str(layers))
+            size, memory = int(str(found["size"])), int(str(found["memory"]))
+            record.row(
+                f"{name}, {layers} layers",
+                f"{size / MB:.0f} MB",
+                f"{memory / MB:.1f} MB",
+                f"{memory / size:.2f}",
+                f"{float(str(found['seconds'])):.1f}",
+                "equal" if found["same"] else "DIFFER",
+            )
 
 
 def main() -> None:
@@ -144,27 +243,43 @@ def main() -> None:
     parser.add_argument("--row", choices=list(CONFIGS), help=argparse.SUPPRESS)
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     add_option(parser)
+    parser.add_argument("--gigabytes", type=float, help="the size of a random model in bfloat16")
+    parser.add_argument("--tokens", type=int, default=512, help="of each of four texts, for --gigabytes")
+    parser.add_argument("--smollm2", action="store_true", help="fetch and take SmolLM2-135M-Instruct")
+    parser.add_argument("--shapes", choices=list(SHAPES), nargs="+", help="layers to measure")
+    parser.add_argument("--shrink", type=int, default=4, help="what the solver's sides are divided by")
+    parser.add_argument("--large", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--data", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write is not None:
         write(options.write, options.layers[0])
     elif options.row is not None:
         measure(options.row, options.layers[0])
+    elif options.large is not None:
+        data = smollm2_tokens(16, 512) if options.data == "smollm2" else random_tokens(4, int(options.data))
+        with tempfile.TemporaryDirectory(dir=options.source.parent) as out:
+            measure_large(options.large, options.source, Path(out) / "out", data)
     else:
-        with recording(options.result) as record:
-            columns = ("source", "memory", "share", "CPU s", "files")
-            record.table("a LLaMA 256 wide, 4 x 64 tokens", *columns, width=34)
-            for name in options.only:
-                for layers in options.layers:
-                    command = [sys.executable, __file__, "--row", name, "--layers", str(layers)]
-                    found = json.loads(subprocess.check_output(command, stderr=subprocess.DEVNULL))
-                    record.row(
-                        f"{name}, {layers} layers",
-                        f"{found['size'] / MB:.0f} MB",
-                        f"{found['memory'] / MB:.1f} MB",
-                        f"{found['memory'] / found['size']:.2f}",
-                        f"{found['seconds']:.1f}",
-                        "equal" if found["same"] else "DIFFER",
-                    )
+        print_tables(options)
+
+
+def print_tables(options: argparse.Namespace) -> None:
+    """Print the tables that the command line asks for."""
+    with recording(options.result) as record, tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "source"
+        if options.shapes:
+            torch.set_num_threads(1)
+            print_layers(record, options.shapes, options.shrink, 128 * 2048)
+        elif options.gigabytes is not None:
+            size = write_random(folder, options.gigabytes)
+            title = f"a random LLaMA in bfloat16, 4 x {options.tokens} tokens"
+            print_large(record, title, folder, size, WAYS[1:], str(options.tokens))
+        elif options.smollm2:
+            size = write_smollm2(folder)
+            print_large(record, "SmolLM2, 16 x 512 tokens", folder, size, WAYS, "smollm2")
+        else:
+            print_memory(record, options.only, options.layers)
 
 
 if __name__ == "__main__":

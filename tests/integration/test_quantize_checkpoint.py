@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 from tico.quantization import (
+    AWQConfig,
     GPTQConfig,
     Offload,
     PT2EConfig,
@@ -22,12 +34,22 @@ from tico.quantization import (
     quantize_checkpoint,
     save_quantized,
 )
-from tico_config import ArtifactError, BaseConfig, ConfigError, TicoError, UnsupportedError
+from tico_api import _checkpoints
+from tico_config import (
+    ArtifactError,
+    BaseConfig,
+    ConfigError,
+    DiskFullError,
+    TicoError,
+    UnsupportedError,
+    to_json,
+)
 from tico_quantizers.algorithms.gptq import _layer
 from tico_quantizers.solvers import solve_by
 from tiny_models import TOKENS, tiny_llama
 
 GPTQ = GPTQConfig(show_progress=False)
+SUPPORT = Path(__file__).parents[1] / "support"
 BATCHES = [TOKENS, (TOKENS + 1) % 40]
 
 
@@ -38,12 +60,12 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def files(folder: Path, *, but: str = "") -> dict[str, bytes]:
     """Return the content of each file of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != but}
 
 
-def in_memory(source: Path, out: Path, *configs: BaseConfig) -> dict[str, bytes]:
+def in_memory(source: Path, out: Path, *configs: BaseConfig, shard_bytes: int = 10**9) -> dict[str, bytes]:
     """Return the files of the model that is quantized in memory."""
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(source)
     for config in configs:
@@ -51,7 +73,7 @@ def in_memory(source: Path, out: Path, *configs: BaseConfig) -> dict[str, bytes]
         for batch in BATCHES:
             model(batch)
         convert(model)
-    save_quantized(model, out)
+    save_quantized(model, out, shard_bytes=shard_bytes)
     return files(out)
 
 
@@ -79,6 +101,152 @@ def test_an_interrupted_run_goes_on(source: Path, tmp_path: Path, monkeypatch: p
     quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
     assert len(calls) == 9 + 7
     assert files(tmp_path / "out") == in_memory(source, tmp_path / "expected", GPTQ)
+
+
+def tiny_mixtral() -> PreTrainedModel:
+    """Return a random mixture of experts, each layer's in one parameter."""
+    config = MixtralConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MixtralForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [tiny_mixtral, lambda: tiny_llama(tied=True).to(torch.bfloat16)],
+    ids=["experts", "bfloat16, tied"],
+)
+def test_other_models_give_the_files_of_the_path_in_memory(
+    tmp_path: Path, make: Callable[[], PreTrainedModel]
+) -> None:
+    """Experts that transformers joins to one parameter; a head that is tied to a table in another shard."""
+    make().save_pretrained(tmp_path / "source", max_shard_size="2KB")
+    configs = (SmoothQuantConfig(), GPTQ, PTQConfig())
+    quantize_checkpoint(tmp_path / "source", tmp_path / "out", configs, BATCHES, shard_bytes=2000)
+    expected = in_memory(tmp_path / "source", tmp_path / "expected", *configs, shard_bytes=2000)
+    assert files(tmp_path / "out") == expected
+
+
+def test_no_config_is_run_again_once_it_is_finished(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was interrupted while it saved the model only saves it when it is called again."""
+
+    def interrupted(*args: object, **kwargs: object) -> Path:
+        raise KeyboardInterrupt
+
+    configs = (SmoothQuantConfig(), PTQConfig())
+    with monkeypatch.context() as patch:
+        patch.setattr(_checkpoints, "save_quantized", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_checkpoint(source, tmp_path / "out", configs, iter(BATCHES))
+    monkeypatch.setattr(_checkpoints, "prepare", interrupted)
+    quantize_checkpoint(source, tmp_path / "out", configs, BATCHES)
+    assert files(tmp_path / "out") == in_memory(source, tmp_path / "expected", *configs)
+
+
+def test_a_model_of_other_arguments_is_not_taken_for_ones_own(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a run was interrupted while it cleared up, the same call ends it, and another one is refused."""
+
+    def interrupted(folder: Path, kept: object = ()) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_checkpoints, "clear", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
+    written = files(tmp_path / "out", but=".unfinished")
+    with pytest.raises(ConfigError, match="a quantized model of other arguments"):
+        quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES[:1])
+    quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
+    assert files(tmp_path / "out") == written
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "before", "kept"),
+    [
+        (GPTQ, "fsync", 1, "nothing was finished yet"),  # the first block
+        (GPTQ, "fsync", 5, "2 blocks are finished"),  # the layers outside of blocks
+        (GPTQ, "fsync", 9, "1 configs are finished"),  # a shard
+        (PTQConfig(), "posix_fallocate", 1, "nothing was finished yet"),  # what is moved out of memory
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere room is not asked for beforehand")
+def test_a_full_disk_is_told_with_what_is_kept(
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    config: BaseConfig,
+    name: str,
+    before: int,
+    kept: str,
+) -> None:
+    """It is one error, nothing looks like a model, and with room again the run goes on."""
+    left = iter(range(before - 1))
+    write: Callable[..., object] = getattr(os, name)
+
+    def written(*args: object) -> object:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, written)
+        with pytest.raises(DiskFullError, match=f"the disk is full; {kept}.*make room, and call it again"):
+            quantize_checkpoint(source, tmp_path / "out", config, BATCHES, shard_bytes=2000)
+    assert not (tmp_path / "out" / "quantized.json").exists()
+    quantize_checkpoint(source, tmp_path / "out", config, BATCHES, shard_bytes=2000)
+    assert files(tmp_path / "out") == in_memory(source, tmp_path / "expected", config, shard_bytes=2000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits and tells it")
+def test_a_model_three_times_as_large_as_memory(tmp_path: Path) -> None:
+    """SmoothQuant, GPTQ and PTQ take no more than a third of its bytes, beside the interpreter."""
+    for name, layers in (("small", 2), ("source", 8)):
+        config = LlamaConfig(
+            vocab_size=40,
+            hidden_size=512,
+            intermediate_size=512,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+        )
+        LlamaForCausalLM(config).save_pretrained(tmp_path / name, max_shard_size="16MB")
+    folders = [str(tmp_path / name) for name in ("small", "source", "out")]
+    command = [sys.executable, str(SUPPORT / "limited_runs.py"), *folders]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "quantized.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are forked")
+@pytest.mark.parametrize(
+    "configs",
+    [
+        (SmoothQuantConfig(), GPTQ, PTQConfig()),
+        (AWQConfig(group_size=None, show_progress=False),),
+    ],
+    ids=lambda configs: " ".join(each.name for each in configs),
+)
+def test_a_run_that_is_killed_at_any_step_goes_on(
+    source: Path, tmp_path: Path, configs: tuple[BaseConfig, ...]
+) -> None:
+    """However often it is killed, the files are those of one run; a model that is there is whole."""
+    texts, out = json.dumps(list(map(to_json, configs))), tmp_path / "out"
+    command = [sys.executable, str(SUPPORT / "interrupted_runs.py"), str(source), str(out), texts]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 5
+    assert files(out) == in_memory(source, tmp_path / "expected", *configs, shard_bytes=2000)
 
 
 def test_parameters_are_mapped(source: Path, tmp_path: Path) -> None:
@@ -135,13 +303,11 @@ def test_a_damaged_checkpoint_is_refused(
 
 
 def test_what_cannot_work_is_refused_first(source: Path, tmp_path: Path) -> None:
-    """A graph of the whole model, an iterator for two configs, a folder that holds something."""
+    """A graph of the whole model, a text for a config, a folder that holds something."""
     with pytest.raises(UnsupportedError, match="graph of the whole model"):
         quantize_checkpoint(source, tmp_path / "out", PT2EConfig(), BATCHES)
     with pytest.raises(ConfigError, match=r"quant_config must be .*, got 'gptq'"):
         quantize_checkpoint(source, tmp_path / "out", "gptq", BATCHES)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="batches"):
-        quantize_checkpoint(source, tmp_path / "out", [GPTQ, PTQConfig()], iter(BATCHES))
     with pytest.raises(ConfigError, match="out_dir"):
         quantize_checkpoint(source, source, GPTQ, BATCHES)
     assert not (tmp_path / "out").exists()

@@ -84,6 +84,7 @@ class TestPublicConfigAlias(PublicAPI):
         "CustomObserverSpec",
         "DType",
         "DeploymentProfile",
+        "DiskFullError",
         "EMASpec",
         "EntropySpec",
         "Found",

@@ -24,6 +24,7 @@ class TestPublicAPI(PublicAPI):
         "CustomObserverSpec",
         "DType",
         "DeploymentProfile",
+        "DiskFullError",
         "EMASpec",
         "EntropySpec",
         "Found",

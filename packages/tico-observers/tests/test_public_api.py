@@ -50,6 +50,7 @@ class TestPublicAPI(PublicAPI):
         "least_error_range",
         "load_statistics",
         "locked_folder",
+        "mapped_bytes",
         "merge_channels",
         "observer_for",
         "pack",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tico_api._facade import BUILT_IN, prepare
-from tico_config import BaseConfig, ConfigError, Found, Problem, UnsupportedError
+from tico_api._stages import Stages, clear, finished_text, stage_keys
+from tico_config import BaseConfig, ConfigError, DiskFullError, Found, Problem, UnsupportedError
 from tico_modules import Offload, Tokenizer, map_checkpoint, save_quantized
 from tico_observers import locked_folder
 from tico_quantizers import Registry
@@ -21,6 +23,7 @@ from tico_quantizers.lifecycle import convert
 
 _UNFINISHED: Final = ".unfinished"
 _MANIFEST: Final = "quantized.json"
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 Batch: TypeAlias = Tensor | tuple[object, ...] | Mapping[str, object]
 """What a model is called with: one input, several in order, or several by keyword."""
@@ -42,44 +45,58 @@ def quantize_checkpoint(
     The result is what `prepare`, passes over `batches`, `convert` and `save_quantized` give, bit for bit.
     What is in memory is one block at a time: parameters are mapped from the shards, and what is finished is
     moved to files at once. The disk of `out_dir` needs room for the quantized model three times, for the
-    activations between two blocks, and, where floats are scaled (SmoothQuant, AWQ), for these.
+    activations between two blocks, and, where floats are scaled (SmoothQuant, AWQ), for these twice.
 
-    A run that was interrupted goes on when it is called again with the same arguments, after the last block
-    that GPTQ has finished. Other algorithms begin anew. Until the last file is written, nothing in `out_dir`
-    looks like a model.
+    A run that was interrupted, killed at any moment for example, goes on when it is called again with the
+    same arguments. A config that is finished is not run again, nor is a block that GPTQ has finished, or that
+    AWQ or the search of SmoothQuant (``alpha="auto"``) has learned from. Passes over `batches` are made anew:
+    for PTQ and SmoothQuant these are nearly all of the work, one pass of the model each. Until the last file
+    is written, nothing in `out_dir` looks like a model.
 
     Args:
         source_dir: a float checkpoint in the layout of transformers, see `map_checkpoint`.
         out_dir: is made, or holds what an interrupted run has left.
         quant_config: says which algorithm, and how; of several, each works on what the one before it leaves.
         batches: what to call the model with, each a tensor, a tuple of arguments, or a dict of keyword ones.
-            For several configs it is read once for each, so it can then be no iterator.
+            It is read once to know it again, and once for each config; an iterator is made a list.
         tokenizer: as for `save_quantized`; by default that of `source_dir` is copied.
         shard_bytes: as for `save_quantized`.
         trust_remote_code: run code of the checkpoint, where its config names some.
         registry: as for `prepare`.
 
     Raises:
-        ConfigError: a config does not fit the model, there is none, `batches` cannot be read again, or
-            `out_dir` holds something else already.
+        ConfigError: a config does not fit the model, there is none, or `out_dir` holds something else.
         UnsupportedError: an algorithm needs the model as a graph (PT2E), or the model cannot be handled.
         ArtifactError: the checkpoint is damaged.
         CalibrationError: `batches` reach no layer, or not all.
         MissingExtraError: transformers is not installed.
-        OSError: a file cannot be read or written; the disk may be full. The run can go on later.
+        DiskFullError: the disk is full; with what is kept. The run can go on later.
+        OSError: a file cannot be read or written, for another reason.
     """
     configs = _configs(quant_config)
     known = BUILT_IN.with_installed() if registry is None else registry
     _require_modules(configs, known)
-    _require_again(configs, batches)
-    with _unfinished(Path(source_dir), Path(out_dir)) as folder:
+    data = list(batches) if isinstance(batches, Iterator) else batches
+    source, out = Path(source_dir), Path(out_dir)
+    with _full_disk_told(out), _unfinished(source, out) as folder:
         offload = Offload(folder)
-        model = map_checkpoint(source_dir, offload, trust_remote_code=trust_remote_code)
-        for config in configs:
-            model = prepare(model, config, registry=known, offload=offload)
-            _run(model, batches)
+        model = map_checkpoint(source, offload, trust_remote_code=trust_remote_code)
+        stages = Stages(folder, model, stage_keys(source, model, configs, known, data))
+        if _is_whole(out):
+            _require_own(out, is_own=stages.finished == len(configs))
+            return out / _MANIFEST
+        for number in range(stages.finished, len(configs)):
+            if number:
+                model, offload = stages.load()
+            model = prepare(model, configs[number], registry=known, offload=offload)
+            _run(model, data)
             model = convert(model)
-        return save_quantized(model, out_dir, tokenizer=tokenizer, shard_bytes=shard_bytes)
+            gc.collect()  # what has calibrated it, whose parts refer to each other
+            stages.keep(number, model)
+            del model
+            gc.collect()
+        model, _ = stages.load()
+        return save_quantized(model, out, tokenizer=tokenizer, shard_bytes=shard_bytes)
 
 
 def _configs(given: object) -> tuple[BaseConfig, ...]:
@@ -114,18 +131,6 @@ def _require_modules(configs: Iterable[BaseConfig], registry: Registry) -> None:
         raise UnsupportedError(*problems)
 
 
-def _require_again(configs: Sequence[BaseConfig], batches: Iterable[Batch]) -> None:
-    if len(configs) > 1 and isinstance(batches, Iterator):
-        raise ConfigError(
-            Problem(
-                field="batches",
-                value=Found("an iterator"),
-                expected=f"something that can be read {len(configs)} times, once for each config",
-                remedy="pass a list, or an object whose __iter__ begins anew",
-            )
-        )
-
-
 def _run(model: nn.Module, batches: Iterable[Batch]) -> None:
     with torch.no_grad():
         for batch in batches:
@@ -136,6 +141,30 @@ def _run(model: nn.Module, batches: Iterable[Batch]) -> None:
                     model(*batch)
                 case _:
                     model(batch)
+
+
+@contextmanager
+def _full_disk_told(out: Path) -> Iterator[None]:
+    """Say of a full disk what is kept, and how to go on.
+
+    Raises:
+        DiskFullError: a file could not be written for want of room.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise DiskFullError(
+            Problem(
+                module=str(out),
+                field="out_dir",
+                value=Found("a full disk"),
+                expected="a folder on a disk with room for what is written on the way",
+                sentence=f"the disk is full; {finished_text(out / _UNFINISHED)}",
+                remedy="make room, and call it again with the same arguments",
+            )
+        ) from error
 
 
 @contextmanager
@@ -161,25 +190,46 @@ def _unfinished(source: Path, out: Path) -> Iterator[Path]:
                 if is_new:
                     out.rmdir()
             raise
-        shutil.rmtree(folder)
+        clear(folder)
+        folder.rmdir()
 
 
 def _require_free(source: Path, out: Path) -> None:
     """Refuse a folder that holds a model, or anything that no interrupted run has left."""
-    ours = (out / _UNFINISHED).is_dir() and not (out / _MANIFEST).exists()
-    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
+    left = out / _UNFINISHED
+    if _is_whole(out) and left.is_dir() and not any(left.iterdir()):
+        left.rmdir()  # the run that has made the model was interrupted when nothing else was left to do
+    if out.exists() and not left.is_dir() and (not out.is_dir() or any(out.iterdir())):
         if out.is_dir() and source.exists() and out.samefile(source):
             found = "the folder of the source"
-        elif (out / _MANIFEST).exists():
+        elif _is_whole(out):
             found = "a folder with a quantized model"
         else:
             found = "a folder with other files" if out.is_dir() else "a file"
-        remedy = "pass the path of a new folder, or remove what is there"
-        raise ConfigError(
-            Problem(
-                field="out_dir",
-                value=Found(f"{found}, {out}"),
-                expected="a folder that is not there yet, or one of an interrupted run",
-                remedy=remedy,
-            )
+        raise _taken(found, out)
+
+
+def _is_whole(out: Path) -> bool:
+    """Whether `out` holds a quantized model: its manifest is written last."""
+    return (out / _MANIFEST).exists()
+
+
+def _require_own(out: Path, *, is_own: bool) -> None:
+    """Refuse a whole model of a run with other arguments, which was interrupted before it could clear up.
+
+    Raises:
+        ConfigError: it is none of a run with these.
+    """
+    if not is_own:
+        raise _taken("a folder with a quantized model of other arguments", out)
+
+
+def _taken(found: str, out: Path) -> ConfigError:
+    return ConfigError(
+        Problem(
+            field="out_dir",
+            value=Found(f"{found}, {out}"),
+            expected="a folder that is not there yet, or one of an interrupted run",
+            remedy="pass the path of a new folder, or remove what is there",
         )
+    )

@@ -108,3 +108,11 @@ class MissingExtraError(TicoError, ImportError):
     >>> isinstance(MissingExtraError(Problem(expected="installed")), ImportError)
     True
     """
+
+
+class DiskFullError(TicoError, OSError):
+    """A disk without room for what is to be written.
+
+    >>> isinstance(DiskFullError(Problem(expected="room")), OSError)
+    True
+    """

@@ -6,6 +6,7 @@ Enough to load and run a saved model, and what exporters stand on. No algorithm 
 from tico_modules._files.artifact import load_quantized, save_quantized
 from tico_modules._files.companions import Tokenizer, write_companions
 from tico_modules._files.float_checkpoint import map_checkpoint
+from tico_modules._files.model_stage import empty_copy, load_stage, save_stage
 from tico_modules._files.saved_model import SavedModel
 from tico_modules._files.shards import INDEX_NAME
 from tico_modules._files.transformers_model import QUANT_METHOD, mark_initialized
@@ -120,6 +121,7 @@ __all__ = [
     "copy_bias",
     "dialect_operator",
     "drop_stale_ties",
+    "empty_copy",
     "find_entry_points",
     "find_tied_paths",
     "is_prepared",
@@ -128,6 +130,7 @@ __all__ = [
     "library_versions",
     "load_plug_in",
     "load_quantized",
+    "load_stage",
     "map_checkpoint",
     "mark_initialized",
     "mark_result",
@@ -142,6 +145,7 @@ __all__ = [
     "require_tensor",
     "runs_of",
     "save_quantized",
+    "save_stage",
     "select_below",
     "set_backend",
     "tensor_place",

@@ -31,6 +31,7 @@ from tico_observers._histogram_observers import (
     PercentileObserver,
 )
 from tico_observers._identity import IdentityStatistic
+from tico_observers._mapped_bytes import mapped_bytes
 from tico_observers._mx import fake_quantize_mx
 from tico_observers._observer import Observer
 from tico_observers._observer_factory import observer_for
@@ -100,6 +101,7 @@ __all__ = [
     "least_error_range",
     "load_statistics",
     "locked_folder",
+    "mapped_bytes",
     "merge_channels",
     "observer_for",
     "pack",

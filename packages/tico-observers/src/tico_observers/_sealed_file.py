@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from tico_config import ArtifactError, Found, Problem, UnsupportedError
+from tico_observers._mapped_bytes import mapped_bytes
 from tico_observers._replaced_file import replaced_file
 
 SCHEMA_VERSION = 1
@@ -124,8 +125,11 @@ def write_sealed(path: str | os.PathLike[str], about: str, tensors: Mapping[str,
     seal(about, tensors).write(path)
 
 
-def read_sealed(path: str | os.PathLike[str]) -> SealedFile:
+def read_sealed(path: str | os.PathLike[str], *, read_only: bool = False) -> SealedFile:
     """Return what the sealed file at `path` holds; the tensors are private maps of the file.
+
+    With `read_only`, writing to one of them ends the process. They then count as no memory of it, where
+    private maps do (``ulimit -d``).
 
     Raises:
         ArtifactError: the file is not a sealed file of this version, or any bit of it was changed.
@@ -151,8 +155,8 @@ def read_sealed(path: str | os.PathLike[str]) -> SealedFile:
             raise _refused(target, "another one", "the header that its own list of tensors gives")
         if size != 8 + length + sum(entry.bytes for entry in entries):
             raise _refused(target, f"{size} bytes", "the size that its header gives")
-        body = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    tensors = _mapped(target, body, 8 + length, entries)
+        body = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ if read_only else mmap.ACCESS_COPY)
+    tensors = _mapped(target, body, 8 + length, entries, read_only=read_only)
     return SealedFile(about=about, tensors=tensors, seal=_seal(about, entries), header=header)
 
 
@@ -260,15 +264,23 @@ def _is_shape(shape: list[object]) -> bool:
     return len(shape) <= 8 and all(type(n) is int and 0 <= n < 2**48 for n in shape)
 
 
-def _mapped(path: Path, body: mmap.mmap, offset: int, entries: list[_Entry]) -> dict[str, Tensor]:
+def _mapped(
+    path: Path, body: mmap.mmap, offset: int, entries: list[_Entry], *, read_only: bool
+) -> dict[str, Tensor]:
     tensors = {}
     view = memoryview(body)
+    content = mapped_bytes(body) if read_only else None
     for entry in entries:
-        part = view[offset : offset + entry.bytes]
+        end, dtype = offset + entry.bytes, _DTYPES[entry.dtype]
+        part = view[offset:end]
         if hashlib.sha256(part).hexdigest() != entry.digest:
             raise _refused(path, f"other bytes for {entry.name!r}", "the bytes that were written")
-        dtype = _DTYPES[entry.dtype]
-        flat = torch.frombuffer(part, dtype=dtype) if entry.bytes else torch.empty(0, dtype=dtype)
+        if not entry.bytes:
+            flat = torch.empty(0, dtype=dtype)
+        elif content is not None:
+            flat = content[offset:end].view(dtype)
+        else:
+            flat = torch.frombuffer(part, dtype=dtype)
         tensors[entry.name] = flat.view(entry.shape)
-        offset += entry.bytes
+        offset = end
     return tensors

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from tico_config import ConfigError, Found, Problem, UnsupportedError
 from tico_modules._files.companions import Tokenizer
+from tico_modules._files.descriptions import collect_runs, describe_module, name_tensors
 from tico_modules._files.manifest import Manifest
 from tico_modules._files.model_card import write_model_card
-from tico_modules._files.module_kinds import package_of
 from tico_modules._files.restoring import find_restorable
 from tico_modules._files.saved_model import SavedModel, as_path
 from tico_modules._files.shards import describe_index, remove_others, write_shards
@@ -30,10 +30,7 @@ from tico_modules._files.transformers_model import (
     write_beside,
 )
 from tico_modules._files.wrapped_model import unwrap_model
-from tico_modules._layers.restorable import RestorableModule
-from tico_modules._record.fingerprint import all_tensors
-from tico_modules._record.history import report, runs_of
-from tico_modules._record.run import Run
+from tico_modules._record.history import report
 from tico_modules._tree.requirements import require_module
 from tico_modules._tree.result_marks import mark_result
 from tico_observers import locked_folder
@@ -82,15 +79,15 @@ def save_quantized(
         expected = "one that has save_pretrained"
         raise ConfigError(Problem(field="tokenizer", value=tokenizer, expected=expected))
     folder = as_path(directory)
-    tensors, aliases = _name_tensors(model)
+    tensors, aliases = name_tensors(model)
     _require_values(tensors)
     folder.mkdir(parents=True, exist_ok=True)
-    runs = _collect_runs(modules)
+    runs = collect_runs(modules.values())
     with locked_folder(folder):
         shards = write_shards(folder, tensors, shard_bytes)
         manifest = Manifest(
             aliases=aliases,
-            modules={path: _describe_module(module, runs) for path, module in modules.items()},
+            modules={path: describe_module(module, runs) for path, module in modules.items()},
             runs=tuple(runs),
             transformers=describe_model(model),
             shards=shards,
@@ -151,35 +148,3 @@ def _require_values(tensors: Mapping[str, Tensor]) -> None:
     ]
     if problems:
         raise UnsupportedError(*problems)
-
-
-def _collect_runs(modules: Mapping[str, nn.Module]) -> list[Run]:
-    unique: dict[int, Run] = {}
-    for module in modules.values():
-        unique |= {id(run): run for run in runs_of(module)}
-    return list(unique.values())
-
-
-def _describe_module(module: RestorableModule, runs: list[Run]) -> dict[str, object]:
-    numbers = {id(run): number for number, run in enumerate(runs)}
-    return {
-        "kind": module.kind,
-        "package": package_of(module),
-        "layout": dict(module.layout()),
-        "runs": [numbers[id(run)] for run in runs_of(module)],
-    }
-
-
-def _name_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return parameters and buffers by their first names, and the first name for each further name."""
-    first: dict[tuple[int, torch.Size, tuple[int, ...]], str] = {}
-    tensors: dict[str, Tensor] = {}
-    aliases: dict[str, str] = {}
-    for name, tensor in all_tensors(model, empty=True):
-        key = (id(tensor), tensor.shape, tensor.stride())
-        if key in first:
-            aliases[name] = first[key]
-        else:
-            first[key] = name
-            tensors[name] = tensor
-    return tensors, aliases

@@ -198,18 +198,29 @@ def _named(dtype: object) -> Found:
 
 @contextmanager
 def _moving_to(offload: Offload) -> Iterator[None]:
-    """Move every parameter that this thread gives a module to `offload` while the context lasts."""
+    """Move every parameter that this thread gives a module to `offload` while the context lasts.
+
+    Raises:
+        OSError: the disk is full, whatever transformers makes of that.
+    """
     thread = threading.get_ident()
+    failures: list[OSError] = []
 
     def move(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if threading.get_ident() == thread:
-            offload.move(parameter)
+            try:
+                offload.move(parameter)
+            except OSError as error:
+                failures.append(error)
+                raise
 
     handle = register_module_parameter_registration_hook(move)
     try:
         yield
     finally:
         handle.remove()
+        if failures:
+            raise failures[0]
 
 
 def _require_whole(folder: Path, findings: Mapping[str, Iterable[object]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import mmap
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from tico_config import ArtifactError, Found, Problem
 from tico_modules._tree.offload import Offload
+from tico_observers import mapped_bytes
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
@@ -113,7 +113,7 @@ def _mapped(path: Path, offload: Offload) -> dict[str, Tensor]:
         if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
             raise ArtifactError(_problem(path, f"one of {size} bytes", "a whole file of safetensors"))
         places = list(_places(path, file.read(length), size - 8 - length))
-        content = _content(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        content = mapped_bytes(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     offload.hold(content)
     body = content[8 + length :]
     return {place.name: _tensor(body[place.start : place.end], place, offload) for place in places}
@@ -157,40 +157,6 @@ def _place(path: Path, name: str, entry: object, size: int) -> _Place:
 def _tensor(content: Tensor, place: _Place, offload: Offload) -> Tensor:
     aligned = content.storage_offset() % place.dtype.itemsize == 0
     return (content if aligned else offload.copied(content)).view(place.dtype).view(place.shape)
-
-
-class _Buffer(ctypes.Structure):
-    """What `PyObject_GetBuffer` fills in, see the C API of Python."""
-
-    _fields_ = (
-        ("address", ctypes.c_void_p),
-        ("owner", ctypes.py_object),
-        ("length", ctypes.c_ssize_t),
-        ("item_bytes", ctypes.c_ssize_t),
-        ("is_read_only", ctypes.c_int),
-        ("axes", ctypes.c_int),
-        ("format", ctypes.c_char_p),
-        ("shape", ctypes.c_void_p),
-        ("strides", ctypes.c_void_p),
-        ("suboffsets", ctypes.c_void_p),
-        ("internal", ctypes.c_void_p),
-    )
-    address: int
-    length: int
-
-
-def _content(file: mmap.mmap) -> Tensor:
-    """Return the bytes of a file that is mapped to be read only.
-
-    `torch.frombuffer` warns of such a buffer. A private map that can be written to would count as memory of
-    the process, all of it, where that is limited (``ulimit -d``, strict accounting of overcommitment).
-    """
-    buffer = _Buffer()
-    ctypes.pythonapi.PyObject_GetBuffer(ctypes.py_object(file), ctypes.byref(buffer), 0)
-    view = (ctypes.c_char * buffer.length).from_address(buffer.address)
-    setattr(view, "owner", file)  # noqa: B010  # as long as the tensor lives, the map does
-    ctypes.pythonapi.PyBuffer_Release(ctypes.byref(buffer))
-    return torch.frombuffer(view, dtype=torch.uint8)
 
 
 def _problem(path: Path, found: str, expected: str, remedy: str | None = None) -> Problem:

@@ -56,7 +56,7 @@ class SavedModel:
         return cls(
             manifest=manifest,
             about=about,
-            tensors=tensors | _resolve_aliases(about.child("aliases"), tensors),
+            tensors=tensors | resolve_aliases(about.child("aliases"), tensors),
         )
 
     @property
@@ -144,7 +144,12 @@ def as_path(directory: object) -> Path:
     return Path(directory)
 
 
-def _resolve_aliases(aliases: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def resolve_aliases(aliases: Layout, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensor of each of the further names in `aliases`.
+
+    Raises:
+        ArtifactError: there is none of the name that it is an alias of.
+    """
     found: dict[str, Tensor] = {}
     for name in aliases.values:
         first = aliases.text(name)

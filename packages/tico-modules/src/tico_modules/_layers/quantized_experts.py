@@ -190,12 +190,14 @@ class QuantizedExperts(RestorableModule):
         Raises:
             ArtifactError: a value or a tensor is missing, or they do not fit each other or `original`.
         """
-        weights = {
+        found = {
             name: ExpertWeights(
                 tuple(_restore_experts(entry, select_below(tensors, name))), entry.boolean("transposed")
             )
             for name, entry in layout.child("weights").children()
         }
+        # In the order of the float module: files sort names, and reports go by the order of modules.
+        weights = {name: found[name] for name in (*original._parameters, *found) if name in found}
         if not weights:
             raise layout.make_error("weights", "an object with a parameter or more")
         try:

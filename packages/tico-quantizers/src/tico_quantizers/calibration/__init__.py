@@ -7,7 +7,7 @@ from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_driver import Step
 from tico_quantizers.calibration._block_inputs import BlockInputs, BlockOptions, TokenRule
 from tico_quantizers.calibration._calls import Call, Replay, map_leaves, tensor_leaves
-from tico_quantizers.calibration._checkpoint import Checkpoint
+from tico_quantizers.calibration._checkpoint import Checkpoint, SearchCheckpoint, checkpoint_folder
 from tico_quantizers.calibration._expert_layers import ExpertLayers
 from tico_quantizers.calibration._float_statistics import float_statistics
 from tico_quantizers.calibration._forward_watch import (
@@ -77,6 +77,7 @@ __all__ = [
     "RealTokens",
     "Recorder",
     "Replay",
+    "SearchCheckpoint",
     "Snapshots",
     "Step",
     "TokenMask",
@@ -85,6 +86,7 @@ __all__ = [
     "after_call",
     "attempted_twice",
     "before_call",
+    "checkpoint_folder",
     "float_statistics",
     "gram_bytes",
     "has_foreign_hooks",

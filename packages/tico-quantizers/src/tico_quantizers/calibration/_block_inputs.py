@@ -55,6 +55,7 @@ class BlockOptions:
         true_sequential: of the layers of a block, change those that read first before the others are learned
             from.
         early_end: end a pass of the user's, from the second one on, when there is nothing more to record.
+            Where experts that read too little are rounded, no pass ends early.
         forward_dtype: compute in this dtype as far as it can be cast automatically.
         offload: keep what goes from block to block on disk, in this folder.
         narrow: keep it in bfloat16.
@@ -168,6 +169,8 @@ class BlockInputs:
             calibration.handles += self._reached.watch(calibration)
         calibration.handles += self.outside.watch(calibration)
         calibration.handles += self.strays.watch(calibration, except_within=self.calls)
+        if any(map(self._is_compared, inside)):
+            self.early_end = None  # only whole passes tell how many tokens each has read
         if not self.options.fixed:
             self._watch_ends(inside, outside, calibration)
 
@@ -196,6 +199,12 @@ class BlockInputs:
         found = self.only({path for path in self.layers if rows.get(path)})
         found.options, found.rules, found.adopted = BlockOptions(fixed=True), {}, {}
         return found
+
+    def _is_compared(self, path: str) -> bool:
+        """Whether it matters how many tokens the layer reads, compared with its peers in the same block."""
+        number = self._block_of[path]
+        within = "" if number is None or path not in self._peers else f"{self.block_paths[number]}."
+        return bool(within) and self._least(path) > 0 and self._peers[path].startswith(within)
 
     def _watch_ends(
         self, inside: Mapping[str, Layer], outside: Mapping[str, Layer], calibration: Calibration

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import attrs
 from torch import Tensor, nn
@@ -36,8 +37,7 @@ class Checkpoint:
 
         `config` holds those settings alone that the results follow from.
         """
-        folder = inputs.options.checkpoint
-        return cls(None if folder is None else folder / work_digest(config, model, inputs)[:32])
+        return cls(checkpoint_folder(config, model, inputs))
 
     def load(self, name: str, paths: Sequence[str]) -> list[QuantizedWeight] | None:
         """Return what `save` has kept of the layers at `paths` under `name`, or None where there is nothing.
@@ -45,7 +45,7 @@ class Checkpoint:
         Raises:
             ArtifactError: the file was changed since, or is about other layers.
         """
-        path = None if self._folder is None else self._folder / f"{name}.safetensors"
+        path = self._path(name)
         if path is None or not path.exists():
             return None
         sealed = read_sealed(path)
@@ -78,9 +78,10 @@ class Checkpoint:
         Raises:
             OSError: the folder cannot be written.
         """
-        if self._folder is None:
+        path = self._path(name)
+        if path is None:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         about = {
             "report": Report(layers=tuple(weight.line for weight in weights)).to_json(),
             "weights": {weight.line.path: weight.packed.layout() for weight in weights},
@@ -90,7 +91,65 @@ class Checkpoint:
             for weight in weights
             for key, buffer in weight.packed.named_buffers()
         }
-        write_sealed(self._folder / f"{name}.safetensors", json.dumps(about, sort_keys=True), tensors)
+        write_sealed(path, json.dumps(about, sort_keys=True), tensors)
+
+    def _path(self, name: str) -> Path | None:
+        return None if self._folder is None else self._folder / f"{name}.safetensors"
+
+
+class Search(Protocol):
+    """What looks for something in each block, and can go on where another one was interrupted."""
+
+    def found(self) -> Mapping[str, Tensor]:
+        """Return what was found so far, and what waits for more, by names that no later block changes."""
+
+    def resume(self, found: Mapping[str, Tensor]) -> None:
+        """Take over what `found` has returned."""
+
+
+class SearchCheckpoint(Checkpoint):
+    """A folder with what a `search` has found in each block, which leaves no weights in it."""
+
+    def __init__(self, folder: Path | None, search: Search) -> None:
+        super().__init__(folder)
+        self._search = search
+        self._kept: set[str] = set()
+
+    def load(self, name: str, paths: Sequence[str]) -> list[QuantizedWeight] | None:
+        """Let the search have found what `save` has kept under `name`; return None where there is nothing.
+
+        Raises:
+            ArtifactError: the file was changed since.
+        """
+        path = self._path(name)
+        if path is None or not path.exists():
+            return None
+        sealed = read_sealed(path)
+        self._search.resume({key: tensor.clone() for key, tensor in sealed.tensors.items()})
+        self._kept |= sealed.tensors.keys()
+        return []
+
+    def save(self, name: str, weights: Sequence[QuantizedWeight]) -> None:
+        """Keep what the search has found since it was last kept: the whole file, or none of it.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        path = self._path(name)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new = {key: tensor for key, tensor in self._search.found().items() if key not in self._kept}
+            write_sealed(path, "{}", new)
+            self._kept |= new.keys()
+
+
+def checkpoint_folder(config: BaseConfig, model: nn.Module, inputs: BlockInputs) -> Path | None:
+    """Return the folder for the work that is about to begin; None where the options of `inputs` name none.
+
+    `config` holds those settings alone that the results follow from.
+    """
+    folder = inputs.options.checkpoint
+    return None if folder is None else folder / work_digest(config, model, inputs)[:32]
 
 
 def work_digest(config: BaseConfig, model: nn.Module, inputs: BlockInputs) -> str:

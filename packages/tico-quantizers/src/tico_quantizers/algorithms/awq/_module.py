@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, TypeGuard, final
 
+import attrs
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +15,10 @@ from tico_observers import Statistic, products
 from tico_quantizers.calibration import (
     BlockInputs,
     BlockOptions,
-    Checkpoint,
     GroupedGram,
+    SearchCheckpoint,
     TokenRule,
+    checkpoint_folder,
     float_statistics,
     run_blocks,
 )
@@ -115,10 +117,12 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         pairs = tuple(
             pair for pair in found.pairs if any(consumer.path in plan.targets for consumer in pair.consumers)
         )
-        search = _Search(plan, pairs)
+        search = _Search(plan, pairs, edit)
+        decisive = attrs.evolve(self.config, show_progress=True)
+        folder = checkpoint_folder(decisive, model, calibration.inputs)
         shows = self.config.show_progress and calibration.ranks.number == 0
         with Progress("AWQ", total=len(plan.targets), show=shows) as bar:
-            run_blocks(calibration.inputs, search, Checkpoint(None))
+            run_blocks(calibration.inputs, search, SearchCheckpoint(folder, search))
             scaled = [(pair, search.scales[pair.path][1]) for pair in search.pairs]
             calibration.require_same_function(model, scaled, edit.offload)
             calibration.finish(model, edit)
@@ -131,8 +135,9 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
 class _Search:
     """The scales of pairs and the ranges of groups, found as soon as what they depend on is known."""
 
-    def __init__(self, plan: LayerPlan[AWQConfig], pairs: tuple[Pair, ...]) -> None:
+    def __init__(self, plan: LayerPlan[AWQConfig], pairs: tuple[Pair, ...], edit: Edit) -> None:
         self.plan = plan
+        self._edit = edit
         self.pairs = pairs
         self.scales: dict[str, tuple[float, Tensor]] = {}
         self.shares: dict[str, Tensor] = {}
@@ -157,7 +162,33 @@ class _Search:
                 self.scales[pair.path] = self._scale(pair, consumers)
         for path in [path for path in self._known if self._is_ready(path)]:
             self.shares[path] = self._share(self.plan.targets[path], self._known.pop(path))
+            self._edit.settle(self.shares[path])
         return []
+
+    def found(self) -> Mapping[str, Tensor]:
+        """Return scales, with the share of the magnitudes that each follows from, shares, and what waits."""
+        scales = {f"scale|{path}": scale for path, (_, scale) in self.scales.items()}
+        powers = {f"power|{path}": _number(power) for path, (power, _) in self.scales.items()}
+        shares = {f"share|{path}": share for path, share in self.shares.items()}
+        unread = {f"unread|{path}": _number(0) for path in self.unread}
+        return (
+            scales | powers | shares | unread | {f"gram|{path}": each for path, each in self._known.items()}
+        )
+
+    def resume(self, found: Mapping[str, Tensor]) -> None:
+        """Take over what `found` has returned."""
+        kinds: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in found.items():
+            kind, _, path = name.partition("|")
+            kinds.setdefault(kind, {})[path] = tensor
+        powers = kinds.get("power", {})
+        self.scales |= {path: (float(powers[path]), each) for path, each in kinds.get("scale", {}).items()}
+        self.shares |= kinds.get("share", {})
+        for share in kinds.get("share", {}).values():
+            self._edit.settle(share)
+        self.unread |= kinds.get("unread", {}).keys()
+        waiting = self._known | kinds.get("gram", {})
+        self._known = {path: gram for path, gram in waiting.items() if path not in self.shares}
 
     def put_all(self, paths: tuple[str, ...], weights: list[QuantizedWeight]) -> None:
         """Do nothing: nothing is kept of a search."""
@@ -186,6 +217,10 @@ class _Search:
         if not target.config.clip:
             return _whole_range(target)
         return best_shares(weight, mean, _grid(target.config))
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _whole_range(target: Target[AWQConfig]) -> Tensor:

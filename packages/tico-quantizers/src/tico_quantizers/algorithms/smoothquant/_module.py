@@ -15,9 +15,10 @@ from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalib
 from tico_quantizers.calibration import (
     UNREACHED,
     BlockOptions,
-    Checkpoint,
     ExpertLayers,
     GroupedGram,
+    SearchCheckpoint,
+    checkpoint_folder,
     require_watched,
     run_blocks,
 )
@@ -66,7 +67,7 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         if self.config.on_uncalibrated == "error":
             require_watched(reached, expected)
         found = found.without({path: UNREACHED for path in expected if path not in reached})
-        scales = self._scales(calibration, found)
+        scales = self._scales(model, calibration, found)
         scaled = [(pair, scales[pair.path][1]) for pair in found.pairs]
         calibration.require_same_function(model, scaled, edit.offload)
         calibration.finish(model, edit)
@@ -77,7 +78,7 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         return _converted(close_experts(root, edit).root, found, scales, left)
 
     def _scales(
-        self, calibration: SmoothQuantCalibration, found: FoundPairs
+        self, model: nn.Module, calibration: SmoothQuantCalibration, found: FoundPairs
     ) -> dict[str, tuple[float, Tensor]]:
         """Return alpha and scale of each pair; all follow from the weights before any is folded."""
         scales: dict[str, tuple[float, Tensor]] = {}
@@ -93,7 +94,9 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         if searched and calibration.inputs is not None:
             search = _Search(calibration, searched, found.adopted)
             known = {each.path for pair in searched for each in pair.consumers} - found.adopted
-            run_blocks(calibration.inputs.only(known), search, Checkpoint(None))
+            inputs = calibration.inputs.only(known)
+            folder = checkpoint_folder(self.config, model, inputs)
+            run_blocks(inputs, search, SearchCheckpoint(folder, search))
             scales |= search.scales
         return {
             pair.path: (scales[pair.path][0], exact_for(pair, scales[pair.path][1])) for pair in found.pairs
@@ -141,6 +144,26 @@ class _Search:
             low, high = self._maxima.range_of(pair)
             self.scales[pair.path] = best_alpha(consumers, low, high, weight_maximum(pair))
         return []
+
+    def found(self) -> Mapping[str, Tensor]:
+        """Return scales, with alpha of each, and what waits for more."""
+        scales = {f"scale|{path}": scale for path, (_, scale) in self.scales.items()}
+        alphas = {
+            f"alpha|{path}": torch.tensor(alpha, dtype=torch.float64)
+            for path, (alpha, _) in self.scales.items()
+        }
+        return scales | alphas | {f"gram|{path}": gram for path, gram in self._known.items()}
+
+    def resume(self, found: Mapping[str, Tensor]) -> None:
+        """Take over what `found` has returned."""
+        self._known |= {
+            name.removeprefix("gram|"): gram for name, gram in found.items() if name.startswith("gram|")
+        }
+        for pair in [pair for pair in self._waiting if f"scale|{pair.path}" in found]:
+            self.scales[pair.path] = float(found[f"alpha|{pair.path}"]), found[f"scale|{pair.path}"]
+            self._waiting.remove(pair)
+            for each in self._read(pair):
+                self._known.pop(each.path, None)
 
     def _read(self, pair: Pair) -> list[Consumer]:
         """Return the consumers of which it is known what they have read."""
