@@ -93,7 +93,8 @@ class QuantPoint(nn.Module):
     @property
     def is_dynamic(self) -> bool:
         """Whether the grid is taken from each tensor as it comes, so that no calibration is needed."""
-        return isinstance(self.granularity, PerToken)
+        # A saved model has its grids, and no spec.
+        return isinstance(self.granularity if self.fixed is None else self.fixed.granularity, PerToken)
 
     @property
     def granularity(self) -> Granularity:

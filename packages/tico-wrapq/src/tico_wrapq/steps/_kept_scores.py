@@ -56,6 +56,33 @@ def kept_exponents(exponents: Tensor) -> Tensor | None:
     return left_out.to(_BITS[exponents.dtype]).sub_(1) if bool(left_out.any()) else None
 
 
+def left_out_scores(scores: Tensor) -> Tensor:
+    """Return which scores are out of reach of the largest of their row.
+
+    >>> left_out_scores(torch.tensor([[1.0, -99.0], [2.0, 3.0]])).tolist()
+    [[False, True], [False, False]]
+    """
+    return _out_of_reach(scores, scores.amax(-1, keepdim=True) - OUT_OF_REACH)
+
+
+def left_out_exponents(exponents: Tensor) -> Tensor:
+    """Return which exponents have a power that is out of reach of 1."""
+    return exponents < -OUT_OF_REACH
+
+
+def moved_but(scores: Tensor, move: Callable[[Tensor], Tensor], left_out: Tensor) -> Tensor:
+    """Return `scores` moved to a grid that follows from each row, but for those in `left_out`.
+
+    >>> halves = lambda x: x / x.amax(-1, keepdim=True)
+    >>> moved_but(torch.tensor([1.0, 2.0, 9.0]), halves, torch.tensor([False, False, True])).tolist()
+    [0.5, 1.0, 9.0]
+    """
+    largest = scores.masked_fill(left_out, -torch.inf).amax(-1, keepdim=True)
+    # A row of which nothing is left has only zero, which every grid has.
+    inner = largest.masked_fill(largest == -torch.inf, 0.0)
+    return torch.where(left_out, scores, move(torch.where(left_out, inner, scores)))
+
+
 def _out_of_reach(scores: Tensor, limit: Tensor) -> Tensor:
     return (scores < limit) | (limit == -torch.inf)
 

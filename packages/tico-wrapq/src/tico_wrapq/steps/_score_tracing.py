@@ -14,9 +14,9 @@ from torch import Tensor
 from tico_wrapq.steps._kept_scores import kept_exponents, kept_scores, with_zeros
 from tico_wrapq.steps._operators import Operator
 
-_SOFTMAX: Final = frozenset({"softmax", "log_softmax"})
+SOFTMAX: Final = frozenset({"softmax", "log_softmax"})
 _LONGEST_CHAIN: Final = 16
-_RESHAPES: Final = frozenset({"view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as"})
+RESHAPES: Final = frozenset({"view", "reshape", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as"})
 
 _MASKING: Final = frozenset(
     {"add", "sub", "where", "masked_fill", "maximum", "max", "minimum", "min"}
@@ -37,6 +37,7 @@ class StepRole(enum.Enum):
 
     SCORES = "attention scores, which a mask may leave out"
     UNMASKED = "attention scores to which a mask may be applied later"
+    REWRITTEN = "the same, and something writes to them in place before"
     STATISTIC = "a statistic of a norm"
 
 
@@ -62,16 +63,21 @@ class _Seen:
 class _Ancestor:
     """A step whose result has become a tensor value by value; `project` leads back to its shape.
 
-    `is_unmasked` says that a mask may have come in between.
+    `is_unmasked` says that a mask may have come in between, `is_rewritten` that it was written to in place.
     """
 
     step: _Seen
     project: Project
     is_unmasked: bool = False
+    is_rewritten: bool = False
 
     def masked(self) -> _Ancestor:
         """Return the same with a mask in between."""
         return attrs.evolve(self, is_unmasked=True)
+
+    def rewritten(self, *, masks: bool) -> _Ancestor:
+        """Return the same, written to in place, by what may be a mask if `masks` says so."""
+        return attrs.evolve(self, is_unmasked=self.is_unmasked or masks, is_rewritten=True)
 
 
 class ScoreTracing:
@@ -105,8 +111,9 @@ class ScoreTracing:
         """Keep what is held back as it is when a function is about to write to its first argument."""
         written = args[0] if args else None
         if isinstance(written, Tensor):
-            if operator.name in _MASKING and (before := _known(self._ancestors, written)):
-                self._note(written, tuple(each.masked() for each in before))
+            if before := _known(self._ancestors, written):
+                masks = operator.name in _MASKING
+                self._note(written, tuple(each.rewritten(masks=masks) for each in before))
             for step in self._waiting:
                 if _share_memory(step.value, written):
                     step.value = step.value.clone()
@@ -119,19 +126,19 @@ class ScoreTracing:
         sources = _tensors((*args, *kwargs.values()) if kwargs else args)
         if name in _NORMS:
             self._follow_squares(name, sources, result)
-        if name in _SOFTMAX and sources:
-            self._settle_rows(sources[0], _axis(args, kwargs))
+        if name in SOFTMAX and sources:
+            self._settle_rows(sources[0], axis_of(args, kwargs))
             return
         if name == "exp":
             self._settle_exponents(sources)
         found: list[_Ancestor] = []
         if name == "cat":
-            found = self._through_cat(sources, _axis(args, kwargs), result)
+            found = self._through_cat(sources, axis_of(args, kwargs), result)
         elif operator.by_value:
             alike = (each for each in sources if each is not result and each.shape == result.shape)
             found = [ancestor for each in alike for ancestor in _known(self._ancestors, each)]
             found = [each.masked() for each in found] if name in _MASKING else found
-        elif name in _RESHAPES and sources[0].numel() == result.numel():
+        elif name in RESHAPES and sources[0].numel() == result.numel():
             found = self._through(sources[0], _reshaped(sources[0]))
         if found:
             found = [*_known(self._ancestors, result), *found]
@@ -178,7 +185,7 @@ class ScoreTracing:
         for each in _known(self._ancestors, scores):
             each.step.note(StepRole.SCORES)
             if each.is_unmasked:
-                each.step.note(StepRole.UNMASKED)
+                each.step.note(StepRole.REWRITTEN if each.is_rewritten else StepRole.UNMASKED)
             if each.step in self._waiting:
                 self._waiting.remove(each.step)
                 each.step.show(None if kept is None else each.project(kept))
@@ -215,7 +222,8 @@ def _reshaped(source: Tensor) -> Project:
     return lambda kept: kept.reshape(source.shape)
 
 
-def _axis(args: tuple[object, ...], kwargs: Mapping[str, object]) -> int:
+def axis_of(args: tuple[object, ...], kwargs: Mapping[str, object]) -> int:
+    """Return the axis that a softmax or `cat` is told."""
     axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
     return axis if isinstance(axis, int) else 0
 

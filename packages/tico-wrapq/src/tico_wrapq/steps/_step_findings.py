@@ -21,6 +21,7 @@ class StepFindings:
         by_head: of these, the names of those of several heads, (samples, heads, queries, keys).
         statistics: the names of steps that are statistics of a norm.
         unmasked: of the scores, the names of those to which a mask is applied later.
+        rewritten: the same of those that something writes to in place before the softmax.
         foreign: the names of steps that read nothing but what no function of torch has handed on.
         deciding: the names of steps whose results have served to decide only in some pass.
         needed: the names of those that were needed as numbers in some pass.
@@ -32,6 +33,7 @@ class StepFindings:
     by_head: frozenset[str] = frozenset()
     statistics: frozenset[str] = frozenset()
     unmasked: frozenset[str] = frozenset()
+    rewritten: frozenset[str] = frozenset()
     foreign: frozenset[str] = frozenset()
     deciding: frozenset[str] = frozenset()
     needed: frozenset[str] = frozenset()
@@ -45,6 +47,8 @@ class StepFindings:
                 return attrs.evolve(self, scores=self.scores | {name})
             case StepRole.UNMASKED:
                 return attrs.evolve(self, unmasked=self.unmasked | {name})
+            case StepRole.REWRITTEN:
+                return attrs.evolve(self, rewritten=self.rewritten | {name})
             case StepRole.STATISTIC:
                 return attrs.evolve(self, statistics=self.statistics | {name})
             case unreachable:
@@ -52,7 +56,11 @@ class StepFindings:
 
     def has_role(self, name: str, role: StepRole) -> bool:
         """Whether that is known of the step `name`."""
-        found = {StepRole.SCORES: self.scores, StepRole.UNMASKED: self.unmasked}
+        found = {
+            StepRole.SCORES: self.scores,
+            StepRole.UNMASKED: self.unmasked,
+            StepRole.REWRITTEN: self.rewritten,
+        }
         return name in found.get(role, self.statistics)
 
     def with_foreign(self, name: str) -> Self:
@@ -101,6 +109,7 @@ class StepFindings:
             by_head=self.by_head | other.by_head,
             statistics=self.statistics | other.statistics,
             unmasked=self.unmasked | other.unmasked,
+            rewritten=self.rewritten | other.rewritten,
             foreign=self.foreign | other.foreign,
             deciding=self.deciding | other.deciding,
             needed=self.needed | other.needed,
@@ -115,6 +124,7 @@ class StepFindings:
             "by_head": sorted(self.by_head),
             "statistics": sorted(self.statistics),
             "unmasked": sorted(self.unmasked),
+            "rewritten": sorted(self.rewritten),
             "foreign": sorted(self.foreign),
             "deciding": sorted(self.deciding),
             "needed": sorted(self.needed),
@@ -138,6 +148,7 @@ class StepFindings:
             by_head=frozenset(layout.texts("by_head")),
             statistics=frozenset(layout.texts("statistics")),
             unmasked=frozenset(layout.texts("unmasked")),
+            rewritten=frozenset(layout.texts("rewritten")),
             foreign=frozenset(layout.texts("foreign")),
             deciding=frozenset(layout.texts("deciding")),
             needed=frozenset(layout.texts("needed")),

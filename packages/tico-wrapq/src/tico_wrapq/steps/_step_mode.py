@@ -19,6 +19,7 @@ from tico_wrapq.steps._attention import Attention
 from tico_wrapq.steps._call_site import Site, is_inside, name_of, site_of
 from tico_wrapq.steps._data_following import DataFollowing, Origin, holds_no_tensor, tensors_in
 from tico_wrapq.steps._decisions import Decisions
+from tico_wrapq.steps._deferred_scores import DeferredScores
 from tico_wrapq.steps._held_tensors import HeldTensors, held_in
 from tico_wrapq.steps._operators import ATTENTION, LEAVES, LOOK_UPS, Effect, Function, Operator, operator_of
 from tico_wrapq.steps._row_following import follow_rows
@@ -35,6 +36,12 @@ class Points(Protocol):
 
     def pass_through(self, name: str, result: Tensor, tracing: ScoreTracing) -> Tensor:
         """Return the `result` of the step `name`, seen or moved to its grid."""
+
+    def waits_for_mask(self, name: str) -> bool:
+        """Whether the grid of the step `name` follows from each row, and a mask is applied later."""
+
+    def move_apart(self, name: str, result: Tensor, left_out: Tensor | None) -> Tensor:
+        """Return the `result` of a step that waited, moved to its grid but for what is `left_out`."""
 
     def leave_float(self, name: str, function: str) -> None:
         """Note that the step `name` calls a function that no table knows."""
@@ -78,6 +85,7 @@ class StepMode(TorchFunctionMode):
         self._decisions = Decisions()
         self._tracing = ScoreTracing()
         self._uses = WeightUses()
+        self._deferred = DeferredScores()
 
     @contextmanager
     def inside(self, points: Points, forward: CodeType) -> Iterator[None]:
@@ -92,6 +100,7 @@ class StepMode(TorchFunctionMode):
         """Settle what is open when the outermost module has given its `output`."""
         if len(self._owners) == 1:
             self._tracing.finish()
+            self._deferred.write_to(tensors_in(output))
             self._decisions.need(tensors_in(output))
             self._decisions.finish()
 
@@ -114,6 +123,7 @@ class StepMode(TorchFunctionMode):
                 return self._attention(name, operator, args, named)
         if operator.in_place:
             self._tracing.before(operator, args)
+        args, named = self._deferred.given_to(operator, args, named)
         results = func(*args, **named)
         if holds_no_tensor(results) and not operator.in_place:
             self._decisions.need(tensors_in(args) if isinstance(results, float) else ())
@@ -128,10 +138,11 @@ class StepMode(TorchFunctionMode):
         name = self._name(operator, sys._getframe(1)) if is_number and operator.may_be_named else None
         if calibrating:
             self._follow_data(func, operator, args, named, results, name)
-        return self._passed(operator, args, named, results, name, origin) if is_number else results
+        return self._passed(func, operator, args, named, results, name, origin) if is_number else results
 
     def _passed(
         self,
+        function: Function,
         operator: Operator,
         args: tuple[object, ...],
         kwargs: Mapping[str, object],
@@ -148,6 +159,9 @@ class StepMode(TorchFunctionMode):
             self._following.give(tensors_in(results))
         if not isinstance(results, Tensor) or not results.is_floating_point():
             return results
+        if self._deferred.goes_on(operator, args, kwargs):
+            move = partial(self._move_apart, self._owners[-1].points, name)
+            return self._deferred.follow(function, operator, args, kwargs, results, move)
         moved = results if name is None else self._moved(name, operator, args, kwargs, results)
         if self._tracing.has_begun:
             self._tracing.after(operator, args, kwargs, moved)
@@ -203,12 +217,28 @@ class StepMode(TorchFunctionMode):
         points = self._owners[-1].points
         if points.is_calibrating:
             points.note_work(step_work(operator, args, kwargs, result))
+        if points.waits_for_mask(name):
+            self._deferred.begin(result, partial(self._move_apart, points, name))
+            return result
         moved = points.pass_through(name, result, self._tracing)
         if moved is result:
             return result
         if operator.in_place or "out" in kwargs:
             return result.copy_(moved)
         self._following.follow(operator, args, kwargs, moved)
+        return moved
+
+    def _move_apart(
+        self, points: Points, name: str | None, result: Tensor, left_out: Tensor | None
+    ) -> Tensor:
+        """Return the `result` of a step `name` that waited, or of a function that is none, on its grid."""
+        moved = result
+        if name is not None:
+            if points.waits_for_mask(name):
+                moved = points.move_apart(name, result, left_out)
+            else:
+                moved = points.pass_through(name, result, self._tracing)
+        self._following.give((moved,))
         return moved
 
     def _attention(

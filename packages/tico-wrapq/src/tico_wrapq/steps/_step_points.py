@@ -23,7 +23,7 @@ from tico_wrapq.base import (
     Role,
     WeightCodes,
 )
-from tico_wrapq.steps._kept_scores import moved_within_reach
+from tico_wrapq.steps._kept_scores import moved_but, moved_within_reach
 from tico_wrapq.steps._owned_weight import OwnedWeight, OwnedWeights
 from tico_wrapq.steps._score_tracing import ScoreTracing, StepRole
 from tico_wrapq.steps._step_findings import StepFindings
@@ -186,6 +186,16 @@ class StepPoints(QuantModuleBase):
         moved: Tensor = point(result)
         return moved
 
+    def waits_for_mask(self, name: str) -> bool:
+        """Whether the grid of the step `name` follows from each row, and a mask is applied later."""
+        point = self._modules.get(name) if name in self.findings.unmasked else None
+        return isinstance(point, QuantPoint) and point.fixed is not None and point.is_dynamic
+
+    def move_apart(self, name: str, result: Tensor, left_out: Tensor | None) -> Tensor:
+        """Return the `result` of a step that waited, moved to its grid but for what is `left_out`."""
+        point = self.point(name)
+        return point(result) if left_out is None else moved_but(result, point, left_out)
+
     def _note(self, point: QuantPoint, axes: int, role: StepRole) -> None:
         name = point.declaration.name
         if not self.findings.has_role(name, role):
@@ -232,8 +242,8 @@ class StepPoints(QuantModuleBase):
         for name, point in asked.items():
             if point.largest >= LARGEST_PLAUSIBLE:
                 unfit[name] = "it holds a mask"
-            elif point.is_dynamic and name in self.findings.unmasked:
-                unfit[name] = "a mask is applied later, which a grid per token can't know"
+            elif point.is_dynamic and name in self.findings.rewritten:
+                unfit[name] = "a mask is applied later, in place, which a grid per token can't know"
             elif not self._is_named(point.path) and (why := self._why_unasked(name)):
                 unfit[name] = why
         return unfit
