@@ -86,6 +86,8 @@ class EarlyEnd(Recorder):
 
     def _tell(self, args: object, kwargs: object, output: object) -> None:
         """Note what is given to code outside that is no tensor: it may decide what is called next."""
+        if self.is_off:
+            return
         map_leaves(output, lambda leaf: None if isinstance(leaf, Tensor) else self._read.told(leaf))
 
     def _count(
@@ -101,9 +103,9 @@ class EarlyEnd(Recorder):
         Raises:
             Exception: of a kind that the model's `forward` catches.
         """
-        if calibration.in_forward and counts():
+        if calibration.in_forward and not self.is_off and counts():
             self._captured.append(identity)
-            if not self.is_off and self._nothing_is_to_come():
+            if self._nothing_is_to_come():
                 self._is_ended = True
                 raise NothingMore
 
