@@ -15,7 +15,8 @@ from torch.multiprocessing.spawn import spawn
 
 from rank_work import CASES, QUIET, digest, kept_in, prepared, run_process
 from tico.quantization import convert
-from tico_config import ConfigError
+from tico_config import CalibrationError, ConfigError
+from tico_quantizers.lifecycle._stages import state_of
 
 PROCESSES = 3
 Found = list[dict[str, str]]
@@ -86,6 +87,14 @@ def test_ranks_that_cannot_work_together_are_told_so_and_keep_their_models(
     assert one.startswith(f"unchanged {told}")
 
 
+def test_what_layers_outside_of_blocks_read_before_there_was_a_group_is_refused() -> None:
+    """It was not kept, as no other rank was known of."""
+    model = prepared(CASES["gptq of panels"], CASES["gptq of panels"].batches()[:1])
+    with pytest.raises(CalibrationError, match=r"before torch\.distributed was init") as caught:
+        state_of(model).calibration.tell()
+    assert caught.value.module == "2"
+
+
 def test_an_error_on_one_rank_ends_the_work_of_all(found: Found) -> None:
     """Each keeps its model, and is told which rank it was."""
     one, other = (rank["one fails"] for rank in found[1:])
@@ -109,14 +118,13 @@ def test_one_process_goes_on_where_two_were_interrupted(found: Found, folder: Pa
 def test_a_rank_that_comes_too_late_is_named(found: Found) -> None:
     """The others wait no longer than the time limit of the group."""
     one, other = (rank["late"] for rank in found[1:])
-    assert one.startswith("unchanged LifecycleError: another process of the group has ended, or does not")
-    assert "Rank 1" in one
-    assert other.startswith("unchanged LifecycleError")
+    assert one.startswith("unchanged LifecycleError: rank 1 has ended, or does not answer within the time")
+    assert other.startswith("unchanged LifecycleError: rank 0 has ended, or does not answer")
 
 
 def test_a_rank_that_ends_is_an_error_on_the_others(found: Found) -> None:
     """Their models are prepared still."""
-    assert found[1]["ended"].startswith("unchanged LifecycleError: another process of the group has ended")
+    assert found[1]["ended"].startswith("unchanged LifecycleError: another rank has ended, or")
 
 
 def test_a_group_is_one_of_torch() -> None:

@@ -52,13 +52,40 @@ class Wide(nn.Module):
         return output
 
 
+class Chains(nn.Module):
+    """Two chains of blocks with a norm between them, whose output has to be had anew."""
+
+    def __init__(self) -> None:
+        """Make the parts."""
+        super().__init__()
+        self.first, self.second = nn.Sequential(Wide(), Wide()), nn.Sequential(Wide(), Wide())
+        self.norm = nn.LayerNorm(140)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the second chain makes of the first one's output."""
+        output: Tensor = self.second(self.norm(self.first(x)))
+        return output
+
+
+def _call(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+    model(*args, **kwargs)
+
+
+def _generate(model: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
+    """Call the model for three more tokens, each time with the cache of the call before."""
+    generate: object = model.generate
+    assert callable(generate)
+    generate(*args, **kwargs, max_new_tokens=3, do_sample=False)
+
+
 @attrs.frozen
 class Case:
-    """A model, a config, and the batches of all ranks."""
+    """A model, a config, the batches of all ranks, and how the model is run on one of them."""
 
     model: Callable[[], nn.Module]
     config: BaseConfig
     batches: Callable[[], list[Batch]]
+    run: Callable[[nn.Module, tuple[Tensor, ...], Mapping[str, Tensor]], None] = _call
 
 
 def _tokens() -> list[Batch]:
@@ -82,6 +109,10 @@ def _wide() -> nn.Module:
     return seeded(lambda: nn.Sequential(Wide(), Wide(), nn.Linear(140, 4)).eval())
 
 
+def _chains() -> nn.Module:
+    return seeded(Chains)
+
+
 def _mixtures() -> nn.Module:
     return seeded(lambda: nn.Sequential(Mixture(), Mixture()).eval())
 
@@ -97,6 +128,8 @@ CASES: Final[Mapping[str, Case]] = {
         tiny_llama, attrs.evolve(QUIET, offload="disk", activation_dtype="bfloat16"), _tokens
     ),
     "gptq of panels": Case(_wide, QUIET, _rows(5, 60, 140)),
+    "gptq of two chains": Case(_chains, QUIET, _rows(5, 60, 140)),
+    "gptq of generated texts": Case(tiny_llama, QUIET, _tokens, _generate),
     "gptq of experts": Case(_mixtures, QUIET, _rows(12, 6)),
     "gptq of fused experts": Case(lambda: fused_model("mixtral"), QUIET, _tokens),
     "gptq of images": Case(net, QUIET, _images),
@@ -116,7 +149,7 @@ def prepared(case: Case, batches: Sequence[Batch]) -> nn.Module:
     model = prepare(case.model(), case.config)
     with torch.no_grad():
         for args, kwargs in batches:
-            model(*args, **kwargs)
+            case.run(model, args, kwargs)
     return model
 
 

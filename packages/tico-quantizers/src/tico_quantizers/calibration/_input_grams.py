@@ -168,6 +168,7 @@ class InputGrams(Recorder):
         self._digested: dict[frozenset[str], GroupedGram] | None = None
         self._inputs: list[LayerInput] = []
         self._kept: list[ToldInput] = []
+        self._dropped: set[str] = set()
 
     def watch(
         self, calibration: Calibration, *, except_within: BlockCalls | None = None
@@ -298,8 +299,10 @@ class InputGrams(Recorder):
             self.digest()
         self._grams = self._digested or {}
         # The matrices of several ranks are those of one only if the rows are multiplied in its order.
-        keeps = _has_ranks() and not self._disposable
-        self._kept += [ToldInput.of(item) for item in self._inputs] if keeps else []
+        if _has_ranks() and not self._disposable:
+            self._kept += [ToldInput.of(item) for item in self._inputs]
+        else:
+            self._dropped.update(*(item.readers for item in self._inputs))
         self._inputs = []
         self.latest = {}
         self._digested = None
@@ -310,10 +313,8 @@ class InputGrams(Recorder):
         Raises:
             CalibrationError: they were read before it was known that there are several ranks.
         """
-        kept = {reader for item in self._kept for reader in item.readers}
-        lost = sorted(path for readers in self._grams for path in readers - kept)
-        if lost:
-            raise CalibrationError(_read_too_early(lost))
+        if self._dropped:
+            raise CalibrationError(_read_too_early(sorted(self._dropped)))
         return self._kept
 
     def hear(self, told: Sequence[object], edit: Edit) -> None:

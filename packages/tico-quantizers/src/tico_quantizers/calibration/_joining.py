@@ -122,7 +122,7 @@ def _overlaps(batches: Sequence[Sequence[str]]) -> Iterator[Problem]:
                 value=Found(found),
                 expected="batches of its own for each rank",
                 sentence=f"rank {one} and rank {other} have {found}, which would count twice",
-                remedy="give each rank its own part of the data, for example batches[rank::ranks]",
+                remedy="give each rank its own part of the data",
             )
 
 

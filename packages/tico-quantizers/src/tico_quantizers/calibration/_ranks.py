@@ -109,9 +109,8 @@ class Ranks:
         except OtherRankFailed as error:
             raise LifecycleError(_problem(str(error))) from error
         except Exception as error:
-            if error is not self._agreed and not self._is_broken:
-                with suppress(TicoError):
-                    self._tell(error)
+            if error is not self._agreed:
+                self._tell(error)
             raise
 
     def require_present(self) -> None:
@@ -120,15 +119,21 @@ class Ranks:
         Raises:
             LifecycleError: one is not within the time limit of the group; the first rank names it.
         """
-        if self.count > 1 and "gloo" in dist.get_backend(self._group):
-            with self._answering():
-                dist.monitored_barrier(self._group, wait_all_ranks=self.number == 0)
+        mark, others = torch.zeros(1), range(1, self.count if self.number == 0 else 1)
+        if self.number > 0:
+            with self._answering("rank 0"):
+                dist.send(mark.to(self._device), self._global(0), group=self._group)
+        for rank in others:
+            with self._answering(f"rank {rank}"):
+                dist.recv(mark.to(self._device), self._global(rank), group=self._group)
 
     def _tell(self, error: Exception) -> None:
-        if self.count > 1:
+        """Tell the others of an error, as far as they answer."""
+        if self.count > 1 and not self._is_broken:
             self._agreed = error
             text = f"{type(error).__name__}: {error}"
-            self._exchange("a failure", (isinstance(error, TicoError), text), is_failure=True)
+            with suppress(TicoError):
+                self._exchange("a failure", (isinstance(error, TicoError), text), is_failure=True)
 
     def _exchange(
         self, about: str, value: object, *, is_failure: bool
@@ -159,7 +164,7 @@ class Ranks:
             raise LifecycleError(_problem(sentence, _ALIKE))
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _answering(self, who: str = "another rank") -> Iterator[None]:
         """Say in one sentence that another process does not answer.
 
         Raises:
@@ -171,14 +176,14 @@ class Ranks:
             raise
         except RuntimeError as error:
             self._is_broken = True
-            sentence = f"another process of the group has ended, or does not answer ({error})"
+            sentence = f"{who} has ended, or does not answer within the time limit of the group ({error})"
             remedy = "see what the other processes say, and start all of them again"
             raise LifecycleError(_problem(sentence, remedy)) from error
 
     @property
     def _device(self) -> torch.device:
         """Where tensors are that the group can send."""
-        gpu = "nccl" in dist.get_backend(self._group)
+        gpu = dist.get_backend(self._group) == "nccl"
         return torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
 
     def _heads(self, own: list[int]) -> list[list[int]]:
