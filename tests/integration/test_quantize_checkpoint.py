@@ -63,9 +63,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def files(folder: Path, *, but: str = "") -> dict[str, bytes]:
+def files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
     """Return the content of each file of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != but}
+    return {path.name: path.read_bytes() for path in folder.glob(pattern)}
 
 
 def in_memory(source: Path, out: Path, *configs: BaseConfig, shard_bytes: int = 10**9) -> dict[str, bytes]:
@@ -175,7 +175,7 @@ def test_a_model_of_other_arguments_is_not_taken_for_ones_own(
         patch.setattr(_checkpoints, "clear", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
-    written = files(tmp_path / "out", but=".unfinished")
+    written = files(tmp_path / "out", "[!.]*")
     with pytest.raises(ConfigError, match="a quantized model of other arguments"):
         quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES[:1])
     quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
