@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import pytest
 import torch
@@ -48,6 +49,8 @@ from tico_quantizers.algorithms.gptq import _layer
 from tico_quantizers.solvers import solve_by
 from tiny_models import TOKENS, tiny_llama
 
+P = ParamSpec("P")
+R = TypeVar("R")
 GPTQ = GPTQConfig(show_progress=False)
 SUPPORT = Path(__file__).parents[1] / "support"
 BATCHES = [TOKENS, (TOKENS + 1) % 40]
@@ -60,9 +63,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "source"
 
 
-def files(folder: Path, *, but: str = "") -> dict[str, bytes]:
+def files(folder: Path, pattern: str = "*") -> dict[str, bytes]:
     """Return the content of each file of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != but}
+    return {path.name: path.read_bytes() for path in folder.glob(pattern)}
 
 
 def in_memory(source: Path, out: Path, *configs: BaseConfig, shard_bytes: int = 10**9) -> dict[str, bytes]:
@@ -119,9 +122,16 @@ def tiny_mixtral() -> PreTrainedModel:
         return MixtralForCausalLM(config)
 
 
+def tied_bfloat16_llama() -> PreTrainedModel:
+    """Return a random LLaMA whose head is its embedding."""
+    model = tiny_llama(tied=True)
+    torch.nn.Module.to(model, torch.bfloat16)
+    return model
+
+
 @pytest.mark.parametrize(
     "make",
-    [tiny_mixtral, lambda: tiny_llama(tied=True).to(torch.bfloat16)],
+    [tiny_mixtral, tied_bfloat16_llama],
     ids=["experts", "bfloat16, tied"],
 )
 def test_other_models_give_the_files_of_the_path_in_memory(
@@ -165,19 +175,36 @@ def test_a_model_of_other_arguments_is_not_taken_for_ones_own(
         patch.setattr(_checkpoints, "clear", interrupted)
         with pytest.raises(KeyboardInterrupt):
             quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
-    written = files(tmp_path / "out", but=".unfinished")
+    written = files(tmp_path / "out", "[!.]*")
     with pytest.raises(ConfigError, match="a quantized model of other arguments"):
         quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES[:1])
     quantize_checkpoint(source, tmp_path / "out", GPTQ, BATCHES)
     assert files(tmp_path / "out") == written
 
 
+def until_full(left: int, write: Callable[P, R]) -> Callable[P, R]:
+    """Return `write`, which finds the disk full after so many calls."""
+    calls = iter(range(left))
+
+    def written(*args: P.args, **kwargs: P.kwargs) -> R:
+        if next(calls, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*args, **kwargs)
+
+    return written
+
+
 @pytest.mark.parametrize(
     ("config", "name", "before", "kept"),
     [
         (GPTQ, "fsync", 1, "nothing was finished yet"),  # the first block
-        (GPTQ, "fsync", 5, "2 blocks are finished"),  # the layers outside of blocks
-        (GPTQ, "fsync", 9, "1 configs are finished"),  # a shard
+        (
+            GPTQ,
+            "fsync",
+            5,
+            r"kept .* configs \(0\) and blocks of the next one \(2\)",
+        ),  # the layers outside of blocks
+        (GPTQ, "fsync", 9, r"kept .* configs \(1\) and blocks of the next one \(0\)"),  # a shard
         (PTQConfig(), "posix_fallocate", 1, "nothing was finished yet"),  # what is moved out of memory
     ],
 )
@@ -192,16 +219,8 @@ def test_a_full_disk_is_told_with_what_is_kept(
     kept: str,
 ) -> None:
     """It is one error, nothing looks like a model, and with room again the run goes on."""
-    left = iter(range(before - 1))
-    write: Callable[..., object] = getattr(os, name)
-
-    def written(*args: object) -> object:
-        if next(left, None) is None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(*args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, name, written)
+        patch.setattr(os, name, until_full(before - 1, getattr(os, name)))
         with pytest.raises(DiskFullError, match=f"the disk is full; {kept}.*make room, and call it again"):
             quantize_checkpoint(source, tmp_path / "out", config, BATCHES, shard_bytes=2000)
     assert not (tmp_path / "out" / "quantized.json").exists()

@@ -81,9 +81,10 @@ def quantize_checkpoint(
     with _full_disk_told(out), _unfinished(source, out) as folder:
         offload = Offload(folder)
         model = map_checkpoint(source, offload, trust_remote_code=trust_remote_code)
-        stages = Stages(folder, model, stage_keys(source, model, configs, known, data))
+        keys = stage_keys(source, model, configs, known, data)
+        stages = Stages(folder, model, keys)
         if _is_whole(out):
-            _require_own(out, is_own=stages.finished == len(configs))
+            _require_own(out, is_own=stages.finished == len(configs) or _mark(out, keys[-1]).exists())
             return out / _MANIFEST
         for number in range(stages.finished, len(configs)):
             if number:
@@ -190,16 +191,23 @@ def _unfinished(source: Path, out: Path) -> Iterator[Path]:
                 if is_new:
                     out.rmdir()
             raise
+        # Until all is removed, a mark tells whose model it is, should that be interrupted.
+        for path in folder.glob("*.safetensors"):
+            _mark(out, path.stem.rpartition("-")[2]).touch()
         clear(folder)
         folder.rmdir()
+        for path in out.glob(_mark(out, "*").name):
+            path.unlink()
+
+
+def _mark(out: Path, key: str) -> Path:
+    return out / f".finished-{key}"
 
 
 def _require_free(source: Path, out: Path) -> None:
     """Refuse a folder that holds a model, or anything that no interrupted run has left."""
-    left = out / _UNFINISHED
-    if _is_whole(out) and left.is_dir() and not any(left.iterdir()):
-        left.rmdir()  # the run that has made the model was interrupted when nothing else was left to do
-    if out.exists() and not left.is_dir() and (not out.is_dir() or any(out.iterdir())):
+    ours = (out / _UNFINISHED).is_dir() or any(out.glob(_mark(out, "*").name))
+    if out.exists() and not ours and (not out.is_dir() or any(out.iterdir())):
         if out.is_dir() and source.exists() and out.samefile(source):
             found = "the folder of the source"
         elif _is_whole(out):

@@ -77,8 +77,7 @@ def finished_text(folder: Path) -> str:
     blocks = len(list(folder.glob("*/block-*.safetensors")))
     if not configs and not blocks:
         return "nothing was finished yet"
-    parts = [f"{count} {kind}" for count, kind in ((configs, "configs"), (blocks, "blocks")) if count]
-    return f"{' and '.join(parts)} are finished and kept in {folder}"
+    return f"kept in {folder} are finished configs ({configs}) and blocks of the next one ({blocks})"
 
 
 def stage_keys(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from tico_config._problem import Problem
 from tico_config._problem_list import describe_problems
 
@@ -116,3 +118,7 @@ class DiskFullError(TicoError, OSError):
     >>> isinstance(DiskFullError(Problem(expected="room")), OSError)
     True
     """
+
+    def __init__(self, first: Problem, *others: Problem) -> None:
+        super().__init__(first, *others)
+        self.errno = errno.ENOSPC

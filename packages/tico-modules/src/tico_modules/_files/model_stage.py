@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +26,18 @@ from tico_modules._tree.result_marks import mark_result
 from tico_modules._tree.ties import drop_stale_ties
 from tico_observers import read_sealed, write_sealed
 
+_SMALLEST: Final = 2**12
+
 
 def empty_copy(model: nn.Module) -> nn.Module:
-    """Return a copy of `model` whose parameters and buffers are on the meta device.
+    """Return a copy of `model` whose parameters and buffers are on the meta device, but for small ones.
 
-    >>> empty_copy(nn.Linear(2, 2)).weight.device
+    >>> empty_copy(nn.Linear(64, 64)).weight.device
     device(type='meta')
     """
-    empty = {id(tensor): _emptied(tensor) for _, tensor in all_tensors(model, empty=True)}
-    return copy.deepcopy(model, empty)
+    # A small buffer, such as the frequencies of positions, may be an attribute too, which no file fills.
+    large = [tensor for _, tensor in all_tensors(model, empty=True) if tensor.nbytes >= _SMALLEST]
+    return copy.deepcopy(model, {id(tensor): _emptied(tensor) for tensor in large})
 
 
 def _emptied(tensor: Tensor) -> Tensor:
