@@ -57,6 +57,7 @@ SCHEMES: Final[Mapping[str, tuple[int, int | None, bool]]] = {
     "Q8_0": (8, 32, True),
     "Q8_0 per row": (8, None, True),
 }
+_BLOCKS: Final = [each for each in SCHEMES if each not in _K_QUANTS]
 _WINDOW: Final = 512
 _WIDER: Final = 4  # layers
 
@@ -153,7 +154,7 @@ def main() -> None:
     """Print a line for each scheme."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--model", choices=("wiki", "smollm2"), default="wiki")
-    parser.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=list(SCHEMES))
+    parser.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=_BLOCKS)
     parser.add_argument("--gptq", action="store_true")
     parser.add_argument("--windows", type=int, default=4)
     recorded.add_option(parser)
