@@ -2,7 +2,8 @@
 
 All are run by llama.cpp, and compared with the float model of transformers on text held out. The importance
 matrix is written from the calibration of GPTQ. The embedding and the head are float16. Where 256 does not
-divide the columns, a weight has Q8_0 beside Q6_K, and Q5_0 beside Q4_K. llama.cpp comes with
+divide the columns, a weight has Q8_0 beside Q6_K, Q5_1 beside Q5_K, and Q5_0 beside Q4_K, whose files have
+Q5_K for the values of the first four layers' attention. llama.cpp comes with
 `pip install 'tico-export[gguf]'`, and `pip install gguf` reads the importance matrix.
 
     python benchmarks/llama_cpp_quantizer.py [--kinds NAME …] [--windows N] [--result FILE]
@@ -32,9 +33,8 @@ from tico_export import GGUF, Example, export, write_imatrix
 from tico_export.gguf_files import llama_cpp
 from tico_modules import QuantizedLinear
 
-FILE_TYPES: Final = {"Q4_0": 2, "Q4_1": 3, "Q4_K": 14, "Q6_K": 18}
-_OURS: Final = ("Q4_0", "Q4_1", "Q6_K")
-_ROUNDED: Final = ("Q4_0", "Q4_1")
+FILE_TYPES: Final = {"Q4_0": 2, "Q4_1": 3, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18}
+_PURE: Final = ("Q4_0", "Q4_1")
 _FLOAT16: Final = 1
 # Where the parameters of cyllama 0.2.18 hold those of llama.cpp, and where these point to the importances.
 _PARAMETERS: Final = 24
@@ -95,7 +95,7 @@ def own_file(source: Path, kind: str, importance: Path | None) -> Path:
     path = source.with_name(f"own-{kind}-{importance is None}.gguf")
     parameters = runtime.LlamaModelQuantizeParams()
     parameters.ftype, parameters.allow_requantize = FILE_TYPES[kind], True
-    parameters.pure = kind in _ROUNDED  # of K-quants it could not give the other columns another type
+    parameters.pure = kind in _PURE  # of K-quants it could not give the other columns another type
     parameters.token_embedding_type = parameters.output_tensor_type = _FLOAT16
     listed = None if importance is None else importances(importance)
     if listed is not None:
@@ -157,10 +157,8 @@ def main() -> None:
             out.row(f"{kind}, llama.cpp's own", *row(own_file(source, kind, None), test, expected))
             weighed = own_file(source, kind, importance)
             out.row(f"{kind}, its own with imatrix", *row(weighed, test, expected))
-            if kind in _ROUNDED:
-                out.row(f"{kind}, rounded to nearest", *row(our_file(Path(name), kind, None), test, expected))
-            if kind in _OURS:
-                out.row(f"{kind}, GPTQ", *row(our_file(Path(name), kind, given), test, expected))
+            out.row(f"{kind}, rounded to nearest", *row(our_file(Path(name), kind, None), test, expected))
+            out.row(f"{kind}, GPTQ", *row(our_file(Path(name), kind, given), test, expected))
 
 
 if __name__ == "__main__":

@@ -23,10 +23,27 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 import recorded
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
-from tico.quantization.config import DType, PerChannel, PerGroup, QScheme, SuperBlock, affine, no_quant
+from tico.quantization.config import (
+    DType,
+    MSESpec,
+    PerChannel,
+    PerGroup,
+    QScheme,
+    SuperBlock,
+    affine,
+    no_quant,
+)
 from tico_export import GGUF, ExportResult, export
+from tico_modules import PackedWeight, Parts, QuantizedLinear
+from tico_quantizers.solvers import nearest
 
 WIKI: Final = Path(__file__).parents[1] / "examples" / "wiki_llama"
+_K_QUANTS: Final[Mapping[str, tuple[SuperBlock, Mapping[str, object]]]] = {
+    "Q4_K": (SuperBlock(offset_bits=6), {"bits": 5, "symmetric": True}),
+    "Q5_K": (SuperBlock(offset_bits=6), {"bits": 5, "symmetric": False}),
+    "Q6_K": (SuperBlock(scale_bits=7), {"bits": 8, "symmetric": True}),
+}
+"""What groups share, and what layers have whose columns are no super-blocks, as llama.cpp has them."""
 SCHEMES: Final[Mapping[str, tuple[int, int | None, bool]]] = {
     "Q4_0": (4, 32, True),
     "Q4_0 g64": (4, 64, True),
@@ -34,13 +51,15 @@ SCHEMES: Final[Mapping[str, tuple[int, int | None, bool]]] = {
     "Q4_1 g64": (4, 64, False),
     "Q5_0": (5, 32, True),
     "Q5_1": (5, 32, False),
+    "Q4_K": (4, 32, False),
+    "Q5_K": (5, 32, False),
     "Q6_K": (6, 16, True),
     "Q8_0": (8, 32, True),
     "Q8_0 per row": (8, None, True),
 }
-_SUPER_BLOCKS: Final = "Q6_K"
-_ROUNDED: Final = [each for each in SCHEMES if each != _SUPER_BLOCKS]
+_BLOCKS: Final = [each for each in SCHEMES if each not in _K_QUANTS]
 _WINDOW: Final = 512
+_WIDER: Final = 4  # layers
 
 
 def text_of(model: str, articles: slice[int | None, int | None, None], wiki_file: str) -> str:
@@ -62,24 +81,57 @@ def quantized(folder: Path, scheme: str, calibration: Tensor | None) -> nn.Modul
     bits, group, symmetric = SCHEMES[scheme]
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     if calibration is not None:
-        config = GPTQConfig(bits=bits, group_size=group, symmetric=symmetric, show_progress=False)
-        if scheme == _SUPER_BLOCKS:
-            narrow = _narrow(model)
-            beside = {"bits": 8, "group_size": 32, "super_block": None}
-            config = attrs.evolve(
-                config, super_block=SuperBlock(scale_bits=7), overrides=dict.fromkeys(narrow, beside)
-            )
-        prepared = prepare(model, config)
+        prepared = prepare(model, gptq_config(model, scheme))
         with torch.no_grad():
             for each in calibration:
                 prepared(each[None])
         return convert(prepared)
+    if scheme in _K_QUANTS:
+        return rounded_in_super_blocks(model, gptq_config(model, scheme))
     qscheme = QScheme.PER_CHANNEL_SYMM if symmetric else QScheme.PER_CHANNEL_ASYMM
     granularity = PerChannel(0) if group is None else PerGroup(1, group)
     weight = affine(DType(bits, signed=symmetric), qscheme, granularity=granularity)
     left = {"model.embed_tokens": no_quant(), "lm_head": no_quant()}
     config_rtn = PTQConfig(activation=no_quant(), weight=weight, overrides=left)
     return convert(prepare(model, config_rtn))
+
+
+def rounded_in_super_blocks(model: nn.Module, config: GPTQConfig) -> nn.Module:
+    """Round the linear layers of a model to nearest, on grids that GPTQ finds in the weights alone."""
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and path != "lm_head":
+            own = attrs.evolve(config.resolve(path).spec, observer=MSESpec())
+            found = nearest(layer.weight, own)
+            packed = PackedWeight.from_codes(
+                found.codes,
+                found.scale,
+                found.zero_point,
+                dtype=found.dtype,
+                shape=tuple(layer.weight.shape),
+                group_size=found.group_size,
+                offset=found.offset,
+                super_block=own.super_block,
+            )
+            parts = Parts(packed=packed, bias=layer.bias, act_in=None, act_out=None)
+            model.set_submodule(path, QuantizedLinear(parts))
+    return model
+
+
+def gptq_config(model: nn.Module, scheme: str) -> GPTQConfig:
+    """Return the config of a scheme; other columns than those of super-blocks have another type.
+
+    As llama.cpp's own files have it, values of the first layers' attention have a bit more beside Q4_K.
+    """
+    bits, group, symmetric = SCHEMES[scheme]
+    config = GPTQConfig(bits=bits, group_size=group, symmetric=symmetric, show_progress=False)
+    if scheme not in _K_QUANTS:
+        return config
+    shared, narrow = _K_QUANTS[scheme]
+    beside = {"group_size": 32, "super_block": None, **narrow}
+    overrides = dict.fromkeys(_narrow(model), beside)
+    if scheme == "Q4_K":
+        overrides |= {f"model.layers.{number}.self_attn.v_proj": {"bits": 5} for number in range(_WIDER)}
+    return attrs.evolve(config, super_block=shared, overrides=overrides)
 
 
 def _narrow(model: nn.Module) -> list[str]:
@@ -102,13 +154,11 @@ def main() -> None:
     """Print a line for each scheme."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--model", choices=("wiki", "smollm2"), default="wiki")
-    parser.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=_ROUNDED)
+    parser.add_argument("--schemes", nargs="+", choices=list(SCHEMES), default=_BLOCKS)
     parser.add_argument("--gptq", action="store_true")
     parser.add_argument("--windows", type=int, default=4)
     recorded.add_option(parser)
     options = parser.parse_args()
-    if _SUPER_BLOCKS in options.schemes and not options.gptq:
-        parser.error(f"{_SUPER_BLOCKS} needs --gptq")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     folder = WIKI if options.model == "wiki" else smollm2_directory()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tico.quantization import GPTQConfig, convert, prepare
-from tico_config import DType, profiles
+from tico_config import DType, SuperBlock, profiles
 from tico_export import GGUF, ExportResult, export
 from tico_modules import QuantizedEmbedding, QuantizedLinear
 
@@ -259,17 +259,28 @@ def _sentence_pieces() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("given", [0.5, 3.0])
-def test_super_blocks_are_multiplied_by(given: float, tmp_path: Path) -> None:
-    """GPTQ under super-blocks, and llama.cpp's own kernel for them, at outputs of two sizes."""
+@pytest.mark.parametrize(("bits", "group", "kind"), [(4, 32, "Q4_K"), (5, 32, "Q5_K"), (6, 16, "Q6_K")])
+def test_super_blocks_are_multiplied_by(
+    bits: int, group: int, kind: str, given: float, tmp_path: Path
+) -> None:
+    """GPTQ under super-blocks, and llama.cpp's own kernels for them, at outputs of two sizes."""
     sizes = {**_SIZES, "hidden_size": 256, "intermediate_size": 512}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
         for each in model.parameters():
             each.mul_(given)
-    config = profiles.LLAMA_CPP.config(GPTQConfig, bits=6, group_size=16, show_progress=False)
+    shared = {4: SuperBlock(offset_bits=6), 5: SuperBlock(offset_bits=6), 6: SuperBlock(scale_bits=7)}[bits]
+    config = GPTQConfig(
+        bits=bits,
+        group_size=group,
+        symmetric=bits == 6,
+        super_block=shared,
+        show_progress=False,
+        target=profiles.LLAMA_CPP,
+    )
     prepared = prepare(model, config)
     with torch.no_grad():
         prepared(TOKENS)
     result = _verified(convert(prepared), tmp_path / "m.gguf", GGUF())
-    assert any("14 of Q6_K" in each for each in result.notes)
+    assert any(f"14 of {kind}" in each for each in result.notes)

@@ -115,7 +115,10 @@ LLAMA_CPP: Final = DeploymentProfile(
         _super_blocks("Q6_K", DType.int(6), 16, SuperBlock(columns=256, scale_bits=7)),
     ),
 )
-"""llama.cpp, from a GGUF file: weights in blocks of 32 columns, of which larger groups and rows are made."""
+"""llama.cpp, from a GGUF file: weights in blocks of 32 columns, of which larger groups and rows are made.
+
+In super-blocks of 256, which GPTQ rounds under, are also Q6_K, and with offsets Q4_K and Q5_K.
+"""
 
 _ONNX_VALUES: Final = GridRule(dtypes=(UINT8, INT8, UINT16, INT16), units=("tensor", "token"))
 _KERNEL_GROUPS: Final = (128, 64, 32, 16, 256)

@@ -44,7 +44,8 @@ class GGUF(ExportTarget):
     """A file of GGUF for llama.cpp: a language model of the LLaMA family with its tokenizer.
 
     Integer weights stand in the smallest of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 that holds their codes, each
-    tensor in its own; all have blocks of 32 columns with a scale of float16. Norms and biases are float32.
+    tensor in its own; all have blocks of 32 columns with a scale of float16. Those whose scales share
+    super-blocks of 256 columns have Q4_K, Q5_K or Q6_K. Norms and biases are float32.
 
     Attributes:
         model_name: what the file calls the model, ``name=`` for the constructor; by default the last part of
