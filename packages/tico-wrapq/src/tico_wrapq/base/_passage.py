@@ -111,6 +111,9 @@ class Passage(Recorder):
         said = tokens.now()
 
         def show(x: Tensor) -> None:
+            if not said and not tokens.has_padding:
+                see(x)
+                return
             with tokens.again(said):
                 see(x)
 
