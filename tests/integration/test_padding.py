@@ -19,7 +19,7 @@ from tico.quantization import (
     convert,
     prepare,
 )
-from tico_config import BaseConfig
+from tico_config import BaseConfig, CalibrationError
 from tico_quantizers.testing import same_tensors, seeded, tensors_of, values
 
 TOKENS: Final = torch.arange(36).view(3, 12) * 7 % 37 + 3
@@ -164,6 +164,20 @@ def test_rows_that_fused_experts_pick_are_told_from_padding(
     monkeypatch.setitem(MODELS, "mixtral", lambda: tiny("Mixtral", "ForCausalLM", settings))
     found = [result("mixtral", CONFIGS["ptq"], filler, side) for filler in (0, 1)]
     assert same_tensors(*found)
+
+
+def test_padding_is_refused_where_nothing_follows_the_rows_that_experts_pick() -> None:
+    """With steps of wrappers alone, by the point that would have seen it; without padding it is none."""
+    settings = {**DECODER, "num_local_experts": 4}
+    config = PTQConfig(steps="declared", strict_wrap=False)
+    prepared = prepare(tiny("Mixtral", "ForCausalLM", settings), config)
+    tokens = torch.arange(12).view(2, 6) + 3
+    mask = torch.ones_like(tokens)
+    prepared(tokens, attention_mask=mask)
+    mask[0, :2] = 0
+    with pytest.raises(CalibrationError, match="picks the rows that it sees") as caught:
+        prepared(tokens, attention_mask=mask)
+    assert "mlp.experts.act_fn" in str(caught.value)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])

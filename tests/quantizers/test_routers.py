@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fused_models import FUSED, fused_model, token_ids
-from tico.quantization import AWQConfig, GPTQConfig, convert, prepare, report
-from tico_config import BaseConfig
+from tico.quantization import AWQConfig, GPTQConfig, PTQConfig, convert, prepare, report
+from tico_config import BaseConfig, ConfigError, DType, affine, no_quant
 from tico_modules import QuantizedLinear
 from tico_quantizers.layers import routers_in
 from tico_quantizers.testing import seeded
+from tico_wrapq import coverage
 
 CONFIGS: Final = (GPTQConfig(show_progress=False), AWQConfig(show_progress=False, group_size=None))
 
@@ -74,6 +75,19 @@ def test_a_router_that_is_a_layer_can_be_asked_for(config: GPTQConfig | AWQConfi
     assert type(found.get_submodule("shared_expert_gate")) is nn.Linear
     line = next(line for line in report(found).layers if line.path == "shared_expert_gate")
     assert "says how much the shared expert counts" in line.reason
+
+
+def test_a_router_that_is_no_layer_is_asked_for_in_another_way() -> None:
+    """The error says which, and it works after GPTQ has run: the weight alone becomes integers."""
+    path = next(iter(routers_in(fused_model("qwen3"))))
+    asked = attrs.evolve(CONFIGS[0], overrides={path: {"bits": 8}})
+    with pytest.raises(ConfigError, match=f"PTQConfig.overrides={{'{path}.weight'"):
+        prepare(fused_model("qwen3"), asked)
+    model = quantized(fused_model("qwen3"), CONFIGS[0], token_ids())
+    weight = {f"{path}.weight": affine(DType.int(8))}
+    config = PTQConfig(weight=no_quant(), activation=no_quant(), overrides=weight)
+    lines = {line.path: line.points for line in coverage(quantized(model, config, token_ids())).lines}
+    assert lines[path] == ("weight int8 symmetric",)
 
 
 def test_names_alone_make_no_router() -> None:

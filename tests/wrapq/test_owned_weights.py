@@ -171,11 +171,11 @@ def test_what_only_moves_values_is_no_problem(mover: nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", [nn.ParameterList, nn.ParameterDict])
 def test_lists_of_parameters_are_weights(kind: type[nn.Module]) -> None:
-    """What holds float weights is no mere container."""
+    """What holds float weights is no mere container, where only wrappers have points."""
     held = nn.ParameterList([values(0, 4, 4)]) if kind is nn.ParameterList else nn.ParameterDict({"w": X})
     model = nn.ModuleList([nn.Linear(4, 4), held]).eval()
     with refused(model, UnsupportedError, module="1"):
-        prepare(model, PTQConfig())
+        prepare(model, PTQConfig(steps="declared"))
 
 
 def test_a_bias_shared_with_a_layer_is_the_layers() -> None:

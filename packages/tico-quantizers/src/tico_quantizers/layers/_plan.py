@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import attrs
 import torch
@@ -62,6 +62,11 @@ class LayerPlan(Generic[C]):
         These are the modules in `left`, and all others that own a parameter of floats, such as norms.
         """
         return float_lines(model, algorithm, self.left, self.targets)
+
+
+_NO_LAYER: Final = (
+    "it {}, and is no layer; what can quantize its weight is PTQConfig(overrides={{'{}.weight': ...}})"
+)
 
 
 def plan_layers(
@@ -169,7 +174,7 @@ def _reasons(
         elif path in routers:
             why = found.get(path, "it is quantized only if an override has its exact path")
             found[path] = f"it {routers[path]}; {why}"
-    others = {path: f"it {does}, and is no layer" for path, does in routers.items() if path not in layers}
+    others = {path: _NO_LAYER.format(does, path) for path, does in routers.items() if path not in layers}
     return {**others, **found}
 
 

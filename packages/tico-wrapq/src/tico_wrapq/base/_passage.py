@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import Found, NumericsError, Problem
+from tico_config import CalibrationError, Found, NumericsError, Problem
 from tico_observers import ChannelRangeReader, Extremes, JoinedRanges
 from tico_quantizers import Calibration, Recorder
 from tico_wrapq.base._picked_rows import PickedRows
@@ -37,10 +37,14 @@ class Passage(Recorder):
 
     As long as one pass after the other shows the same points, their ranges are in one table and merged all
     at once.
+
+    Args:
+        unfollowed: the paths of modules that pick rows for those below them, where nothing follows these.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unfollowed: tuple[str, ...] = ()) -> None:
         self.calibration: Calibration | None = None
+        self._unfollowed = unfollowed
         self.picked = PickedRows()
         self._reached: list[PointStatistics] = []
         self._shown: list[PointStatistics] = []
@@ -52,12 +56,15 @@ class Passage(Recorder):
 
         Raises:
             LifecycleError: another thread is in a forward pass of the model.
+            CalibrationError: it can't be told which rows are padding.
         """
         calibration = self.calibration
         # To watch is no part of the model, of which function modes of torch may keep account.
         with _TURN, torch._C.DisableTorchFunction():
             if calibration is not None:
                 calibration.require_own_pass()
+                if self._unfollowed and self.has_padding:
+                    self._require_followed(point)
                 real = self.picked.real(x)
                 strip = calibration.tokens.strip
                 x = strip(x, point.padding_axis, point.owner) if real is None else x[real]
@@ -71,6 +78,23 @@ class Passage(Recorder):
     def has_padding(self) -> bool:
         """Whether some tokens of the calls that go on are padding."""
         return self.calibration is not None and self.calibration.tokens.has_padding
+
+    def _require_followed(self, point: PointStatistics) -> None:
+        for path in self._unfollowed:
+            if point.owner.startswith(f"{path}."):
+                sentence = f"{path} picks the rows that it sees, and with steps='declared' nothing follows"
+                sentence += " which of them are padding"
+                remedy = "calibrate without padding, or with steps='auto'"
+                found = Found("tokens of padding among them")
+                raise CalibrationError(
+                    Problem(
+                        module=point.path,
+                        value=found,
+                        expected="rows of which it is known whether they are padding",
+                        sentence=sentence,
+                        remedy=remedy,
+                    )
+                )
 
     def real_rows(self, x: Tensor) -> Tensor | None:
         """Return which rows of `x` (…, features) are no padding, (…), as its shape tells; None if all."""
@@ -87,6 +111,9 @@ class Passage(Recorder):
         said = tokens.now()
 
         def show(x: Tensor) -> None:
+            if not said and not tokens.has_padding:
+                see(x)
+                return
             with tokens.again(said):
                 see(x)
 

@@ -26,7 +26,7 @@ from tico_quantizers.calibration import ONE_CHANNEL, SPOILED, spoiled_points
 from tico_wrapq.base import QuantModuleBase, lookup
 from tico_wrapq.ptq._quantizer import CALL_ENDS, PTQCalibration
 from tico_wrapq.ptq._sites import inner, own_floats
-from tico_wrapq.steps import Stepped, StepPoints
+from tico_wrapq.steps import STEPS, Stepped, StepPoints
 from tico_wrapq.torch_nn import QuantEmbedding, QuantEmbeddingBag, QuantUnary
 
 
@@ -179,7 +179,9 @@ def coverage(model: nn.Module) -> Coverage:
         is_line = isinstance(module, RestorableModule) or not children(module) or own_floats(module)
         # A part of something else has a line only where an algorithm has said what became of it.
         if isinstance(module, StepPoints):
-            lines.append(_line(module.path, module, known.get(module.path, run)))
+            line = _line(module.path, module, known.get(module.path, run))
+            whole = _reads_integers(model, module)
+            lines.append(attrs.evolve(line, multiplies_integers=line.multiplies_integers and whole))
         if isinstance(module, StepPoints | Stepped):
             continue  # the points have the line of the module whose forward they run
         if run.reason and run.algorithm if path in skipped else is_line or run.reason:
@@ -251,6 +253,13 @@ def _multiplies_integers(module: nn.Module) -> bool:
     if isinstance(module, QuantizedModule):
         return module.act_in is not None
     return isinstance(module, QuantModuleBase) and module.multiplies_integers
+
+
+def _reads_integers(model: nn.Module, steps: StepPoints) -> bool:
+    """Whether the lists of parameters whose weights steps read hold integers, too."""
+    paths = [child_path(steps.path, each) for each in steps.lists_read]
+    held = (model.get_submodule(child_path(path, STEPS)) for path in paths)
+    return all(isinstance(each, StepPoints) and each.multiplies_integers for each in held)
 
 
 def _known(model: nn.Module) -> dict[str, LayerReport]:

@@ -26,6 +26,7 @@ from tico_modules import (
 )
 from tico_quantizers import BaseQuantizer, Converted, Example
 from tico_quantizers.calibration import spoiled_figures
+from tico_quantizers.layers import fused_experts
 from tico_wrapq.base import (
     REGISTRY,
     Passage,
@@ -56,7 +57,7 @@ class PTQCalibration(PointCalibration):
 
     def __init__(self, wrapped: Wrapped, config: PTQConfig, folds: list[Fold], edit: Edit) -> None:
         self.wrapped = wrapped
-        passage = Passage()
+        passage = Passage(_unfollowed_experts(wrapped, config))
         self.work = Work(self)
         self.folds = Folds(folds, self)
         refusal = StepRefusal(wrapped, config)
@@ -158,6 +159,14 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
             module: f"no calibration data reached {', '.join(found)}, left float"
             for module, found in names.items()
         }
+
+
+def _unfollowed_experts(wrapped: Wrapped, config: PTQConfig) -> tuple[str, ...]:
+    """Return the paths of experts in one parameter that pick rows for modules below them, unseen."""
+    if config.steps == "auto":
+        return ()
+    modules = ((path, each) for path, each in named_modules(wrapped.root) if path not in wrapped.wrappers)
+    return tuple(path for path, each in modules if path and fused_experts(each) is not None)
 
 
 def _idle_line(steps: StepPoints) -> LayerReport:

@@ -23,7 +23,6 @@ _WHOLES = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.LinearCrossEntr
 _NO_STEPS = (
     *_WHOLES,
     *(nn.RNNBase, nn.RNNCellBase),
-    *(nn.ParameterList, nn.ParameterDict),
     LazyModuleMixin,
 )
 _ARITHMETIC = "the arithmetic of its own forward stays float"

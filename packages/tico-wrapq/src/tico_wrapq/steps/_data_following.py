@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import torch
@@ -121,15 +121,23 @@ def holds_no_tensor(value: object) -> bool:
     return type(value) in _NO_TENSORS
 
 
-def tensors_in(value: object) -> Iterator[Tensor]:
-    """Yield the tensors in a value: those in tuples, lists and mappings, and in what has fields of them."""
+def tensors_in(value: object) -> list[Tensor]:
+    """Return the tensors in a value: those in tuples, lists and mappings."""
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: object, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
-    elif type(value) in _NO_TENSORS:
-        return
+        found.append(value)
     elif isinstance(value, tuple | list):
+        # Most are plain tensors and numbers, for which no call is made.
         for each in value:
-            yield from tensors_in(each)
-    elif isinstance(value, Mapping):
+            if isinstance(each, Tensor):
+                found.append(each)
+            elif type(each) not in _NO_TENSORS:
+                _collect(each, found)
+    elif type(value) not in _NO_TENSORS and isinstance(value, Mapping):
         for each in value.values():
-            yield from tensors_in(each)
+            _collect(each, found)

@@ -262,6 +262,8 @@ class StepMode(TorchFunctionMode):
 
 
 def _hold_numbers(results: object) -> bool:
+    if isinstance(results, Tensor):
+        return results.is_floating_point() or results.is_complex()
     return any(each.is_floating_point() or each.is_complex() for each in tensors_in(results))
 
 

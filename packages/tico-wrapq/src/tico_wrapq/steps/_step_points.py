@@ -10,8 +10,17 @@ from typing import ClassVar, Final, final
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tico_config import CalibrationError, Found, Problem, QuantSpec, no_quant
-from tico_modules import ActivationGrid, Edit, Layout, child_path, children, parameter, select_below
+from tico_config import CalibrationError, Problem, QuantSpec, no_quant
+from tico_modules import (
+    ActivationGrid,
+    Edit,
+    Layout,
+    child_path,
+    children,
+    named_modules,
+    parameter,
+    select_below,
+)
 from tico_observers import LARGEST_PLAUSIBLE
 from tico_wrapq.base import (
     Mode,
@@ -28,14 +37,13 @@ from tico_wrapq.steps._owned_weight import OwnedWeight, OwnedWeights
 from tico_wrapq.steps._score_tracing import ScoreTracing, StepRole
 from tico_wrapq.steps._step_findings import StepFindings
 from tico_wrapq.steps._step_mode import steps_of
-from tico_wrapq.steps._stepped_class import Forward, code_of, leave, run_by_steps, take_weights
+from tico_wrapq.steps._step_problems import FOREIGN, foreign_step, unknown_step, unseen_step
+from tico_wrapq.steps._stepped_class import STEPS, Forward, code_of, leave, run_by_steps, take_weights
 from tico_wrapq.steps._weight_uses import WeightUse
 from tico_wrapq.steps._weight_watch import WeightWatch
 
 _WEIGHTS: Final = "integers"
 _NO_WEIGHTS: Final[Mapping[str, QuantSpec]] = MappingProxyType({})
-
-_FOREIGN: Final = "made by no function of torch"
 
 _HEADS: Final = -3
 """The axis of the heads in attention scores (samples, heads, queries, keys), whose keys are no channels."""
@@ -44,6 +52,10 @@ _AXES_OF_ATTENTION: Final = 4
 
 def _float(path: str) -> QuantSpec:
     return no_quant()
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ParameterList | nn.ParameterDict)
 
 
 def _never(path: str) -> bool:
@@ -78,6 +90,7 @@ class StepPoints(QuantModuleBase):
         super().__init__(module, path, resolve)
         self.weight_specs = dict(weights)
         self._watch: WeightWatch | None = None
+        self._lists: tuple[tuple[str, StepPoints], ...] | None = None
         self._count: Callable[[int], None] | None = None
         self._resolve = resolve
         self._is_named = is_named
@@ -123,7 +136,7 @@ class StepPoints(QuantModuleBase):
         """Whether every step has a grid, but for statistics of norms, and every weight that steps read."""
         points = (point for name, point in self.named_points() if name not in self.findings.statistics)
         uses = self.findings.uses.items()
-        read = {name for name, each in uses if not all(use.is_added for use in each)}
+        read = {name for name, each in uses if "." not in name and not all(use.is_added for use in each)}
         asked = {name for name, spec in self.weight_specs.items() if spec.is_quantized}
         weights = read <= (self.weights.keys() if self.mode is Mode.QUANT else asked)
         return weights and not self.findings.unknown and all(point.is_quantized for point in points)
@@ -131,8 +144,32 @@ class StepPoints(QuantModuleBase):
     def note_weight(self, weight: nn.Parameter, use: WeightUse) -> None:
         """Take note of how a step reads a weight, if it is one of the module's own."""
         for name in () if self._watch is None else self._watch.names_of(weight):
-            if use not in self.findings.uses.get(name, ()):
-                self.findings = self.findings.with_use(name, use)
+            self._note_use(name, use)
+        for path, points in self._parameter_lists():
+            for name in () if points._watch is None else points._watch.names_of(weight):
+                points._note_use(name, use)
+                self._note_use(f"{path}.{name}", use)
+
+    def _note_use(self, name: str, use: WeightUse) -> None:
+        if use not in self.findings.uses.get(name, ()):
+            self.findings = self.findings.with_use(name, use)
+
+    def _parameter_lists(self) -> tuple[tuple[str, StepPoints], ...]:
+        """Return what holds the weights of the lists of parameters below the module, by their paths there.
+
+        They have no forward in which their weights could be read.
+        """
+        if self._lists is None and self._watch is not None:
+            below = named_modules(self._watch.served)
+            lists = ((path, children(each).get(STEPS)) for path, each in below if _is_list(each) and path)
+            self._lists = tuple((path, each) for path, each in lists if isinstance(each, StepPoints))
+        return self._lists or ()
+
+    @property
+    def lists_read(self) -> tuple[str, ...]:
+        """The paths, from the module, of the lists of parameters below it that its steps read."""
+        dotted = (name.rpartition(".")[0] for name in self.findings.uses)
+        return tuple(sorted({path for path in dotted if path}))
 
     def named_points(self) -> Iterator[tuple[str, QuantPoint]]:
         """Yield the point of each step that data have reached, by the step's name, in alphabetical order."""
@@ -180,7 +217,7 @@ class StepPoints(QuantModuleBase):
             tracing.hold(result, see, partial(self._note, watching, result.ndim))
             return result
         if not isinstance(point, QuantPoint):
-            raise CalibrationError(self._unseen(name))
+            raise CalibrationError(unseen_step(self.path, name))
         if name in self.findings.scores and point.fixed is not None:
             return moved_within_reach(result, point, by_row=point.is_dynamic)
         moved: Tensor = point(result)
@@ -213,7 +250,7 @@ class StepPoints(QuantModuleBase):
         if self.mode is Mode.CALIB:
             self.findings = self.findings.with_unknown(name, function)
         elif name not in self.findings.unknown:
-            raise CalibrationError(self._unseen(name))
+            raise CalibrationError(unseen_step(self.path, name))
 
     def note_foreign(self, name: str) -> None:
         """Note that the step `name` reads nothing but what no function of torch has handed on."""
@@ -233,7 +270,7 @@ class StepPoints(QuantModuleBase):
         unfit |= {} if self._watch is None else self._watch.left_float(self.findings.uses)
         notes = [f"{name} stays float: {why}" for name, why in sorted(unfit.items())]
         foreign = ", ".join(sorted(self.findings.foreign))
-        return "; ".join([*notes, *([f"what {foreign} reads was {_FOREIGN}"] if foreign else [])])
+        return "; ".join([*notes, *([f"what {foreign} reads was {FOREIGN}"] if foreign else [])])
 
     def _unfit(self) -> Mapping[str, str]:
         """Return the steps that are to stay float although a grid is asked for, each with the reason."""
@@ -259,33 +296,12 @@ class StepPoints(QuantModuleBase):
         return [*self._unknown_problems(), *self._foreign_problems()]
 
     def _foreign_problems(self) -> Iterator[Problem]:
-        for name in sorted(self.findings.foreign):
-            path = child_path(self.path, name)
-            if not self._is_named(path):
-                yield Problem(
-                    module=path,
-                    value=Found("a tensor of unknown origin"),
-                    expected="data that functions of torch have handed on",
-                    sentence=f"it reads a tensor that was {_FOREIGN}, so that what was computed is not known",
-                    remedy="compute it by functions of torch, give the step a grid or no_quant() by an"
-                    f" override of its path {path!r}, or set strict_wrap=False to have it reported",
-                )
+        paths = (child_path(self.path, name) for name in sorted(self.findings.foreign))
+        return (foreign_step(path) for path in paths if not self._is_named(path))
 
-    def _unknown_problems(self) -> list[Problem]:
-        found = ((name, function) for name, function in sorted(self.findings.unknown.items()))
-        asked = ((child_path(self.path, name), function) for name, function in found)
-        return [
-            Problem(
-                module=path,
-                value=Found(function),
-                expected="a function in the table of steps",
-                sentence=f"it calls {function}, and whether that is a step is not known",
-                remedy=f"leave it float by overrides={{{path!r}: no_quant()}}, or set strict_wrap=False"
-                " to leave all such steps float and have them reported",
-            )
-            for path, function in asked
-            if self._resolve(path).is_quantized
-        ]
+    def _unknown_problems(self) -> Iterator[Problem]:
+        found = ((child_path(self.path, name), each) for name, each in sorted(self.findings.unknown.items()))
+        return (unknown_step(path, function) for path, function in found if self._resolve(path).is_quantized)
 
     def _new_point(self, name: str) -> QuantPoint:
         path = child_path(self.path, name)
@@ -293,18 +309,6 @@ class StepPoints(QuantModuleBase):
         self._modules[name] = point
         point.watch(self._passage)
         return point
-
-    def _unseen(self, name: str) -> Problem:
-        path = child_path(self.path, name)
-        return Problem(
-            module=self.path,
-            field=name,
-            value=Found("a step that calibration never reached"),
-            expected="one of the steps that calibration data have reached",
-            sentence=f"its step {name} is reached now, and was reached by no calibration data",
-            remedy="calibrate with data that take this way through the model too, "
-            f"or leave the step float by overrides={{{path!r}: no_quant()}}",
-        )
 
     def _pack_weights(self, codes: WeightCodes, edit: Edit) -> None:
         """Put integers in the place of the weights that steps read."""
@@ -362,6 +366,7 @@ class StepPoints(QuantModuleBase):
             edit.drop(modules, name)
         self._pack_weights(weights, edit)
         edit.set_attribute(self, "_watch", None)
+        edit.set_attribute(self, "_lists", None)
         edit.set_attribute(self, "_count", None)
         edit.set_attribute(self, "_passage", None)
         edit.set_attribute(self, "_resolve", _float)

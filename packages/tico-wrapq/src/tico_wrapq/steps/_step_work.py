@@ -14,6 +14,7 @@ from tico_wrapq.steps._operators import ATTENTION, Operator
 _PRODUCTS: Final = frozenset({"matmul", "bmm", "mm", "mv", "linear", "inner", "dot"})
 _ADDING: Final = frozenset({"addmm", "baddbmm", "addbmm", "addmv"})
 _GROUPED: Final = frozenset({"grouped_mm", "_grouped_mm"})
+_MULTIPLYING: Final = _PRODUCTS | _ADDING | _GROUPED | {"einsum", ATTENTION}
 
 
 def step_work(
@@ -27,6 +28,8 @@ def step_work(
     >>> step_work(operator_named("matmul"), (x, y), {}, x @ y)
     120
     """
+    if operator.name not in _MULTIPLYING and not operator.name.startswith("conv"):
+        return 0
     operands = [each for each in tensors_in((tuple(args), *kwargs.values())) if each.is_floating_point()]
     if not isinstance(result, Tensor) or len(operands) < 2:
         return 0

@@ -71,7 +71,8 @@ class WeightUses:
 
     def _weight_in(self, tensor: Tensor) -> nn.Parameter | None:
         """Return the parameter whose values `tensor` holds, however they came there."""
-        while not isinstance(tensor, nn.Parameter):
+        # A plain tensor is no parameter, and asking it takes most of a microsecond.
+        while type(tensor) is Tensor or not isinstance(tensor, nn.Parameter):
             source = self._source(tensor)
             source = tensor._base if source is None else source
             if source is None:
