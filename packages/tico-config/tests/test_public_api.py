@@ -34,6 +34,7 @@ class TestPublicAPI(PublicAPI):
         "GridRule",
         "HessianMSESpec",
         "HistogramSpec",
+        "LayerBlocks",
         "LayerFormat",
         "LayerRule",
         "LifecycleError",
