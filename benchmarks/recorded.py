@@ -28,7 +28,7 @@ ROOT: Final = Path(__file__).parents[1]
 UNPUBLISHED: Final = ROOT / "out" / "benchmarks"
 
 # The options whose values are places on one machine; None stands for an option that is left out.
-_PLACES: Final = {"--folder": None, "--peer-path": "PEERS", "--result": None}
+_PLACES: Final = {"--folder": None, "--peer-path": "PEERS", "--result": None, "--vllm-python": "PROGRAM"}
 
 # Writing results changes neither of these in a way that could change a figure.
 _NO_SOURCES: Final = (":!benchmarks/results", ":!benchmarks/RESULTS.md")

@@ -132,7 +132,7 @@ class OnnxRuntime(Runtime):
 
 @final
 class OpenVino(Runtime):
-    """A file of ``OpenVINO(cache=True)``, in floats of 32 bits."""
+    """A file of ``OpenVINO(cache=True)`` in float32, with keys and values in 8 bits, as it keeps them."""
 
     def __init__(self, path: str, threads: int) -> None:
         """Load it."""
@@ -191,12 +191,21 @@ def decode(runtime: Runtime, prompt: Tokens) -> None:
         tokens = runtime.read(tokens)[-1:].argmax(-1)[None].astype(np.int64)
 
 
+def every_logit(runtime: Runtime, window: Tokens) -> Floats:
+    """Return the logits (tokens, words) of a window, read one by one where a call gives the last alone."""
+    runtime.start()
+    logits = runtime.read(window, last=False)
+    if len(logits) == window.shape[1]:
+        return logits
+    runtime.start()
+    return np.concatenate([runtime.read(window[:, at : at + 1]) for at in range(window.shape[1])])
+
+
 def perplexity(runtime: Runtime, windows: Sequence[Tokens]) -> float:
     """Return exp of the mean negative log likelihood of each token but the first of its window."""
     losses = []
     for window in windows:
-        runtime.start()
-        logits = runtime.read(window, last=False)[:-1].astype(np.float64)
+        logits = every_logit(runtime, window)[:-1].astype(np.float64)
         logits -= logits.max(-1, keepdims=True)
         chosen = np.take_along_axis(logits, window[0, 1:, None], -1)[:, 0]
         losses.append(np.log(np.exp(logits).sum(-1)) - chosen)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tico.quantization import GPTQConfig, convert, prepare
+from tico.quantization.config import profiles
 from tico_export import AWQFormat, ExportResult, ExportTarget, GPTQFormat, export
 
 TARGETS: dict[str, ExportTarget] = {"gptq": GPTQFormat(), "awq": AWQFormat()}
@@ -33,7 +34,8 @@ def quantized() -> tuple[nn.Module, torch.Tensor]:
         model: nn.Module = LlamaForCausalLM(LlamaConfig.from_dict(SIZES))
         tokens = torch.randint(0, 128, (8, 32))
     model.eval()
-    prepared = prepare(model, GPTQConfig(bits=4, group_size=32, show_progress=False), args=(tokens,))
+    config = profiles.GPTQMODEL.config(GPTQConfig, bits=4, group_size=32, show_progress=False)
+    prepared = prepare(model, config, args=(tokens,))
     with torch.no_grad():
         prepared(tokens)
     return convert(prepared), tokens

@@ -112,6 +112,19 @@ def test_a_format_may_stand_alone() -> None:
     assert "W4A16 asymmetric only where all layers have it" in str(found(profiles.VLLM, *packed, wide)[0])
 
 
+def test_layers_may_have_to_be_those_of_every_block() -> None:
+    """One block less, a head, and a second format are named; blocks that are alike are taken."""
+    four = attrs.evolve(ROWS, dtype=INT4)
+    alike = [linear(four, path=f"h.{block}.{name}") for block in "01" for name in FUSED]
+    assert found(profiles.GPTQMODEL, *alike, linear(None, path="head"), linear(None, path="h.0.up")) == []
+    for others in ([linear(None, path="h.2.q_proj")], [linear(four, path="head")]):
+        (problem,) = found(profiles.GPTQMODEL, *alike, *others)
+        assert (problem.module, problem.field) == (None, "overrides")
+        assert "the same layers in every block" in str(problem)
+    mixed = [linear(ROWS, path=f"h.{block}.up") for block in "01"]
+    assert "W8A16 only where all layers have it" in str(found(profiles.GPTQMODEL, *alike, *mixed)[-1])
+
+
 def test_inputs_of_a_float_layer_are_an_activation_like_others() -> None:
     """Where no other activation has a place, they have none; elsewhere they are judged as such."""
     assert [each.module for each in found(profiles.VLLM, linear(None, TOKENS))] == ["fc.act_in"]

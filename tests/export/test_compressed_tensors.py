@@ -29,7 +29,7 @@ from tico.quantization.config import (
 )
 from tico_config import ConfigError, UnsupportedError
 from tico_export import CompressedTensors, ExportResult, Source, export
-from tico_export.checkpoints import words_of
+from tico_export.checkpoints import without_progress, words_of
 from tico_export.compressed_tensors import schemes_of, targets_of
 from tico_modules import ScaledInput
 from tico_observers import read_sealed
@@ -323,6 +323,17 @@ def test_generation_settings_and_tokenizer_stand_beside(tmp_path: Path) -> None:
     written(model, folder)
     assert json.loads((folder / "generation_config.json").read_text())["max_new_tokens"] == 7
     assert (folder / "tokenizer.json").read_text() == "{}"
+
+
+def test_a_log_has_no_bars(capsys: pytest.CaptureFixture[str]) -> None:
+    """What libraries draw as they load is dropped where standard error is no terminal; warnings are not."""
+    with without_progress():
+        sys.stderr.write("\rloading 10 %")
+        sys.stderr.write("\rloading 100 %")
+        sys.stderr.write("\n")
+        sys.stderr.write("a warning\n")
+    sys.stderr.write("\rafterwards")
+    assert capsys.readouterr().err == "a warning\n\rafterwards"
 
 
 def test_a_library_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

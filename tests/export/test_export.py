@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tico.quantization import GPTQConfig, PT2EConfig, PTQConfig, convert, prepare, set_backend
-from tico.quantization.config import BaseConfig, no_quant
+from tico.quantization.config import BaseConfig, DType, no_quant
 from tico_config import (
     ArtifactError,
     ConfigError,
@@ -37,6 +37,8 @@ from tico_export import (
     exporter_entry,
     load_program,
 )
+from tico_export.protocol import Unfit, require_extra
+from tico_modules import QuantizedLinear
 
 X = torch.linspace(-2, 2, 40).view(5, 8)
 
@@ -63,6 +65,7 @@ class Text(ExportTarget):
     off_by: float = 0.0
     breaks: bool = False
     refused: tuple[str, ...] = ()
+    needs: str = "json"
 
 
 class TextExporter(Exporter[Text]):
@@ -85,6 +88,7 @@ class TextExporter(Exporter[Text]):
 
     def consumer(self, source: Source) -> Consumer:
         """Return something that computes as the model does, or nearly."""
+        require_extra(self.target.needs, "text")
         if not self.target.installed:
             raise MissingExtraError(Problem(field="reader", value="none", expected="tico-export[text]"))
 
@@ -238,6 +242,30 @@ def test_only_converted_models_are_exported(tmp_path: Path, model: nn.Module, er
     """Any other model is refused, and nothing is written."""
     with pytest.raises(error, match=r"convert|evaluation"):
         export(model, tmp_path / "m", Text(), args=(X,), registry=REGISTRY)
+    assert left_in(tmp_path) == []
+
+
+def test_a_version_that_is_known_not_to_work_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is wrong with it and what to install, and nothing is left."""
+    entry = Unfit(package="torch", below="999.1", why="computes nothing")
+    monkeypatch.setattr("tico_export.protocol._versions.UNFIT", (entry,))
+    with pytest.raises(ConfigError, match=r"torch .* computes nothing; .*'tico-export\[text\]'.*999\.1"):
+        export(converted(), tmp_path / "m", Text(needs="torch.nn"), args=(X,), registry=REGISTRY)
+    assert left_in(tmp_path) == []
+    monkeypatch.setattr("tico_export.protocol._versions.UNFIT", (attrs.evolve(entry, below="1.0"),))
+    assert export(converted(), tmp_path / "m", Text(needs="torch.nn"), args=(X,), registry=REGISTRY).verified
+
+
+def test_codes_beyond_float32_are_refused(tmp_path: Path) -> None:
+    """The layer gives the largest number, and a file would give infinity."""
+    layer = QuantizedLinear.from_float(nn.Linear(8, 8), DType.int(8), symmetric=True)
+    layer.packed.scale[3] = 3e36
+    with pytest.raises(
+        UnsupportedError, match=r"0: some codes of this layer stand for values beyond float32"
+    ):
+        export(nn.Sequential(layer).eval(), tmp_path / "m.pt2", PT2(), args=(X,))
     assert left_in(tmp_path) == []
 
 

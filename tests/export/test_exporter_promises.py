@@ -48,7 +48,7 @@ def language_model() -> nn.Module:
 
 
 class TestGraphs(ExporterPromises):
-    """Programs and files of ONNX; those of ExecuTorch and OpenVINO are run in sessions of their own."""
+    """Programs and files of ONNX; for ExecuTorch and OpenVINO, see tests/runtimes."""
 
     cases: ClassVar[Mapping[str, ExporterCase]] = {
         "PT2": ExporterCase(target=PT2(), make=layers, args=(torch.ones(2, 32),), file_name="m.pt2"),

@@ -16,9 +16,8 @@ import export_gptq
 from export_models import TOKENS
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import BaseConfig, DType, affine, no_quant
-from tico_config import ConfigError, UnsupportedError
+from tico_config import ConfigError, LayerBlocks, UnsupportedError
 from tico_export import AWQFormat, ExportTarget, GPTQFormat, IntegerWeight, Source, export
-from tico_export.gptqmodel import Blocks
 from tico_observers import read_sealed
 
 SIZES: Final = {
@@ -185,6 +184,7 @@ REFUSED: Final[dict[str, tuple[BaseConfig, ExportTarget, str]]] = {
     "bits of AWQ": (gptq(8), AWQFormat(), r"takes weights of 4 bits, and this one has uint8"),
     "an order": (gptq(act_order=True), AWQFormat(), r"act_order=False"),
     "groups": (gptq(group_size=40, ragged_groups=True), GPTQFormat(), r"64 columns in groups of 40"),
+    "a size without a kernel": (gptq(group_size=8), GPTQFormat(), r"groups of 16, 32, 64"),
     "mixed": (
         gptq(overrides={"*.mlp.*": {"bits": 8}}),
         GPTQFormat(),
@@ -233,9 +233,9 @@ def test_other_versions_are_refused() -> None:
 
 def test_blocks_are_named_only_where_no_other_layer_has_the_name() -> None:
     """A reader takes every layer whose path ends with a name."""
-    assert Blocks.of(["h.0.up"], ["h.0.gate_up", "head"]) is None
-    assert Blocks.of(["h.0.mlp.up"], ["h.0.mlp.gate_up"]) == Blocks(path="h", names=("mlp.up",))
-    assert Blocks.of(["h.0.up", "head"], []) is None
+    assert LayerBlocks.of(["h.0.up"], ["h.0.gate_up", "head"]) is None
+    assert LayerBlocks.of(["h.0.mlp.up"], ["h.0.mlp.gate_up"]) == LayerBlocks(path="h", names=("mlp.up",))
+    assert LayerBlocks.of(["h.0.up", "head"], []) is None
 
 
 def test_a_folder_has_the_same_bytes_again(tmp_path: Path) -> None:

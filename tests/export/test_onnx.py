@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -194,12 +195,56 @@ def test_a_file_with_keys_and_values_generates(tmp_path: Path) -> None:
     assert [each.name for each in session.get_outputs()][:3] == ["logits", "present.0.key", "present.0.value"]
 
 
+@pytest.mark.parametrize("logits", ["last", "all"])
+def test_a_file_gives_the_logits_that_were_asked_for(logits: Literal["last", "all"], tmp_path: Path) -> None:
+    """Those of the last token, before which the head computes nothing, or of all tokens of a call."""
+    path = tmp_path / "m.onnx"
+    assert written("LLaMA", "W4 g32", path, Onnx(cache=True, logits=logits)).verified
+    session = importlib.import_module("onnxruntime").InferenceSession(str(path))
+    kept = [each.shape for each in session.get_inputs() if each.name == "past_key_values.0.key"]
+    empty = torch.zeros(2, kept[0][1], 0, kept[0][3]).numpy()
+    tokens = SUBJECTS["LLaMA"].args[0][:, :5]
+    inputs = {each.name: empty for each in session.get_inputs()}
+    inputs |= {"input_ids": tokens.numpy(), "attention_mask": torch.ones_like(tokens).numpy()}
+    inputs["position_ids"] = torch.arange(5).expand(2, -1).numpy()
+    [found] = session.run(["logits"], inputs)
+    assert found.shape == (2, 1 if logits == "last" else 5, 64)
+
+
+def test_a_tied_head_is_in_the_file_once(tmp_path: Path) -> None:
+    """The runtime turns the table of embeddings as it loads the file, and multiplies by its own kernel."""
+    model = SUBJECTS["LLaMA"].make()
+    model.config.tie_word_embeddings = True  # type: ignore[union-attr]
+    tied: nn.Module = type(model)(model.config).eval()
+    eight = affine(DType.int(8), granularity=PerGroup(1, 32))
+    overrides = {"model.embed_tokens.weight": eight, "lm_head.weight": eight}
+    config = PTQConfig(activation=no_quant(), weight=no_quant(), overrides=overrides)
+    path, tokens = tmp_path / "m.onnx", SUBJECTS["LLaMA"].args
+    result = export(
+        convert(prepare(tied, config)),
+        path,
+        Onnx(),
+        args=tokens,
+        kwargs={"use_cache": False},
+        verify="require",
+    )
+    assert result.verified
+    onnx = importlib.import_module("onnx")
+    held = [each for each in onnx.load(path).graph.initializer if each.data_type == onnx.TensorProto.INT8]
+    assert [sorted(each.dims) for each in held].count([64, 128]) == 1
+    run = optimized(path)
+    assert run["MatMulNBits"] == 1
+    assert run["DequantizeLinear"] <= 1  # of the rows that were read
+
+
 def test_a_model_without_a_cache_of_all_tokens_is_refused(tmp_path: Path) -> None:
     """One that is no language model, with the way out."""
     with pytest.raises(UnsupportedError, match=r"keep none.*use cache=False"):
         written("linear stack", "W8A8", tmp_path / "m.onnx", Onnx(cache=True))
     with pytest.raises(ConfigError, match="cache"):
         Onnx(cache=1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="logits"):
+        Onnx(logits="first")  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -76,24 +76,29 @@ def test_a_token_with_nan_harms_no_other() -> None:
 
 @pytest.mark.parametrize("per_token", [False, True])
 def test_grids_are_traced_whole(per_token: bool) -> None:
-    """Export and compilation see no branch on values, and change no bit."""
+    """Export and compilation see no branch on values, change no bit, and leave the number of rows open."""
     x = values(4, 4, 9)
     static = ActivationGrid.static(params_of(x, PerTensor()))
     grid = ActivationGrid.per_token(DType.int(8), symmetric=True) if per_token else static
-    exported = torch.export.export(grid, (x,)).module()
-    compiled = torch.compile(grid, backend="eager", fullgraph=True)
-    assert same_bits(exported(x), grid(x))
-    assert same_bits(compiled(x), grid(x))
+    axes = ({0: torch.export.Dim("rows")},)
+    exported = torch.export.export(grid, (x,), dynamic_shapes=axes).module()
+    compiled = torch.compile(grid, backend="eager", fullgraph=True, dynamic=True)
+    for each in (x, values(5, 7, 9)):
+        assert same_bits(exported(each), grid(each))
+        assert same_bits(compiled(each), grid(each))
 
 
 def test_symbolic_traces_hold_one_node_for_a_grid() -> None:
-    """A graph of `torch.fx` has one operator, which computes the same bits."""
+    """A graph of `torch.fx` has one operator, which computes the same bits, for any number of rows."""
     x = values(4, 4, 9)
     grid = ActivationGrid.static(params_of(x, PerTensor()))
     graph = torch.fx.symbolic_trace(torch.nn.Sequential(grid))
     calls = [node.target for node in graph.graph.nodes if node.op == "call_function"]
     assert calls == [torch.ops.tico.fake_quantize.default]
     assert same_bits(graph(x), grid(x))
+    program = torch.export.export(graph, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    more = values(5, 7, 9)
+    assert same_bits(program.module()(more), grid(more))
 
 
 def test_gradients_pass_straight_through() -> None:

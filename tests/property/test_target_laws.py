@@ -38,6 +38,7 @@ from tico_export import (
     ExecuTorch,
     ExporterEntry,
     ExportTarget,
+    GPTQFormat,
     Onnx,
     OpenVINO,
     Source,
@@ -46,6 +47,7 @@ from tico_export.formats import (
     COMPRESSED_TENSORS_ENTRY,
     EXECUTORCH_ENTRY,
     GGUF_ENTRY,
+    GPTQ_FORMAT_ENTRY,
     ONNX_ENTRY,
     OPENVINO_ENTRY,
     PT2,
@@ -61,6 +63,8 @@ GRAPHS: Final[Mapping[DeploymentProfile, tuple[ExporterEntry, ExportTarget]]] = 
 SERVERS: Final[Mapping[DeploymentProfile, tuple[ExporterEntry, ExportTarget]]] = {
     profiles.VLLM: (COMPRESSED_TENSORS_ENTRY, CompressedTensors()),
     profiles.LLAMA_CPP: (GGUF_ENTRY, GGUF(tokenizer=False)),
+    # Its first version refuses zero points of 0, which no config tells beforehand.
+    profiles.GPTQMODEL: (GPTQ_FORMAT_ENTRY, GPTQFormat(version=2)),
 }
 EXPORTERS: Final = {**GRAPHS, **SERVERS}
 

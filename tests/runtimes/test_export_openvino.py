@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,9 +13,10 @@ from torch import Tensor, nn
 import export_openvino
 from export_models import SUBJECTS, converted
 from tico.quantization import PTQConfig, convert, prepare
-from tico.quantization.config import affine
+from tico.quantization.config import affine, no_quant, profiles
 from tico_config import ConfigError, DType, UnsupportedError
 from tico_export import ExportResult, OpenVINO, export
+from tico_export.testing import ExporterCase, ExporterPromises
 from tico_modules import QuantizedLinear
 
 openvino = pytest.importorskip("openvino", reason="nox -s 'runtimes(openvino)' installs it")
@@ -37,6 +40,26 @@ def test_the_runtime_gives_what_the_model_gives(bits: int, group_size: int | Non
     assert result.verified
     weights = (128 * 64 + 64 * 32) * bits // 8
     assert weights <= (tmp_path / "m.bin").stat().st_size < 2 * weights
+
+
+class TestPromises(ExporterPromises):
+    """What every exporter promises, of a stack of layers and of a language model with keys and values."""
+
+    cases: ClassVar[Mapping[str, ExporterCase]] = {
+        "OpenVINO": ExporterCase(
+            target=OpenVINO(),
+            make=lambda: _model(4, 32),
+            args=(torch.linspace(-1, 1, 4 * 128).view(1, 4, 128),),
+            file_name="m.xml",
+        ),
+        "OpenVINO, cache": ExporterCase(
+            target=OpenVINO(cache=True),
+            make=lambda: converted("LLaMA", "W4 g32"),
+            args=SUBJECTS["LLaMA"].args,
+            kwargs=SUBJECTS["LLaMA"].kwargs,
+            file_name="m.xml",
+        ),
+    }
 
 
 def test_the_name_has_to_be_one_of_openvino(tmp_path: Path) -> None:
@@ -91,6 +114,20 @@ def test_a_language_model_keeps_keys_and_values(generator: ExportResult) -> None
     named = {each.any_name for each in model.inputs}
     assert named == {"input_ids", "attention_mask", "position_ids", "beam_idx"}
     assert [each.any_name for each in model.outputs] == ["logits"]
+
+
+def test_attention_is_one_operator_of_the_runtime(tmp_path: Path) -> None:
+    """Where the model computes it as one, as transformers does by default; exactly with keys in floats."""
+    given, model = SUBJECTS["LLaMA"], SUBJECTS["LLaMA"].make().eval()
+    model.set_attn_implementation("sdpa")  # type: ignore[operator]
+    done = convert(prepare(model, profiles.OPENVINO.config(PTQConfig, activation=no_quant())))
+    path, kwargs = tmp_path / "m.xml", dict(given.kwargs)
+    result = export(done, path, OpenVINO(cache=True), args=given.args, kwargs=kwargs, verify="require")
+    print(result)  # noqa: T201  # for the record
+    assert result.sqnr > 100  # floats are rounded, in another order
+    compiled = openvino.Core().compile_model(str(path), "CPU")
+    run = [each.get_rt_info()["layerType"] for each in compiled.get_runtime_model().get_ops()]
+    assert run.count("ScaledDotProductAttention") == 2
 
 
 def test_rows_of_a_search_go_on_from_the_rows_that_they_are_told(generator: ExportResult) -> None:

@@ -35,6 +35,7 @@ class TestPublicAPI(PublicAPI):
         "GridRule",
         "HessianMSESpec",
         "HistogramSpec",
+        "LayerBlocks",
         "LayerFormat",
         "LayerRule",
         "LifecycleError",

@@ -22,6 +22,7 @@ from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerT
 from tico_config._grid_format import GridFormat, LayerFormat
 from tico_config._grid_rule import GridRule, LayerRule
 from tico_config._json import fingerprint, from_json, to_json
+from tico_config._layer_blocks import LayerBlocks
 from tico_config._module_config import ModuleConfig, OnUncalibrated
 from tico_config._observer_specs import (
     CustomObserverSpec,
@@ -81,6 +82,7 @@ __all__ = [
     "GridRule",
     "HessianMSESpec",
     "HistogramSpec",
+    "LayerBlocks",
     "LayerFormat",
     "LayerRule",
     "LifecycleError",

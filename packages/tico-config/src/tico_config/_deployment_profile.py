@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 import attrs
 
@@ -11,11 +11,13 @@ from tico_config._declared_types import field_problems
 from tico_config._errors import ConfigError
 from tico_config._grid_format import GridFormat, LayerFormat
 from tico_config._grid_rule import GridRule, LayerRule, Misfit, alternatives, layer_misfits, narrowed
+from tico_config._layer_blocks import LayerBlocks
 from tico_config._named_fields import NamedFields
 from tico_config._problem import Found, Problem
 from tico_config.validation import refuse
 
 Bias = Literal["int32", "float"]
+_PRODUCTS: Final = ("linear", "head")
 
 
 class Targeted(Protocol):
@@ -45,6 +47,8 @@ class DeploymentProfile(NamedFields):
         float_operators: operators of graphs, by their names in ATen, that stay in float for want of a kernel.
         fused: names of neighbouring layers that the runtime computes as one, which have to be on one grid.
         multiplications: whether a multiplication of inputs, as `insert_mul` puts it in, has a place.
+        in_blocks: whether integer layers have to be the same ones in every block of one list, and linear
+            layers outside of it stay in float.
 
     Raises:
         ConfigError: a field is of another type.
@@ -62,6 +66,7 @@ class DeploymentProfile(NamedFields):
     float_operators: tuple[str, ...] = ()
     fused: tuple[tuple[str, ...], ...] = ()
     multiplications: bool = False
+    in_blocks: bool = False
 
     def __attrs_post_init__(self) -> None:
         """Validate the fields."""
@@ -140,6 +145,7 @@ class DeploymentProfile(NamedFields):
             yield from self._point_problems(path, grid, remedy)
         yield from self._fusion_problems({layer.path: layer for layer in every})
         yield from self._mixture_problems([layer for layer in every if layer.weight is not None])
+        yield from self._block_problems(every)
 
     def _layer_problems(self, layer: LayerFormat, remedy: str) -> Iterator[Problem]:
         if layer.weight is None:
@@ -211,8 +217,22 @@ class DeploymentProfile(NamedFields):
                     expected="one format for all layers",
                     sentence=f"{self.runtime} takes {rules[0].name} only where all layers have it, and others"
                     " have another format",
-                    remedy="give all layers this format, or choose a symmetric one here",
+                    remedy="give all layers this format, or leave the others in float",
                 )
+
+    def _block_problems(self, layers: Sequence[LayerFormat]) -> Iterator[Problem]:
+        """Yield that the integer layers are not those of every block of one list, where they have to be."""
+        members = [layer.path for layer in layers if layer.weight is not None]
+        others = {layer.path for layer in layers if layer.weight is None and layer.kind in _PRODUCTS}
+        if self.in_blocks and members and LayerBlocks.of(members, others) is None:
+            expected = "the same layers in every block of one list, and none outside of it"
+            yield Problem(
+                field="overrides",
+                value=Found("others"),
+                expected=expected,
+                sentence=f"{self.runtime} takes {expected}",
+                remedy="leave the others in float, such as the head by overrides={'lm_head': no_quant()}",
+            )
 
     def _unequal(self, parent: str, found: Mapping[str, LayerFormat]) -> Problem:
         each = "; ".join(f"{name}: {layer}" for name, layer in found.items())

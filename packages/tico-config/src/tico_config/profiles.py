@@ -1,7 +1,7 @@
 """What the runtimes take that models are exported to, one value each.
 
 Each was found by running it: vLLM 0.32 on the CPU, llama.cpp b9190, ONNX Runtime 1.32, OpenVINO 2026.4,
-XNNPACK by ExecuTorch 1.5, Circle by Samsung's converter 0.3.
+GPTQModel 7.7, XNNPACK by ExecuTorch 1.5, Circle by Samsung's converter 0.3.
 
 >>> from tico_config import GPTQConfig
 >>> VLLM.config(GPTQConfig, bits=4, symmetric=True).target.runtime
@@ -20,7 +20,16 @@ from tico_config._dtype import INT4, INT8, INT16, UINT4, UINT8, UINT16, DType
 from tico_config._grid import SuperBlock
 from tico_config._grid_rule import GridRule, LayerRule
 
-__all__ = ["BUILT_IN", "CIRCLE", "LLAMA_CPP", "ONNX_RUNTIME", "OPENVINO", "VLLM", "XNNPACK"]
+__all__ = [
+    "BUILT_IN",
+    "CIRCLE",
+    "GPTQMODEL",
+    "LLAMA_CPP",
+    "ONNX_RUNTIME",
+    "OPENVINO",
+    "VLLM",
+    "XNNPACK",
+]
 
 _SERVED: Final = ("group", "channel")
 _SERVED_GROUPS: Final = (128, 64, 32)
@@ -118,6 +127,29 @@ LLAMA_CPP: Final = DeploymentProfile(
 """llama.cpp, from a GGUF file: weights in blocks of 32 columns, of which larger groups and rows are made.
 
 In super-blocks of 256, which GPTQ rounds under, are also Q6_K, and with offsets Q4_K and Q5_K.
+"""
+
+
+def _whole_model(bits: int) -> LayerRule:
+    """Return the rule of GPTQModel for weights of so many bits, which all layers have."""
+    return LayerRule(
+        name=f"W{bits}A16",
+        kinds=("linear",),
+        weights=GridRule(dtypes=_of_bits(bits), units=_SERVED, group_sizes=(*_SERVED_GROUPS, 16)),
+        multiple=32,
+        mixed=False,
+    )
+
+
+GPTQMODEL: Final = DeploymentProfile(
+    name="gptqmodel",
+    runtime="GPTQModel",
+    layers=tuple(map(_whole_model, (4, 8, 3, 2))),
+    in_blocks=True,
+)
+"""GPTQModel, from a folder in the format of GPTQ, or of AWQ, which has 4 bits alone.
+
+All layers have one format; the same ones in every block are quantized, and none outside of the blocks.
 """
 
 _ONNX_VALUES: Final = GridRule(dtypes=(UINT8, INT8, UINT16, INT16), units=("tensor", "token"))
@@ -242,6 +274,6 @@ CIRCLE: Final = DeploymentProfile(
 """Circle, from a saved program by ``pt2-to-circle``, which makes int32 of biases itself."""
 
 BUILT_IN: Final[Mapping[str, DeploymentProfile]] = {
-    each.name: each for each in (VLLM, LLAMA_CPP, ONNX_RUNTIME, OPENVINO, XNNPACK, CIRCLE)
+    each.name: each for each in (VLLM, LLAMA_CPP, GPTQMODEL, ONNX_RUNTIME, OPENVINO, XNNPACK, CIRCLE)
 }
 """The profiles of this module by name, as JSON has them."""

@@ -17,7 +17,7 @@ from tico_export._result import ExportResult
 from tico_export._verification import Comparison
 from tico_export._verification import verify as verify_export
 from tico_export.protocol import AnyExporter, Example, ExporterRegistry, ExportTarget
-from tico_export.source import Source
+from tico_export.source import Source, overflow_problems
 
 Verify: TypeAlias = Literal["require"] | bool
 
@@ -72,7 +72,7 @@ def export(
     example = _example(args, kwargs, dynamic_shapes)
     _require_example(target, example, verify)
     source = Source.read(model)
-    problems = list(exporter.every_problem(source))
+    problems = [*overflow_problems(source), *exporter.every_problem(source)]
     if problems:
         raise UnsupportedError(*problems)
     with TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as folder:

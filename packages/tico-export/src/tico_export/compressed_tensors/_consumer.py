@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from tico_export.checkpoints import without_progress
 from tico_export.compressed_tensors._scheme import loads_as_floats
 from tico_export.program import Bound, floats_of, kernel_bound, rounding_bound
 from tico_export.protocol import Consumer, Example, require_extra
@@ -34,13 +35,14 @@ def transformers_consumer(source: Source) -> Consumer:
         further = {"quantization_config": transformers.CompressedTensorsConfig(dequantize=True)}
         kind, attention = type(source.model), getattr(source.config, "_attn_implementation", None)
         load = getattr(kind, "from_pretrained")  # noqa: B009
-        model = load(
-            path,
-            local_files_only=True,
-            dtype="auto",
-            attn_implementation=attention,
-            **further if as_floats else {},
-        )
+        with without_progress():
+            model = load(
+                path,
+                local_files_only=True,
+                dtype="auto",
+                attn_implementation=attention,
+                **further if as_floats else {},
+            )
         inputs = (example.args, dict(example.kwargs))
         args, kwargs = pytree.tree_map_only(Tensor, Tensor.cpu, inputs)
         with torch.no_grad():

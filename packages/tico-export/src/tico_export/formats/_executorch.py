@@ -86,6 +86,8 @@ class ExecuTorchExporter(Exporter[ExecuTorch]):
                 partitioner=[partition.XnnpackPartitioner()],
             )
             content: bytes = edge.to_executorch().buffer
+        except OSError:
+            raise  # it writes files of its own meanwhile, for which there may be no space
         except Exception as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             sentence = f"ExecuTorch cannot lower the model: {first}"

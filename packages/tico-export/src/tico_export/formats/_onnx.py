@@ -14,8 +14,11 @@ from tico_config import ConfigError, Found, Problem
 from tico_export.onnx_files import (
     OPSETS,
     CacheShape,
+    Logits,
+    Step,
     cache_problems,
     cached_model,
+    check_logits,
     generated,
     onnx_model,
     onnx_problems,
@@ -56,6 +59,8 @@ class Onnx(ExportTarget):
             it can generate: ``input_ids``, ``attention_mask``, ``position_ids`` and
             ``past_key_values.{layer}.key`` and ``.value`` (batch, heads, earlier tokens, features) go in,
             ``logits`` and ``present.{layer}.key`` and ``.value`` come out. All axes of batch and tokens vary.
+        logits: of which tokens of a call a file with `cache` gives them: of the ``"last"`` one, which is what
+            the next token is chosen from, or of ``"all"``, as a perplexity and onnxruntime-genai need them.
 
     Raises:
         ConfigError: an option has another value.
@@ -67,6 +72,7 @@ class Onnx(ExportTarget):
     opset: int = 21
     external_above: int = _TWO_GIGABYTES
     cache: bool = False
+    logits: Logits = "last"
 
     def __attrs_post_init__(self) -> None:
         """Refuse other options."""
@@ -79,6 +85,7 @@ class Onnx(ExportTarget):
             raise ConfigError(Problem(field="external_above", value=size, expected=expected))
         if not isinstance(self.cache, bool):
             raise ConfigError(Problem(field="cache", value=self.cache, expected="True or False"))
+        check_logits(self.logits)
 
 
 @final
@@ -95,9 +102,9 @@ class OnnxExporter(Exporter[Onnx]):
     def write(self, source: Source, example: Example | None, path: Path) -> None:
         """Write the file, and the tensors beside it where they are too large for it."""
         if self.target.cache:
-            model = cached_model(source, self.target.opset)
+            model = cached_model(source, self.target.opset, self.target.logits, share=True)
         else:
-            model = onnx_model(onnx_program(source, given(example)), self.target.opset)
+            model = onnx_model(onnx_program(source, given(example)), self.target.opset, share=True)
         save_onnx(model, path, self.target.external_above)
 
     def consumer(self, source: Source) -> Consumer:
@@ -165,20 +172,25 @@ def _generator(shape: CacheShape) -> Callable[[str, Mapping[str, str]], Run]:
     def runner(level: str, entries: Mapping[str, str]) -> Run:
         def run(path: Path, example: Example) -> Sequence[Tensor]:
             session = _session(path, level, entries)
-            past: Sequence[object] = []
-
-            def step(tokens: Tensor, mask: Tensor, places: Tensor) -> Tensor:
-                nonlocal past
-                past = past or [each.numpy() for each in shape.empty(len(tokens))]
-                inputs = [*(each.numpy() for each in (tokens, mask, places)), *past]
-                found, *past = session.run(None, dict(zip(shape.input_names(), inputs, strict=True)))
-                return torch.as_tensor(found)
-
-            return [generated(example, step)]
+            return [generated(example, lambda: _step(session, shape))]
 
         return run
 
     return runner
+
+
+def _step(session: _Session, shape: CacheShape) -> Step:
+    """Return what reads tokens from an empty cache on."""
+    past: Sequence[object] = []
+
+    def step(tokens: Tensor, mask: Tensor, places: Tensor) -> Tensor:
+        nonlocal past
+        past = past or [each.numpy() for each in shape.empty(len(tokens))]
+        inputs = [*(each.numpy() for each in (tokens, mask, places)), *past]
+        found, *past = session.run(None, dict(zip(shape.input_names(), inputs, strict=True)))
+        return torch.as_tensor(found)
+
+    return step
 
 
 class _Input(Protocol):

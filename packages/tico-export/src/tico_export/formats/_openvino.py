@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from tico_config import ConfigError, Problem
+from tico_config import ConfigError, Problem, UnsupportedError
 from tico_export.onnx_files import (
     CacheShape,
+    Logits,
+    Model,
+    Step,
     cache_problems,
     cached_model,
+    check_logits,
     generated,
     onnx_model,
     onnx_problems,
@@ -37,6 +41,12 @@ from tico_export.protocol import (
 from tico_export.source import Source
 
 _OPSET: Final = 21
+_CACHED_OPSET: Final = (
+    23  # the first with attention as one operator, which the runtime computes with its state
+)
+_FLOATS: Final = {"INFERENCE_PRECISION_HINT": "f32"}
+# By default, keys and values are rounded to 8 bits where attention is one operator.
+_KEPT_FLOATS: Final = {**_FLOATS, "KV_CACHE_PRECISION": "f32"}
 
 
 @final
@@ -52,6 +62,8 @@ class OpenVINO(ExportTarget):
             call until its state is reset, so that it can generate. ``input_ids``, ``attention_mask`` of all
             tokens so far, ``position_ids`` and ``beam_idx`` (batch,) go in, ``logits`` come out, named as
             openvino-genai and optimum-intel name them. All axes of batch and tokens vary.
+        logits: of which tokens of a call a file with `cache` gives them: of the ``"last"`` one, which is what
+            the next token is chosen from, or of ``"all"``, as a perplexity needs them.
 
     Raises:
         ConfigError: an option has another value.
@@ -61,11 +73,13 @@ class OpenVINO(ExportTarget):
     needs_example: ClassVar[bool] = True
 
     cache: bool = False
+    logits: Logits = "last"
 
     def __attrs_post_init__(self) -> None:
         """Refuse other options."""
         if not isinstance(self.cache, bool):
             raise ConfigError(Problem(field="cache", value=self.cache, expected="True or False"))
+        check_logits(self.logits)
 
 
 @final
@@ -88,7 +102,7 @@ class OpenVINOExporter(Exporter[OpenVINO]):
             raise ConfigError(Problem(field="path", value=path.name, expected="a name that ends in .xml"))
         openvino = require_extra("openvino", "openvino")
         if self.target.cache:
-            model = cached_model(source, _OPSET)
+            model = _cached(source, self.target.logits)
         else:
             model = onnx_model(onnx_program(source, given(example)), _OPSET)
         with TemporaryDirectory() as folder:
@@ -103,13 +117,23 @@ class OpenVINOExporter(Exporter[OpenVINO]):
         """Return OpenVINO on the processor, with floats of 32 bits."""
         openvino = require_extra("openvino", "openvino")
         bound = kernel_bound(source, block_codes=True)
+        settings = _KEPT_FLOATS if self.target.cache else _FLOATS
+        set_to = ", ".join(f"{name}={value}" for name, value in settings.items())
         return Consumer(
-            name=f"openvino {openvino.__version__}",
+            name=f"openvino {openvino.__version__} ({set_to})",
             run=_generate if self.target.cache else _run,
             smallest_sqnr=bound.smallest_sqnr,
             why=f"{bound.why}{_overflow(source)}",
             steps=bound.steps,
         )
+
+
+def _cached(source: Source, logits: Logits) -> Model:
+    """Return a model with attention as one operator, or as several where torch cannot tell its heads."""
+    try:
+        return cached_model(source, _CACHED_OPSET, logits)
+    except UnsupportedError:
+        return cached_model(source, _OPSET, logits)
 
 
 def _overflow(source: Source) -> str:
@@ -122,14 +146,19 @@ def _overflow(source: Source) -> str:
 
 
 def _run(path: Path, example: Example) -> Sequence[Tensor]:
-    compiled = _compiled(path)
+    compiled = _compiled(path, _FLOATS)
     inputs = [each.any_name for each in compiled.inputs]
     found = compiled({name: each.numpy() for name, each in fed(inputs, example).items()})
     return floats_of([found[each].copy() for each in compiled.outputs])
 
 
 def _generate(path: Path, example: Example) -> Sequence[Tensor]:
-    request = _compiled(path).create_infer_request()
+    compiled = _compiled(path, _KEPT_FLOATS)
+    return [generated(example, lambda: _step(compiled.create_infer_request()))]
+
+
+def _step(request: _Request) -> Step:
+    """Return what reads tokens from an empty state on."""
 
     def step(tokens: Tensor, mask: Tensor, places: Tensor) -> Tensor:
         rows = torch.arange(len(tokens), dtype=torch.int32)
@@ -137,7 +166,7 @@ def _generate(path: Path, example: Example) -> Sequence[Tensor]:
         found = request.infer({name: each.numpy() for name, each in given.items()})
         return torch.as_tensor(found["logits"].copy())
 
-    return [generated(example, step)]
+    return step
 
 
 class _Port(Protocol):
@@ -173,11 +202,9 @@ class _Compiled(Protocol):
         """Return what runs it."""
 
 
-def _compiled(path: Path) -> _Compiled:
+def _compiled(path: Path, settings: Mapping[str, str]) -> _Compiled:
     core = require_extra("openvino", "openvino").Core()
-    compiled: _Compiled = core.compile_model(
-        core.read_model(str(path)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
+    compiled: _Compiled = core.compile_model(core.read_model(str(path)), "CPU", dict(settings))
     return compiled
 
 

@@ -1,13 +1,11 @@
 """Layers and configs in the formats of GPTQ and AWQ, as the library GPTQModel has them."""
 
-from tico_export.gptqmodel._blocks import Blocks
 from tico_export.gptqmodel._config import awq_config, gptq_config
 from tico_export.gptqmodel._consumer import gptqmodel_consumer
 from tico_export.gptqmodel._layer import awq_tensors, gptq_tensors, rounding_notes
 from tico_export.gptqmodel._problems import awq_problems, gptq_problems
 
 __all__ = [
-    "Blocks",
     "awq_config",
     "awq_problems",
     "awq_tensors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-from tico_export.gptqmodel._blocks import Blocks
+from tico_config import LayerBlocks
 from tico_export.source import IntegerWeight
 
 
@@ -14,7 +14,7 @@ def gptq_config(
 ) -> Mapping[str, object]:
     """Return ``quantization_config`` of layers that have one scheme, given the paths of all linear layers."""
     others = set(linear) - weights.keys()
-    blocks = Blocks.of(weights, others)
+    blocks = LayerBlocks.of(weights, others)
     name = "gptq" if version == 1 else "gptq_v2"
     config: dict[str, object] = {
         "quant_method": "gptq",

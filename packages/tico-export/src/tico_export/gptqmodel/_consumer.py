@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from tico_export.checkpoints import without_progress
 from tico_export.program import floats_of, rounding_bound
 from tico_export.protocol import Consumer, Example, require_extra
 from tico_export.source import Source
@@ -33,13 +34,14 @@ def gptqmodel_consumer(source: Source, config: str, settings: Mapping[str, objec
 
     def run(path: Path, example: Example) -> Sequence[Tensor]:
         load = getattr(type(source.model), "from_pretrained")  # noqa: B009
-        model = load(
-            path,
-            local_files_only=True,
-            dtype=torch.float32,
-            attn_implementation=getattr(source.config, "_attn_implementation", None),
-            quantization_config=getattr(transformers, config)(**settings),
-        )
+        with without_progress():
+            model = load(
+                path,
+                local_files_only=True,
+                dtype=torch.float32,
+                attn_implementation=getattr(source.config, "_attn_implementation", None),
+                quantization_config=getattr(transformers, config)(**settings),
+            )
         with torch.no_grad():
             return floats_of(model.eval()(*example.args, **example.kwargs))
 

@@ -7,11 +7,12 @@ from typing import Final, TypeAlias
 
 from torch import nn
 
-from tico_config import Found, Problem
-from tico_export.gptqmodel._blocks import Blocks
+from tico_config import Found, LayerBlocks, Problem
 from tico_export.source import IntegerWeight, Source
 
 _MULTIPLE: Final = 32
+_SIZES: Final = (16, 32, 64, 128, 256, 512, 1024)  # of groups, which GPTQModel 7.7 has kernels for
+_AWQ_SIZES: Final = _SIZES[:4]
 _FLOAT: Final = "leave it in float, by an override of its path with no_quant()"
 _Misfit: TypeAlias = tuple[str, str, str, str]  # field, what was found, what is legal, a way out
 _SCALED: Final = (
@@ -31,11 +32,11 @@ def gptq_problems(source: Source, model: nn.Module, version: int) -> Iterator[Pr
     """Yield everything of the layers of `source` that the format of GPTQ cannot hold; `model` is in float."""
     name = f"GPTQ's format, version {version},"
     for path, weight in source.weights.items():
-        misfits = [*_of_layer(weight, model, path, (2, 3, 4, 8)), *_of_zero_points(weight, version)]
+        misfits = [*_of_layer(weight, model, path, (2, 3, 4, 8), _SIZES), *_of_zero_points(weight, version)]
         yield from _problems(name, path, misfits)
     yield from _mixed(name, source)
     linear = {path for path, each in model.named_modules() if isinstance(each, nn.Linear)}
-    if source.weights and Blocks.of(source.weights, linear - source.weights.keys()) is None:
+    if source.weights and LayerBlocks.of(source.weights, linear - source.weights.keys()) is None:
         yield Problem(
             field="layers",
             value=Found("others"),
@@ -49,7 +50,7 @@ def awq_problems(source: Source, model: nn.Module) -> Iterator[Problem]:
     """Yield everything of the layers of `source` that the format of AWQ cannot hold; `model` is in float."""
     name = "AWQ's format"
     for path, weight in source.weights.items():
-        misfits = [*_of_layer(weight, model, path, (4,)), *_of_order(weight)]
+        misfits = [*_of_layer(weight, model, path, (4,), _AWQ_SIZES), *_of_order(weight)]
         yield from _problems(name, path, misfits)
     yield from _mixed(name, source)
     kind: object = getattr(source.config, "model_type", None)
@@ -74,7 +75,9 @@ def _problems(name: str, path: str, misfits: list[_Misfit]) -> Iterator[Problem]
         )
 
 
-def _of_layer(weight: IntegerWeight, model: nn.Module, path: str, bits: tuple[int, ...]) -> Iterator[_Misfit]:
+def _of_layer(
+    weight: IntegerWeight, model: nn.Module, path: str, bits: tuple[int, ...], sizes: tuple[int, ...]
+) -> Iterator[_Misfit]:
     place = dict(model.named_modules()).get(path)
     if not isinstance(place, nn.Linear):
         yield "module", f"a {type(place).__name__} in its place", "layers of Linear", _FLOAT
@@ -89,6 +92,9 @@ def _of_layer(weight: IntegerWeight, model: nn.Module, path: str, bits: tuple[in
         found = f"{weight.shape[0]} rows and {weight.columns} columns in groups of {size}"
         expected = f"multiples of {_MULTIPLE} rows and columns in groups of one length"
         yield "group_size", found, expected, "choose another group size, or leave the layer in float"
+    elif weight.group_size is not None and size not in sizes:
+        legal = f"groups of {', '.join(map(str, sizes))} columns"
+        yield "group_size", f"groups of {size}", legal, "choose one of these, or group_size=None"
     if bool((weight.scale.half().float() - weight.scale).abs().gt(weight.scale.abs() * 2**-10).any()):
         yield "scale", "some that are not", "scales within the range of float16", _FLOAT
     outside = (weight.zero_point < weight.dtype.qmin) | (weight.zero_point > weight.dtype.qmax)

@@ -1,6 +1,6 @@
 """Files of ONNX: how a program becomes one, with integers as initializers."""
 
-from tico_export.onnx_files._cached import CacheShape, cache_problems
+from tico_export.onnx_files._cached import CacheShape, Logits, cache_problems, check_logits
 from tico_export.onnx_files._generating import Step, generated
 from tico_export.onnx_files._writing import (
     OPSETS,
@@ -15,10 +15,12 @@ from tico_export.onnx_files._writing import (
 __all__ = [
     "OPSETS",
     "CacheShape",
+    "Logits",
     "Model",
     "Step",
     "cache_problems",
     "cached_model",
+    "check_logits",
     "generated",
     "onnx_model",
     "onnx_problems",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import attrs
 import torch
@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_config import Found, Problem
+from tico_config.validation import check_choice, refuse
 from tico_export.protocol import Example, require_extra
 from tico_export.source import Source
 
 _BATCH, _TOKENS, _PAST = 2, 3, 4  # of what a program is traced with; 0 and 1 would be taken for constants
 _PARTS: Final = ("key", "value")
 _PLAIN: Final = "DynamicLayer"
+_KEPT: Final = "logits_to_keep"
+
+Logits: TypeAlias = Literal["last", "all"]
+"""Of which tokens of a call a file gives the logits."""
 
 
 @runtime_checkable
@@ -83,22 +88,34 @@ class CacheShape:
         return [torch.zeros(batch, self.heads, tokens, self.features) for _ in self._names("")]
 
     def example(self) -> Example:
-        """Return inputs that a program can be traced with; batch, tokens and earlier tokens vary."""
-        auto = torch.export.Dim.AUTO
+        """Return inputs that a program can be traced with; batch, tokens and earlier tokens vary.
+
+        The batch of all inputs is one, so that the number of heads follows from no quotient of several.
+        """
+        auto, batch, seen = torch.export.Dim.AUTO, torch.export.Dim("batch"), torch.export.Dim("past")
+        tokens_axis = torch.export.Dim("tokens")
         tokens = torch.ones(_BATCH, _TOKENS, dtype=torch.int64)
         mask = torch.ones(_BATCH, _PAST + _TOKENS, dtype=torch.int64)
         places = torch.arange(_PAST, _PAST + _TOKENS).expand(_BATCH, -1)
         past = self.empty(_BATCH, _PAST)
-        axes = [{0: auto, 1: auto}] * 3, [{0: auto, 2: auto}] * len(past)
-        return Example(args=(tokens, mask, places, past), dynamic_shapes=(*axes[0], axes[1]))
+        read, kept = {0: batch, 1: tokens_axis}, {0: batch, 2: seen}
+        axes = (read, {0: batch, 1: auto}, read, [kept] * len(past))
+        return Example(args=(tokens, mask, places, past), dynamic_shapes=axes)
 
 
 class WithCache(nn.Module):
-    """A language model that is given keys and values as tensors, and gives them back with its own."""
+    """A language model that is given keys and values as tensors, and gives them back with its own.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: the language model.
+        logits: those of the ``last`` token, before which the head computes nothing, or of ``all``.
+    """
+
+    def __init__(self, model: nn.Module, logits: Logits) -> None:
         super().__init__()
         self.model = model
+        self.last = logits == "last"
+        self.keeps = self.last and _KEPT in inspect.signature(model.forward).parameters
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
@@ -113,9 +130,19 @@ class WithCache(nn.Module):
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
+            **{_KEPT: 1} if self.keeps else {},
         )
-        logits: Tensor = output.logits
+        logits: Tensor = output.logits[:, -1:] if self.last else output.logits
         return [logits, *(each for layer in cache.layers for each in (layer.keys, layer.values))]
+
+
+def check_logits(logits: object) -> None:
+    """Refuse what is none of `Logits`.
+
+    Raises:
+        ConfigError: it is another value.
+    """
+    refuse(check_choice("logits", logits, get_args(Logits)))
 
 
 def cache_problems(source: Source) -> Iterator[Problem]:

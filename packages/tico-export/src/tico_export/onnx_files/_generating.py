@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -15,20 +16,23 @@ Step: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Reads tokens, the mask of all tokens so far and positions; returns logits, and keeps keys and values."""
 
 
-def generated(example: Example, step: Step) -> Tensor:
-    """Return logits (batch, tokens, words): `step` reads half of the tokens at once, the others one by one.
+def generated(example: Example, start: Callable[[], Step]) -> Tensor:
+    """Return logits (batch, tokens, words): half of the tokens are read at once, the others one by one.
 
-    `step` starts from an empty cache.
+    Where that gives the logits of the last token of the half alone, those before it are read one by one, too.
+    `start` empties the cache and returns what reads on.
     """
     tokens = fed(["input_ids"], example)["input_ids"]
     given = example.kwargs.get("attention_mask")
     mask = given if isinstance(given, Tensor) else torch.ones_like(tokens)
     places = (mask.cumsum(-1) - 1).clamp(min=0)
+
+    def read(ends: range) -> Iterator[Tensor]:
+        step = start()
+        for begin, end in pairwise((0, *ends)):
+            yield step(tokens[:, begin:end], mask[:, :end], places[:, begin:end])
+
     half = max(1, tokens.shape[1] // 2)
-    ends = range(half, tokens.shape[1] + 1)
-    starts = [0, *ends]
-    logits = [
-        step(tokens[:, start:end], mask[:, :end], places[:, start:end])
-        for start, end in zip(starts, ends, strict=False)
-    ]
-    return torch.cat(logits, 1)
+    logits = list(read(range(half, tokens.shape[1] + 1)))
+    missing = tokens.shape[1] - sum(each.shape[1] for each in logits)
+    return torch.cat([*read(range(1, missing + 1)), *logits], 1)

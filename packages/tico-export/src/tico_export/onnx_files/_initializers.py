@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Final, Protocol
 
+import torch
+
 from tico_export.protocol import require_extra
 
 _NARROW: Final = {"int8": ("INT4", -8, 7), "uint8": ("UINT4", 0, 15)}
@@ -52,6 +54,9 @@ class Value(Protocol):
     def uses(self) -> tuple[object, ...]:
         """Return who reads it."""
 
+    def producer(self) -> Node | None:
+        """Return what makes it."""
+
     def replace_all_uses_with(self, other: Value) -> None:
         """Have them read another value."""
 
@@ -84,12 +89,20 @@ class Graph(Protocol):
     def remove(self, node: Node, safe: bool = False) -> None:
         """Drop a node."""
 
+    def insert_before(self, node: Node, new: Node) -> None:
+        """Put a node before another one."""
 
-def arrange_weights(graph: Graph) -> None:
-    """Turn weights that the graph turns, and keep codes of weights in groups in 4 bits where they fit."""
+
+def arrange_weights(graph: Graph, *, share: bool) -> None:
+    """Turn weights that the graph turns, and keep codes of weights in groups in 4 bits where they fit.
+
+    With `share`, a weight that is a table of embeddings as well stays as the table is, and is turned where it
+    is read, which a runtime does as it loads the file.
+    """
     ir = require_extra("onnx_ir", "onnx")
     nodes = list(reversed(graph))[::-1]
     makers = {id(node.outputs[0]): node for node in nodes}
+    tables = [node.inputs[0] for node in nodes if node.op_type == "Gather" and share]
     for node in nodes:
         if node.op_type == "DequantizeLinear":
             _fold_casts(ir, graph, node, makers)
@@ -97,7 +110,7 @@ def arrange_weights(graph: Graph) -> None:
         source = node.inputs[0] if node.op_type == "Transpose" else None
         maker = makers.get(id(source)) if source is not None else None
         if source is not None and maker is not None and _can_turn(maker, source):
-            _turn(ir, graph, maker)
+            _turn(ir, graph, maker, tables)
             node.outputs[0].replace_all_uses_with(source)
             graph.remove(node, safe=True)
     for node in nodes:
@@ -127,17 +140,38 @@ def _can_turn(node: Node, result: Value) -> bool:
     return node.op_type == "DequantizeLinear" and constant and len(result.uses()) == 1
 
 
-def _turn(ir: ModuleType, graph: Graph, node: Node) -> None:
-    """Turn the two axes of what `node` dequantizes."""
+def _turn(ir: ModuleType, graph: Graph, node: Node, tables: Iterable[Value | None]) -> None:
+    """Turn the two axes of what `node` dequantizes, which may be one of `tables`."""
     axis = getattr(node.attributes["axis"], "value", 1)
     blocks = "block_size" in node.attributes
     node.attributes["axis"] = ir.AttrInt64("axis", 1 - axis)
     for index, value in enumerate(node.inputs):
-        if value is not None and value.const_value is not None and (index == 0 or blocks):
+        if value is None or value.const_value is None or not (index == 0 or blocks):
+            continue
+        table = next((each for each in tables if index == 0 and _same(each, value)), None)
+        if table is not None:
+            _read_turned(ir, graph, node, table)
+        else:
             _put(ir, graph, node, index, "turned", value.const_value.numpy().T.copy())
     shape = node.outputs[0]
     if shape.shape is not None:
         shape.shape = ir.Shape(list(shape.shape)[::-1])
+
+
+def _same(table: Value | None, value: Value) -> bool:
+    """Whether two constants have the same codes."""
+    if table is None or table.const_value is None or value.const_value is None or table is value:
+        return table is value
+    one, other = table.const_value.numpy(), value.const_value.numpy()
+    return one.dtype == other.dtype and torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+def _read_turned(ir: ModuleType, graph: Graph, node: Node, table: Value) -> None:
+    """Have `node` read `table` with its axes turned."""
+    turn: Node = ir.node("Transpose", [table], {"perm": [1, 0]})
+    turn.outputs[0].name = f"{table.name}_turned"
+    graph.insert_before(node, turn)
+    node.replace_input_with(0, turn.outputs[0])
 
 
 def _own_zeros(ir: ModuleType, graph: Graph, node: Node) -> None:
@@ -146,10 +180,17 @@ def _own_zeros(ir: ModuleType, graph: Graph, node: Node) -> None:
     ONNX Runtime 1.32 fails to load a model of which two weights share theirs, on processors without VNNI.
     """
     weight, zeros = node.inputs[0], node.inputs[2] if len(node.inputs) > 2 else None
-    if weight is None or weight.const_value is None or zeros is None or zeros.const_value is None:
+    if weight is None or zeros is None or zeros.const_value is None or not _is_held(weight):
         return
     if len(zeros.uses()) > 1:
         _put(ir, graph, node, 2, f"of_{weight.name}", zeros.const_value.numpy().copy())
+
+
+def _is_held(value: Value) -> bool:
+    """Whether `value` is a constant, or a constant that was turned."""
+    maker = value.producer()
+    first = None if maker is None or maker.op_type != "Transpose" else maker.inputs[0]
+    return value.const_value is not None or (first is not None and first.const_value is not None)
 
 
 def _narrow(ir: ModuleType, graph: Graph, node: Node) -> None:

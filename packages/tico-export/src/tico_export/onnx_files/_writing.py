@@ -13,7 +13,7 @@ import torch
 from torch.export import ExportedProgram
 
 from tico_config import Found, Problem, UnsupportedError
-from tico_export.onnx_files._cached import CacheShape, WithCache
+from tico_export.onnx_files._cached import CacheShape, Logits, WithCache
 from tico_export.onnx_files._initializers import Graph, arrange_weights
 from tico_export.onnx_files._translations import translations
 from tico_export.program import (
@@ -70,8 +70,10 @@ def onnx_program(source: Source, example: Example) -> ExportedProgram:
     return program_in(_DIALECT, source, example)
 
 
-def onnx_model(program: ExportedProgram, opset: int) -> Model:
+def onnx_model(program: ExportedProgram, opset: int, *, share: bool = False) -> Model:
     """Return `program` as a model of onnx-ir.
+
+    With `share`, a head that is tied to embeddings is in the file once.
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
@@ -95,20 +97,23 @@ def onnx_model(program: ExportedProgram, opset: int) -> Model:
     if made is None:
         raise UnsupportedError(_untranslated(RuntimeError("no program came back")))
     model: Model = made.model
-    arrange_weights(model.graph)
+    arrange_weights(model.graph, share=share)
     _strip(model)
     return model
 
 
-def cached_model(source: Source, opset: int) -> Model:
+def cached_model(source: Source, opset: int, logits: Logits, *, share: bool = False) -> Model:
     """Return the model of ONNX of a language model with keys and values as inputs and outputs.
+
+    It gives the logits of the ``last`` token of each call, or of ``all``; `share` is that of `onnx_model`.
 
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
         UnsupportedError: torch cannot export or translate the model.
     """
-    shape, cached = CacheShape.of(source), attrs.evolve(source, model=WithCache(source.model).eval())
-    model = onnx_model(onnx_program(cached, shape.example()), opset)
+    shape = CacheShape.of(source)
+    cached = attrs.evolve(source, model=WithCache(source.model, logits).eval())
+    model = onnx_model(onnx_program(cached, shape.example()), opset, share=share)
     with_names(model, shape.input_names(), shape.output_names())
     return model
 

@@ -12,9 +12,11 @@ from tico_export.protocol._registry import (
     exporter_entry,
 )
 from tico_export.protocol._target import ExportTarget
+from tico_export.protocol._versions import UNFIT, Unfit, require_fit
 
 __all__ = [
     "ENTRY_POINT_GROUP",
+    "UNFIT",
     "AnyExporter",
     "Consumer",
     "Example",
@@ -23,7 +25,9 @@ __all__ = [
     "ExporterEntry",
     "ExporterRegistry",
     "Run",
+    "Unfit",
     "exporter_entry",
     "given",
     "require_extra",
+    "require_fit",
 ]

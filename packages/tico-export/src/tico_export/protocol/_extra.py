@@ -6,6 +6,7 @@ import importlib
 from types import ModuleType
 
 from tico_config import Found, MissingExtraError, Problem
+from tico_export.protocol._versions import require_fit
 
 
 def require_extra(module: str, extra: str) -> ModuleType:
@@ -13,14 +14,16 @@ def require_extra(module: str, extra: str) -> ModuleType:
 
     Raises:
         MissingExtraError: it is not installed; the error names the extra.
+        ConfigError: it is installed in a version that is known not to work.
 
     >>> require_extra("json", "onnx").__name__
     'json'
     """
+    package = module.partition(".")[0]
+    require_fit(package.replace("_", "-"), extra)
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.partition(".")[0]
         raise MissingExtraError(
             Problem(
                 field=package,

@@ -2,6 +2,7 @@
 
 from tico_export.source._grid import Grid
 from tico_export.source._integer_weight import IntegerWeight
+from tico_export.source._overflow import overflow_problems
 from tico_export.source._source import Source
 
-__all__ = ["Grid", "IntegerWeight", "Source"]
+__all__ = ["Grid", "IntegerWeight", "Source", "overflow_problems"]

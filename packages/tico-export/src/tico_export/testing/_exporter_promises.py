@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tico_config import ConfigError, MissingExtraError, SuperBlock, UnsupportedError
 from tico_export.protocol import ExporterRegistry
+from tico_export.source import Source
 from tico_export.testing._elsewhere import files_elsewhere, files_in
 from tico_export.testing._exporter_case import ExporterCase
 from tico_modules import PackedWeight, QuantizedModule, named_modules
@@ -39,11 +40,14 @@ class ExporterPromises:
 
     def test_the_runtime_gives_what_the_model_gives(self, name: str, tmp_path: Path) -> None:
         """The result has the figures and their bound, or says that nothing was verified and why."""
-        result = self.cases[name].export(tmp_path, self.registry, verify=True)
+        model = self.cases[name].make()
+        result = self.cases[name].export(tmp_path, self.registry, model=model, verify=True)
         sizes = sum(map(len, files_in(tmp_path).values()))
         assert (result.target, result.bytes) == (self.cases[name].target.name, sizes)
         assert result.verified != result.consumer.startswith("not verified: ")
         assert not (result.verified and torch.isnan(torch.tensor([result.sqnr, result.bound])).any())
+        left = Source.read(model).float_weights
+        assert all(any(each in note for note in result.notes) for each in left[:1])
 
     def test_verification_can_be_required(self, name: str, tmp_path: Path) -> None:
         """It is an error, and nothing is left, where there is no runtime or nothing to run it on."""
@@ -54,6 +58,18 @@ class ExporterPromises:
             assert files_in(tmp_path) == {}
         with pytest.raises(ConfigError):
             case.export(tmp_path, self.registry, verify="require", examples=False)
+
+    def test_a_package_that_is_not_there_is_named(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """With the extra that brings it, and nothing is left; a format that needs none is verified."""
+        monkeypatch.setattr("tico_export.protocol._extra.importlib", _NothingInstalled)
+        said = "verified"
+        try:
+            assert self.cases[name].export(tmp_path, self.registry, verify="require").verified
+        except MissingExtraError as error:
+            said = str(error)
+        assert said == "verified" or ("pip install" in said and files_in(tmp_path) == {})
 
     def test_only_converted_models_are_taken(self, name: str, tmp_path: Path) -> None:
         """A float model is refused with what to do, and nothing is written."""
@@ -164,6 +180,19 @@ def _unchanged(model: nn.Module) -> Iterator[nn.Module]:
     assert before.keys() == after.keys()
     assert all(torch.equal(each, after[name]) for name, each in before.items())
     assert not model.training
+
+
+class _NothingInstalled:
+    """What stands for the machinery of imports where no extra is installed."""
+
+    @staticmethod
+    def import_module(name: str) -> None:
+        """Find nothing.
+
+        Raises:
+            ImportError: always.
+        """
+        raise ImportError(name)
 
 
 def _refuse(path: str, mode: int = 0o777) -> None:

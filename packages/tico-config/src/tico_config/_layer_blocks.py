@@ -1,4 +1,4 @@
-"""Which layers of a model's blocks are integers, as configs of the format of GPTQ have it."""
+"""Layers that are the same ones in every block of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LAYER: Final = re.compile(r"(?P<blocks>.+?)\.(?P<number>[0-9]+)\.(?P<name>.+)")
 
 
 @attrs.frozen(kw_only=True)
-class Blocks:
+class LayerBlocks:
     """A list of blocks, and the names that the integer layers of a block have in it.
 
     Attributes:
@@ -30,9 +30,9 @@ class Blocks:
 
         A reader takes each layer of a block whose path ends with one of the names.
 
-        >>> Blocks.of(["h.0.up", "h.1.up"], ["h.0.down"])
-        Blocks(path='h', names=('up',))
-        >>> Blocks.of(["h.0.up"], ["h.1.up"]) is None
+        >>> LayerBlocks.of(["h.0.up", "h.1.up"], ["h.0.down"])
+        LayerBlocks(path='h', names=('up',))
+        >>> LayerBlocks.of(["h.0.up"], ["h.1.up"]) is None
         True
         """
         found = [_LAYER.fullmatch(path) for path in members]
