@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from process_memory import resident
 from recorded import Recording, add_option, recording
 from scale_layers import SHAPES, measure_layer
 from scale_models import random_tokens, smollm2_tokens, write_random, write_smollm2
@@ -38,6 +39,7 @@ from tico.quantization import (
     GPTQConfig,
     PTQConfig,
     SmoothQuantConfig,
+    calibrate,
     convert,
     load_quantized,
     prepare,
@@ -80,20 +82,14 @@ def write(folder: Path, layers: int) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def anonymous() -> int:
-    """Return the bytes of this process that no file backs."""
-    found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
-
-
 @contextmanager
 def peak() -> Iterator[list[int]]:
-    """Give a list that holds the largest `anonymous` when the context ends."""
-    seen, ended = [anonymous()], threading.Event()
+    """Give a list that holds the largest anonymous memory when the context ends."""
+    seen, ended = [resident("RssAnon")], threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.005):
-            seen[0] = max(seen[0], anonymous())
+            seen[0] = max(seen[0], resident("RssAnon"))
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -116,11 +112,7 @@ def in_memory(source: Path, out: Path, configs: Sequence[BaseConfig], data: Sequ
     """Quantize the model with all of it in memory."""
     model: nn.Module = AutoModelForCausalLM.from_pretrained(source)
     for config in configs:
-        model = prepare(model, config)
-        with torch.no_grad():
-            for batch in data:
-                model(batch)
-        model = convert(model)
+        model = convert(calibrate(prepare(model, config), data))
     save_quantized(model, out)
 
 
@@ -134,7 +126,7 @@ def measure(name: str, layers: int) -> None:
         quantize_checkpoint(folder / "small", folder / "warm", configs, batches())
         command = [sys.executable, __file__, "--write", str(folder / "source"), "--layers", str(layers)]
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        before, start = anonymous(), time.process_time()
+        before, start = resident("RssAnon"), time.process_time()
         with peak() as most:
             quantize_checkpoint(folder / "source", folder / "out", configs, batches())
         seconds = time.process_time() - start

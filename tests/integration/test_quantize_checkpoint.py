@@ -29,6 +29,7 @@ from tico.quantization import (
     PT2EConfig,
     PTQConfig,
     SmoothQuantConfig,
+    calibrate,
     convert,
     map_checkpoint,
     prepare,
@@ -72,10 +73,7 @@ def in_memory(source: Path, out: Path, *configs: BaseConfig, shard_bytes: int = 
     """Return the files of the model that is quantized in memory."""
     model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(source)
     for config in configs:
-        prepare(model, config)
-        for batch in BATCHES:
-            model(batch)
-        convert(model)
+        convert(calibrate(prepare(model, config), BATCHES))
     save_quantized(model, out, shard_bytes=shard_bytes)
     return files(out)
 

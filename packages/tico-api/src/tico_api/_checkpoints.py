@@ -5,13 +5,10 @@ from __future__ import annotations
 import errno
 import gc
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, TypeAlias
-
-import torch
-from torch import Tensor, nn
+from typing import Final
 
 from tico_api._facade import BUILT_IN, prepare
 from tico_api._stages import Stages, clear, finished_text, stage_keys
@@ -19,14 +16,12 @@ from tico_config import BaseConfig, ConfigError, DiskFullError, Found, Problem, 
 from tico_modules import Offload, Tokenizer, map_checkpoint, save_quantized
 from tico_observers import locked_folder
 from tico_quantizers import Registry
-from tico_quantizers.lifecycle import convert
+from tico_quantizers.calibration import Batch
+from tico_quantizers.lifecycle import calibrate, convert
 
 _UNFINISHED: Final = ".unfinished"
 _MANIFEST: Final = "quantized.json"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
-
-Batch: TypeAlias = Tensor | tuple[object, ...] | Mapping[str, object]
-"""What a model is called with: one input, several in order, or several by keyword."""
 
 
 def quantize_checkpoint(
@@ -42,7 +37,7 @@ def quantize_checkpoint(
 ) -> Path:
     """Quantize the causal language model in `source_dir` without loading it; return the path of the manifest.
 
-    The result is what `prepare`, passes over `batches`, `convert` and `save_quantized` give, bit for bit.
+    The result is what `prepare`, `calibrate`, `convert` and `save_quantized` give, bit for bit.
     What is in memory is one block at a time: parameters are mapped from the shards, and what is finished is
     moved to files at once. The disk of `out_dir` needs room for the quantized model three times, for the
     activations between two blocks, and, where floats are scaled (SmoothQuant, AWQ), for these twice.
@@ -57,8 +52,8 @@ def quantize_checkpoint(
         source_dir: a float checkpoint in the layout of transformers, see `map_checkpoint`.
         out_dir: is made, or holds what an interrupted run has left.
         quant_config: says which algorithm, and how; of several, each works on what the one before it leaves.
-        batches: what to call the model with, each a tensor, a tuple of arguments, or a dict of keyword ones.
-            It is read once to know it again, and once for each config; an iterator is made a list.
+        batches: as for `calibrate`. It is read once to know it again, and once for each config; an iterator
+            is made a list.
         tokenizer: as for `save_quantized`; by default that of `source_dir` is copied.
         shard_bytes: as for `save_quantized`.
         trust_remote_code: run code of the checkpoint, where its config names some.
@@ -90,8 +85,7 @@ def quantize_checkpoint(
             if number:
                 model, offload = stages.load()
             model = prepare(model, configs[number], registry=known, offload=offload)
-            _run(model, data)
-            model = convert(model)
+            model = convert(calibrate(model, data))
             gc.collect()  # what has calibrated it, whose parts refer to each other
             stages.keep(number, model)
             del model
@@ -130,18 +124,6 @@ def _require_modules(configs: Iterable[BaseConfig], registry: Registry) -> None:
     ]
     if problems:
         raise UnsupportedError(*problems)
-
-
-def _run(model: nn.Module, batches: Iterable[Batch]) -> None:
-    with torch.no_grad():
-        for batch in batches:
-            match batch:
-                case Mapping():
-                    model(**batch)
-                case tuple():
-                    model(*batch)
-                case _:
-                    model(batch)
 
 
 @contextmanager
