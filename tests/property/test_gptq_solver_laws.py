@@ -15,6 +15,7 @@ from tico_observers import ExactGramStatistic, params_from_range, products
 from tico_observers.testing import tensors
 from tico_quantizers.solvers import _columns, _shrinking, nearest, solve
 from tico_quantizers.solvers._gptq import loss_of_nearest
+from tico_quantizers.solvers._group_grid import GroupGrid
 from tico_quantizers.solvers._shrinking import least_error_share
 from tiny_models import values
 
@@ -185,14 +186,16 @@ def test_loss_of_nearest_is_that_of_the_values_of_nearest(seed: int, size: int, 
     st.sampled_from([3, 17, 100]),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
 def test_the_search_for_a_grid_is_that_of_all_candidates(
-    seed: int, shape: tuple[int, int], steps: int, weighted: bool, shared: bool
+    seed: int, shape: tuple[int, int], steps: int, weighted: bool, shared: bool, lowered: bool
 ) -> None:
     """Leaving out candidates, and rows that are done, changes no bit."""
     columns = values(seed, *shape) ** 3
     low, high = (columns.amin(), columns.amax()) if shared else (columns.amin(0), columns.amax(0))
-    whole = params_from_range(low, high, DType.uint(3), symmetric=False, granularity=PerTensor())
+    params = params_from_range(low, high, DType.uint(3), symmetric=False, granularity=PerTensor())
+    whole = GroupGrid(params, low.clamp(max=0).neg() if lowered else None)
     importance = values(seed + 1, shape[0]).abs().double() if weighted else None
     found = least_error_share(columns, whole, steps, importance=importance, shared=shared)
     shares = [number / steps for number in range(steps, 0, -1)]
