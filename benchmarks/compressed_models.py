@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import recorded
-from language_models import WIKI_LLAMA, LanguageModel, calibrate, load, logits_of, perplexity
+from language_models import WIKI_LLAMA, LanguageModel, load, logits_of, perplexity
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
-from tico.quantization import GPTQConfig, convert, load_quantized, prepare, save_quantized
+from tico.quantization import GPTQConfig, calibrate, convert, load_quantized, prepare, save_quantized
 from tico.quantization.config import profiles
 from tico_export import CompressedTensors, export
 
@@ -61,7 +61,8 @@ class Subject:
         place = self.folder / "quantized"
         if not place.exists():
             prepared = prepare(load(self.source, self.window).model, _CONFIG)
-            calibrate(prepared, self.windows(CALIBRATION_ARTICLES, _CALIBRATION), 1)
+            windows = self.windows(CALIBRATION_ARTICLES, _CALIBRATION)
+            calibrate(prepared, [{"input_ids": windows, "use_cache": False}])
             save_quantized(convert(prepared), place)
         return load_quantized(place)
 

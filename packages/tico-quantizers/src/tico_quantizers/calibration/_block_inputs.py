@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol, final
 
@@ -131,6 +132,7 @@ class BlockInputs:
         self.alike: set[str] = set()
         self.adopted: Mapping[str, GroupedGram] = {}
         self._reached = reached
+        self._may_end_early = True
         self._block_of: dict[str, int | None] = {}
         self._peers = peers_of(model)
         self._calibration: Calibration | None = None
@@ -169,8 +171,9 @@ class BlockInputs:
             calibration.handles += self._reached.watch(calibration)
         calibration.handles += self.outside.watch(calibration)
         calibration.handles += self.strays.watch(calibration, except_within=self.calls)
-        if any(map(self._is_compared, inside)):
-            self.early_end = None  # only whole passes tell how many tokens each has read
+        if any(map(self._is_compared, inside)):  # only whole passes tell how many tokens each has read
+            self._may_end_early = False
+            self.early_end.is_off = True
         if not self.options.fixed:
             self._watch_ends(inside, outside, calibration)
 
@@ -225,8 +228,12 @@ class BlockInputs:
 
     def install(self, root: nn.Module, edit: Edit) -> None:
         """Let passes of `root` end early, if that is asked for, until `uninstall`."""
-        if self.options.early_end:
+        if not self.early_end.is_off:
             self.early_end.install(root, edit)
+
+    def ending_early(self, root: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which passes of `root` end early, if that changes nothing."""
+        return self.early_end.on(root) if self._may_end_early else nullcontext()
 
     def uninstall(self, root: nn.Module, edit: Edit) -> None:
         """Let passes of `root` run to their end again, when `edit` is done."""

@@ -72,7 +72,7 @@ class BlockCalibration(Calibration, Generic[C]):
 
     def ending_early(self, root: nn.Module) -> AbstractContextManager[None]:
         """Return a context in which passes of `root` end at the first block, where that tells the rest."""
-        return self.inputs.early_end.on(root)
+        return self.inputs.ending_early(root)
 
     def statistics(self) -> Mapping[str, Statistic]:
         """Return what each layer of the plan has read in the float model, all tokens counting alike."""
