@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fused_models import FUSED, fused_model, token_ids
 from tico.quantization import AWQConfig, GPTQConfig, PTQConfig, convert, prepare, report
-from tico_config import BaseConfig, ConfigError, DType, affine, no_quant
+from tico_config import BaseConfig, ConfigError, DType, QuantSpec, affine, no_quant
 from tico_modules import QuantizedLinear
 from tico_quantizers.layers import routers_in
 from tico_quantizers.testing import seeded
@@ -88,6 +88,35 @@ def test_a_router_that_is_no_layer_is_asked_for_in_another_way() -> None:
     config = PTQConfig(weight=no_quant(), activation=no_quant(), overrides=weight)
     lines = {line.path: line.points for line in coverage(quantized(model, config, token_ids())).lines}
     assert lines[path] == ("weight int8 symmetric",)
+
+
+WEIGHT: Final = affine(DType.int(8))
+
+
+@pytest.mark.parametrize("activation", [PTQConfig().activation, no_quant()], ids=["points", "weights alone"])
+def test_ptq_leaves_the_weights_of_routers_float_too(activation: QuantSpec) -> None:
+    """Layers or not, with the reason; experts get their grids, and what routers compute keeps its points."""
+    config = PTQConfig(activation=activation, strict_wrap=False)
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    for model, given in ((seeded(Layered), x), (fused_model("qwen3"), token_ids())):
+        routers = routers_in(model)
+        found = quantized(model, config, given)
+        lines = {line.path: line for line in report(found).layers}
+        assert routers
+        for path, does in routers.items():
+            assert lines[path].weight == "float"
+            assert f"it {does}; its weight is quantized only if an override names it" in lines[path].reason
+        assert any("expert" in path and "int8" in line.weight for path, line in lines.items())
+
+
+@pytest.mark.parametrize("pattern", ["router.0", "router.0.weight", "*.weight"])
+def test_ptq_quantizes_routers_that_an_override_names(pattern: str) -> None:
+    """By the path of the module or of its weight, or by a pattern."""
+    config = PTQConfig(activation=no_quant(), strict_wrap=False, overrides={pattern: WEIGHT})
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    found = quantized(seeded(Layered), config, x)
+    assert isinstance(found.get_submodule("router.0"), QuantizedLinear)
+    assert not next(line for line in report(found).layers if line.path == "router.0").reason
 
 
 def test_names_alone_make_no_router() -> None:

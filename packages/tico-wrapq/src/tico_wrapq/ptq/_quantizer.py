@@ -132,7 +132,8 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
             if path not in idle:
                 finished[path] = folded[path] if path in folded else wrapper.finish(weights, edit)
                 edit.settle(finished[path])
-        notes = _joined(_untied(tied, finished), calibration.folds.notes(), skipped, unfit)
+        folding, routers = calibration.folds.notes(), calibration.wrapped.notes
+        notes = _joined(routers, _untied(tied, finished), folding, skipped, unfit)
         root, lines = model, [*left, *(_idle_line(each) for each in idle.values())]
         for each in idle.values():
             each.leave(edit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import attrs
@@ -33,7 +33,7 @@ from tico_modules import (
     parameter,
     record_outputs,
 )
-from tico_quantizers.layers import layer_kind, output_embeddings
+from tico_quantizers.layers import layer_kind, output_embeddings, routers_in
 from tico_wrapq.base import (
     WEIGHT,
     PointDeclaration,
@@ -55,18 +55,44 @@ _HEAD = "scope='linear' is for an output embedding only if an override has its e
 class Wrapped:
     """A wrapped model: its root, its wrappers by path, and the modules left as they were with the reason.
 
-    `paths` are those that overrides may speak of, but of steps, which are found later.
+    `paths` are those that overrides may speak of, but of steps, which are found later; `notes` say of
+    wrappers, by path, why their weight is float.
     """
 
     root: nn.Module
     wrappers: dict[str, QuantModuleBase]
     left: tuple[LayerReport, ...]
     paths: tuple[str, ...] = ()
+    notes: Mapping[str, str] = attrs.field(factory=dict)
 
     @property
     def steps(self) -> list[StepPoints]:
         """What runs the forward of modules step by step."""
         return [each for each in self.wrappers.values() if isinstance(each, StepPoints)]
+
+
+@attrs.frozen
+class _Choice:
+    """What a config says of weights, but that those of `routers` stay float unless an override names them."""
+
+    config: PTQConfig
+    routers: Mapping[str, str]
+
+    def weight(self, path: str) -> QuantSpec:
+        """Return the spec of the weight at `path`."""
+        return no_quant() if self._reason(path) else self.config.resolve(path, "weight").spec
+
+    def _reason(self, path: str) -> str:
+        does = self.routers.get(path.rpartition(".")[0])
+        if does is None or self.config.resolve(path, "weight").origin != "weight":
+            return ""
+        return f"it {does}; its weight is quantized only if an override names it"
+
+    def notes(self, modules: Mapping[str, nn.Module]) -> dict[str, str]:
+        """Return why the weights of some of these modules are float, by path."""
+        floats = (path for path, module in modules.items() if not isinstance(module, QuantizedModule))
+        reasons = {path: self._reason(child_path(path, "weight")) for path in floats}
+        return {path: reason for path, reason in reasons.items() if reason}
 
 
 def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: Edit) -> Wrapped:
@@ -82,7 +108,8 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
     root = _taken_apart(model, registry, config, edit)
     found = list(_found(root, registry, config))
     _require_supported(found, config)
-    specs = _specs(root, found, config)
+    choice = _Choice(config, routers_in(root))
+    specs = _specs(root, found, choice)
     _require_finite_weights(found)
     parts = _parts_left(root, found)
     record_outputs(root, edit)
@@ -91,7 +118,7 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
         wanted = any(specs[path].is_quantized for path in _point_paths(site)) or _is_apart(site)
         if site.wrapper is StepPoints:
             named = partial(_is_named, config)
-            weights = {name: _weight_spec(config, child_path(site.path, name)) for name in site.floats}
+            weights = {name: choice.weight(child_path(site.path, name)) for name in site.floats}
             steps = StepPoints(site.module, site.path, partial(_spec_at, config), named, weights)
             steps.join(site.module, edit)
             wrappers[site.path] = steps
@@ -99,10 +126,11 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
             wrapper = site.wrapper(site.adopted, site.path, lambda path: specs[path])
             root = edit.replace(root, site.module, wrapper)
             wrappers[site.path] = wrapper
-    left = [_left(site) for site in found if site.path not in wrappers and _is_reported(site)]
+    notes = choice.notes({site.path: site.module for site in found})
+    left = [_left(site, notes) for site in found if site.path not in wrappers and _is_reported(site)]
     left += parts
     paths = (*_override_paths(found), *specs)
-    return Wrapped(root=root, wrappers=wrappers, left=tuple(left), paths=paths)
+    return Wrapped(root=root, wrappers=wrappers, left=tuple(left), paths=paths, notes=notes)
 
 
 def _found(root: nn.Module, registry: WrapperRegistry, config: PTQConfig) -> Iterator[ModuleSite]:
@@ -130,10 +158,6 @@ def _is_named(config: PTQConfig, path: str) -> bool:
 
 def _spec_at(config: PTQConfig, path: str) -> QuantSpec:
     return config.resolve(path).spec
-
-
-def _weight_spec(config: PTQConfig, path: str) -> QuantSpec:
-    return config.resolve(path, "weight").spec
 
 
 def _taken_apart(model: nn.Module, registry: WrapperRegistry, config: PTQConfig, edit: Edit) -> nn.Module:
@@ -166,8 +190,8 @@ def _is_reported(site: ModuleSite) -> bool:
     return not site.is_container and not site.is_quantized
 
 
-def _left(site: ModuleSite) -> LayerReport:
-    reason = site.reason or site.refusal or _ASKED
+def _left(site: ModuleSite, notes: Mapping[str, str]) -> LayerReport:
+    reason = site.reason or site.refusal or notes.get(site.path, _ASKED)
     return LayerReport(path=site.path, module=type(site.module).__name__, algorithm="ptq", reason=reason)
 
 
@@ -243,8 +267,9 @@ def _unsupported(site: ModuleSite) -> Problem:
     )
 
 
-def _specs(root: nn.Module, found: list[ModuleSite], config: PTQConfig) -> dict[str, QuantSpec]:
+def _specs(root: nn.Module, found: list[ModuleSite], choice: _Choice) -> dict[str, QuantSpec]:
     """Return the spec of every point by its path, or raise everything that is wrong with any of them."""
+    config = choice.config
     specs: dict[str, QuantSpec] = {}
     problems: list[Problem] = []
     unsupported: list[Problem] = []
@@ -252,14 +277,14 @@ def _specs(root: nn.Module, found: list[ModuleSite], config: PTQConfig) -> dict[
         for declaration in site.points:
             path = child_path(site.path, declaration.name)
             try:
-                specs[path] = _point_spec(config, path, declaration)
+                specs[path] = _point_spec(choice, path, declaration)
             except TicoError as error:
                 problems += error.problems
                 continue
             problem = spec_problem(path, declaration, specs[path])
             unsupported += [] if problem is None else [problem]
         owned = (child_path(site.path, name) for name in (site.floats if site.wrapper is StepPoints else ()))
-        weights = (spec_problem(path, WEIGHT, _weight_spec(config, path)) for path in owned)
+        weights = (spec_problem(path, WEIGHT, choice.weight(path)) for path in owned)
         unsupported += [problem for problem in weights if problem is not None]
     if not problems:
         problems = [*_match_problems(found, specs, config), *target_problems(root, found, specs, config)]
@@ -270,9 +295,10 @@ def _specs(root: nn.Module, found: list[ModuleSite], config: PTQConfig) -> dict[
     return specs
 
 
-def _point_spec(config: PTQConfig, path: str, declaration: PointDeclaration) -> QuantSpec:
+def _point_spec(choice: _Choice, path: str, declaration: PointDeclaration) -> QuantSpec:
     """Return the spec of a point; that of what a layer gives may be out of scope."""
-    spec = config.resolve(path).spec
+    config = choice.config
+    spec = choice.weight(path) if declaration.role is Role.WEIGHT else config.resolve(path).spec
     if config.scope == "all" or declaration.role is not Role.ACTIVATION_OUT:
         return spec
     rule = winning_rule(config.overrides, (path, path.rpartition(".")[0]))
