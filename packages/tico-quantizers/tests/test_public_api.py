@@ -159,6 +159,7 @@ class TestCalibration(PublicNames):
         "ABSMAX",
         "ALONE",
         "ActivationStore",
+        "Batch",
         "BlockCalls",
         "BlockInputs",
         "BlockOptions",
@@ -180,6 +181,7 @@ class TestCalibration(PublicNames):
         "SearchCheckpoint",
         "Snapshots",
         "Step",
+        "TokenMask",
         "TokenRule",
         "UNREACHED",
         "WatchedModule",
@@ -196,6 +198,7 @@ class TestCalibration(PublicNames):
         "located",
         "map_leaves",
         "memory_problem",
+        "micro_batches",
         "moved",
         "quiet_runs",
         "read_range",
@@ -284,6 +287,7 @@ class TestLifecycle(PublicNames):
 
     package = "tico_quantizers.lifecycle"
     names = (
+        "calibrate",
         "convert",
         "detached_copy",
         "load_calibration",
