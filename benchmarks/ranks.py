@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from recorded import add_option, recording
 from tico.quantization import GPTQConfig, convert, prepare
 from tico.quantization.config import BaseConfig
 from tico_modules import model_fingerprint
@@ -138,19 +139,26 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--weights", choices=("auto", "uniform"), default="auto")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2])
+    add_option(parser)
     options = vars(parser.parse_args())
     counts: list[int] = options.pop("counts")
+    result: Path = options.pop("result")
     task = Task(**options)
-    titles = ("s", "CPU s", "passes", "exchanges", "MB")
-    heads = (f"{title:>{width}}" for title, width in zip(titles, _COLUMNS.values(), strict=True))
-    print(f"{task}\n{'processes':>9} {'rank':>4} {' '.join(heads)} digest", flush=True)
-    for count in counts:
-        for rank, each in enumerate(measured(count, task)):
-            shown = (f"{each[name]:>{width}.2f}" for name, width in _COLUMNS.items())
-            print(f"{count:>9} {rank:>4} {' '.join(shown)} {each['digest']}", flush=True)
+    with recording(result) as record:
+        record.table(str(task), *_COLUMNS.values(), "digest", width=24)
+        for count in counts:
+            for rank, each in enumerate(measured(count, task)):
+                shown = (f"{each[name]:.2f}" for name in _COLUMNS)
+                record.row(f"{count} processes, rank {rank}", *shown, str(each["digest"]))
 
 
-_COLUMNS: Final = {"seconds": 7, "cpu": 7, "passes": 7, "exchanges": 9, "megabytes": 8}
+_COLUMNS: Final = {
+    "seconds": "s",
+    "cpu": "CPU s",
+    "passes": "passes",
+    "exchanges": "exchanges",
+    "megabytes": "MB",
+}
 
 if __name__ == "__main__":
     main()

@@ -102,7 +102,8 @@ def takes(rule: LayerRule, layer: LayerFormat) -> bool:
 def test_a_layer_is_refused_exactly_where_no_rule_takes_it(
     profile: DeploymentProfile, layer: LayerFormat
 ) -> None:
-    """No problems = some rule takes weight, shape and inputs together."""
+    """No problems = some rule takes weight, shape and inputs together; where it stands is another law."""
+    profile = attrs.evolve(profile, in_blocks=False)
     problems = list(profile.problems([layer], {}, "change it"))
     assert (not problems) == any(takes(rule, layer) for rule in profile.layers)
     assert [rule.takes(layer) for rule in profile.layers] == [takes(rule, layer) for rule in profile.layers]
@@ -136,7 +137,8 @@ def asked(weight: GridFormat | None, inputs: GridFormat | None, *, known: bool) 
 
 @pytest.mark.parametrize("profile", profiles.BUILT_IN.values(), ids=str)
 def test_every_config_that_a_profile_gives_is_legal(profile: DeploymentProfile) -> None:
-    """What it asks of a linear layer, and of activations where they have a place, is no problem."""
+    """What it asks of a linear layer, wherever that is, and of activations with a place, is no problem."""
+    profile = attrs.evolve(profile, in_blocks=False)
     given_configs = profile.configs(GPTQConfig)
     for config in given_configs:
         layer = asked(config.weight_format(), None, known=False)
