@@ -240,15 +240,15 @@ def test_samples_of_padding_alone_are_left_out() -> None:
     [
         {"labels": torch.zeros(5, 14)},
         {"positions": torch.zeros(5, 3, 14)},
+        {"cache_position": torch.arange(14)},
         {"features": torch.zeros(5, 14, 6)},
     ],
-    ids=["labels", "tokens on a later axis", "perhaps features of tokens"],
+    ids=["labels", "tokens on a later axis", "tokens on the first", "perhaps features of tokens"],
 )
 def test_nothing_is_cut_where_the_tokens_are_not_known_for_sure(more: Mapping[str, Tensor]) -> None:
     """What might no longer fit together stays whole; the mask still says what is padding."""
-    assert {shape["input_ids"] for shape in shapes(parts(padded(samples(), "left") | dict(more)))} == {
-        (1, 14)
-    }
+    found = shapes(parts(padded(samples(), "left") | dict(more)))
+    assert {shape["input_ids"][1] for shape in found} == {14}
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ WRONG: Final[Mapping[str, tuple[list[object], dict[str, object], type[Exception]
         CalibrationError,
         "batches with a tensor 'real', got a batch of input_ids",
     ),
-    "no mask": ([values(1, 2, 4)], {"mask": len}, CalibrationError, "mask must be a function .* got 2"),
+    "no mask": ([values(1, 2, 4)], {"mask": len}, CalibrationError, "mask must be a tensor .* got 2"),
     "a flat mask": (
         [values(1, 2, 4)],
         {"mask": lambda batch: torch.ones(2)},
@@ -293,6 +293,18 @@ WRONG: Final[Mapping[str, tuple[list[object], dict[str, object], type[Exception]
         r"a tensor \(2,\)",
     ),
     "between": ([values(1, 2, 3, 4)], {"mask": between}, CalibrationError, "padding which cannot be cut"),
+    "between, by a name": (
+        [{"x": values(1, 2, 3, 4), "real": between(None)}],
+        {"mask": "real"},
+        CalibrationError,
+        "padding which cannot be cut",
+    ),
+    "of other tokens": (
+        [values(1, 2, 5, 4)],
+        {"mask": lambda batch: torch.tensor([[1, 1, 0], [1, 1, 1]])},
+        CalibrationError,
+        "padding which cannot be cut",
+    ),
     "on another axis": (
         [values(1, 2, 4, 3)],
         {"mask": lambda batch: torch.tensor([[1, 1, 0], [1, 1, 1]])},

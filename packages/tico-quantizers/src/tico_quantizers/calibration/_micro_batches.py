@@ -35,12 +35,12 @@ def micro_batches(
     A batch is whole, too, if its tensors do not all have the same number of rows, or if some are within
     other objects. Tokens (samples, tokens) that are padding in all samples of a call, before the first real
     one or after the last, are cut from all tensors that the mask is about. Nothing is yielded for samples
-    without a real token, and nothing is cut beside ``labels``, whose model compares them with its output, nor
-    beside other tensors that have as many rows on a later axis as there are tokens.
+    without a real token. Nothing is cut beside ``labels``, which a model compares with its output, nor beside
+    tensors that have another axis as long as there are tokens.
 
     Raises:
-        CalibrationError: `batch` or what `mask` gives of it is something else, or a mask that the model is
-            not given says that there is padding left.
+        CalibrationError: `batch` or what `mask` gives of it is something else, or a mask that no name tells
+            says that there is padding left.
 
     >>> import torch
     >>> ids, mask = torch.tensor([[0, 0, 7], [4, 5, 6]]), torch.tensor([[0, 0, 1], [1, 1, 1]])
@@ -49,14 +49,14 @@ def micro_batches(
     [[7]]
     [[4, 5, 6]]
     """
-    entries, own = _entries(batch), None if mask is None or isinstance(mask, str) else mask(batch)
-    if isinstance(mask, str) and not isinstance(entries.get(mask), Tensor):
-        raise CalibrationError(_no_mask(mask, entries))
-    if own is not None:
-        _require_mask(own)
-    for part, real in _parts(entries, own, size):
-        names = [mask] if isinstance(mask, str) else [key for key in part if _is_mask(key)]
-        cut = _cut_own(part, real) if real is not None else _cut_named(part, names)
+    entries = _entries(batch)
+    name = mask if isinstance(mask, str) else ""
+    if name and not isinstance(entries.get(name), Tensor):
+        raise CalibrationError(_no_mask(name, entries))
+    own = None if mask is None or is_mask_name(name) else _mask_of(entries[name] if name else mask, batch)
+    for part, given in _parts(entries, own, size):
+        names = [name] if name else [key for key in part if _is_mask(key)]
+        cut = _cut_named(part, names) if given is None else _cut_own(part, given, name)
         if cut is not None:
             yield _arguments(cut)
 
@@ -107,20 +107,22 @@ def _is_mask(key: int | str) -> bool:
     return isinstance(key, str) and is_mask_name(key)
 
 
-def _cut_own(entries: _Entries, mask: Tensor) -> _Entries | None:
-    """Return `entries` without the padding of a mask that the model is not given.
+def _cut_own(entries: _Entries, mask: Tensor, name: str) -> _Entries | None:
+    """Return `entries` without the padding of a mask that nobody knows for one; `name` is its own, if any.
 
     Raises:
         CalibrationError: some of it cannot be cut.
     """
     real = mask != 0
     columns = _columns(real)
-    if columns is None:
-        return None
+    if columns is None or bool(real.all()):
+        return None if columns is None else entries
+    others = [value for key, value in entries.items() if key != name and isinstance(value, Tensor)]
     cut = _only(entries, real, columns, [*entries])
-    if bool(real[:, slice(*columns)].all()) and (cut is not None or bool(real.all())):
-        return cut or entries
-    raise CalibrationError(_PADDING_LEFT)
+    is_alone = all(value.shape[:2] != real.shape for value in others)
+    if cut is None or is_alone or not bool(real[:, slice(*columns)].all()):
+        raise CalibrationError(_PADDING_LEFT)
+    return cut
 
 
 def _cut_named(entries: _Entries, names: Sequence[int | str]) -> _Entries | None:
@@ -152,7 +154,7 @@ def _only(
     """Return `entries` with the tokens in `columns` only; None where it is not clear on which axis."""
     tensors = {key: value for key in about if isinstance(value := entries[key], Tensor)}
     cut = {key: x[:, slice(*columns)] for key, x in tensors.items() if _is_of_tokens(key, x, real)}
-    unclear = (x for key, x in tensors.items() if key not in cut and real.shape[1] in x.shape[1:])
+    unclear = (x for key, x in tensors.items() if key not in cut and real.shape[1] in x.shape)
     return None if any(True for _ in unclear) else {**entries, **cut}
 
 
@@ -161,16 +163,18 @@ def _is_of_tokens(key: int | str, x: Tensor, real: Tensor) -> bool:
     return x.shape[:2] == real.shape and x.ndim <= (3 if has_features else 2)
 
 
-def _require_mask(mask: object) -> None:
-    """Refuse what is no mask.
+def _mask_of(given: object, batch: Batch) -> Tensor:
+    """Return a mask, which is `given` or what that function says of `batch`.
 
     Raises:
-        CalibrationError: saying what it is.
+        CalibrationError: it is none.
     """
+    mask: object = given(batch) if callable(given) and not isinstance(given, Tensor) else given
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         found = Found(f"a tensor {tuple(mask.shape)}") if isinstance(mask, Tensor) else mask
-        expected = "a function that returns a tensor (samples, tokens), 0 where a token is padding"
+        expected = "a tensor (samples, tokens), 0 where a token is padding, or a function that returns one"
         raise CalibrationError(Problem(field="mask", value=found, expected=expected))
+    return mask
 
 
 def _no_mask(name: str, entries: _Entries) -> Problem:

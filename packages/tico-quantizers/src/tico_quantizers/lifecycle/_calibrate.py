@@ -36,8 +36,8 @@ def calibrate(
             keyword arguments, such as a tokenizer gives. All tensors have an axis of samples first. A batch
             whose tensors differ in the number of samples is one call.
         mask: which tokens are real, where the batches have no `attention_mask` that says so: the name of
-            another entry, or a function of a batch that returns a tensor (samples, tokens), 0 for padding. It
-            is not given to the model.
+            another entry, which is passed on with the others, or a function of a batch that returns a tensor
+            (samples, tokens), 0 for padding, which the model is not given.
         micro_batch: samples a call; None takes batches as they are. With more than one, padding that
             some of the samples have stays, and counts nothing.
         show_progress: show a bar on standard error, if that is a terminal and the extra `progress` is there.
@@ -59,8 +59,8 @@ def calibrate(
     require_model(model)
     calibration = calibration_of(model)
     _require_size(micro_batch)
-    devices = (tensor.device for tensor in itertools.chain(model.parameters(), model.buffers()))
-    device = next(devices, torch.device("cpu"))
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    device = next((each.device for each in tensors if not each.is_meta), torch.device("cpu"))
     total = len(batches) if isinstance(batches, Sized) else None
     is_empty = True
     with (
