@@ -37,7 +37,7 @@ from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, 
 from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
-from tico_api import GPTQConfig, PTQConfig, convert, prepare
+from tico_api import GPTQConfig, PTQConfig, calibrate, convert, prepare
 from tico_config import DType, PerChannel, PerGroup, affine, no_quant
 
 MEGABYTE: Final = 1e6
@@ -97,8 +97,7 @@ def ours(**options: object) -> Quantize:
             show_progress=False,
             **given,  # type: ignore[arg-type]
         )
-        model = prepare(model, config)
-        run(model, calibration)
+        model = calibrate(prepare(model, config), [row[None] for row in calibration], show_progress=False)
         SHOWN.append(time.process_time())
         return convert(model)
 
@@ -142,8 +141,7 @@ OURS: Final[Mapping[str, Quantize]] = {
     "ours": ours(),
     "ours, ordered": ours(act_order=True, static_groups=True),
     "ours, uniform": ours(**UNIFORM),
-    "ours, early end": ours(**UNIFORM, stop_after_capture=True),
-    "ours, on disk": ours(**UNIFORM, offload="disk", stop_after_capture=True),
+    "ours, on disk": ours(**UNIFORM, offload="disk"),
     "ours, bf16 forwards": ours(**UNIFORM, forward_dtype="bfloat16"),
     "ours, true sequential": ours(**UNIFORM, true_sequential=True),
 }

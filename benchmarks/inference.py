@@ -1,7 +1,7 @@
 """How fast integer layers and a real model run, next to float32, bfloat16 and other libraries.
 
 python benchmarks/inference.py layers       layers called from Python, and how far they are from the reference
-python benchmarks/inference.py crossover    few tokens by packed codes against many by a bfloat16 product
+python benchmarks/inference.py crossover    few tokens by packed codes against many by a product of floats
 python benchmarks/inference.py smollm2      prefill and decoding of SmolLM2-135M
 python benchmarks/inference.py memory       what SmolLM2-135M adds to the resident memory of a process
 
@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from recorded import Recording, add_option, recording
 from tico_config import DType, PerTensor
 from tico_modules._kernels import native_kernels as kernels
+from tico_modules._kernels.native_operators import product_dtype
 from tico_observers import params_from_range
 from tico_quantizers import (
     ActivationGrid,
@@ -211,7 +212,7 @@ PEERS: Final[Mapping[str, Callable[[nn.Linear], Layer]]] = {
 
 
 def crossover(arguments: argparse.Namespace, record: Recording) -> None:
-    """Print how many times faster packed codes are than the bfloat16 product, by number of tokens."""
+    """Print how many times faster packed codes are than the product of floats, by number of tokens."""
     sizes: list[int] = arguments.sizes
     counts = (1, 4, 8, 12, 16, 24, 32, 48, 64)
     record.table("tokens: ratio", *map(str, counts))
@@ -220,15 +221,16 @@ def crossover(arguments: argparse.Namespace, record: Recording) -> None:
         for name in ("W8", "W4 group 128"):
             ratios = []
             for count in counts:
-                x = torch.randn(count, size).bfloat16()
+                x = torch.randn(count, size)
                 few, many = _both_ways(made[name].packed)
-                taken = timed({"few": _call(few, x), "many": _call(many, x)}, arguments.rounds, 0.02)
+                ways = {"few": _call(few, x.bfloat16()), "many": _call(many, x.to(product_dtype()))}
+                taken = timed(ways, arguments.rounds, 0.02)
                 ratios.append(f"{speedup(taken, 'few', 'many'):.2f}")
             record.row(f"{size} x {size}, {name}", *ratios)
 
 
 def _both_ways(packed: PackedWeight) -> tuple[Layer, Layer]:
-    """Return the product by packed codes and the one by bfloat16, whatever the number of tokens."""
+    """Return the product by packed codes and the one by floats, whatever the number of tokens."""
     if packed.bits == 8:
         eight = kernels.RowScaledProduct.of(packed)
         return eight.multiply_codes, eight.multiply_pieces

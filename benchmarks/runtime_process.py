@@ -198,7 +198,8 @@ def every_logit(runtime: Runtime, window: Tokens) -> Floats:
     if len(logits) == window.shape[1]:
         return logits
     runtime.start()
-    return np.concatenate([runtime.read(window[:, at : at + 1]) for at in range(window.shape[1])])
+    # Copied: a runtime may write the next logits where these are.
+    return np.concatenate([runtime.read(window[:, at : at + 1]).copy() for at in range(window.shape[1])])
 
 
 def perplexity(runtime: Runtime, windows: Sequence[Tokens]) -> float:

@@ -10,7 +10,8 @@ the middle code; the activations' own where they are on no grid, or on a static 
 - the others: ``4 v + (columns + 16) u``: ``v`` for the activations, ``v`` for the product, and up to ``2 v``
   for scales and weights of groups. Weights of groups that are made by a rowwise operator are
   ``code scale + offset`` with both rounded, to float16 up to 4 bits and else to float32, an error of
-  ``v / 8`` or ``u`` of each: to ``|W|`` comes ``2^bits scale`` times that.
+  ``v / 8`` or ``u`` of each: to ``|W|`` comes ``2^bits scale`` times that. Where the processor has no
+  instructions for bfloat16, many tokens are multiplied in float32, and the ``4 v`` are not used up.
 
 For bfloat16 activations and outputs the reference rounds too, which adds ``4 v``.
 """
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from tico_config import DType, PerToken
 from tico_modules._kernels import native_operators as operators
-from tico_modules._kernels.bfloat_pieces import RowwiseCodes, has_one_scale_a_row, multiply_in_pieces
+from tico_modules._kernels.float_pieces import RowwiseCodes, has_one_scale_a_row, multiply_in_pieces
 from tico_modules._storage.activation_grid import ActivationGrid, compute_token_grids
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_observers import unpack
@@ -37,8 +38,8 @@ MOST_COLUMNS: Final = 65_536
 
 _SMALLEST: Final = torch.finfo(torch.float32).tiny
 
-# Up to so many tokens the kernel that reads packed codes is faster than a bfloat16 product with the codes
-# turned into bfloat16 first: where the two cross in ``python benchmarks/inference.py crossover``.
+# Up to so many tokens the kernel that reads packed codes is faster than a product with the codes turned into
+# floats first: where the two cross in ``python benchmarks/inference.py crossover``.
 INT4_TOKENS: Final = 40
 INT8_TOKENS: Final = 12
 
@@ -52,6 +53,10 @@ class Kernel(Protocol):
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return ``x Wᵀ + bias`` (tokens, rows) for float `x` (tokens, columns), or None where it cannot."""
+
+
+def _product_name() -> str:
+    return "bfloat16 product" if operators.product_dtype() == torch.bfloat16 else "float32 product"
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -217,9 +222,10 @@ class FewTokensInt4:
 
 @attrs.frozen(kw_only=True, eq=False)
 class RowScaledProduct:
-    """Float activations times codes of 5 to 8 bits with one scale a row, both exact in bfloat16.
+    """Float activations times codes of 5 to 8 bits with one scale a row, which are exact in bfloat16.
 
-    Few tokens are multiplied by the int8 codes; for many the codes become bfloat16, a piece at a time.
+    Few tokens are multiplied by the int8 codes in bfloat16; for many the codes become floats, a piece at a
+    time.
     """
 
     codes: Tensor
@@ -230,7 +236,8 @@ class RowScaledProduct:
     @property
     def name(self) -> str:
         """A short name, for people."""
-        return f"int8 codes up to {INT8_TOKENS} tokens, bfloat16 product" if self.few else "bfloat16 product"
+        product = _product_name()
+        return f"int8 codes up to {INT8_TOKENS} tokens, {product}" if self.few else product
 
     @classmethod
     def of(cls, weight: PackedWeight) -> RowScaledProduct:
@@ -243,11 +250,15 @@ class RowScaledProduct:
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return ``x Wᵀ + bias``."""
-        narrow = x.bfloat16()  # `to` with a format takes a microsecond longer
-        few = self.few and len(x) <= INT8_TOKENS
-        product = (self.multiply_codes(narrow) if few else self.multiply_pieces(narrow)).mul_(self.scale)
+        if self.few and len(x) <= INT8_TOKENS:
+            x = x.bfloat16()  # `to` with a format takes a microsecond longer
+            product = self.multiply_codes(x)
+        else:
+            x = x.to(operators.product_dtype())
+            product = self.multiply_pieces(x)
+        product.mul_(self.scale)
         if self.zero is not None:
-            product.addr_(narrow.sum(-1, dtype=torch.float32), self.zero, alpha=-1)
+            product.addr_(x.sum(-1, dtype=torch.float32), self.zero, alpha=-1)
         return _add_bias(product, bias)
 
     def multiply_codes(self, x: Tensor) -> Tensor:
@@ -255,7 +266,7 @@ class RowScaledProduct:
         return operators.multiply_by_int8(x, self.codes).to(torch.float32)
 
     def multiply_pieces(self, x: Tensor) -> Tensor:
-        """Return the product of bfloat16 `x` with the codes, which become bfloat16 first."""
+        """Return the product of `x` with the codes, which first become what `x` is: bfloat16 or float32."""
         return multiply_in_pieces(x, self.codes.shape, self._fill).to(torch.float32)
 
     def _fill(self, piece: Tensor, start: int) -> None:
@@ -264,10 +275,10 @@ class RowScaledProduct:
 
 @attrs.frozen(kw_only=True, eq=False)
 class GroupScaledProduct:
-    """Float activations times codes of up to 8 bits on any grid, both in bfloat16, summed in float32.
+    """Float activations times codes of up to 8 bits on any grid, summed in float32.
 
-    Few tokens are multiplied by packed four-bit codes where the shape allows it; for many the codes become
-    bfloat16, a piece at a time, from the reference's own.
+    Few tokens are multiplied by packed four-bit codes in bfloat16 where the shape allows it; for many the
+    codes become floats, a piece at a time, from the reference's own.
     """
 
     weight: PackedWeight
@@ -277,7 +288,8 @@ class GroupScaledProduct:
     @property
     def name(self) -> str:
         """A short name, for people."""
-        return f"int4 codes up to {INT4_TOKENS} tokens, bfloat16 product" if self.few else "bfloat16 product"
+        product = _product_name()
+        return f"int4 codes up to {INT4_TOKENS} tokens, {product}" if self.few else product
 
     @classmethod
     def of(cls, weight: PackedWeight) -> GroupScaledProduct:
@@ -286,15 +298,14 @@ class GroupScaledProduct:
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
         """Return ``x Wᵀ + bias``."""
-        narrow = x.bfloat16()  # `to` with a format takes a microsecond longer
         if self.few is not None and len(x) <= INT4_TOKENS:
-            product = self.few(narrow)
+            product = self.few(x.bfloat16())  # `to` with a format takes a microsecond longer
         else:
-            product = self.multiply_pieces(narrow)
+            product = self.multiply_pieces(x.to(operators.product_dtype()))
         return product if bias is None else product + bias
 
     def multiply_pieces(self, x: Tensor) -> Tensor:
-        """Return the product of bfloat16 `x` with the weight, which becomes bfloat16 first."""
+        """Return the product of `x` with the weight, which first becomes what `x` is: bfloat16 or float32."""
         weight = self.weight
         fill = self._fill if self.rowwise is None else self.rowwise.fill
         product = multiply_in_pieces(x, (weight.shape[0], weight.columns), fill)
@@ -306,4 +317,4 @@ class GroupScaledProduct:
         zero = (weight.zero_point[here] - weight.format.origin).to(torch.int16)
         piece.copy_(codes.sub_(weight.spread_groups(zero)))
         if not has_one_scale_a_row(weight):
-            piece.mul_(weight.spread_groups(weight.scale[here]).to(torch.bfloat16))
+            piece.mul_(weight.spread_groups(weight.scale[here]).to(piece.dtype))

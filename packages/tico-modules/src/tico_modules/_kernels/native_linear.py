@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tico_config import PerTensor, PerToken
 from tico_modules._kernels import native_operators as operators
-from tico_modules._kernels.bfloat_pieces import has_one_scale_a_row
+from tico_modules._kernels.float_pieces import has_one_scale_a_row
 from tico_modules._kernels.native_kernels import (
     MOST_COLUMNS,
     GroupScaledProduct,

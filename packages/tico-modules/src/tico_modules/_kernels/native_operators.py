@@ -78,6 +78,14 @@ ROWWISE: Final[Mapping[int, str]] = {
 }
 
 
+@functools.cache
+def product_dtype() -> torch.dtype:
+    """Return what many tokens are multiplied in: bfloat16 where the processor multiplies it, else float32."""
+    known = torch.cpu.get_capabilities()
+    able = any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if able else torch.float32
+
+
 def unpack_rowwise(rows: Tensor, bits: int) -> Tensor:
     """Return ``code * scale + offset``, float32 (rows, columns), of uint8 `rows`.
 

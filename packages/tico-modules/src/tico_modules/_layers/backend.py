@@ -22,10 +22,10 @@ def set_backend(model: nn.Module, backend: Backend) -> dict[str, str]:
     - ``native`` multiplies by torch's own kernels on the CPU wherever a linear layer has one. Activations on
       a grid of 8 bits times weights with one scale a row are summed in integers: the result differs from the
       reference only by the rounding of the reference's own float sums. Other weights of up to 8 bits are
-      multiplied in bfloat16: for float32 activations that costs precision, as bounds in
-      `tico_modules._kernels.native_kernels` say.
+      multiplied in bfloat16, many tokens in float32 if the processor has no instructions for bfloat16: for
+      float32 activations bfloat16 costs precision, as bounds in `tico_modules._kernels.native_kernels` say.
     - ``auto`` takes native kernels that round no more coarsely than the activations themselves: the integer
-      sums always, the bfloat16 products for bfloat16 activations only.
+      sums always, the other products for bfloat16 activations only.
 
     A kernel holds a second copy of the codes where its operator reads them in another layout: 1 byte a weight
     for sums of integers and for codes of 5 to 8 bits with one scale a row, half a byte for packed int4 codes.
@@ -39,9 +39,9 @@ def set_backend(model: nn.Module, backend: Backend) -> dict[str, str]:
         UnsupportedError: `model` is no module, or holds no integer one.
 
     >>> from tico_config import DType
-    >>> layer = QuantizedLinear.from_float(nn.Linear(64, 32), DType.int(4), group_size=32)
+    >>> layer = QuantizedLinear.from_float(nn.Linear(64, 32), DType.uint(12))
     >>> set_backend(nn.Sequential(layer), "native")
-    {'0': 'int4 codes up to 40 tokens, bfloat16 product'}
+    {'0': 'reference: codes of 12 bits have no kernel'}
     """
     require_module(model)
     if backend not in get_args(Backend):

@@ -1,4 +1,4 @@
-"""Products with an integer weight that becomes bfloat16 a piece at a time, never as a whole."""
+"""Products with an integer weight that becomes floats a piece at a time, never as a whole."""
 
 from __future__ import annotations
 
