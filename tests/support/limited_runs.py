@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import resource
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -30,6 +31,8 @@ def main() -> None:
     """Quantize, or fail."""
     small, source, out = map(Path, sys.argv[1:4])
     torch.set_num_threads(1)
+    # Progress bars of other libraries start threads: their stacks, of 8 MiB each, are not what is limited.
+    threading.stack_size(2**18)
     quantize_checkpoint(small, out.with_name("warm"), CONFIGS, BATCHES)
     size = sum(path.stat().st_size for path in source.glob("*.safetensors"))
     most = data_bytes() + size // 3
