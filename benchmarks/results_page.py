@@ -70,7 +70,7 @@ def _wrapped(command: str, width: int = 110) -> list[str]:
 
 def _lines(table: Table, tables: Sequence[Table]) -> str:
     """Return `table` as lines of columns, its threads in the title where those of `tables` differ."""
-    differ = len({each.threads for each in tables}) > 1
+    differ = len({each.threads for each in tables}) > 1 and "threads: " not in table.title
     title = f"{table.title}, threads: {table.threads}" if differ else table.title
     rows = [Row("", table.columns), *table.rows]
     names = max(len(row.name) for row in rows)
