@@ -84,7 +84,30 @@ def rounded(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
     return convert(prepare(model, PTQConfig(activation=no_quant(), weight=weight, overrides=ends)))
 
 
-def ours(**options: object) -> Quantize:
+def run(model: nn.Module, windows: Tensor) -> None:
+    """Show `windows` to a prepared model, one at a time."""
+    with torch.no_grad():
+        for row in windows:
+            _called(model, row[None])
+
+
+def _called(model: nn.Module, windows: Tensor) -> object:
+    """Return what a language model makes of tokens, or another model of rows."""
+    with torch.no_grad():
+        return model(windows) if windows.is_floating_point() else model(**_inputs(windows))
+
+
+def _inputs(windows: Tensor) -> dict[str, object]:
+    # A cache would be kept with the calls of the blocks.
+    return {"input_ids": windows, "use_cache": False}
+
+
+def calibrated(model: nn.Module, windows: Tensor) -> None:
+    """Show `windows` to a prepared model by `calibrate`, which ends passes early."""
+    calibrate(model, [windows if windows.is_floating_point() else _inputs(windows)], show_progress=False)
+
+
+def ours(show: Callable[[nn.Module, Tensor], None] = calibrated, /, **options: object) -> Quantize:
     """Return GPTQ as this project does it."""
 
     def quantize(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
@@ -97,7 +120,8 @@ def ours(**options: object) -> Quantize:
             show_progress=False,
             **given,  # type: ignore[arg-type]
         )
-        model = calibrate(prepare(model, config), [row[None] for row in calibration], show_progress=False)
+        model = prepare(model, config)
+        show(model, calibration)
         SHOWN.append(time.process_time())
         return convert(model)
 
@@ -141,26 +165,13 @@ OURS: Final[Mapping[str, Quantize]] = {
     "ours": ours(),
     "ours, ordered": ours(act_order=True, static_groups=True),
     "ours, uniform": ours(**UNIFORM),
+    "ours, whole passes": ours(run, **UNIFORM),
     "ours, on disk": ours(**UNIFORM, offload="disk"),
     "ours, bf16 forwards": ours(**UNIFORM, forward_dtype="bfloat16"),
     "ours, true sequential": ours(**UNIFORM, true_sequential=True),
 }
 PEERS: Final[Mapping[str, Quantize]] = {"tico": tico, "llm-compressor": llm_compressor}
 ALL: Final[Mapping[str, Quantize]] = {"float": untouched, "rounded": rounded, **OURS, **PEERS}
-
-
-def run(model: nn.Module, windows: Tensor) -> None:
-    """Show `windows` to a prepared model, one at a time."""
-    with torch.no_grad():
-        for row in windows:
-            _called(model, row[None])
-
-
-def _called(model: nn.Module, windows: Tensor) -> object:
-    """Return what a language model makes of tokens, or another model of rows."""
-    # A cache would be kept with the calls of the blocks.
-    with torch.no_grad():
-        return model(windows) if windows.is_floating_point() else model(windows, use_cache=False)
 
 
 def two_passes(model: nn.Module, windows: Tensor) -> float:

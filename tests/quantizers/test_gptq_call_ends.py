@@ -14,7 +14,7 @@ from tico_quantizers.calibration._called_once import CalledOnce
 from tico_quantizers.testing import same_tensors, tensors_of
 from tiny_models import TOKENS, tiny_llama, values
 
-# Weights from derivatives need the whole block.
+# Weights from derivatives need what comes after the last layer.
 CONFIG = GPTQConfig(show_progress=False, token_weights="uniform")
 
 
@@ -73,6 +73,27 @@ def test_learning_ends_at_the_last_layer() -> None:
     All of them are run once more at first, whole, to see that they give what they gave.
     """
     assert converted(blocks(NEVER, NEVER), SMALL, LARGE)[1] == [(6, 4), (4, 2)]
+
+
+@pytest.mark.parametrize(("twice_from", "rows"), [(NEVER, [20, 20, 1, 1]), (50.0, [20] * 6)])
+def test_weights_from_derivatives_need_no_product_of_the_last_layer(
+    twice_from: float, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first run to compare it is given one row a batch, unless it may be called a second time."""
+    model, seen = blocks(twice_from, NEVER), list[int]()
+    prepared = prepare(model, GPTQConfig(show_progress=False))
+    with torch.no_grad():
+        prepared(SMALL), prepared(LARGE)
+    last, linear = parts_of(model)[0].two.weight, nn.functional.linear
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if weight is last:
+            seen.append(len(x))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(nn.functional, "linear", counted)
+    convert(prepared)
+    assert seen == rows
 
 
 def test_a_layer_called_twice_makes_every_call_whole() -> None:

@@ -17,7 +17,9 @@ from tico_config import TokenWeights
 from tico_quantizers import LayerReport, report
 from tico_quantizers.calibration._calls import Autocast
 from tico_quantizers.calibration._input_grams import InputGrams
-from tico_quantizers.calibration._token_weights import power_of_four, signs, watch_sensitivity
+from tico_quantizers.calibration._signs import signs_of
+from tico_quantizers.calibration._stand_ins import StandIn
+from tico_quantizers.calibration._token_weights import power_of_four, watch_sensitivity
 from tico_quantizers.layers._matrix import as_layer
 from tico_quantizers.testing import TorchCalls, calls_of, same_tensors, sampled, tensors_of, unchanged
 from tiny_models import TOKENS, tiny_llama, values
@@ -73,7 +75,7 @@ def quantized(model: nn.Module, *batches: Tensor, token_weights: TokenWeights) -
     return convert(prepared)
 
 
-def weights_in(block: nn.Module, *args: Tensor) -> Mapping[str, Tensor | None]:
+def weights_in(block: nn.Module, *args: Tensor, is_short: bool = False) -> Mapping[str, Tensor | None]:
     """Return what one call of `block` says of the tokens that each of its layers reads."""
     layers = {
         path: layer for path, module in block.named_modules() if (layer := as_layer(module)) is not None
@@ -83,7 +85,7 @@ def weights_in(block: nn.Module, *args: Tensor) -> Mapping[str, Tensor | None]:
         layer.register_forward_pre_hook(lambda layer, args, path=path: grams.note(path, layer, args[0]))
         for path, layer in layers.items()
     ]
-    handles += watch_sensitivity(block, grams) + grams.tokens.watch(block)
+    handles += watch_sensitivity(block, grams, is_short=is_short) + grams.tokens.watch(block)
     with torch.no_grad(), Autocast.now().again():
         block(*args)
     for handle in handles:
@@ -108,18 +110,23 @@ def test_a_token_that_all_others_read_outweighs_them() -> None:
 
 
 def test_weights_are_the_squares_of_the_derivative() -> None:
-    """For signs s and the derivative J of the block's output by the layer's: the mean of (Jᵀs)²."""
+    """For signs s and the derivative J of the block's output by the layer's: the mean of (Jᵀs)².
+
+    In J the layer behind it is what stands in for it.
+    """
     block, x = stack(Sink)[0], values(1, 1, 6, 8)
     value = block.get_submodule("value")
+    stand_in = StandIn(linear(block, "down"), 1)
 
     def after(given: Tensor) -> Tensor:
         hidden = x + given[:, :1]
-        output: Tensor = hidden + 0.5 * block.get_submodule("down")(hidden)
+        output: Tensor = hidden + 0.5 * stand_in.given(hidden, 8)
         return output
 
     given = value(x).detach()
     derivative: Tensor = jacobian(after, given)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    pulled = torch.einsum("o,otc->tc", signs(x).reshape(-1), derivative.view(48, 6, 8))
+    drawn = signs_of((6, 8), x.device)
+    pulled = torch.einsum("o,otc->tc", drawn.reshape(-1), derivative.view(48, 6, 8))
     expected = power_of_four(pulled.square().mean(1, keepdim=True).T)
     assert expected is not None
     found = weights_in(block, x)["value"]
@@ -127,9 +134,68 @@ def test_weights_are_the_squares_of_the_derivative() -> None:
     assert torch.equal(found, expected)
 
 
+def linear(block: nn.Module, name: str) -> nn.Linear:
+    """Return the linear layer of a block that has `name`."""
+    layer = block.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 8), (8, 8), (8, 3)])
+def test_a_stand_in_is_as_large_as_its_layer_column_by_column(rows: int, columns: int) -> None:
+    """Sᵀ has one element in each row, and over all layers' numbers the mean of (Sᵀg)² is |w|² |g|² / rows.
+
+    Of 2¹⁰ numbers the mean is within five deviations of that; one square deviates by at most its maximum.
+    """
+    layer, slope = nn.Linear(columns, rows), values(5, 1, rows)
+    found = torch.stack([StandIn(layer, number).pulled(slope) for number in range(2**10)]).square().mean(0)
+    sizes = layer.weight.detach().square().sum(0)
+    bound = 5 * sizes * slope.square().max() / 2**5
+    assert bool(((found - sizes * slope.square().mean()).abs() <= bound).all())
+    matrix = StandIn(layer, 7).pulled(torch.eye(rows))
+    assert bool((matrix.count_nonzero(0) == 1).all())
+
+
+def test_what_a_stand_in_gives_is_the_transpose_of_what_it_pulls() -> None:
+    """⟨g, S x⟩ = ⟨Sᵀ g, x⟩, up to a rounding of each of the terms."""
+    for rows, columns in ((3, 8), (8, 8), (8, 3)):
+        stand_in = StandIn(nn.Linear(columns, rows), 2)
+        slope, x = values(6, 4, rows), values(7, 4, columns)
+        one, other = (slope * stand_in.given(x, rows)).sum(-1), (stand_in.pulled(slope) * x).sum(-1)
+        assert torch.allclose(
+            one, other, rtol=0, atol=32 * 2**-23 * float(slope.abs().max() * x.abs().max()) * 8
+        )
+
+
+def test_the_last_layer_of_a_block_is_not_multiplied() -> None:
+    """It sees one row, and where its output is but added to something, no weight has other bits."""
+    block, x, seen = stack(Sink)[0], values(0, 2, 64, 8), []
+    whole = weights_in(block, x)
+    handle = block.get_submodule("down").register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
+    short = weights_in(block, x, is_short=True)
+    handle.remove()
+    assert seen == [(1, 8)]
+    assert same_tensors(given_only(whole), given_only(short))
+
+
+def given_only(weights: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Return the weights of layers that have any."""
+    return {path: each for path, each in weights.items() if each is not None}
+
+
+def test_the_batches_do_not_matter() -> None:
+    """The weights of a sample are the same bits in any batch and any place of it."""
+    block, x = stack(Sink)[0], values(8, 3, 16, 8)
+    whole, turned = given_only(weights_in(block, x)), given_only(weights_in(block, x.flip(0)))
+    assert same_tensors({path: each.flip(0) for path, each in turned.items()}, whole)
+    for sample in range(3):
+        alone = given_only(weights_in(block, x[sample : sample + 1]))
+        assert same_tensors(alone, {path: each[sample : sample + 1] for path, each in whole.items()})
+
+
 def test_signs_are_even_and_unrelated() -> None:
     """Over 2¹⁴ places their mean, and that of products with neighbours, is within five deviations of 0."""
-    drawn = signs(torch.empty(1, 128, 128))
+    drawn = signs_of((128, 128), torch.device("cpu"))
     bound = 5 / math.sqrt(drawn.numel())
     assert set(drawn.flatten().tolist()) == {-1.0, 1.0}
     assert abs(float(drawn.mean())) < bound
@@ -138,8 +204,8 @@ def test_signs_are_even_and_unrelated() -> None:
 
 
 def test_signs_depend_on_the_place_alone() -> None:
-    """Neither more samples nor longer ones change those of a place, so batches may be split and padded."""
-    few, many = signs(torch.empty(2, 5, 7)), signs(torch.empty(9, 11, 7))
+    """Longer samples do not change those of a place, so texts may be padded."""
+    few, many = (signs_of((size, 7), torch.device("cpu")) for size in (5, 11))
     assert torch.equal(few, many[:5])
 
 
@@ -233,10 +299,25 @@ class InPlace(Plain):
         return x + hidden.sigmoid().mul_(hidden)
 
 
+class Normed(Sink):
+    """A block with a norm between its layers."""
+
+    def __init__(self) -> None:
+        """Make the layers."""
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the next hidden state."""
+        hidden: Tensor = x + self.value(x)[:, :1]
+        output: Tensor = hidden + self.down(self.norm(hidden))
+        return output
+
+
 def inference_stack() -> nn.Module:
-    """Return blocks made in inference mode, whose parameters take no part in derivatives."""
+    """Return blocks made in inference mode, whose norms take no part in derivatives."""
     with torch.inference_mode():
-        return stack(Sink)
+        return stack(Normed)
 
 
 @pytest.mark.parametrize("make", [lambda: stack(Severed), lambda: stack(InPlace), inference_stack])

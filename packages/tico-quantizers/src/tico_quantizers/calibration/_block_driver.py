@@ -268,7 +268,9 @@ class _BlockWalk:
 
     def _gather(self, paths: tuple[str, ...], calls: Iterator[None]) -> InputGrams:
         grams, number = self._grams(paths), self._number
-        with _Watched(self._stream.calls, number, grams, may_end=self._may_end(number)) as watched:
+        may_end = self._may_end(number)
+        is_short = may_end and self._inputs.holds_all(number) and number not in self.ways.hooked
+        with _Watched(self._stream.calls, number, grams, may_end=may_end, is_short=is_short) as watched:
 
             def make(count: int | None = None) -> None:
                 for _ in itertools.islice(calls, count):
@@ -332,14 +334,24 @@ class _Watched:
     """Hooks by which `grams` learn from a block, and weigh what they learn, while the context lasts.
 
     If it `may_end`, what the block does after the last layer is left out, unless it decides on the weights.
+    If it `is_short`, the weights do not need the product of the last layer, see `watch_sensitivity`.
     """
 
-    def __init__(self, calls: BlockCalls, number: int, grams: InputGrams, *, may_end: bool = False) -> None:
+    def __init__(
+        self,
+        calls: BlockCalls,
+        number: int,
+        grams: InputGrams,
+        *,
+        may_end: bool = False,
+        is_short: bool = False,
+    ) -> None:
         self.collector = Calibration(grams)
         self.collector.in_forward = True
         block = calls.blocks[number]
         numbering = grams.numbering.watch(block) if grams.numbering is not None else []
-        learning, weighing = grams.watch(self.collector), watch_sensitivity(block, grams)
+        learning = grams.watch(self.collector)
+        weighing = watch_sensitivity(block, grams, is_short=is_short)
         ending = LastLayer(grams.layers).watch(block) if may_end and not weighing else []
         # Last, so that what is padding is known still when the weights are computed.
         self._handles = numbering + learning + weighing + ending + calls.tokens.watch(block)

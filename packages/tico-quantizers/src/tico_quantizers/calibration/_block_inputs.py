@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from tico_config import TokenWeights
-from tico_modules import Edit, Offload
+from tico_modules import Edit, Offload, child_path, named_modules
 from tico_observers import Statistic
 from tico_quantizers.calibration._activation_store import ActivationStore
 from tico_quantizers.calibration._block_calls import BlockCalls
@@ -28,7 +28,16 @@ from tico_quantizers.calibration._passes import Passes
 from tico_quantizers.calibration._ranks import ALONE, Ranks
 from tico_quantizers.calibration._reached_layers import ReachedLayers
 from tico_quantizers.calibration._unreached import UNCALLED, UNREACHED, read_without_a_call
-from tico_quantizers.layers import Layer, find_blocks, homes_in, less_read, peers_of, reads_rows, shape
+from tico_quantizers.layers import (
+    Layer,
+    as_layer,
+    find_blocks,
+    homes_in,
+    less_read,
+    peers_of,
+    reads_rows,
+    shape,
+)
 
 
 @attrs.frozen(kw_only=True)
@@ -242,6 +251,12 @@ class BlockInputs:
     def paths_in(self, number: int | None) -> tuple[str, ...]:
         """Return the layers of one block; of None, those that no block or more than one holds."""
         return tuple(path for path in self.layers if self._block_of[path] == number)
+
+    def holds_all(self, number: int) -> bool:
+        """Return whether every layer in block `number` is among those that are learned from."""
+        own, path = set(self.paths_in(number)), self.block_paths[number]
+        inside = named_modules(self.blocks[number])
+        return all(child_path(path, name) in own for name, module in inside if as_layer(module) is not None)
 
     def token_weights(self, paths: Iterable[str]) -> dict[str, TokenWeights]:
         """Return what counts how much for each of `paths`."""

@@ -1,11 +1,11 @@
-"""The one kind of hook by which algorithms watch a model."""
+"""The hooks by which algorithms watch a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Generic, Protocol, final
+from typing import Generic, Protocol, TypeAlias, final
 
 import attrs
 from torch import nn
@@ -69,6 +69,22 @@ class Hook(Generic[P]):
             return self.action(*call, **_)
 
 
+Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
+
+
+@attrs.frozen(eq=False)
+class _Change:
+    """Hands the arguments of a module on to `action`, which may return others in their place."""
+
+    action: Callable[[tuple[object, ...], dict[str, object]], Arguments | None]
+
+    def before(
+        self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Arguments | None:
+        with observation():
+            return self.action(args, kwargs)
+
+
 def before_call(
     module: nn.Module,
     action: Callable[[tuple[object, ...], dict[str, object]], object],
@@ -79,6 +95,13 @@ def before_call(
     """Call ``action(args, kwargs)`` before each call of `module`; `first` of all hooks, if that is said."""
     hook = Hook(action, watcher)
     return module.register_forward_pre_hook(hook.before, prepend=first, with_kwargs=True)
+
+
+def changed_call(
+    module: nn.Module, action: Callable[[tuple[object, ...], dict[str, object]], Arguments | None]
+) -> RemovableHandle:
+    """Call ``action(args, kwargs)`` before each call of `module`; its result, unless None, replaces them."""
+    return module.register_forward_pre_hook(_Change(action).before, with_kwargs=True)
 
 
 def after_call(
@@ -97,10 +120,14 @@ def after_call(
     return module.register_forward_hook(hook.after, prepend=first, with_kwargs=True, always_call=always)
 
 
+def is_own(hook: object) -> bool:
+    """Whether a hook of a module is one of an algorithm."""
+    return isinstance(getattr(hook, "__self__", None), Hook | _Change)
+
+
 def is_watched(module: nn.Module) -> bool:
-    """Whether one of the hooks of `module` is a `Hook`, so that an algorithm watches it."""
-    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-    return any(isinstance(getattr(hook, "__self__", None), Hook) for hook in hooks)
+    """Whether one of the hooks of `module` is that of an algorithm, which watches it."""
+    return any(map(is_own, (*module._forward_pre_hooks.values(), *module._forward_hooks.values())))
 
 
 def is_heard(module: nn.Module) -> bool:

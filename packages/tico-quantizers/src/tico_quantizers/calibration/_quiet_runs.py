@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_modules import PackedWeight, RestorableModule, named_modules
-from tico_quantizers.calibration._hooks import Hook
+from tico_quantizers.calibration._hooks import is_own
 from tico_quantizers.calibration._snapshots import revision
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -37,7 +37,7 @@ def quiet_runs(root: nn.Module, *, with_hooks: bool = False) -> Iterator[None]:
     before = [(own, dict(own)) for module in modules for own in _all_hooks_of(module)]
     try:
         for own, hooks in () if with_hooks else before:
-            for key in [key for key, hook in hooks.items() if _is_foreign(hook)]:
+            for key in [key for key, hook in hooks.items() if not is_own(hook)]:
                 del own[key]
         yield
     finally:
@@ -51,15 +51,11 @@ def has_foreign_hooks(root: nn.Module, *, below: bool = True) -> bool:
     """Return whether `root`, or a module `below` it, has a hook that is not one of an algorithm."""
     modules = [module for _, module in named_modules(root)] if below else [root]
     hooks = (own for module in modules for own in _all_hooks_of(module))
-    return any(_is_foreign(hook) for own in hooks for hook in own.values())
+    return not all(is_own(hook) for own in hooks for hook in own.values())
 
 
 def _all_hooks_of(module: nn.Module) -> list[dict[int, object]]:
     return [getattr(module, name) for name in _HOOKS]
-
-
-def _is_foreign(hook: object) -> bool:
-    return not isinstance(getattr(hook, "__self__", None), Hook)
 
 
 def _put_back(own: dict[int, object], before: Mapping[int, object]) -> None:
@@ -71,8 +67,8 @@ def _put_back(own: dict[int, object], before: Mapping[int, object]) -> None:
     if now == before:
         return
     own.clear()
-    own.update({key: hook for key, hook in before.items() if _is_foreign(hook) or key in now})
-    own.update({key: hook for key, hook in now.items() if key not in before and not _is_foreign(hook)})
+    own.update({key: hook for key, hook in before.items() if not is_own(hook) or key in now})
+    own.update({key: hook for key, hook in now.items() if key not in before and is_own(hook)})
 
 
 @attrs.frozen(eq=False)

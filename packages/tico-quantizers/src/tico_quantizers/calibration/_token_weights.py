@@ -5,79 +5,127 @@ language may give most of its attention to the first token of a text (attention 
 arXiv 2309.17453), whose value vector then reaches every other token. An error e in the output z_t of a
 layer moves the output y of its block by J_t e, J_t = ∂y/∂z_t. For an error of no preferred direction the
 expected |J_t e|² is |e|² |J_t|² / channels, and this mean square derivative is the weight of t. It is
-estimated with one product: for random signs s, E |J_tᵀ s|² = |J_t|². Others weigh tokens by the attention
-that they receive (Sung et al. 2025, RSQ, arXiv 2503.01820) or by the gradient of the loss (Kim et al. 2025,
-GuidedQuant, arXiv 2505.07004); this needs neither an attention that is known by name nor a loss.
+estimated with one product: for random signs s, E |J_tᵀ s|² = |J_t|².
+
+Where J goes through other linear layers of the block, their stand-ins take their place (`StandIn`): with
+J = A W B, for what lies behind and before a layer W, the weight is that of A S B, S an element of each
+column of W. So no layer is multiplied backward, and what there is between layers (attention, norms,
+gates, sums) is derived as it is. Behind the last layer of a block nothing multiplies any more: where it is
+known which layer that is, its output is its stand-in's, too.
+
+Others weigh tokens by the attention that they receive (Sung et al. 2025, RSQ, arXiv 2503.01820) or by the
+gradient of the loss (Kim et al. 2025, GuidedQuant, arXiv 2505.07004); this needs neither an attention that
+is known by name nor a loss.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import attrs
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import Node
 from torch.utils.hooks import RemovableHandle
 
+from tico_modules import named_modules
 from tico_quantizers.calibration._calls import Autocast, tensor_leaves
-from tico_quantizers.calibration._hooks import after_call, before_call
+from tico_quantizers.calibration._hooks import Arguments, after_call, before_call, changed_call
 from tico_quantizers.calibration._input_grams import InputGrams, LayerInput
-from tico_quantizers.layers import reads_rows
+from tico_quantizers.calibration._signs import among_real, signs_of
+from tico_quantizers.calibration._stand_ins import Cut, StandIn
+from tico_quantizers.layers import as_layer, reads_rows
 
 WITHOUT_DERIVATIVES = "its block has no derivatives for token_weights='auto', so all tokens count alike"
 _LARGEST_EXPONENT = 20
 
 
-def watch_sensitivity(block: nn.Module, grams: InputGrams) -> list[RemovableHandle]:
+def watch_sensitivity(
+    block: nn.Module, grams: InputGrams, *, is_short: bool = False
+) -> list[RemovableHandle]:
     """Set the hooks by which `block`, when it runs, weighs what its ``"auto"`` layers have read.
 
     They switch gradients on while it runs. Layers that do not multiply rows, such as convolutions, are left
-    out: every row of theirs counts once.
+    out: every row of theirs counts once. If it `is_short`, each layer of the block is called once in a call,
+    nobody needs what it gives, and the last one is not computed.
     """
-    layers = {
-        path: layer
+    weighed = {
+        id(layer): path
         for path, layer in grams.layers.items()
         if grams.token_weights.get(path) == "auto" and reads_rows(layer)
     }
-    if not layers:
+    if not weighed:
         return []
-    run = _Run(grams)
-    taps = [after_call(layer, partial(run.read, path)) for path, layer in layers.items()]
-    return [before_call(block, run.begin), after_call(block, run.end), *taps]
+    found = (as_layer(module) for _, module in named_modules(block) if module is not block)
+    layers = [layer for layer in found if layer is not None]
+    cutting = {number: StandIn(layer, number) for number, layer in enumerate(layers) if reads_rows(layer)}
+    run = _Run(grams, cutting, frozenset(range(len(layers))) if is_short else frozenset())
+    handles = [before_call(block, run.begin), after_call(block, run.end)]
+    for number, layer in enumerate(layers):
+        handles.append(changed_call(layer, partial(run.reach, number)))
+        if number in cutting:
+            handles.append(after_call(layer, partial(run.read, number, weighed.get(id(layer)))))
+    return handles
 
 
 @attrs.define(eq=False)
 class _Run:
-    """One call of a block: where its derivatives end, and what they are so far for what layers have read."""
+    """Calls of a block, one after the other: what the derivatives are so far for what its layers have read.
+
+    `due` are the numbers of its layers, of which the last to be reached is not computed; none if all are.
+    """
 
     grams: InputGrams
-    ends: list[Tensor] = attrs.field(factory=list)
-    tapped: list[Node] = attrs.field(factory=list)
+    stand_ins: Mapping[int, StandIn]
+    due: frozenset[int]
+    waiting: set[int] = attrs.field(factory=set)
+    unread: Tensor | None = None
+    anchor: Tensor = attrs.field(factory=lambda: torch.zeros(0))
     squares: dict[int, tuple[LayerInput, Tensor]] = attrs.field(factory=dict)
+    drawn: Tensor | None = None
 
     def begin(self, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         self._forget()
+        self.waiting = set(self.due)
         torch.set_grad_enabled(True)
+        self.anchor = torch.zeros(0).requires_grad_()
 
     def _forget(self) -> None:
-        self.ends, self.tapped, self.squares = [], [], {}
+        self.squares, self.unread = {}, None
 
-    def read(self, path: str, args: object, kwargs: object, output: object) -> object:
-        if isinstance(output, Tensor) and output.is_floating_point() and torch.is_grad_enabled():
-            return self.tap(self.grams.latest[path], output)
-        return None
+    def reach(self, number: int, args: tuple[object, ...], kwargs: dict[str, object]) -> Arguments | None:
+        """Let a layer be computed without derivatives; the last one of one row, to know its output's size."""
+        is_last = self.waiting == {number}
+        self.waiting.discard(number)
+        x = _first(args, kwargs)
+        if number not in self.stand_ins or x is None:
+            return None
+        torch.set_grad_enabled(False)
+        if not (is_last and x.ndim > 1 and x.numel()):
+            return None
+        self.unread = x
+        return (x.detach().flatten(0, -2)[:1],), {}
 
-    def tap(self, reading: LayerInput, output: Tensor) -> Tensor:
-        """Return `output` such that the derivative by it is noted."""
-        if not _leads_to(output.grad_fn, self.tapped):
-            self.ends.append(output.detach().requires_grad_())
-            output = self.ends[-1].clone()  # the block may write to it
-        note = partial(self._note, reading)
-        output.register_hook(note)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        if output.grad_fn is not None:
-            self.tapped.append(output.grad_fn)
-        return output
+    def read(
+        self,
+        number: int,
+        path: str | None,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+        output: object,
+    ) -> object:
+        """Return the output of a layer such that the derivative by it is noted."""
+        torch.set_grad_enabled(True)
+        stand_in, x = self.stand_ins[number], _first(args, kwargs) if self.unread is None else self.unread
+        if x is None or not isinstance(output, Tensor) or not output.is_floating_point():
+            return None
+        if self.unread is not None:
+            self.unread = None
+            output = stand_in.given(x.detach(), output.shape[-1]).to(output.dtype)
+        if x.shape[:-1] != output.shape[:-1]:
+            return None
+        note = None if path is None else partial(self._note, self.grams.latest[path])
+        return Cut(stand_in, note).of(self.anchor, x, output.detach())
 
     def _note(self, reading: LayerInput, slope: Tensor) -> None:
         squares = torch.linalg.vector_norm(slope, dim=-1, dtype=torch.float32).square() / slope.shape[-1]
@@ -87,28 +135,26 @@ class _Run:
     def end(self, args: object, kwargs: object, output: object) -> None:
         torch.set_grad_enabled(False)
         result = next((leaf for leaf in tensor_leaves(output) if leaf.requires_grad), None)
-        if result is not None and self.ends:
-            direction = signs(result, self.grams.tokens.rows(result))
+        if result is not None:
+            direction = self._signs(result)
             with Autocast((False, False), Autocast.now().dtypes).again():
                 slopes = direction.to(result.dtype).expand_as(result)
-                torch.autograd.grad(result, self.ends, slopes, allow_unused=True)
+                torch.autograd.grad(result, self.anchor, slopes, allow_unused=True)
         for reading, squares in self.squares.values():
             reading.weights = power_of_four(squares)
         self._forget()
 
+    def _signs(self, result: Tensor) -> Tensor:
+        shape = result.shape[1:] or result.shape
+        if self.drawn is None or self.drawn.shape != shape:
+            self.drawn = signs_of(shape, result.device)
+        return among_real(self.drawn, result, self.grams.tokens.rows(result))
 
-def _leads_to(node: Node | None, known: list[Node]) -> bool:
-    """Return whether one of `known` is among what `node` was computed from; it may be parameters alone."""
-    waiting = [node]
-    seen: set[Node | None] = {None}
-    while waiting:
-        node = waiting.pop()
-        if node in known:
-            return True
-        if node not in seen and node is not None:
-            waiting += [earlier for earlier, _ in node.next_functions]
-        seen.add(node)
-    return False
+
+def _first(args: tuple[object, ...], kwargs: Mapping[str, object]) -> Tensor | None:
+    """Return the first argument of a call if it is a tensor."""
+    x = args[0] if args else next(iter(kwargs.values()), None)
+    return x if isinstance(x, Tensor) else None
 
 
 def power_of_four(squares: Tensor) -> Tensor | None:
@@ -128,29 +174,3 @@ def power_of_four(squares: Tensor) -> Tensor | None:
     # Made from its bits: not every machine's `exp2` and `ldexp` are exact.
     powers = (2 * exponents + 127 << 23).to(torch.int32).view(torch.float32)
     return torch.where(squares > 0, powers, 0.0)
-
-
-def signs(like: Tensor, real: Tensor | None = None) -> Tensor:
-    """Return one of 1 and -1 for each element of `like` (samples, ...), the same for every sample.
-
-    They come from the place of an element in its sample alone: not from how many samples there are or in
-    which order, not from a generator. Where `real` (samples, tokens) tells that a token of `like` is padding
-    they are 0, and the places of the others are counted without it.
-    """
-    shape = like.shape[1:] or like.shape
-    bits = torch.zeros((), dtype=torch.int64, device=like.device)
-    for size in shape:
-        place = torch.arange(size, dtype=torch.int64, device=like.device)
-        bits = _mixed(bits.unsqueeze(-1) + place)
-    found = 1 - 2 * (bits & 1).to(torch.float32)
-    if real is None or like.ndim != 3:
-        return found
-    place = (real.to(torch.int64).cumsum(-1) - 1).clamp(min=0)
-    return found[place] * real.unsqueeze(-1)
-
-
-def _mixed(bits: Tensor) -> Tensor:
-    """Return other 31-bit integers, each bit of which depends on every bit of those given."""
-    for factor in (0x45D9F3B, 0x119DE1F3):
-        bits = ((bits ^ (bits >> 16)) * factor) & 0x7FFFFFFF
-    return bits ^ (bits >> 16)

@@ -54,7 +54,7 @@ class GridRule:
         data to come may have other inputs, and a weight that was cut off would then cost many steps.
         """
         low, high = self._range(columns)
-        whole = self._grid(low, high)
+        whole = self.of_ranges(low, high)
         observer = self.config.observer
         if not isinstance(observer, MSESpec | HessianMSESpec):
             return whole
@@ -67,14 +67,21 @@ class GridRule:
             importance=diagonal if weighted else None,
             shared=self.config.per_tensor,
         )
-        return self._grid(low * share, high * share)
+        return self.of_ranges(low * share, high * share)
 
     def _importance(self) -> Tensor:
         """Return the diagonal; where inputs were always zero, the mean of where they were not."""
         alive = self.diagonal[self.diagonal != 0]
         return torch.where(self.diagonal == 0, float(total(alive)) / max(len(alive), 1), self.diagonal)
 
-    def _grid(self, low: Tensor, high: Tensor) -> GroupGrid:
+    @property
+    def is_of_ranges(self) -> bool:
+        """Whether the grid of a row in a group follows from the range of its values there."""
+        found = isinstance(self.config.observer, MSESpec | HessianMSESpec | PercentileSpec)
+        return not (found or self.config.per_tensor or self.config.super_block is not None)
+
+    def of_ranges(self, low: Tensor, high: Tensor) -> GroupGrid:
+        """Return the grid of each range from `low` to `high`."""
         symmetric, shared = self.config.symmetric, self.config.super_block
         params = params_from_range(low, high, self.dtype, symmetric=symmetric, granularity=PerTensor())
         if shared is None or not shared.has_offsets:
