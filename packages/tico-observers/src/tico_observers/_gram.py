@@ -270,7 +270,8 @@ def _units(chunk: list[Tensor]) -> Tensor | None:
     Products of very small or large values would leave the range of the arithmetic. Such columns are taken
     in units of their largest power of two, which rounds nothing.
     """
-    largest = torch.stack([piece.abs().amax(0) for piece in chunk]).amax(0)
+    # Two reductions take half the time of one of a copy.
+    largest = torch.stack([end for piece in chunk for end in (piece.amax(0), -piece.amin(0))]).amax(0)
     exponents = floor_log2(largest)
     far = (exponents.abs() > _NEAR) & (largest > 0)
     return power_of_two(torch.where(far, exponents, 0)) if bool(far.any()) else None
