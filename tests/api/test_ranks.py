@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +13,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed import ProcessGroup
-from torch.multiprocessing.spawn import spawn
 
-from rank_work import CASES, QUIET, digest, kept_in, prepared, run_process
+import rank_work
+from rank_work import CASES, IN_PAIRS, PROCESSES, QUIET, digest, kept_in, prepared
 from tico.quantization import convert
 from tico_config import CalibrationError, ConfigError
 from tico_quantizers.lifecycle._stages import state_of
 
-PROCESSES = 3
 Found = list[dict[str, str]]
 
 
@@ -31,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder: Path) -> Found:
     """Return what each of three processes has found; the last two are a group of their own, too."""
-    spawn(run_process, (PROCESSES, str(folder)), nprocs=PROCESSES)  # type: ignore[no-untyped-call]  # torch's
+    command = [sys.executable, rank_work.__file__, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{process}.json").read_text()) for process in range(PROCESSES)]
 
 
@@ -57,7 +60,8 @@ def test_every_rank_ends_with_the_bits_and_report_of_one_process(found: Found, n
     """Whatever each rank has run of the batches, and also if one has run none."""
     expected = digest(convert(prepared(CASES[name], CASES[name].batches())))
     assert [rank[f"{name} on 3"] for rank in found] == [expected] * 3
-    assert [rank[f"{name} on 2"] for rank in found[1:]] == [expected] * 2
+    if name in IN_PAIRS:
+        assert [rank[f"{name} on 2"] for rank in found[1:]] == [expected] * 2
 
 
 def test_a_group_of_one_is_no_group(group_of_one: ProcessGroup | None) -> None:
@@ -72,7 +76,7 @@ def test_a_group_of_one_is_no_group(group_of_one: ProcessGroup | None) -> None:
     [
         ("other weights", "LifecycleError: rank 0 and rank 1 were given models with different weights"),
         ("other config", "LifecycleError: rank 0 and rank 1 prepared their models with different configs"),
-        ("same batches", "CalibrationError: rank 0 and rank 1 have 1 batch that both ran"),
+        ("same batches", "CalibrationError: rank 0 and rank 1 have 1 batch in common"),
         ("ordered statistics", "UnsupportedError: "),
         ("own algorithm", "UnsupportedError: what a ToyCalibration learns from data stays on its rank"),
         ("dispatched", "UnsupportedError: it is a model that `device_map` has dispatched"),

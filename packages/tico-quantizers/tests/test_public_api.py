@@ -203,8 +203,10 @@ class TestCalibration(PublicNames):
         "quiet_runs",
         "read_range",
         "remember_hooks",
+        "require_apart",
         "require_evaluation_mode",
         "require_layers",
+        "require_same",
         "require_same_result",
         "require_watched",
         "revision",
@@ -289,6 +291,7 @@ class TestLifecycle(PublicNames):
     names = (
         "calibrate",
         "convert",
+        "convert_together",
         "detached_copy",
         "load_calibration",
         "prepare",

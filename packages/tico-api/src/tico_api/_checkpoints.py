@@ -6,25 +6,38 @@ import errno
 import gc
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tico_api._facade import BUILT_IN, prepare
-from tico_api._stages import Stages, clear, finished_text, stage_keys
+from tico_api._joint_run import joint_batches, require_one_folder
+from tico_api._stages import (
+    Stages,
+    batch_digests,
+    clear,
+    config_text,
+    finished_text,
+    source_digest,
+    stage_keys,
+)
 from tico_config import BaseConfig, ConfigError, DiskFullError, Found, Problem, UnsupportedError
 from tico_modules import Offload, Tokenizer, map_checkpoint, save_quantized
 from tico_observers import locked_folder
 from tico_quantizers import Registry
-from tico_quantizers.calibration import Batch
-from tico_quantizers.lifecycle import calibrate, convert
+from tico_quantizers.calibration import Batch, Ranks
+from tico_quantizers.lifecycle import calibrate, convert_together
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup  # which builds of torch without it lack
 
 _UNFINISHED: Final = ".unfinished"
 _MANIFEST: Final = "quantized.json"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
-def quantize_checkpoint(
+def quantize_checkpoint(  # noqa: PLR0913  # each is a choice of the user
     source_dir: str | os.PathLike[str],
     out_dir: str | os.PathLike[str],
     quant_config: BaseConfig | Sequence[BaseConfig],
@@ -34,6 +47,7 @@ def quantize_checkpoint(
     shard_bytes: int = 5_000_000_000,
     trust_remote_code: bool = False,
     registry: Registry | None = None,
+    group: ProcessGroup | None = None,
 ) -> Path:
     """Quantize the causal language model in `source_dir` without loading it; return the path of the manifest.
 
@@ -58,40 +72,78 @@ def quantize_checkpoint(
         shard_bytes: as for `save_quantized`.
         trust_remote_code: run code of the checkpoint, where its config names some.
         registry: as for `prepare`.
+        group: processes of `torch.distributed` that each have their own part of the data, or none of it. All
+            of them have to call this, with one `out_dir` that all see; the first one writes what is finished,
+            and the others read it. The files are those of one process with the batches of all, in the order
+            of the ranks, and that or another number of them can go on from what is unfinished. The group's
+            time limit has to be longer than a rank needs for its data, or the first one to write a model.
 
     Raises:
-        ConfigError: a config does not fit the model, there is none, or `out_dir` holds something else.
-        UnsupportedError: an algorithm needs the model as a graph (PT2E), or the model cannot be handled.
+        ConfigError: a config does not fit the model, there is none, `out_dir` holds something else, or the
+            ranks of `group` do not all see it.
+        LifecycleError: ranks were given different checkpoints or configs, or one of them fails, ends, or lags
+            behind the group's time limit. What is finished is kept.
+        UnsupportedError: an algorithm needs the model as a graph (PT2E), the model cannot be handled, or the
+            algorithm is for one process alone.
         ArtifactError: the checkpoint is damaged.
-        CalibrationError: `batches` reach no layer, or not all.
+        CalibrationError: `batches` reach no layer, or not all; or two ranks were given the same batch.
         MissingExtraError: transformers is not installed.
         DiskFullError: the disk is full; with what is kept. The run can go on later.
         OSError: a file cannot be read or written, for another reason.
     """
-    configs = _configs(quant_config)
-    known = BUILT_IN.with_installed() if registry is None else registry
-    _require_modules(configs, known)
-    data = list(batches) if isinstance(batches, Iterator) else batches
-    source, out = Path(source_dir), Path(out_dir)
-    with _full_disk_told(out), _unfinished(source, out) as folder:
-        offload = Offload(folder)
-        model = map_checkpoint(source, offload, trust_remote_code=trust_remote_code)
-        keys = stage_keys(source, model, configs, known, data)
-        stages = Stages(folder, model, keys)
-        if _is_whole(out):
-            _require_own(out, is_own=stages.finished == len(configs) or _mark(out, keys[-1]).exists())
-            return out / _MANIFEST
-        for number in range(stages.finished, len(configs)):
-            if number:
-                model, offload = stages.load()
-            model = prepare(model, configs[number], registry=known, offload=offload)
-            model = convert(calibrate(model, data))
-            gc.collect()  # what has calibrated it, whose parts refer to each other
-            stages.keep(number, model)
-            del model
-            gc.collect()
-        model, _ = stages.load()
-        return save_quantized(model, out, tokenizer=tokenizer, shard_bytes=shard_bytes)
+    source, out, ranks = Path(source_dir), Path(out_dir), Ranks(group)
+    with _full_disk_told(out), ranks.guard():
+        ranks.require_present()
+        configs = _configs(quant_config)
+        known = BUILT_IN.with_installed() if registry is None else registry
+        _require_modules(configs, known)
+        data = list(batches) if isinstance(batches, Iterator) else batches
+        with _unfinished(source, out, ranks) as folder:
+            offload = Offload(folder)
+            model = map_checkpoint(source, offload, trust_remote_code=trust_remote_code)
+            own = batch_digests(data)
+            texts = [config_text(each, known) for each in configs]
+            origin = source_digest(source, model)
+            told = joint_batches(origin, texts, own, ranks)
+            stages = Stages(folder, model, stage_keys(origin, texts, told))
+            for number in range(_finished(out, stages, ranks), len(configs)):
+                if number:
+                    model, offload = stages.load(number)
+                model = prepare(model, configs[number], registry=known, offload=offload)
+                if own or not told:  # of several ranks one may have no data
+                    calibrate(model, data)
+                model = convert_together(model, ranks)
+                gc.collect()  # what has calibrated it, whose parts refer to each other
+                ranks.first("a finished config", partial(stages.keep, number, model))
+                del model
+                gc.collect()
+            save = partial(_save, stages, out, tokenizer=tokenizer, shard_bytes=shard_bytes)
+            ranks.first("the quantized model", save)
+        ranks.gather("the end", None)
+    return out / _MANIFEST
+
+
+def _finished(out: Path, stages: Stages, ranks: Ranks) -> int:
+    """Return how many configs need not be run again, as the first of the ranks has found.
+
+    Raises:
+        ConfigError: `out` holds a whole model of other arguments.
+    """
+
+    def look() -> int:
+        if not _is_whole(out):
+            return stages.finished
+        _require_own(out, is_own=stages.finished == stages.count or _mark(out, stages.key).exists())
+        return stages.count
+
+    return ranks.first("what is finished", look)
+
+
+def _save(stages: Stages, out: Path, *, tokenizer: Tokenizer | None, shard_bytes: int) -> None:
+    """Write the model that the last config has left, unless that was done."""
+    if not _is_whole(out):
+        model, _ = stages.load(stages.count)
+        save_quantized(model, out, tokenizer=tokenizer, shard_bytes=shard_bytes)
 
 
 def _configs(given: object) -> tuple[BaseConfig, ...]:
@@ -151,22 +203,36 @@ def _full_disk_told(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _unfinished(source: Path, out: Path) -> Iterator[Path]:
-    """Give the folder in `out` for what is needed until the model is whole, which is then removed.
+def _unfinished(source: Path, out: Path, ranks: Ranks) -> Iterator[Path]:
+    """Give the folder in `out` for what is needed until the model is whole.
+
+    The first of the ranks makes and removes it; the others only look whether it is theirs, too.
+
+    Raises:
+        ConfigError: `out` holds something else, or other ranks do not see it.
+    """
+    folder = out / _UNFINISHED
+    with _made(source, out, folder) if ranks.number == 0 else nullcontext():
+        require_one_folder(folder, ranks)
+        yield folder
+
+
+@contextmanager
+def _made(source: Path, out: Path, folder: Path) -> Iterator[None]:
+    """Make `folder` in `out`, and remove it once the model is whole.
 
     Where nothing was found before a failure, `out` is as it was.
 
     Raises:
         ConfigError: `out` holds something else.
     """
-    folder = out / _UNFINISHED
     _require_free(source, out)
     is_new = not out.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with locked_folder(folder):
         _require_free(source, out)
         try:
-            yield folder
+            yield
         except BaseException:
             with suppress(OSError):  # it holds what a next run goes on from
                 folder.rmdir()

@@ -29,27 +29,28 @@ class Stages:
     Args:
         folder: is for this run alone.
         model: the float model.
-        keys: one for each config, see `stage_keys`.
+        keys: one for each config, see `stage_keys`; the last one is that of the whole run, `key`.
     """
 
     def __init__(self, folder: Path, model: nn.Module, keys: Sequence[str]) -> None:
         self._paths = [folder / f"{_PREFIX}{number:05d}-{key}.safetensors" for number, key in enumerate(keys)]
         self._empty = empty_copy(model)
         self._folder = folder
+        self.count, self.key = len(keys), keys[-1]
 
     @property
     def finished(self) -> int:
         """How many of the configs need not be run again."""
         return max((number for number, path in enumerate(self._paths, 1) if path.is_file()), default=0)
 
-    def load(self) -> tuple[nn.Module, Offload]:
-        """Return the model that the last finished config has left, and what holds its tensors.
+    def load(self, finished: int) -> tuple[nn.Module, Offload]:
+        """Return the model that the last of so many `finished` configs has left, and what holds its tensors.
 
         Raises:
             ArtifactError: its file is damaged.
         """
         offload = Offload(self._folder)
-        return load_stage(self._paths[self.finished - 1], copy.deepcopy(self._empty), offload), offload
+        return load_stage(self._paths[finished - 1], copy.deepcopy(self._empty), offload), offload
 
     def keep(self, number: int, model: nn.Module) -> None:
         """Write what config `number` has left, and remove what then is of no use any more.
@@ -80,25 +81,42 @@ def finished_text(folder: Path) -> str:
     return f"kept in {folder} are finished configs ({configs}) and blocks of the next one ({blocks})"
 
 
-def stage_keys(
-    source: Path,
-    model: nn.Module,
-    configs: Sequence[BaseConfig],
-    registry: Registry,
-    batches: Iterable[object],
-) -> list[str]:
-    """Return for each config a text that tells apart all that the model which it leaves follows from.
-
-    It is another one each time where `batches` hold what cannot be told apart.
-    """
+def source_digest(source: Path, model: nn.Module) -> str:
+    """Return a text that tells apart what runs begin with: the float `model`, mapped from `source`."""
     digest = hashlib.sha256((source / "config.json").read_bytes())
     kinds = [f"{path} {type(module).__qualname__}" for path, module in model.named_modules()]
-    for text in (*kinds, model_fingerprint(model), repr(library_versions()), *_described(batches)):
+    for text in (*kinds, model_fingerprint(model)):
         digest.update(f"{text}\0".encode())
-    keys = []
+    return digest.hexdigest()
+
+
+def config_text(config: BaseConfig, registry: Registry) -> str:
+    """Return a text that tells `config` apart, with what `registry` has for it."""
+    kind = type(registry.quantizer(config))
+    return f"{to_json(config)} {kind.__module__}.{kind.__qualname__}"
+
+
+def batch_digests(batches: Iterable[object]) -> list[str]:
+    """Return a text for each batch that tells it apart; another one each time where it cannot be told."""
+    found = []
+    for batch in batches:
+        digest = hashlib.sha256()
+        for text in _described(batch):
+            digest.update(f"{text}\0".encode())
+        found.append(digest.hexdigest())
+    return found
+
+
+def stage_keys(source: str, configs: Iterable[str], batches: Iterable[str]) -> list[str]:
+    """Return for each of `configs` a text that tells apart all that the model which it leaves follows from.
+
+    It does not matter which process has run which of `batches`.
+    """
+    digest, keys = hashlib.sha256(), []
+    for text in (source, repr(library_versions()), *batches):
+        digest.update(f"{text}\0".encode())
     for config in configs:
-        kind = type(registry.quantizer(config))
-        digest.update(f"{to_json(config)}\0{kind.__module__}.{kind.__qualname__}\0".encode())
+        digest.update(f"{config}\0".encode())
         keys.append(digest.hexdigest()[:32])
     return keys
 

@@ -29,7 +29,13 @@ from tico_quantizers.calibration._hooks import (
     remember_hooks,
 )
 from tico_quantizers.calibration._input_grams import InputGrams, located
-from tico_quantizers.calibration._joining import Origin, join_ranks, require_same_result
+from tico_quantizers.calibration._joining import (
+    Origin,
+    join_ranks,
+    require_apart,
+    require_same,
+    require_same_result,
+)
 from tico_quantizers.calibration._layer_statistics import (
     ABSMAX,
     GRAM,
@@ -101,8 +107,10 @@ __all__ = [
     "quiet_runs",
     "read_range",
     "remember_hooks",
+    "require_apart",
     "require_evaluation_mode",
     "require_layers",
+    "require_same",
     "require_same_result",
     "require_watched",
     "revision",

@@ -79,13 +79,14 @@ def replay_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> No
 
 @attrs.frozen(eq=False)
 class _KeptByFirst:
-    """A checkpoint of which the first of the ranks alone reads and writes the files."""
+    """A checkpoint of which the first of the ranks alone reads and writes the files, for all of them."""
 
     checkpoint: Checkpoint
     ranks: Ranks
 
     def load(self, name: str, paths: tuple[str, ...]) -> list[QuantizedWeight] | None:
-        return self.ranks.first("a checkpoint", lambda: self.checkpoint.load(name, paths))
+        kept = self.ranks.first("a checkpoint", lambda: self.checkpoint.read(name))
+        return None if kept is None else self.checkpoint.restored(kept, paths)
 
     def save(self, name: str, weights: list[QuantizedWeight]) -> None:
         if self.ranks.number == 0:

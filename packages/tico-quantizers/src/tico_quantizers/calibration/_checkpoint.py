@@ -21,6 +21,15 @@ from tico_quantizers.calibration._snapshots import tensors_in
 from tico_quantizers.layers import QuantizedWeight
 
 
+@attrs.frozen(eq=False)
+class Kept:
+    """What a sealed file of a checkpoint holds, in memory: the file may be removed while the model lives."""
+
+    path: str
+    about: str
+    tensors: Mapping[str, Tensor]
+
+
 class Checkpoint:
     """A folder with a sealed file for each finished block, or nothing where `folder` is None.
 
@@ -39,22 +48,30 @@ class Checkpoint:
         """
         return cls(checkpoint_folder(config, model, inputs))
 
-    def load(self, name: str, paths: Sequence[str]) -> list[QuantizedWeight] | None:
-        """Return what `save` has kept of the layers at `paths` under `name`, or None where there is nothing.
+    def read(self, name: str) -> Kept | None:
+        """Return what `save` has kept under `name`, or None where there is nothing.
 
         Raises:
-            ArtifactError: the file was changed since, or is about other layers.
+            ArtifactError: the file was changed since.
         """
         path = self._path(name)
         if path is None or not path.exists():
             return None
         sealed = read_sealed(path)
-        about = Layout(str(path), json.loads(sealed.about))
+        return Kept(str(path), sealed.about, {key: tensor.clone() for key, tensor in sealed.tensors.items()})
+
+    def restored(self, kept: Kept, paths: Sequence[str]) -> list[QuantizedWeight]:
+        """Return the weights of the layers at `paths`, as `read` has found them here or on another rank.
+
+        Raises:
+            ArtifactError: the file is about other layers.
+        """
+        about = Layout(kept.path, json.loads(kept.about))
         lines = Report.from_json(about.text("report")).layers
         if {line.path for line in lines} != set(paths):
             raise ArtifactError(
                 Problem(
-                    module=str(path),
+                    module=kept.path,
                     field="layers",
                     value=Found("other ones"),
                     expected="the layers of this block",
@@ -63,11 +80,9 @@ class Checkpoint:
                 )
             )
         layouts = about.child("weights")
-        # Copies: the file may be removed while the model lives.
-        tensors = {key: tensor.clone() for key, tensor in sealed.tensors.items()}
         return [
             QuantizedWeight(
-                PackedWeight.restore(layouts.child(line.path), select_below(tensors, line.path)), line
+                PackedWeight.restore(layouts.child(line.path), select_below(kept.tensors, line.path)), line
             )
             for line in lines
         ]
@@ -115,18 +130,10 @@ class SearchCheckpoint(Checkpoint):
         self._search = search
         self._kept: set[str] = set()
 
-    def load(self, name: str, paths: Sequence[str]) -> list[QuantizedWeight] | None:
-        """Let the search have found what `save` has kept under `name`; return None where there is nothing.
-
-        Raises:
-            ArtifactError: the file was changed since.
-        """
-        path = self._path(name)
-        if path is None or not path.exists():
-            return None
-        sealed = read_sealed(path)
-        self._search.resume({key: tensor.clone() for key, tensor in sealed.tensors.items()})
-        self._kept |= sealed.tensors.keys()
+    def restored(self, kept: Kept, paths: Sequence[str]) -> list[QuantizedWeight]:
+        """Let the search have found what is `kept`; there are no weights."""
+        self._search.resume(kept.tensors)
+        self._kept |= kept.tensors.keys()
         return []
 
     def save(self, name: str, weights: Sequence[QuantizedWeight]) -> None:

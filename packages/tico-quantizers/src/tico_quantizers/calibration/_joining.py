@@ -31,9 +31,9 @@ def join_ranks(model: nn.Module, calibration: Calibration, origin: Origin, edit:
         UnsupportedError: the model or the algorithm cannot be converted by several ranks.
     """
     ranks.bind(model)
-    _require_same(ranks.gather("what they start from", _about(calibration, origin)))
-    _require_apart(ranks.gather("their data", calibration.data.batches))
-    _require_whole(model, calibration, edit)
+    require_same(ranks.gather("what they start from", _about(calibration, origin)), _DIFFERENCES)
+    require_apart(ranks.gather("their data", calibration.data.batches))
+    _require_whole(model, calibration)
     calibration.hear(ranks.together("what they have seen", calibration.tell), edit)
     edit.set_attribute(calibration, "ranks", ranks)
 
@@ -45,9 +45,8 @@ def require_same_result(root: nn.Module, ranks: Ranks) -> None:
         LifecycleError: a rank has another one, or has failed.
     """
     if ranks.count > 1:
-        problem = _difference("result", ranks.gather("the result", model_fingerprint(root)))
-        if problem is not None:
-            raise LifecycleError(problem)
+        results = ranks.gather("the result", model_fingerprint(root))
+        require_same([{"result": each} for each in results], _DIFFERENCES)
 
 
 def _about(calibration: Calibration, origin: Origin) -> Mapping[str, str]:
@@ -69,19 +68,21 @@ _DIFFERENCES: Mapping[str, str] = {
 }
 
 
-def _require_same(told: Sequence[Mapping[str, str]]) -> None:
-    """Refuse ranks that have not prepared the same model with the same config.
+def require_same(told: Sequence[Mapping[str, str]], differences: Mapping[str, str]) -> None:
+    """Refuse ranks that do not all tell the same.
+
+    `differences` say, for each name that is told of, what ranks have done that tell something else.
 
     Raises:
-        LifecycleError: with the ranks, by what they have.
+        LifecycleError: with the ranks, by what they tell.
     """
-    problems = [_difference(name, [each[name] for each in told]) for name in told[0]]
+    problems = [_difference(name, differences[name], [each[name] for each in told]) for name in told[0]]
     found = [problem for problem in problems if problem is not None]
     if found:
         raise LifecycleError(*found)
 
 
-def _difference(name: str, values: Sequence[str]) -> Problem | None:
+def _difference(name: str, text: str, values: Sequence[str]) -> Problem | None:
     groups: dict[str, list[int]] = {}
     for rank, value in enumerate(values):
         groups.setdefault(value, []).append(rank)
@@ -92,7 +93,7 @@ def _difference(name: str, values: Sequence[str]) -> Problem | None:
         field=name,
         value=Found("; ".join(f"{_named(ranks)}: {value}" for value, ranks in groups.items())),
         expected="the same on all ranks",
-        sentence=f"{sides} {_DIFFERENCES[name]}",
+        sentence=f"{sides} {text}",
         remedy="load the same model, and prepare it in the same way, on all ranks",
     )
 
@@ -101,7 +102,7 @@ def _named(ranks: Sequence[int]) -> str:
     return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
 
 
-def _require_apart(batches: Sequence[Sequence[str]]) -> None:
+def require_apart(batches: Sequence[Sequence[str]]) -> None:
     """Refuse ranks that were given the same batch.
 
     Raises:
@@ -116,7 +117,7 @@ def _overlaps(batches: Sequence[Sequence[str]]) -> Iterator[Problem]:
     for (one, own), (other, others) in combinations(enumerate(map(set, batches)), 2):
         count = len(own & others)
         if count:
-            found = f"{count} {'batch' if count == 1 else 'batches'} that both ran"
+            found = f"{count} {'batch' if count == 1 else 'batches'} in common"
             yield Problem(
                 field="data",
                 value=Found(found),
@@ -126,15 +127,13 @@ def _overlaps(batches: Sequence[Sequence[str]]) -> Iterator[Problem]:
             )
 
 
-def _require_whole(model: nn.Module, calibration: Calibration, edit: Edit) -> None:
-    """Refuse a model that is not in the memory of each rank as a whole, or has seen what no rank has run.
+def _require_whole(model: nn.Module, calibration: Calibration) -> None:
+    """Refuse a model that is not on one device of each rank as a whole, or has seen what no rank has run.
 
     Raises:
         UnsupportedError: with what it is.
     """
     found = "a model with a calibration file, whose data no rank has run" if calibration.files else None
-    if edit.offload is not None:
-        found = "a model that `offload` keeps on disk"
     if any("_hf_hook" in vars(module) for _, module in named_modules(model)):
         found = "a model that `device_map` has dispatched"
     if found is not None:
@@ -142,7 +141,7 @@ def _require_whole(model: nn.Module, calibration: Calibration, edit: Edit) -> No
             Problem(
                 field="group",
                 value=Found(found),
-                expected="a model in memory, on one device, that has seen what ranks have run",
+                expected="a model on one device that has seen what ranks have run",
                 sentence=f"it is {found}, which several ranks cannot convert together",
                 remedy="load the model as a whole, run data through it on each rank, or leave group out",
             )

@@ -52,6 +52,10 @@ class Ranks:
         """Let messages name the modules of `model` by their paths."""
         self._messages = Messages(dict(named_modules(model)))
 
+    def release(self) -> None:
+        """Forget the model, which may then leave memory; messages name no modules any more."""
+        self._messages = Messages({})
+
     def owns(self, index: int) -> bool:
         """Return whether the part `index` of work that is dealt out in turn is this rank's."""
         return index % self.count == self.number

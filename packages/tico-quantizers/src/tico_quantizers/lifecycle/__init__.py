@@ -3,6 +3,14 @@
 from tico_quantizers.lifecycle._calibrate import calibrate
 from tico_quantizers.lifecycle._calibration_files import load_calibration, save_calibration
 from tico_quantizers.lifecycle._copies import detached_copy
-from tico_quantizers.lifecycle._lifecycle import convert, prepare
+from tico_quantizers.lifecycle._lifecycle import convert, convert_together, prepare
 
-__all__ = ["calibrate", "convert", "detached_copy", "load_calibration", "prepare", "save_calibration"]
+__all__ = [
+    "calibrate",
+    "convert",
+    "convert_together",
+    "detached_copy",
+    "load_calibration",
+    "prepare",
+    "save_calibration",
+]

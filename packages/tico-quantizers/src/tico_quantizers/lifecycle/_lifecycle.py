@@ -106,6 +106,27 @@ def convert(
         return _converted(model, quant_config, ranks, inplace=inplace)
 
 
+def convert_together(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """Return what `convert` makes of `model` with the other `ranks`, for a caller that guards them itself.
+
+    Raises:
+        LifecycleError: as `convert` does, and the errors below it.
+        OtherRankFailed: another rank has failed.
+
+    >>> import torch
+    >>> from tico_config import GPTQConfig
+    >>> from tico_quantizers import GPTQQuantizer, quantizer_entry
+    >>> from tico_quantizers.lifecycle import calibrate
+    >>> registry = Registry([quantizer_entry(GPTQConfig, GPTQQuantizer)])
+    >>> model = prepare(nn.Sequential(nn.Linear(4, 4)).eval(), GPTQConfig(), registry=registry)
+    >>> type(convert_together(calibrate(model, [torch.ones(2, 4)]), Ranks())[0]).__name__
+    'QuantizedLinear'
+    """
+    converted = _converted(model, None, ranks, inplace=True)
+    ranks.release()
+    return converted
+
+
 def _converted(
     model: nn.Module, quant_config: BaseConfig | None, ranks: Ranks, *, inplace: bool
 ) -> nn.Module:
