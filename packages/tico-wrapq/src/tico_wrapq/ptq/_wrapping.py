@@ -149,7 +149,7 @@ def _reason_out_of_scope(site: ModuleSite, heads: tuple[nn.Module, ...], config:
     kind = layer_kind(site.adopted, heads)
     if kind == "head":
         return "" if site.path in config.overrides else _HEAD
-    return "" if kind == "linear" else _OUT_OF_SCOPE
+    return "" if kind in ("linear", "transposed_linear") else _OUT_OF_SCOPE
 
 
 def _is_named(config: PTQConfig, path: str) -> bool:
