@@ -28,6 +28,7 @@ Cells: TypeAlias = dict[tuple[str, str], str]
 """What came of a row, ``model, scheme``, and a target: figures, or the reason of a refusal."""
 
 _FIGURES: Final = re.compile(r"(inf|-?\d+)[/<](inf|\d+)")
+_NOT_RUN: Final = "not run"
 _TITLE: Final = "Decibels against the model, and the bound"
 _SHORT: Final = "The least decibels of the models that are taken, and how many of them are, if not all"
 
@@ -64,14 +65,16 @@ def tell(out: recorded.Recording, cells: Cells) -> None:
     reasons: list[str] = []
     out.table(_TITLE, *targets, width=30)
     for name in names:
-        out.row(name, *(_shortened(cells.get((name, each), "not run"), reasons) for each in targets))
+        out.row(name, *(_shortened(cells.get((name, each), _NOT_RUN), reasons) for each in targets))
     for number, text in enumerate(reasons, 1):
         out.note(f"[{number}] {text}")
     out.table(_SHORT, *targets, width=16)
     for scheme in SCHEMES:
         rows = [name for name in names if name.partition(", ")[2] == scheme]
         if rows:
-            out.row(scheme, *(least([cells.get((name, each), "") for name in rows]) for each in targets))
+            out.row(
+                scheme, *(least([cells.get((name, each), _NOT_RUN) for name in rows]) for each in targets)
+            )
     print(f"\n{markdown(out.tables[-1])}")
 
 
@@ -83,8 +86,13 @@ def markdown(table: recorded.Table) -> str:
     )
 
 
+def is_figures(text: str) -> bool:
+    """Whether a cell has decibels and a bound, met or missed."""
+    return _FIGURES.fullmatch(text) is not None
+
+
 def _shortened(text: str, reasons: list[str]) -> str:
-    if _FIGURES.fullmatch(text) or text.startswith(("runtimes(", "not ")):
+    if is_figures(text) or text.startswith(("runtimes(", "not ")):
         return text
     if text not in reasons:
         reasons.append(text)
@@ -98,12 +106,16 @@ def least(cells: Sequence[str]) -> str:
     ('53 (2 of 3)', 'refused')
     >>> least(["13<25", "14<25"]), least(["runtimes(openvino)", "it takes weights of int8"])
     ('missed', 'runtimes(openvino)')
+    >>> least(["inf/80", "not run"]), least(["not run"])
+    ('inf', 'not run')
     """
-    found = [each[1] for text in cells if "/" in text and (each := _FIGURES.fullmatch(text))]
+    known = [text for text in cells if text != _NOT_RUN]
+    found = [each[1] for text in known if "/" in text and (each := _FIGURES.fullmatch(text))]
     if found:
-        return min(found, key=float) + (f" ({len(found)} of {len(cells)})" if len(found) < len(cells) else "")
-    sessions = [text for text in cells if text.startswith("runtimes(")]
-    return "missed" if any(map(_FIGURES.fullmatch, cells)) else next(iter(sessions), "refused")
+        return min(found, key=float) + (f" ({len(found)} of {len(known)})" if len(found) < len(known) else "")
+    sessions = [text for text in known if text.startswith("runtimes(")]
+    refused = next(iter(sessions), "refused") if known else _NOT_RUN
+    return "missed" if any(map(is_figures, known)) else refused
 
 
 def main() -> None:
