@@ -1,7 +1,9 @@
 """What each target makes of each model and scheme: decibels against the model and their bound, or a refusal.
 
-Refusals stand below the table. Runtimes live in environments of their own: what an earlier run has recorded
-for other targets stays in the file. A cell of a runtime that is not installed says which nox session has it.
+Refusals stand below the table; ``13<25`` is a bound that the runtime of this machine has missed, which is
+refused too. Runtimes live in environments of their own: what other runs have recorded for other cells stays
+in the file. A cell of a runtime that is not installed says which nox session has it. The last table is that
+of the package's README, which a test compares with the recorded one.
 
     python benchmarks/export_matrix.py [--models NAME …] [--schemes NAME …] [--targets NAME …] [--result FILE]
 """
@@ -12,82 +14,23 @@ import argparse
 import logging
 import re
 import sys
-import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from torch import nn
-
 import recorded
-from export_models import SCHEMES, SUBJECTS, converted
+from export_cells import MODELS, TARGETS, cell, reason
+from export_models import SCHEMES, converted
 from tico_config import TicoError
-from tico_export import (
-    GGUF,
-    PT2,
-    AWQFormat,
-    CompressedTensors,
-    ExecuTorch,
-    ExportTarget,
-    GPTQFormat,
-    Onnx,
-    OpenVINO,
-    export,
-)
 
 Cells: TypeAlias = dict[tuple[str, str], str]
 """What came of a row, ``model, scheme``, and a target: figures, or the reason of a refusal."""
 
-TARGETS: Final[Mapping[str, ExportTarget]] = {
-    "PT2 onnx": PT2(),
-    "PT2 xnnpack": PT2(dialect="xnnpack"),
-    "PT2 openvino": PT2(dialect="openvino"),
-    "PT2 circle": PT2(dialect="circle"),
-    "Onnx": Onnx(),
-    "OpenVINO": OpenVINO(),
-    "ExecuTorch": ExecuTorch(),
-    "CompressedTensors": CompressedTensors(),
-    "GPTQFormat": GPTQFormat(version=2),
-    "AWQFormat": AWQFormat(),
-    "GGUF": GGUF(),
-}
-
-# Which session has the runtime of a target; the others are in the development environment.
-SESSIONS: Final = {
-    "OpenVINO": "openvino",
-    "ExecuTorch": "xnnpack",
-    "GPTQFormat": "gptqmodel",
-    "AWQFormat": "gptqmodel",
-    "GGUF": "llama_cpp",
-}
-
-MODELS: Final = ("linear stack", "convolutions", "encoder", "embedded LLaMA", "Qwen3")
-
-_FIGURES: Final = re.compile(r"(inf|-?\d+)/(inf|\d+)")
+_FIGURES: Final = re.compile(r"(inf|-?\d+)[/<](inf|\d+)")
+_NOT_RUN: Final = "not run"
 _TITLE: Final = "Decibels against the model, and the bound"
-_SHORT: Final = "The least decibels of all models that a target takes"
-
-
-def cell(model: nn.Module, subject: str, target: str) -> str:
-    """Return decibels with their bound, why there are none, or the reason of a refusal."""
-    given = SUBJECTS[subject]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.xml"
-        try:
-            result = export(model, path, TARGETS[target], args=given.args, kwargs=dict(given.kwargs))
-        except TicoError as error:
-            return reason(error)
-    if not result.verified:
-        return f"runtimes({SESSIONS[target]})" if target in SESSIONS else "not verified"
-    return f"{result.sqnr:.0f}/{result.bound:.0f}"
-
-
-def reason(error: TicoError) -> str:
-    """Return the first problem of an error, without the path of its module and without the way out."""
-    problem = error.problems[0]
-    text = str(problem).partition("; ")[0]
-    return text.removeprefix(f"{problem.module}: ")
+_SHORT: Final = "The least decibels of the models that are taken, and how many of them are, if not all"
 
 
 def row(subject: str, scheme: str, targets: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -122,18 +65,34 @@ def tell(out: recorded.Recording, cells: Cells) -> None:
     reasons: list[str] = []
     out.table(_TITLE, *targets, width=30)
     for name in names:
-        out.row(name, *(_shortened(cells.get((name, each), "not run"), reasons) for each in targets))
+        out.row(name, *(_shortened(cells.get((name, each), _NOT_RUN), reasons) for each in targets))
     for number, text in enumerate(reasons, 1):
         out.note(f"[{number}] {text}")
     out.table(_SHORT, *targets, width=16)
     for scheme in SCHEMES:
         rows = [name for name in names if name.partition(", ")[2] == scheme]
         if rows:
-            out.row(scheme, *(least([cells.get((name, each), "") for name in rows]) for each in targets))
+            out.row(
+                scheme, *(least([cells.get((name, each), _NOT_RUN) for name in rows]) for each in targets)
+            )
+    print(f"\n{markdown(out.tables[-1])}")
+
+
+def markdown(table: recorded.Table) -> str:
+    """Return `table` as Markdown, as the README has it."""
+    lines = [("scheme", *table.columns), ("---",) * (1 + len(table.columns))]
+    return "\n".join(
+        f"| {' | '.join(each)} |" for each in [*lines, *((row.name, *row.cells) for row in table.rows)]
+    )
+
+
+def is_figures(text: str) -> bool:
+    """Whether a cell has decibels and a bound, met or missed."""
+    return _FIGURES.fullmatch(text) is not None
 
 
 def _shortened(text: str, reasons: list[str]) -> str:
-    if _FIGURES.fullmatch(text) or text.startswith(("runtimes(", "not ")):
+    if is_figures(text) or text.startswith(("runtimes(", "not ")):
         return text
     if text not in reasons:
         reasons.append(text)
@@ -141,13 +100,22 @@ def _shortened(text: str, reasons: list[str]) -> str:
 
 
 def least(cells: Sequence[str]) -> str:
-    """Return the least decibels among cells; "refused" where none has any.
+    """Return the least decibels among cells that are taken, and how many are; or what there is instead.
 
     >>> least(["inf/80", "53/41", "it takes weights of int8"]), least(["it takes weights of int8"])
-    ('53', 'refused')
+    ('53 (2 of 3)', 'refused')
+    >>> least(["13<25", "14<25"]), least(["runtimes(openvino)", "it takes weights of int8"])
+    ('missed', 'runtimes(openvino)')
+    >>> least(["inf/80", "not run"]), least(["not run"])
+    ('inf', 'not run')
     """
-    found = [each[1] for text in cells if (each := _FIGURES.fullmatch(text))]
-    return min(found, key=float) if found else "refused"
+    known = [text for text in cells if text != _NOT_RUN]
+    found = [each[1] for text in known if "/" in text and (each := _FIGURES.fullmatch(text))]
+    if found:
+        return min(found, key=float) + (f" ({len(found)} of {len(known)})" if len(found) < len(known) else "")
+    sessions = [text for text in known if text.startswith("runtimes(")]
+    refused = next(iter(sessions), "refused") if known else _NOT_RUN
+    return "missed" if any(map(is_figures, known)) else refused
 
 
 def main() -> None:
@@ -159,14 +127,14 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    cells, earlier = read(options.result), recorded.commands_of(options.result)
+    cells: Cells = {}
     for subject in options.models:
         for scheme in options.schemes:
             for target, text in row(subject, scheme, options.targets):
                 cells[f"{subject}, {scheme}", target] = text
             print(f"{subject}, {scheme}", file=sys.stderr, flush=True)
-    with recorded.recording(options.result, earlier) as out:
-        tell(out, cells)
+    with recorded.recording(options.result, recorded.commands_of(options.result)) as out:
+        tell(out, read(options.result) | cells)
 
 
 if __name__ == "__main__":

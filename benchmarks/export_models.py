@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 import attrs
 import torch
 from torch import Tensor, nn
 
-from language_models import WIKI_LLAMA
 from tico.quantization import GPTQConfig, PT2EConfig, PTQConfig, convert, prepare
 from tico.quantization.config import BaseConfig, DType, PerToken, QScheme, affine
 
+_WIKI_LLAMA: Final = Path(__file__).parents[1] / "examples" / "wiki_llama"
 TOKENS: Final = torch.arange(48).view(2, 24) * 7 % 61 + 1
 _SIZES: Final = {
     "vocab_size": 64,
@@ -67,18 +68,20 @@ def _llama() -> nn.Module:
 
 
 def _embedded() -> nn.Module:
+    """Return the trained language model of the examples, cut off after its first block."""
     from transformers import LlamaForCausalLM
 
-    made: nn.Module = LlamaForCausalLM.from_pretrained(
-        WIKI_LLAMA, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    made = LlamaForCausalLM.from_pretrained(
+        _WIKI_LLAMA, dtype=torch.float32, attn_implementation="eager", local_files_only=True
     )
+    made.model.layers, made.config.num_hidden_layers = made.model.layers[:1], 1
     return made
 
 
 def _qwen() -> nn.Module:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    sizes = {**_SIZES, "head_dim": 32}
+    sizes = {**_SIZES, "head_dim": 32, "num_hidden_layers": 1}
     return Qwen3ForCausalLM(Qwen3Config.from_dict(sizes, attn_implementation="eager"))
 
 
@@ -97,6 +100,7 @@ SUBJECTS: Final[Mapping[str, Subject]] = {
 }
 
 _INT8, _UINT8 = affine(DType.int(8)), affine(DType.uint(8))
+_TOKEN = affine(DType.int(8), granularity=PerToken())
 _ASYMMETRIC = affine(DType.int(8), QScheme.PER_TENSOR_ASYMM)
 
 
@@ -107,7 +111,9 @@ def _gptq(group: int | None, *, symmetric: bool) -> GPTQConfig:
 SCHEMES: Final[Mapping[str, BaseConfig]] = {
     "W8A8": PTQConfig(activation=_UINT8, weight=_INT8),
     "W8A8 int8": PTQConfig(activation=_ASYMMETRIC, weight=_INT8),
-    "W8A8 per token": PTQConfig(activation=affine(DType.int(8), granularity=PerToken()), weight=_INT8),
+    "W8A8 per token": PTQConfig(activation=_TOKEN, weight=_INT8),
+    "W8A8 linear": PTQConfig(activation=_INT8, weight=_INT8, scope="linear"),
+    "W8A8 per token linear": PTQConfig(activation=_TOKEN, weight=_INT8, scope="linear"),
     "W8A16": PTQConfig(activation=affine(DType.int(16)), weight=_INT8),
     "W4 g32": _gptq(32, symmetric=False),
     "W4 g32 sym": _gptq(32, symmetric=True),

@@ -10,7 +10,14 @@ from typing import Final
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 import export_gptq
 from export_models import TOKENS
@@ -211,6 +218,49 @@ def test_what_the_format_cannot_hold_is_refused(case: str, tmp_path: Path) -> No
     with pytest.raises(UnsupportedError, match=reason):
         export(quantized(config), tmp_path / "m", target)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", [GPTQFormat(), AWQFormat()])
+def test_transposed_layers_are_refused(target: ExportTarget, tmp_path: Path) -> None:
+    """Readers of AWQ leave ``Conv1D`` in float, and those of GPTQ fail to replace it."""
+    sizes = {"n_embd": 32, "n_head": 2, "n_layer": 1, "vocab_size": 64, "n_positions": 64}
+    made: nn.Module = GPT2LMHeadModel(GPT2Config.from_dict(sizes))
+    prepared = prepare(made.eval(), gptq(), args=(TOKENS,))
+    prepared(TOKENS)
+    with pytest.raises(UnsupportedError, match=r"c_attn: .*layers of Linear, and this one has a Conv1D"):
+        export(convert(prepared), tmp_path / "m", target)
+
+
+class MixerConfig(PretrainedConfig):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    """The config of a mixer, which has nothing in it."""
+
+
+class Mixer(PreTrainedModel):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    """Two blocks of a linear layer and a convolution."""
+
+    config_class = MixerConfig
+
+    def __init__(self, config: MixerConfig) -> None:
+        """Make the blocks."""
+        super().__init__(config)
+        parts = [nn.ModuleDict({"mix": nn.Conv2d(32, 32, 1), "out": nn.Linear(32, 32)}) for _ in range(2)]
+        self.blocks = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the linear layers make of `x`."""
+        for each in self.blocks:
+            x = each["out"](x)  # type: ignore[index]  # a dictionary of layers
+        return x
+
+
+def test_convolutions_in_blocks_are_told_from_integer_layers(tmp_path: Path) -> None:
+    """The reader replaces every convolution of a block, unless the config names the layers."""
+    config = gptq(overrides={"*.mix": no_quant()})
+    made: nn.Module = Mixer(MixerConfig())
+    prepared = prepare(made.eval(), config, args=(torch.eye(32),))
+    prepared(torch.eye(32))
+    export(convert(prepared), tmp_path / "m", GPTQFormat(version=2))
+    assert settings_in(tmp_path / "m")["modules_in_block_to_quantize"] == [["out"]]
 
 
 def test_zero_points_of_zero_are_refused_in_the_first_version(tmp_path: Path) -> None:

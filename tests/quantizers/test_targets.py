@@ -8,11 +8,13 @@ import attrs
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tico.quantization import AWQConfig, GPTQConfig, PTQConfig, SmoothQuantConfig, convert, prepare
 from tico.quantization.config import (
     BaseConfig,
     ConfigError,
+    DeploymentProfile,
     DType,
     ModuleConfig,
     UnsupportedError,
@@ -95,6 +97,23 @@ def test_static_groups_keep_the_order_legal() -> None:
     """Groups are runs of neighbouring columns then."""
     config = GPTQConfig(group_size=32, act_order=True, static_groups=True, target=profiles.VLLM)
     prepare(model(), config)
+
+
+@pytest.mark.parametrize("kind", [GPTQConfig, PTQConfig])
+@pytest.mark.parametrize("target", [profiles.VLLM, profiles.LLAMA_CPP, profiles.GPTQMODEL])
+def test_transposed_layers_are_refused_where_the_file_has_no_place_for_them(
+    kind: type[GPTQConfig | PTQConfig], target: DeploymentProfile
+) -> None:
+    """Those of GPT-2: what reads checkpoints puts integers in the place of ``Linear`` alone."""
+    sizes = {"n_embd": 32, "n_head": 2, "n_layer": 1, "vocab_size": 32, "n_positions": 16}
+    made: nn.Module = GPT2LMHeadModel(GPT2Config.from_dict(sizes))
+    with unchanged(made), pytest.raises(ConfigError, match=r"the layer is transposed_linear") as caught:
+        prepare(made, target.config(kind))
+    block = "transformer.h.0"
+    names = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    found = [each for each in caught.value.problems if each.field == "kind"]
+    assert {each.module for each in found} == {f"{block}.{name}" for name in names}
+    prepare(made, profiles.ONNX_RUNTIME.config(kind))
 
 
 def test_layers_computed_as_one_need_one_format() -> None:

@@ -17,7 +17,7 @@ from tico_config._problem import Found, Problem
 from tico_config.validation import refuse
 
 Bias = Literal["int32", "float"]
-_PRODUCTS: Final = ("linear", "head")
+_PRODUCTS: Final = ("linear", "transposed_linear", "head")
 
 
 class Targeted(Protocol):

@@ -68,7 +68,8 @@ class LayerFormat(NamedFields):
     Attributes:
         path: the layer's path in the model.
         kind: what it computes, such as ``linear``, ``head``, ``embedding`` or ``conv2d``, else the name of
-            its class; None where it is not known.
+            its class; ``transposed_linear`` where the float weight has a row for each input; None where it
+            is not known.
         weight: the format of the weight; None for floats.
         inputs: the format of what it reads; None for floats.
         inputs_known: whether `inputs` says so; an algorithm for weights alone leaves them to the next one.

@@ -46,6 +46,9 @@ C = TypeVar("C", bound=CheckpointTarget)
 class CheckpointExporter(Exporter[C]):
     """Writes what is left in float by the names of the float model, and layers as a format has them."""
 
+    layer_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
+    """The float layers in whose place what reads the folder puts integer ones, unless they are left out."""
+
     @abstractmethod
     def layer_problems(self, source: Source, model: nn.Module) -> Iterator[Problem]:
         """Yield the layers that the format has no place for; `model` is the float model, without values."""
@@ -56,7 +59,7 @@ class CheckpointExporter(Exporter[C]):
 
     @abstractmethod
     def quantization_config(self, source: Source, linear: Collection[str]) -> Mapping[str, object]:
-        """Return ``quantization_config``, given the paths of all linear layers of the float model."""
+        """Return ``quantization_config``, given the paths of all `layer_types` of the float model."""
 
     def problems(self, source: Source) -> Iterable[Problem]:
         """Yield the layers, points and modules that the format has no place for."""
@@ -67,7 +70,7 @@ class CheckpointExporter(Exporter[C]):
     def write(self, source: Source, example: Example | None, path: Path) -> None:
         """Write tensors, configs and tokenizer."""
         modules = float_model(source).named_modules()
-        linear = [name for name, each in modules if isinstance(each, nn.Linear)]
+        linear = [name for name, each in modules if isinstance(each, self.layer_types)]
         path.mkdir()
         write_shards(path, self._tensors(source), self.target.shard_bytes)
         write_beside(source, path, self.quantization_config(source, linear))

@@ -27,13 +27,17 @@ def float_model(source: Source) -> nn.Module:
     kind, config = type(source.model), source.config
     if config is None or not _is_of_transformers(kind):
         expected = "a model of transformers, which reads the folder"
-        raise UnsupportedError(Problem(field="model", value=Found(f"a {kind.__name__}"), expected=expected))
+        found, remedy = Found(f"a {kind.__name__}"), "export its graph, for example by Onnx() or PT2()"
+        raise UnsupportedError(Problem(field="model", value=found, expected=expected, remedy=remedy))
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             made: nn.Module = kind(deepcopy(config))
     except Exception as error:
         found, expected = Found(f"one that it refuses ({error})"), f"a config that {kind.__name__} takes"
-        raise UnsupportedError(Problem(field="config", value=found, expected=expected)) from error
+        remedy = "give the model the config that its class made it from"
+        raise UnsupportedError(
+            Problem(field="config", value=found, expected=expected, remedy=remedy)
+        ) from error
     return made
 
 

@@ -67,4 +67,5 @@ def _names(source: Source, model: nn.Module) -> Iterator[Problem]:
             value=Found(f"one in {one} alone"),
             expected=f"the tensors of {kind}",
             sentence=f"{one} has such a tensor, and {other} has none",
+            remedy=f"convert a model with the tensors of {kind}, or export its graph",
         )

@@ -92,8 +92,9 @@ class ExecuTorchExporter(Exporter[ExecuTorch]):
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             sentence = f"ExecuTorch cannot lower the model: {first}"
             found, expected = Found(type(error).__name__), "a model that ExecuTorch lowers"
+            remedy = "see the error that this one was raised from"
             raise UnsupportedError(
-                Problem(field="model", value=found, expected=expected, sentence=sentence)
+                Problem(field="model", value=found, expected=expected, sentence=sentence, remedy=remedy)
             ) from error
         path.write_bytes(content)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tico_config import ConfigError, Problem
 from tico_export.checkpoints import CheckpointExporter, CheckpointTarget
 from tico_export.gptqmodel import (
+    GPTQ_LAYERS,
     gptq_config,
     gptq_problems,
     gptq_tensors,
@@ -54,6 +55,8 @@ class GPTQFormat(CheckpointTarget):
 @final
 class GPTQFormatExporter(CheckpointExporter[GPTQFormat]):
     """Packs codes along the input features, and says which layers of a block are integers."""
+
+    layer_types = GPTQ_LAYERS
 
     def layer_problems(self, source: Source, model: nn.Module) -> Iterator[Problem]:
         """Yield the layers that the format has no place for."""

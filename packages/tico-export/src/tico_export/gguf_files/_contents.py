@@ -21,6 +21,7 @@ from tico_export.source import IntegerWeight, Source
 _EMBEDDING: Final = "token_embd.weight"
 _HEAD: Final = "output.weight"
 _KINDS: Final = ("linear", "embedding")
+_FLOAT: Final = "leave it in float, by an override of its path with no_quant()"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -86,7 +87,8 @@ def content_problems(source: Source, *, nearest: bool) -> Iterator[Problem]:
         found = Found("no model of transformers" if kind is None else str(kind))
         known = ", ".join(ARCHITECTURES)
         sentence = f"GGUF is written for {known} of transformers, and this is {found}"
-        yield Problem(field="model", value=found, expected=f"one of {known}", sentence=sentence)
+        expected, remedy = f"one of {known}", "export it by Onnx(), OpenVINO() or CompressedTensors()"
+        yield Problem(field="model", value=found, expected=expected, sentence=sentence, remedy=remedy)
         return
     yield from config_problems(source.config)
     yield from _grid_problems(source)
@@ -97,20 +99,23 @@ def content_problems(source: Source, *, nearest: bool) -> Iterator[Problem]:
             yield from _weight_problems(each, nearest=nearest)
         elif each.dtype not in FLOAT_TYPES:
             expected = ", ".join(str(dtype) for dtype in FLOAT_TYPES)
-            yield Problem(module=name, field="dtype", value=Found(str(each.dtype)), expected=expected)
+            found, remedy = Found(str(each.dtype)), "cast it to float32 before the export"
+            yield Problem(module=name, field="dtype", value=found, expected=expected, remedy=remedy)
     for name in (_EMBEDDING, "output_norm.weight"):
         if name not in contents.named:
-            found, expected = Found("none"), "a causal language model, with its head"
-            yield Problem(field="model", value=found, expected=expected, sentence=f"the model has no {name}")
+            found, sentence = Found("none"), f"the model has no {name}"
+            expected, remedy = "a causal language model, with its head", "convert the model with its head"
+            yield Problem(field="model", value=found, expected=expected, sentence=sentence, remedy=remedy)
 
 
 def _weight_problems(weight: IntegerWeight, *, nearest: bool) -> Iterator[Problem]:
     if weight.kind not in _KINDS:
-        yield Problem(module=weight.path, field="kind", value=Found(weight.kind), expected="a linear layer")
+        found, expected = Found(weight.kind), "a linear layer or an embedding"
+        yield Problem(module=weight.path, field="kind", value=found, expected=expected, remedy=_FLOAT)
         return
     factor = weight.settings.get("factor", 1.0)
     if factor != 1.0:
-        yield Problem(module=weight.path, field="factor", value=factor, expected="1")
+        yield Problem(module=weight.path, field="factor", value=factor, expected="1", remedy=_FLOAT)
     problem = block_problem(weight, nearest=nearest)
     if problem is not None:
         yield problem
@@ -127,7 +132,10 @@ def _grid_problems(source: Source) -> Iterator[Problem]:
     for path, other in source.others.items():
         sentence = f"GGUF has no place for {type(other).__name__}"
         found, expected = Found(type(other).__name__), "layers with integer weights"
-        yield Problem(module=path, field="module", value=found, expected=expected, sentence=sentence)
+        remedy = "leave this part of the model as it was"
+        yield Problem(
+            module=path, field="module", value=found, expected=expected, sentence=sentence, remedy=remedy
+        )
 
 
 def _no_grid(path: str, field: str, label: str) -> Problem:
@@ -140,8 +148,10 @@ def _no_grid(path: str, field: str, label: str) -> Problem:
 
 def _unknown(name: str, architecture: Architecture) -> Problem:
     sentence = f"llama.cpp's {architecture.name} has no such tensor"
-    expected = "the tensors of a causal language model"
-    return Problem(module=name, field="tensor", value=Found(name), expected=expected, sentence=sentence)
+    expected, remedy = "the tensors of a causal language model", "export the model by CompressedTensors()"
+    return Problem(
+        module=name, field="tensor", value=Found(name), expected=expected, sentence=sentence, remedy=remedy
+    )
 
 
 def _tensors(source: Source) -> dict[str, IntegerWeight | Tensor]:

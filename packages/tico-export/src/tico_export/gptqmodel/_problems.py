@@ -9,6 +9,7 @@ from torch import nn
 
 from tico_config import Found, LayerBlocks, Problem
 from tico_export.source import IntegerWeight, Source
+from tico_modules import TransposedLinear
 
 _MULTIPLE: Final = 32
 _SIZES: Final = (16, 32, 64, 128, 256, 512, 1024)  # of groups, which GPTQModel 7.7 has kernels for
@@ -28,6 +29,10 @@ _SCALED: Final = (
 """Types of models in which readers of AWQ expect activations that are divided by scales of their own."""
 
 
+GPTQ_LAYERS: Final[tuple[type[nn.Module], ...]] = (nn.Linear, TransposedLinear, nn.Conv2d)
+"""The float layers that optimum 2.3 replaces where it loads a folder in the format of GPTQ."""
+
+
 def gptq_problems(source: Source, model: nn.Module, version: int) -> Iterator[Problem]:
     """Yield everything of the layers of `source` that the format of GPTQ cannot hold; `model` is in float."""
     name = f"GPTQ's format, version {version},"
@@ -35,8 +40,8 @@ def gptq_problems(source: Source, model: nn.Module, version: int) -> Iterator[Pr
         misfits = [*_of_layer(weight, model, path, (2, 3, 4, 8), _SIZES), *_of_zero_points(weight, version)]
         yield from _problems(name, path, misfits)
     yield from _mixed(name, source)
-    linear = {path for path, each in model.named_modules() if isinstance(each, nn.Linear)}
-    if source.weights and LayerBlocks.of(source.weights, linear - source.weights.keys()) is None:
+    layers = {path for path, each in model.named_modules() if isinstance(each, GPTQ_LAYERS)}
+    if source.weights and LayerBlocks.of(source.weights, layers - source.weights.keys()) is None:
         yield Problem(
             field="layers",
             value=Found("others"),

@@ -99,7 +99,10 @@ def _point_path(path: str, modules: Mapping[str, nn.Module]) -> str:
 
 def _require_converted(model: object) -> None:
     if not isinstance(model, nn.Module):
-        raise UnsupportedError(Problem(field="model", value=model, expected="a converted model"))
+        remedy = "pass what convert returned"
+        raise UnsupportedError(
+            Problem(field="model", value=model, expected="a converted model", remedy=remedy)
+        )
     _require_finished(model)
     if not any(isinstance(each, RestorableModule) or runs_of(each) for _, each in named_modules(model)):
         found = Found("a model with neither integer layers nor grids")

@@ -50,7 +50,7 @@ def layer_kind(module: nn.Module, heads: Collection[nn.Module] = ()) -> str:
     if isinstance(module, QuantizedModule):
         return module.kind.rpartition(".")[2]
     if isinstance(module, TransposedLinear):
-        return "linear"
+        return "transposed_linear"
     found = (kind for base, kind in _KINDS.items() if isinstance(module, base))
     return next(found, type(module).__name__)
 

@@ -48,6 +48,7 @@ from tico_wrapq.steps import StepPoints
 
 _ASKED = "the config leaves it float"
 _OUT_OF_SCOPE = "scope='linear' is for linear layers"
+_NO_LAYERS = "use scope='all', which takes modules that read the weights of their layers, or GPTQConfig"
 _HEAD = "scope='linear' is for an output embedding only if an override has its exact path"
 
 
@@ -149,7 +150,7 @@ def _reason_out_of_scope(site: ModuleSite, heads: tuple[nn.Module, ...], config:
     kind = layer_kind(site.adopted, heads)
     if kind == "head":
         return "" if site.path in config.overrides else _HEAD
-    return "" if kind == "linear" else _OUT_OF_SCOPE
+    return "" if kind in ("linear", "transposed_linear") else _OUT_OF_SCOPE
 
 
 def _is_named(config: PTQConfig, path: str) -> bool:
@@ -318,7 +319,12 @@ def _match_problems(found: list[ModuleSite], specs: dict[str, QuantSpec], config
     if not stepped and not any(spec.is_quantized for spec in specs.values()):
         expected, got = "one with a module to quantize", Found("a model with none")
         sentence = "the model has no module with a point or weight to quantize"
-        problems.append(Problem(field="model", value=got, expected=expected, sentence=sentence))
+        remedy = (
+            _NO_LAYERS if config.scope == "linear" else "ask for integers by activation, weight or overrides"
+        )
+        problems.append(
+            Problem(field="model", value=got, expected=expected, sentence=sentence, remedy=remedy)
+        )
     return problems
 
 
