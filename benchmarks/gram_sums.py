@@ -67,7 +67,7 @@ def by_digits(chunks: Sequence[Tensor], maximum: Tensor) -> Tensor:
         first, second, third = _digits(torch.ldexp(chunk, -exponent))
         pairs = ((first, first), (first, second), (first, third), (second, second))
         for total, (one, other) in zip(sums, pairs, strict=True):
-            total += torch._int_mm(one.T.contiguous(), other)
+            total.add_(torch._int_mm(one.T.contiguous(), other))
     high, middle, low, square = (total.double() for total in sums)
     step = 2.0**-_DIGIT
     total = high + step * (middle + middle.T) + step**2 * (low + low.T + square)
