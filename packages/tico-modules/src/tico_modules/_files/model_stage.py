@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +56,11 @@ def save_stage(model: nn.Module, path: Path) -> None:
         OSError: the file cannot be written.
     """
     tensors, aliases = name_tensors(model)
+    write_sealed(path, _described(model, aliases), tensors)
+
+
+def _described(model: nn.Module, aliases: Mapping[str, str]) -> str:
+    """Return in JSON what a file holds of `model` besides tensors."""
     modules = dict(named_modules(model))
     runs = collect_runs(modules.values())
     float_runs = {
@@ -68,7 +74,7 @@ def save_stage(model: nn.Module, path: Path) -> None:
         "modules": {place: describe_module(module, runs) for place, module in find_restorable(model)},
         "runs": [run.to_values() for run in runs],
     }
-    write_sealed(path, json.dumps(about, sort_keys=True, allow_nan=False), tensors)
+    return json.dumps(about, sort_keys=True, allow_nan=False)
 
 
 @torch.inference_mode(mode=False)
