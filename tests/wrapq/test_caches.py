@@ -22,8 +22,10 @@ from transformers import (
 from llama_families import TOKENS, padded
 from tico.quantization import PTQConfig, convert, prepare
 from tico.quantization.config import DType, affine
+from tico_config import UnsupportedError
 from tico_quantizers.testing import seeded
 from tico_wrapq import QuantPoint, StepPoints
+from tiny_models import tiny_llama, values
 
 CONFIG: Final = PTQConfig(activation=affine(DType.int(16)), steps="auto", on_uncalibrated="skip")
 LENGTH: Final = TOKENS.shape[1]
@@ -213,3 +215,23 @@ def test_a_decoder_reads_the_encoder_once(family: str, attention: str, cache: st
     model = convert(prepared)
     assert isinstance(model, PreTrainedModel)
     assert near(translated_one_by_one(model, both_caches(model, cache)), translated(model)).all()
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_an_attention_takes_its_cache_by_either_name(name: str) -> None:
+    """Versions of transformers give it by one or the other; the next token attends to what is in it."""
+    model = prepare(tiny_llama(), PTQConfig())
+    attention, cache = model.get_submodule("model.layers.0.self_attn"), DynamicCache()
+    for start, stop, keys in ((0, 2, 2), (2, 3, 3)):
+        turns = values(1, 1, stop - start, 8), values(2, 1, stop - start, 8)
+        _, weights = attention(values(3, 1, stop - start, 16), turns, None, **{name: cache})
+        assert weights.shape[-1] == keys
+
+
+def test_a_cache_by_an_unknown_name_is_refused() -> None:
+    """It would be left out in silence."""
+    attention = prepare(tiny_llama(), PTQConfig()).get_submodule("model.layers.0.self_attn")
+    turns = values(1, 1, 2, 8), values(2, 1, 2, 8)
+    with pytest.raises(UnsupportedError, match="a cache under the name of") as caught:
+        attention(values(3, 1, 2, 16), turns, None, memory=DynamicCache())
+    assert (caught.value.module, caught.value.field) == ("model.layers.0.self_attn", "memory")

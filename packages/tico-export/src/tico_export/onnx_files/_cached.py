@@ -116,6 +116,7 @@ class WithCache(nn.Module):
         self.model = model
         self.last = logits == "last"
         self.keeps = self.last and _KEPT in inspect.signature(model.forward).parameters
+        self.cache_name = _cache_name(model)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: list[Tensor]
@@ -128,8 +129,8 @@ class WithCache(nn.Module):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=True,
+            **{self.cache_name: cache},
             **{_KEPT: 1} if self.keeps else {},
         )
         logits: Tensor = output.logits[:, -1:] if self.last else output.logits
@@ -147,9 +148,8 @@ def check_logits(logits: object) -> None:
 
 def cache_problems(source: Source) -> Iterator[Problem]:
     """Yield why keys and values of a model cannot be inputs and outputs: not all layers have them."""
-    forward = inspect.signature(source.model.forward).parameters
     config = source.config
-    layers = [] if config is None or "past_key_values" not in forward else _layers(config)
+    layers = [] if config is None or not _cache_name(source.model) else _layers(config)
     if not layers or any(each != _PLAIN for each in layers):
         kinds = ", ".join(sorted(set(layers))) or "none"
         yield Problem(
@@ -159,6 +159,12 @@ def cache_problems(source: Source) -> Iterator[Problem]:
             sentence=f"the layers of the model keep {kinds}, and a file has keys and values of all tokens",
             remedy="use cache=False",
         )
+
+
+def _cache_name(model: nn.Module) -> str:
+    """Return by which name a model takes its cache, `cache` since transformers 5.24; "" if it takes none."""
+    named = inspect.signature(model.forward).parameters
+    return next((each for each in ("cache", "past_key_values") if each in named), "")
 
 
 def _layers(config: object) -> list[str]:

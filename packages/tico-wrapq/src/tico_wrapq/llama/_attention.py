@@ -120,13 +120,19 @@ class QuantLlamaAttention(QuantModuleBase):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | _Missing | None = _Missing.MISSING,
         past_key_values: KeyValueCache | None = None,
+        cache: KeyValueCache | None = None,
         **kwargs: object,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the output (batch, tokens, width) and the weights (batch, heads, tokens, keys).
 
+        The cache has either name: `cache` is that of transformers 5.24 and later.
+
         Raises:
-            UnsupportedError: an argument is missing that the float module needs.
+            UnsupportedError: an argument is missing that the float module needs, or there is a cache by
+                another name.
         """
+        self._refuse_caches(kwargs)
+        kept = past_key_values if cache is None else cache
         if attention_mask is _Missing.MISSING:
             self._refuse_missing("attention_mask", needed=self.requires_mask)
             attention_mask = None
@@ -141,8 +147,8 @@ class QuantLlamaAttention(QuantModuleBase):
             )
             query, key = self._rotated("q", query, cos, sin), self._rotated("k", key, cos, sin)
         key, value = self.point("key")(key), self.point("value")(value)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if kept is not None:
+            key, value = kept.update(key, value, self.layer_idx)
         weights = self._weights(query, _repeated(key, self.num_key_value_groups), attention_mask)
         mixed = torch.matmul(weights, _repeated(value, self.num_key_value_groups))
         mixed = self.point("attn_out")(mixed).transpose(1, 2)
@@ -160,6 +166,20 @@ class QuantLlamaAttention(QuantModuleBase):
         names = ("q_rotated", "key", "softmax", "value")
         points = dict(self.named_points())
         return all(points[name].is_quantized for name in names if name in points)
+
+    def _refuse_caches(self, others: Mapping[str, object]) -> None:
+        """Refuse a cache among arguments that are not read: what it holds would be left out in silence."""
+        for name, value in others.items():
+            if hasattr(value, "get_seq_length"):
+                raise UnsupportedError(
+                    Problem(
+                        module=self.path,
+                        field=name,
+                        value=Found(f"a {type(value).__name__}"),
+                        expected="a cache under the name of cache or past_key_values",
+                        remedy="install a version of transformers that this package names",
+                    )
+                )
 
     def _refuse_missing(self, name: str, *, needed: bool) -> None:
         if needed:
