@@ -27,7 +27,7 @@ from tico_export.onnx_files import (
     onnx_program,
     save_onnx,
 )
-from tico_export.openvino_files import BEAM, Graph, keep_state
+from tico_export.openvino_files import BEAM, Graph, keep_state, name_by_place
 from tico_export.program import fed, floats_of, grids_in, kernel_bound
 from tico_export.protocol import (
     Consumer,
@@ -111,6 +111,7 @@ class OpenVINOExporter(Exporter[OpenVINO]):
             converted: Graph = openvino.convert_model(str(file))
             if self.target.cache:
                 keep_state(converted, CacheShape.of(source).kept())
+            name_by_place(converted)
             openvino.save_model(converted, str(path), compress_to_fp16=False)
 
     def consumer(self, source: Source) -> Consumer:

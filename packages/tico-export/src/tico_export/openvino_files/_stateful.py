@@ -7,6 +7,7 @@ from typing import Final, Protocol
 
 import torch
 
+from tico_export.openvino_files._names import Named, Ordered
 from tico_export.protocol import require_extra
 
 BEAM: Final = "beam_idx"
@@ -40,11 +41,8 @@ class Port(Protocol):
         """Return where it is read."""
 
 
-class Node(Protocol):
+class Node(Named, Protocol):
     """An operation of a graph."""
-
-    def get_type_name(self) -> str:
-        """Return its type."""
 
     def output(self, index: int, /) -> Port:
         """Return one of its values."""
@@ -56,7 +54,7 @@ class Node(Protocol):
         """Read other values."""
 
 
-class Graph(Protocol):
+class Graph(Ordered, Protocol):
     """A model of OpenVINO."""
 
     def input(self, name: str, /) -> Port:
