@@ -177,7 +177,7 @@ class QuantLlamaAttention(QuantModuleBase):
                         field=name,
                         value=Found(f"a {type(value).__name__}"),
                         expected="a cache under the name of cache or past_key_values",
-                        remedy="install a version of transformers that this package names",
+                        remedy="pass it by one of these names, or install a transformers that does",
                     )
                 )
 
