@@ -96,5 +96,5 @@ def test_one_process_goes_on_where_a_rank_was_killed(
 
     monkeypatch.setattr(_layer, "solve_by", counted)
     quantize("list", BATCHES, folder / "killed")
-    assert len(solved) == 7
+    assert len(solved) == 4  # inputs of the layers of one block
     assert files(folder / "killed") == files(folder / "expected list")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,11 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return the numbers of columns of the layers that the solver is called for."""
     found: list[int] = []
 
-    def counted(weight: Tensor, *args: object, **kwargs: object) -> object:
-        found.append(weight.shape[1])
+    def counted(weights: Sequence[Tensor], *args: object, **kwargs: object) -> object:
+        found.extend(weight.shape[1] for weight in weights)
         if len(found) == 6:
             raise KeyboardInterrupt
-        return solve_by(weight, *args, **kwargs)  # type: ignore[arg-type]
+        return solve_by(weights, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(_layer, "solve_by", counted)
     return found

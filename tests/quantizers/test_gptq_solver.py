@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 import gptq_reference as reference
-from tico_config import GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec
+from tico_config import GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec, SuperBlock
 from tico_quantizers.algorithms.gptq import Solution, quantize_weight, solve
+from tico_quantizers.solvers import factored, solve_by
 from tiny_models import values
 
 
@@ -68,6 +69,50 @@ def test_threads_do_not_change_a_bit(rows: int, columns: int, config: GPTQConfig
         assert torch.equal(one.scale, other.scale)
         assert torch.equal(one.zero_point, other.zero_point)
         assert one.loss == other.loss
+
+
+def _same(one: Solution, other: Solution) -> bool:
+    """Return whether two solutions are equal in every field."""
+    pairs = zip(attrs.astuple(one, recurse=False), attrs.astuple(other, recurse=False), strict=True)
+    return all(
+        isinstance(b, Tensor) and torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs
+    )
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTQConfig(group_size=32),
+        GPTQConfig(group_size=40, act_order=True, static_groups=True, observer=HessianMSESpec(30)),
+        GPTQConfig(group_size=40, act_order=True),
+        GPTQConfig(per_tensor=True, observer=MSESpec(20)),
+        GPTQConfig(symmetric=True, observer=PercentileSpec(1, 99)),
+        GPTQConfig(group_size=32, super_block=SuperBlock(scale_bits=6, offset_bits=6)),
+    ],
+    ids=reference.fields_of,
+)
+@pytest.mark.parametrize("drifts", [False, True])
+def test_weights_together_have_the_bits_of_each_alone(config: GPTQConfig, drifts: bool) -> None:
+    """Whatever their numbers of rows are; a weight that is all zeros, too."""
+    columns = 333 if config.super_block is None else 256
+    gram = reference.correlated_gram(columns, 1000)
+    factor = factored(gram, config, values(36, columns, columns).double() if drifts else None)
+    weights = [values(seed, rows, columns) for seed, rows in ((1, 31), (2, 1), (3, 48), (4, 100))]
+    weights.append(torch.zeros(5, columns))
+    together = solve_by(weights, factor, config)
+    alone = [solve_by([weight], factor, config)[0] for weight in weights]
+    assert all(map(_same, together, alone))
+
+
+def test_a_hopeless_weight_is_rounded_to_nearest_alone() -> None:
+    """Targets that drift beyond the finite numbers in one weight leave the others what they are."""
+    config = GPTQConfig()
+    gram = reference.correlated_gram(40, 1000)
+    factor = factored(gram, config, torch.full_like(gram, 0.1 * float(gram.diagonal().mean())))
+    good, bad = values(1, 8, 40), values(2, 8, 40) * 1e37
+    found = solve_by([good, bad], factor, config)
+    assert [each.rounded_only for each in found] == [False, True]
+    assert _same(found[0], solve_by([good], factor, config)[0])
 
 
 @pytest.mark.usefixtures("_threads_restored")

@@ -13,7 +13,7 @@ from torch import nn
 from tico_config import GPTQConfig
 from tico_modules import Edit, PackedWeight
 from tico_quantizers import QuantizedModule, find_blocks
-from tico_quantizers.algorithms.gptq._layer import ReadInput, solve_layer
+from tico_quantizers.algorithms.gptq._layer import ReadInput, solve_layers
 from tico_quantizers.calibration import GroupedGram
 from tico_quantizers.layers import (
     Layer,
@@ -54,7 +54,7 @@ def by_definition(
     for number in paths:
         layers = {path: layer for path, layer in plan.layers.items() if homes.get(id(layer)) == number}
         for path, gram in _grams(model, layers, batches).items():
-            found[path] = solve_layer(plan.targets[path], ReadInput(gram)).packed
+            found[path] = solve_layers([plan.targets[path]], ReadInput(gram))[0].packed
             if number is not None:
                 with Edit() as edit:
                     edit.replace(model, layers[path], with_weight(layers[path], found[path]))

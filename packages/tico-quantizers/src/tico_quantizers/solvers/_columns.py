@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -68,25 +69,33 @@ class _Leaf:
 
 
 class Columns:
-    """The columns of one weight as rows: `error` has that of those done, and the weight of the others.
+    """The columns of weights side by side, as rows; `error` has that of those done, and else the weights.
 
-    Done columns need no target any more, so its memory takes their `codes`. Behind the rows of the weight,
-    as many of zeros make them whole (see `tico_observers.products`): they stay zeros, and change no grid.
+    Done columns need no target any more, so its memory takes their `codes`. Behind the rows of each weight,
+    as many of zeros make them whole (see `tico_observers.products`), so that a weight gets the same codes
+    beside others as alone: they stay zeros, and change no grid. `parts` are where the rows of each weight
+    are, and `grids` and `norms` are given for each of them.
     """
 
-    def __init__(self, weight: Tensor, factor: Factor, config: GPTQConfig) -> None:
-        (rows, size), static, hessian = weight.shape, config.static_groups, factor.hessian
+    def __init__(self, weights: Sequence[Tensor], factor: Factor, config: GPTQConfig) -> None:
+        size, static, hessian = len(factor.hessian), config.static_groups, factor.hessian
         # Static groups are runs of the columns as they are given, others of the columns as they are handled.
         self.rule = GridRule(config, hessian.gram.diagonal() if static else hessian.diagonal())
-        self.rows = rows
-        self.error = whole_columns(transposed(weight))
+        wholes = [whole_columns(transposed(weight)) for weight in weights]
+        ends = list(itertools.accumulate(whole.shape[1] for whole in wholes))
+        self._wholes = [slice(end - whole.shape[1], end) for end, whole in zip(ends, wholes, strict=True)]
+        self.parts = [
+            slice(each.start, each.start + len(weight))
+            for each, weight in zip(self._wholes, weights, strict=True)
+        ]
+        self.error = torch.cat(wholes, 1) if len(wholes) > 1 else wholes[0]
         if hessian.order is not None:
             self.error = self.error[hessian.order]
         self._target = self.error.clone()
         self.codes = self._target.view(torch.int32)
-        self.norms = torch.empty(2, size, dtype=torch.float64, device=weight.device)
-        self.grids: list[GroupGrid] = []
-        self.group_of = torch.arange(size, device=weight.device) // self.rule.group
+        self.norms = self.error.new_empty(len(weights), 2, size, dtype=torch.float64)
+        self.grids: list[list[GroupGrid]] = [[] for _ in weights]
+        self.group_of = torch.arange(size, device=self.error.device) // self.rule.group
         self._grids: list[_Grid] = []
         self._zero_points: list[Tensor] = []
         self._wide = False
@@ -94,7 +103,7 @@ class Columns:
         # With what the targets were when they were rounded.
         self._drift = None if factor.drift is None else (factor.drift, torch.empty_like(self.error))
         if static:
-            self._fix_grids(weight.T, hessian.order)
+            self._fix_grids(weights, hessian.order)
         self._groups: list[int] = self.group_of.tolist()
         self._leaf = _Leaf(min(_LEAF_COLUMNS, self._span), self.error)
 
@@ -103,27 +112,41 @@ class Columns:
         """How many columns can be rounded without looking for another grid."""
         return len(self.error) if self.rule.config.static_groups else self.rule.span
 
-    def _fix_grids(self, columns: Tensor, order: Tensor | None) -> None:
-        for start in range(0, len(columns), self.rule.span):
-            self._add_grids(columns[start : start + self.rule.span], start)
+    def _fix_grids(self, weights: Sequence[Tensor], order: Tensor | None) -> None:
+        size = len(self.error)
+        for start in range(0, size, self.rule.span):
+            self._add_grids([weight.T[start : start + self.rule.span] for weight in weights], start)
         if order is not None:
             self.group_of = self.group_of[order]
 
-    def _add_grids(self, columns: Tensor, start: int) -> None:
-        for grid in self.rule.grids(columns[:, : self.rows], start):
-            self._add_grid(grid)
+    def _add_grids(self, columns: Sequence[Tensor], start: int) -> None:
+        """Add the grids of a span that begins at `start`, whose values are given for each weight."""
+        found = [self.rule.grids(each, start) for each in columns]
+        for grids, more in zip(self.grids, found, strict=True):
+            grids.extend(more)
+        for beside in zip(*found, strict=True):
+            self._add_grid(beside)
 
-    def _add_grid(self, grid: GroupGrid) -> None:
-        # Of the rows of zeros, any grid is right.
-        missing = self.error.shape[1] - self.rows if len(grid.scale) > 1 else 0
-        scale, zero_point = pad(grid.scale, (0, missing), value=1.0), pad(grid.zero_point, (0, missing))
-        offset = None if grid.offset is None else pad(grid.offset, (0, missing))
-        zero_point = zero_point.to(torch.float32)
-        dtype = grid.dtype
-        self.grids.append(grid)
+    def _add_grid(self, grids: Sequence[GroupGrid]) -> None:
+        dtype = self.rule.dtype
+        scale = self._beside([grid.scale for grid in grids], 1.0)
+        zero_point = self._beside([grid.zero_point for grid in grids], 0).to(torch.float32)
+        offsets = [grid.offset for grid in grids if grid.offset is not None]
+        offset = self._beside(offsets, 0.0) if offsets else None
         self._grids.append((scale, dtype.qmin - zero_point, dtype.qmax - zero_point, offset))
         self._zero_points.append(zero_point)
-        self._wide |= float(grid.scale.max()) * (dtype.qmax - dtype.qmin) > LARGEST / 2
+        self._wide |= float(scale.max()) * (dtype.qmax - dtype.qmin) > LARGEST / 2
+
+    def _beside(self, values: Sequence[Tensor], rest: float) -> Tensor:
+        """Return what broadcasts against a column, of `values` for the rows of each weight or for all."""
+        if len(values) == 1 and self.rule.config.per_tensor:
+            return values[0]
+        # Of the rows of zeros, any grid is right.
+        filled = [
+            pad(each.expand(part.stop - part.start), (0, whole.stop - part.stop), value=rest)
+            for each, part, whole in zip(values, self.parts, self._wholes, strict=True)
+        ]
+        return filled[0] if len(filled) == 1 else torch.cat(filled)
 
     def solve(self, start: int, stop: int) -> None:
         """Round the columns from `start` to `stop`, which all earlier columns have already corrected."""
@@ -143,7 +166,8 @@ class Columns:
 
     def _open_span(self, start: int, stop: int) -> None:
         if not self.rule.config.static_groups:
-            self._add_grids(self._best(start, stop), start)
+            best = self._best(start, stop)
+            self._add_grids([best[:, part] for part in self.parts], start)
 
     def _best(self, start: int, stop: int) -> Tensor:
         """Return the values of the columns that are best for the codes of all earlier columns.
@@ -183,14 +207,21 @@ class Columns:
             self._drift[1][start:stop] = target
         self.error[start:stop] = error
         self.codes[start:stop] = leaf.steps[:count].add_(self._zero_points_of(groups))
-        self.norms[0, start:stop] = column_norms(target.sub_(value))
-        self.norms[1, start:stop] = column_norms(error)
+        residual = target.sub_(value)
+        for norms, whole in zip(self.norms, self._wholes, strict=True):
+            norms[0, start:stop] = column_norms(residual[:, whole])
+            norms[1, start:stop] = column_norms(error[:, whole])
 
-    def width(self) -> float:
-        """Return the squared width of the grid, summed over all elements."""
-        scale = torch.stack([grid.scale for grid in self.grids]).to(torch.float64)
+    def error_of(self, number: int) -> Tensor:
+        """Return the error of a weight (columns, rows), by its number."""
+        return self.error[:, self.parts[number]]
+
+    def width(self, number: int) -> float:
+        """Return the squared width of the grid of a weight, summed over all of its elements."""
+        scale = torch.stack([grid.scale for grid in self.grids[number]]).to(torch.float64)
+        rows = self.parts[number].stop - self.parts[number].start
         steps = self.rule.dtype.qmax - self.rule.dtype.qmin
-        return float(total(scale.square())) * self.rows / scale.shape[1] * self.rule.group * steps**2
+        return float(total(scale.square())) * rows / scale.shape[1] * self.rule.group * steps**2
 
     def _zero_points_of(self, groups: Sequence[int]) -> Tensor:
         """Return what broadcasts against columns of these groups."""

@@ -15,7 +15,7 @@ diagonal of C U⁻ᵀ D⁻¹ and C = (X̃ - X)ᵀ X for the inputs X̃ that the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import attrs
 import torch
@@ -137,7 +137,7 @@ def solve(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tenso
     """
     _require_fit(weight, gram, cross_gram)
     _require_symmetric(gram.detach())
-    return solve_by(weight, factored(gram, config, cross_gram), config)
+    return solve_by([weight], factored(gram, config, cross_gram), config)[0]
 
 
 def factored(gram: Tensor, config: GPTQConfig, cross_gram: Tensor | None = None) -> Factor:
@@ -157,20 +157,26 @@ def factored(gram: Tensor, config: GPTQConfig, cross_gram: Tensor | None = None)
     return damped_factor(Hessian(gram.detach(), order), config, cross_gram)
 
 
-def solve_by(weight: Tensor, factor: Factor, config: GPTQConfig) -> Solution:
-    """Return what `solve` does, by what `factored` has made of the Gram matrix and the same config.
+def solve_by(weights: Sequence[Tensor], factor: Factor, config: GPTQConfig) -> list[Solution]:
+    """Return what `solve` does for each of `weights` (rows, columns), whose layers have read the same.
+
+    `factor` is what `factored` has made of the Gram matrix and the same config. The results are those of the
+    weights one by one; together they take less time where they are small.
 
     Raises:
-        NumericsError: the weight holds NaN or infinity.
+        NumericsError: a weight holds NaN or infinity.
     """
-    weight = weight.detach().to(torch.float32)
-    _require_finite(weight, "weight")
-    columns = _rounded(weight, factor, config)
+    weights = [weight.detach().to(torch.float32) for weight in weights]
+    for weight in weights:
+        _require_finite(weight, "weight")
+    columns = _rounded(weights, factor, config)
+    if columns is None and len(weights) > 1:
+        return [solution for weight in weights for solution in solve_by([weight], factor, config)]
     if columns is None:
         factor = rounding_only(factor.hessian)
-        columns = Columns(weight, factor, config)
+        columns = Columns(weights, factor, config)
         columns.solve(0, len(factor.hessian))
-    return _solution(columns, factor)
+    return [_solution(columns, number, factor) for number in range(len(weights))]
 
 
 def nearest(weight: Tensor, config: GPTQConfig, diagonal: Tensor | None = None) -> Solution:
@@ -232,9 +238,9 @@ def _less_nearest(columns: Tensor, grid: GroupGrid) -> Tensor:
     return codes
 
 
-def _rounded(weight: Tensor, factor: Factor, config: GPTQConfig) -> Columns | None:
+def _rounded(weights: Sequence[Tensor], factor: Factor, config: GPTQConfig) -> Columns | None:
     """Return the columns, all rounded, or None if a target went beyond the finite numbers."""
-    columns = Columns(weight, factor, config)
+    columns = Columns(weights, factor, config)
     try:
         columns.solve(0, len(factor.hessian))
     except NumericsError:  # a group's range
@@ -242,15 +248,15 @@ def _rounded(weight: Tensor, factor: Factor, config: GPTQConfig) -> Columns | No
     return columns if bool(columns.norms.isfinite().all()) else None
 
 
-def _solution(columns: Columns, factor: Factor) -> Solution:
-    """Return the codes in the original order of the columns, with the loss."""
+def _solution(columns: Columns, number: int, factor: Factor) -> Solution:
+    """Return the codes of a weight in the original order of the columns, with the loss."""
     hessian = factor.hessian
     back = None if hessian.order is None else torch.argsort(hessian.order)
-    codes = columns.codes[:, : columns.rows]
+    codes = columns.codes[:, columns.parts[number]]
     codes = transposed(codes if back is None else codes[back])
     return attrs.evolve(
-        _on_grid(codes, columns.grids, columns.rule, rounded_only=factor.rounded_only),
-        loss=_loss(columns, factor),
+        _on_grid(codes, columns.grids[number], columns.rule, rounded_only=factor.rounded_only),
+        loss=_loss(columns, number, factor),
         group_index=_group_index(columns, back),
         damping=factor.damping,
         dead_columns=int(hessian.dead().sum()),
@@ -332,16 +338,18 @@ def _require_finite(matrix: Tensor, name: str) -> None:
         require_finite(matrix, "gptq", name)
 
 
-def _loss(columns: Columns, factor: Factor) -> float:
-    """Return tr((W - Q) H (W - Q)ᵀ), read off the residual of each target where that is exact."""
-    residuals, errors = columns.norms.square()
+def _loss(columns: Columns, number: int, factor: Factor) -> float:
+    """Return tr((W - Q) H (W - Q)ᵀ) of a weight, read off the residual of each target where that is exact."""
+    residuals, errors = columns.norms[number].square()
     damped = float(total(residuals * factor.gains))
     error = float(total(errors))
     loss = damped - factor.added * error
     # A residual is a float32 number as wide as the grid, less its code: what little is left of a large
     # difference would be its rounding. And what drifted is in the residuals too.
-    exact = loss > damped / 4 and error > 2**-40 * columns.width() and factor.is_plain
-    return loss if exact else max(quadratic_loss(columns.error, factor.hessian, torch.float64), 0.0)
+    exact = loss > damped / 4 and error > 2**-40 * columns.width(number) and factor.is_plain
+    if exact:
+        return loss
+    return max(quadratic_loss(columns.error_of(number), factor.hessian, torch.float64), 0.0)
 
 
 def quadratic_loss(errors: Tensor, hessian: Hessian, dtype: torch.dtype) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from tico_modules import LayerReport, PackedWeight
 from tico_quantizers.calibration import GroupedGram, located
 from tico_quantizers.layers import QuantizedWeight, Target, columns, groups, matrix, shape
 from tico_quantizers.solvers import Factor, Solution, factored, loss_of_nearest, nearest, solve_by
+
+# Of so many weights it is the number of operations that takes the time, and their copies are small.
+_MOST_TOGETHER: Final = 2**22
 
 
 class ReadInput:
@@ -42,22 +47,69 @@ class ReadInput:
         return None if len(matrix) == size else matrix[:size, size:] * share
 
 
-def solve_layer(target: Target[GPTQConfig], read: ReadInput) -> QuantizedWeight:
-    """Return the weight of `target` rounded with feedback by what it has read.
+def solve_layers(targets: Sequence[Target[GPTQConfig]], read: ReadInput) -> list[QuantizedWeight]:
+    """Return the weights of `targets`, in order, rounded with feedback by what all of them have read.
 
     Raises:
-        TicoError: the solver refuses the weight or the data; with the path of the layer.
+        TicoError: the solver refuses a weight or the data; with the path of the layer.
     """
+    found = {
+        target.path: weight
+        for alike in _alike(targets)
+        for target, weight in zip(alike, _solved(alike, read), strict=True)
+    }
+    return [found[target.path] for target in targets]
+
+
+def _alike(targets: Sequence[Target[GPTQConfig]]) -> list[list[Target[GPTQConfig]]]:
+    """Return `targets` in the parts that are solved for together: small layers of the same config."""
+    parts: list[list[Target[GPTQConfig]]] = []
+    for target in targets:
+        fits = (
+            part
+            for part in parts
+            if part[0].config == target.config and sum(map(_size, part)) + _size(target) <= _MOST_TOGETHER
+        )
+        part = next(fits, None)
+        if part is None:
+            parts.append([target])
+        else:
+            part.append(target)
+    return parts
+
+
+def _size(target: Target[GPTQConfig]) -> int:
+    return math.prod(shape(target.layer))
+
+
+def _solved(targets: Sequence[Target[GPTQConfig]], read: ReadInput) -> list[QuantizedWeight]:
+    """Return the weights of `targets`, which are of the same config."""
     start = time.perf_counter()
-    weights, size = matrix(target.layer).chunk(groups(target.layer)), columns(target.layer)
+    weights = [matrix(target.layer).chunk(groups(target.layer)) for target in targets]
+    config, size = targets[0].config, columns(targets[0].layer)
     try:
-        factors = read.factors(size, target.config)
-        pairs = zip(weights, factors, strict=True)
-        solutions = [solve_by(weight, factor, target.config) for weight, factor in pairs]
+        pairs = zip(zip(*weights, strict=True), read.factors(size, config), strict=True)
+        solutions = list(zip(*(solve_by(alike, factor, config) for alike, factor in pairs), strict=True))
     except TicoError as error:
-        raise located(error, target.path) from None
-    packed = _packed(target, solutions)
-    seconds = time.perf_counter() - start
+        if len(targets) == 1:
+            raise located(error, targets[0].path) from None
+        return [weight for target in targets for weight in _solved([target], read)]
+    packed = [_packed(target, own) for target, own in zip(targets, solutions, strict=True)]
+    each = (time.perf_counter() - start) / sum(map(_size, targets))
+    return [
+        QuantizedWeight(found, _solved_line(target, weight, own, read, each * _size(target)))
+        for target, found, weight, own in zip(targets, packed, weights, solutions, strict=True)
+    ]
+
+
+def _solved_line(
+    target: Target[GPTQConfig],
+    weights: Sequence[Tensor],
+    solutions: Sequence[Solution],
+    read: ReadInput,
+    seconds: float,
+) -> LayerReport:
+    size = columns(target.layer)
     grouped = zip(weights, read.hessians(size), strict=True)
     rounded = sum(loss_of_nearest(weight, hessian, target.config) for weight, hessian in grouped)
     figures = {
@@ -70,7 +122,7 @@ def solve_layer(target: Target[GPTQConfig], read: ReadInput) -> QuantizedWeight:
     }
     hopeless = any(solution.rounded_only for solution in solutions)
     notes = _notes(target.config, read.gram.rows, size, hopeless=hopeless)
-    return QuantizedWeight(packed, _line(target, figures, seconds, "; ".join(notes)))
+    return _line(target, figures, seconds, "; ".join(notes))
 
 
 def _notes(config: GPTQConfig, tokens: int, size: int, *, hopeless: bool) -> Iterator[str]:
@@ -93,7 +145,7 @@ def round_layer(target: Target[GPTQConfig], tokens: int) -> QuantizedWeight:
     return QuantizedWeight(packed, _line(target, {"tokens": tokens}, time.perf_counter() - start, reason))
 
 
-def _packed(target: Target[GPTQConfig], solutions: list[Solution]) -> PackedWeight:
+def _packed(target: Target[GPTQConfig], solutions: Sequence[Solution]) -> PackedWeight:
     """Return the weight whose groups of rows the `solutions` hold."""
     first = solutions[0]
     offsets = [solution.offset for solution in solutions if solution.offset is not None]

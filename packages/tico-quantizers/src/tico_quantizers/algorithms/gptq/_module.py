@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tico_config import GPTQConfig, Problem
-from tico_quantizers.algorithms.gptq._layer import ReadInput, round_layer, solve_layer
+from tico_quantizers.algorithms.gptq._layer import ReadInput, round_layer, solve_layers
 from tico_quantizers.calibration import (
     BlockInputs,
     BlockOptions,
@@ -47,8 +47,7 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
 
     def quantize(self, targets: tuple[Target[GPTQConfig], ...], read: GroupedGram) -> list[QuantizedWeight]:
         """Round the weights column by column, each error made up for by the columns that follow."""
-        shared = ReadInput(read)
-        return [solve_layer(target, shared) for target in targets]
+        return solve_layers(targets, ReadInput(read))
 
     def quantize_starved(self, target: Target[GPTQConfig], tokens: int) -> QuantizedWeight:
         """Round to nearest."""
