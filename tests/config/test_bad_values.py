@@ -24,6 +24,7 @@ from tico_config import (
     GPTQConfig,
     HessianMSESpec,
     HistogramSpec,
+    HQQConfig,
     MinMaxSpec,
     ModuleConfig,
     MSESpec,
@@ -51,6 +52,7 @@ CONFIGS = (
     PT2EConfig,
     SmoothQuantConfig,
     AWQConfig,
+    HQQConfig,
     BaseConfig,
     ModuleConfig,
     SpecConfig,
@@ -238,6 +240,7 @@ FOREIGN: dict[tuple[type, str], str] = {
     (SmoothQuantConfig, "ignore"): "overrides",
     (AWQConfig, "q_group_size"): "group_size",
     (AWQConfig, "w_bit"): "bits",
+    (HQQConfig, "lp_nrom"): "lp_norm",
     (PT2EConfig, "operator"): "operators",
     (EMASpec, "momentun"): "momentum",
 }

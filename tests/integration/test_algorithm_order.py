@@ -13,6 +13,7 @@ from tico.quantization import (
     BUILT_IN,
     AWQConfig,
     GPTQConfig,
+    HQQConfig,
     PT2EConfig,
     PTQConfig,
     SmoothQuantConfig,
@@ -26,6 +27,7 @@ from tiny_models import values
 CONFIGS: Final[dict[str, BaseConfig]] = {
     "GPTQ": GPTQConfig(show_progress=False),
     "AWQ": AWQConfig(group_size=None, show_progress=False),
+    "HQQ": HQQConfig(show_progress=False),
     "SmoothQuant": SmoothQuantConfig(),
     "PTQ": PTQConfig(),
     "PT2E": PT2EConfig(),

@@ -7,7 +7,15 @@ from typing import ClassVar
 
 import attrs
 
-from tico_config import AWQConfig, DType, GPTQConfig, ModuleConfig, SmoothQuantConfig, register_config
+from tico_config import (
+    AWQConfig,
+    DType,
+    GPTQConfig,
+    HQQConfig,
+    ModuleConfig,
+    SmoothQuantConfig,
+    register_config,
+)
 from tico_modules import LayerReport, PackedWeight
 from tico_quantizers import Registry, quantizer_entry
 from tico_quantizers.conversion import WeightQuantizer
@@ -25,6 +33,13 @@ class TestAWQ(AlgorithmPromises):
     """AWQ keeps the promises of an algorithm."""
 
     config = AWQConfig(group_size=None, show_progress=False)
+
+
+class TestHQQ(AlgorithmPromises):
+    """HQQ keeps the promises of an algorithm."""
+
+    config = HQQConfig(show_progress=False)
+    needs_data = False
 
 
 class TestSmoothQuant(AlgorithmPromises):

@@ -27,6 +27,7 @@ from fused_models import fused_model
 from tico.quantization import (
     AWQConfig,
     GPTQConfig,
+    HQQConfig,
     PTQConfig,
     SmoothQuantConfig,
     convert,
@@ -147,6 +148,7 @@ CASES: Final[Mapping[str, Case]] = {
     "ptq of images": Case(net, PTQConfig(), _images),
     "smoothquant": Case(tiny_llama, SmoothQuantConfig(), _tokens),
     "smoothquant by search": Case(tiny_llama, SmoothQuantConfig(alpha="auto"), _tokens),
+    "hqq": Case(net, HQQConfig(show_progress=False), _images),
     "awq": Case(tiny_llama, AWQConfig(group_size=8, show_progress=False), _tokens),
 }
 

@@ -33,6 +33,7 @@ class TestPublicAPI(PublicAPI):
         "Granularity",
         "GridFormat",
         "GridRule",
+        "HQQConfig",
         "HessianMSESpec",
         "HistogramSpec",
         "LayerBlocks",

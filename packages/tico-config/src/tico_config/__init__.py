@@ -21,6 +21,7 @@ from tico_config._gptq_config import GPTQConfig, TokenWeights
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme, SuperBlock
 from tico_config._grid_format import GridFormat, LayerFormat
 from tico_config._grid_rule import GridRule, LayerRule
+from tico_config._hqq_config import HQQConfig
 from tico_config._json import fingerprint, from_json, to_json
 from tico_config._layer_blocks import LayerBlocks
 from tico_config._module_config import ModuleConfig, OnUncalibrated
@@ -80,6 +81,7 @@ __all__ = [
     "Granularity",
     "GridFormat",
     "GridRule",
+    "HQQConfig",
     "HessianMSESpec",
     "HistogramSpec",
     "LayerBlocks",

@@ -12,6 +12,7 @@ from tico_quantizers.solvers._gptq import (
     solve,
     solve_by,
 )
+from tico_quantizers.solvers._hqq import LpGrid, half_quadratic
 from tico_quantizers.solvers._output_error import output_error, row_errors
 from tico_quantizers.solvers._powers import power
 from tico_quantizers.solvers._smoothquant import best_alpha, smoothing_scale
@@ -20,11 +21,13 @@ __all__ = [
     "ConsumerWeight",
     "Factor",
     "Grid",
+    "LpGrid",
     "Solution",
     "best_alpha",
     "best_scale",
     "best_shares",
     "factored",
+    "half_quadratic",
     "loss_of_nearest",
     "magnitudes",
     "nearest",

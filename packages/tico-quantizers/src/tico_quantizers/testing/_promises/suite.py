@@ -15,6 +15,7 @@ from tico_config import (
     BaseConfig,
     ConfigError,
     GPTQConfig,
+    HQQConfig,
     Problem,
     SmoothQuantConfig,
     SpecConfig,
@@ -23,6 +24,7 @@ from tico_config import (
 from tico_modules import named_modules
 from tico_quantizers.algorithms.awq import AWQQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
+from tico_quantizers.algorithms.hqq import HQQQuantizer
 from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
 from tico_quantizers.lifecycle import convert, prepare
 from tico_quantizers.registry import QuantizerEntry, Registry, installed_entries, quantizer_entry
@@ -32,6 +34,7 @@ from tico_quantizers.testing._models import ConvNet, ResidualBlock, seeded, valu
 _BUILT_IN = (
     quantizer_entry(GPTQConfig, GPTQQuantizer),
     quantizer_entry(AWQConfig, AWQQuantizer),
+    quantizer_entry(HQQConfig, HQQQuantizer),
     quantizer_entry(SmoothQuantConfig, SmoothQuantQuantizer),
 )
 _ERRORS = (RuntimeError, KeyboardInterrupt, MemoryError)
