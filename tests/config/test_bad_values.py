@@ -17,6 +17,7 @@ import torch
 from tico_config import (
     AWQConfig,
     BaseConfig,
+    CLEConfig,
     ConfigError,
     DType,
     EMASpec,
@@ -53,6 +54,7 @@ CONFIGS = (
     SmoothQuantConfig,
     AWQConfig,
     HQQConfig,
+    CLEConfig,
     BaseConfig,
     ModuleConfig,
     SpecConfig,

@@ -12,6 +12,7 @@ from tico_config import (
     UINT8,
     AWQConfig,
     BaseConfig,
+    CLEConfig,
     ConfigError,
     DeploymentProfile,
     DType,
@@ -141,7 +142,7 @@ def test_what_is_not_known_is_not_judged() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [GPTQConfig, PTQConfig, AWQConfig, HQQConfig, PT2EConfig, SmoothQuantConfig]
+    "config", [GPTQConfig, PTQConfig, AWQConfig, CLEConfig, HQQConfig, PT2EConfig, SmoothQuantConfig]
 )
 @pytest.mark.parametrize("profile", [profiles.CIRCLE, OWN])
 def test_a_config_with_a_target_survives_json(config: type[BaseConfig], profile: DeploymentProfile) -> None:

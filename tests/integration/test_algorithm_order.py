@@ -12,6 +12,7 @@ from distributions import ROOT
 from tico.quantization import (
     BUILT_IN,
     AWQConfig,
+    CLEConfig,
     GPTQConfig,
     HQQConfig,
     PT2EConfig,
@@ -28,6 +29,7 @@ CONFIGS: Final[dict[str, BaseConfig]] = {
     "GPTQ": GPTQConfig(show_progress=False),
     "AWQ": AWQConfig(group_size=None, show_progress=False),
     "HQQ": HQQConfig(show_progress=False),
+    "CLE": CLEConfig(),
     "SmoothQuant": SmoothQuantConfig(),
     "PTQ": PTQConfig(),
     "PT2E": PT2EConfig(),

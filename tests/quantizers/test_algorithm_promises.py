@@ -9,6 +9,7 @@ import attrs
 
 from tico_config import (
     AWQConfig,
+    CLEConfig,
     DType,
     GPTQConfig,
     HQQConfig,
@@ -33,6 +34,13 @@ class TestAWQ(AlgorithmPromises):
     """AWQ keeps the promises of an algorithm."""
 
     config = AWQConfig(group_size=None, show_progress=False)
+
+
+class TestCLE(AlgorithmPromises):
+    """Equalization keeps the promises of an algorithm; of the data only what reads what decides."""
+
+    config = CLEConfig()
+    needs_data = False
 
 
 class TestHQQ(AlgorithmPromises):

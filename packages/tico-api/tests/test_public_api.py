@@ -11,6 +11,7 @@ class TestPublicAPI(PublicAPI):
     names = (
         "BUILT_IN",
         "AWQConfig",
+        "CLEConfig",
         "GPTQConfig",
         "HQQConfig",
         "Offload",
@@ -43,6 +44,7 @@ class TestPublicAlias(PublicAPI):
     names = (
         "BUILT_IN",
         "AWQConfig",
+        "CLEConfig",
         "GPTQConfig",
         "HQQConfig",
         "Offload",
@@ -83,6 +85,7 @@ class TestPublicConfigAlias(PublicAPI):
         "AWQConfig",
         "ArtifactError",
         "BaseConfig",
+        "CLEConfig",
         "CalibrationError",
         "ConfigError",
         "CustomObserverSpec",

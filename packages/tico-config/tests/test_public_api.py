@@ -19,6 +19,7 @@ class TestPublicAPI(PublicAPI):
         "AWQConfig",
         "ArtifactError",
         "BaseConfig",
+        "CLEConfig",
         "CalibrationError",
         "ConfigError",
         "CustomObserverSpec",

@@ -15,6 +15,7 @@ class TestPublicAPI(PublicAPI):
         "AnyPrepared",
         "AnyQuantizer",
         "BaseQuantizer",
+        "CLEQuantizer",
         "Calibration",
         "ConvSettings",
         "ConvTransposeSettings",
@@ -238,8 +239,10 @@ class TestEquivalence(PublicNames):
         "exact_for",
         "find_pairs",
         "fold",
+        "lines_left",
         "put_matrix",
         "reason_against_scaling",
+        "scaled_pairs",
     )
 
 
@@ -248,14 +251,17 @@ class TestSolvers(PublicNames):
 
     package = "tico_quantizers.solvers"
     names = (
+        "ChannelMagnitudes",
         "ConsumerWeight",
         "Factor",
         "Grid",
         "LpGrid",
+        "Reader",
         "Solution",
         "best_alpha",
         "best_scale",
         "best_shares",
+        "equalizing_scales",
         "factored",
         "half_quadratic",
         "loss_of_nearest",

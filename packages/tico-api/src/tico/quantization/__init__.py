@@ -3,6 +3,7 @@
 from tico_api import (
     BUILT_IN,
     AWQConfig,
+    CLEConfig,
     GPTQConfig,
     HQQConfig,
     Offload,
@@ -29,6 +30,7 @@ from tico_api import (
 __all__ = [
     "BUILT_IN",
     "AWQConfig",
+    "CLEConfig",
     "GPTQConfig",
     "HQQConfig",
     "Offload",
