@@ -37,7 +37,7 @@ from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, 
 from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
-from tico_api import GPTQConfig, PTQConfig, calibrate, convert, prepare
+from tico_api import GPTQConfig, HQQConfig, PTQConfig, calibrate, convert, prepare
 from tico_config import DType, PerChannel, PerGroup, affine, no_quant
 
 MEGABYTE: Final = 1e6
@@ -82,6 +82,14 @@ def rounded(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
     weight = affine(DType.uint(task.bits), granularity=granularity)
     ends = {"model.embed_tokens": no_quant(), "lm_head": no_quant()}
     return convert(prepare(model, PTQConfig(activation=no_quant(), weight=weight, overrides=ends)))
+
+
+def without_data(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
+    """Return the model with its weights on the grids that come nearest in an Lp norm."""
+    config = HQQConfig(bits=task.bits, group_size=task.group_size, ragged_groups=True, show_progress=False)
+    prepared = prepare(model, config)
+    SHOWN.append(time.process_time())
+    return convert(prepared)
 
 
 def run(model: nn.Module, windows: Tensor) -> None:
@@ -171,7 +179,13 @@ OURS: Final[Mapping[str, Quantize]] = {
     "ours, true sequential": ours(**UNIFORM, true_sequential=True),
 }
 PEERS: Final[Mapping[str, Quantize]] = {"tico": tico, "llm-compressor": llm_compressor}
-ALL: Final[Mapping[str, Quantize]] = {"float": untouched, "rounded": rounded, **OURS, **PEERS}
+ALL: Final[Mapping[str, Quantize]] = {
+    "float": untouched,
+    "rounded": rounded,
+    "hqq": without_data,
+    **OURS,
+    **PEERS,
+}
 
 
 def two_passes(model: nn.Module, windows: Tensor) -> float:

@@ -17,6 +17,7 @@ import torch
 from tico_config import (
     AWQConfig,
     BaseConfig,
+    CLEConfig,
     ConfigError,
     DType,
     EMASpec,
@@ -24,6 +25,7 @@ from tico_config import (
     GPTQConfig,
     HessianMSESpec,
     HistogramSpec,
+    HQQConfig,
     MinMaxSpec,
     ModuleConfig,
     MSESpec,
@@ -51,6 +53,8 @@ CONFIGS = (
     PT2EConfig,
     SmoothQuantConfig,
     AWQConfig,
+    HQQConfig,
+    CLEConfig,
     BaseConfig,
     ModuleConfig,
     SpecConfig,
@@ -238,6 +242,7 @@ FOREIGN: dict[tuple[type, str], str] = {
     (SmoothQuantConfig, "ignore"): "overrides",
     (AWQConfig, "q_group_size"): "group_size",
     (AWQConfig, "w_bit"): "bits",
+    (HQQConfig, "lp_nrom"): "lp_norm",
     (PT2EConfig, "operator"): "operators",
     (EMASpec, "momentun"): "momentum",
 }

@@ -12,12 +12,14 @@ from tico_config import (
     UINT8,
     AWQConfig,
     BaseConfig,
+    CLEConfig,
     ConfigError,
     DeploymentProfile,
     DType,
     GPTQConfig,
     GridFormat,
     GridRule,
+    HQQConfig,
     LayerFormat,
     LayerRule,
     PerChannel,
@@ -139,7 +141,9 @@ def test_what_is_not_known_is_not_judged() -> None:
     assert found(profiles.VLLM, LayerFormat(path="", weight=ROWS, inputs=TOKENS)) == []
 
 
-@pytest.mark.parametrize("config", [GPTQConfig, PTQConfig, AWQConfig, PT2EConfig, SmoothQuantConfig])
+@pytest.mark.parametrize(
+    "config", [GPTQConfig, PTQConfig, AWQConfig, CLEConfig, HQQConfig, PT2EConfig, SmoothQuantConfig]
+)
 @pytest.mark.parametrize("profile", [profiles.CIRCLE, OWN])
 def test_a_config_with_a_target_survives_json(config: type[BaseConfig], profile: DeploymentProfile) -> None:
     """A built-in profile stands there by its name, another as its value, also under a name that is taken."""
@@ -167,9 +171,10 @@ def test_configs_have_the_fields_asked_for() -> None:
     )
     static = profiles.VLLM.config(PTQConfig, activation=affine(INT8))
     assert (static.weight, static.scope) == (affine(INT8), "linear")
-    assert profiles.LLAMA_CPP.config(AWQConfig, symmetric=False).weight_format() == GridFormat(
-        dtype=UINT4, granularity=PerGroup(size=128), symmetric=False
-    )
+    for kind in (AWQConfig, HQQConfig):
+        assert profiles.LLAMA_CPP.config(kind, symmetric=False).weight_format() == GridFormat(
+            dtype=UINT4, granularity=PerGroup(size=128), symmetric=False
+        )
 
 
 def test_what_is_never_legal_is_refused_with_what_is() -> None:

@@ -12,7 +12,9 @@ from distributions import ROOT
 from tico.quantization import (
     BUILT_IN,
     AWQConfig,
+    CLEConfig,
     GPTQConfig,
+    HQQConfig,
     PT2EConfig,
     PTQConfig,
     SmoothQuantConfig,
@@ -26,6 +28,8 @@ from tiny_models import values
 CONFIGS: Final[dict[str, BaseConfig]] = {
     "GPTQ": GPTQConfig(show_progress=False),
     "AWQ": AWQConfig(group_size=None, show_progress=False),
+    "HQQ": HQQConfig(show_progress=False),
+    "CLE": CLEConfig(),
     "SmoothQuant": SmoothQuantConfig(),
     "PTQ": PTQConfig(),
     "PT2E": PT2EConfig(),

@@ -7,7 +7,16 @@ from typing import ClassVar
 
 import attrs
 
-from tico_config import AWQConfig, DType, GPTQConfig, ModuleConfig, SmoothQuantConfig, register_config
+from tico_config import (
+    AWQConfig,
+    CLEConfig,
+    DType,
+    GPTQConfig,
+    HQQConfig,
+    ModuleConfig,
+    SmoothQuantConfig,
+    register_config,
+)
 from tico_modules import LayerReport, PackedWeight
 from tico_quantizers import Registry, quantizer_entry
 from tico_quantizers.conversion import WeightQuantizer
@@ -25,6 +34,20 @@ class TestAWQ(AlgorithmPromises):
     """AWQ keeps the promises of an algorithm."""
 
     config = AWQConfig(group_size=None, show_progress=False)
+
+
+class TestCLE(AlgorithmPromises):
+    """Equalization keeps the promises of an algorithm; of the data only what reads what decides."""
+
+    config = CLEConfig()
+    needs_data = False
+
+
+class TestHQQ(AlgorithmPromises):
+    """HQQ keeps the promises of an algorithm."""
+
+    config = HQQConfig(show_progress=False)
+    needs_data = False
 
 
 class TestSmoothQuant(AlgorithmPromises):

@@ -18,6 +18,7 @@ from tico_quantizers.solvers import (
     best_alpha,
     best_scale,
     best_shares,
+    half_quadratic,
     loss_of_nearest,
     magnitudes,
     nearest,
@@ -147,3 +148,15 @@ def test_triangular_inverses_and_factors(size: int, dtype: torch.dtype, unit: bo
     # Backward stable: the residual is at most size * eps times the norms, which are below 4 and 2 here.
     bound = size * 8 * torch.finfo(dtype).eps
     assert (lower_inverse(given, unit=unit) @ lower - torch.eye(size)).abs().max() <= bound
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(5, 130), (1, 40_001), (3, 40_001), (2501, 45)])
+def test_hqq(rows: int, columns: int) -> None:
+    """Scales, zero points and losses, of many groups and of one that is a whole long row."""
+    weight, grid = values(10, rows, columns), Grid(dtype=DType.uint(3), symmetric=False, group_size=None)
+
+    def compute() -> list[Tensor]:
+        found = half_quadratic(weight, grid, lp_norm=0.7, steps=3)
+        return [found.params.scale, found.params.zero_point, found.loss, found.rounded_loss]
+
+    same_for_all(compute)

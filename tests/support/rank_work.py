@@ -26,7 +26,9 @@ from expert_models import Mixture
 from fused_models import fused_model
 from tico.quantization import (
     AWQConfig,
+    CLEConfig,
     GPTQConfig,
+    HQQConfig,
     PTQConfig,
     SmoothQuantConfig,
     convert,
@@ -147,6 +149,8 @@ CASES: Final[Mapping[str, Case]] = {
     "ptq of images": Case(net, PTQConfig(), _images),
     "smoothquant": Case(tiny_llama, SmoothQuantConfig(), _tokens),
     "smoothquant by search": Case(tiny_llama, SmoothQuantConfig(alpha="auto"), _tokens),
+    "cle": Case(net, CLEConfig(), _images),
+    "hqq": Case(net, HQQConfig(show_progress=False), _images),
     "awq": Case(tiny_llama, AWQConfig(group_size=8, show_progress=False), _tokens),
 }
 

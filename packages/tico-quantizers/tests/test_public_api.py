@@ -15,6 +15,7 @@ class TestPublicAPI(PublicAPI):
         "AnyPrepared",
         "AnyQuantizer",
         "BaseQuantizer",
+        "CLEQuantizer",
         "Calibration",
         "ConvSettings",
         "ConvTransposeSettings",
@@ -23,6 +24,7 @@ class TestPublicAPI(PublicAPI):
         "ExactModule",
         "Example",
         "GPTQQuantizer",
+        "HQQQuantizer",
         "LayerReport",
         "Layout",
         "PackedWeight",
@@ -237,8 +239,10 @@ class TestEquivalence(PublicNames):
         "exact_for",
         "find_pairs",
         "fold",
+        "lines_left",
         "put_matrix",
         "reason_against_scaling",
+        "scaled_pairs",
     )
 
 
@@ -247,14 +251,19 @@ class TestSolvers(PublicNames):
 
     package = "tico_quantizers.solvers"
     names = (
+        "ChannelMagnitudes",
         "ConsumerWeight",
         "Factor",
         "Grid",
+        "LpGrid",
+        "Reader",
         "Solution",
         "best_alpha",
         "best_scale",
         "best_shares",
+        "equalizing_scales",
         "factored",
+        "half_quadratic",
         "loss_of_nearest",
         "magnitudes",
         "nearest",

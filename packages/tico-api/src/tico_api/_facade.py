@@ -6,11 +6,22 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from tico_config import AWQConfig, BaseConfig, GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
+from tico_config import (
+    AWQConfig,
+    BaseConfig,
+    CLEConfig,
+    GPTQConfig,
+    HQQConfig,
+    PT2EConfig,
+    PTQConfig,
+    SmoothQuantConfig,
+)
 from tico_modules import Offload
 from tico_pt2e import GPTQEverywhere, PT2EQuantizer
 from tico_quantizers import (
     AWQQuantizer,
+    CLEQuantizer,
+    HQQQuantizer,
     Registry,
     SmoothQuantQuantizer,
     lifecycle,
@@ -25,6 +36,8 @@ BUILT_IN = Registry(
         quantizer_entry(PT2EConfig, PT2EQuantizer),
         quantizer_entry(SmoothQuantConfig, SmoothQuantQuantizer),
         quantizer_entry(AWQConfig, AWQQuantizer),
+        quantizer_entry(CLEConfig, CLEQuantizer),
+        quantizer_entry(HQQConfig, HQQQuantizer),
     )
 )
 

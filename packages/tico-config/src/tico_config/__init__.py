@@ -3,6 +3,7 @@
 from tico_config import profiles
 from tico_config._awq_config import AWQConfig
 from tico_config._base_config import BaseConfig
+from tico_config._cle_config import CLEConfig
 from tico_config._deployment_profile import DeploymentProfile
 from tico_config._dtype import INT4, INT8, INT16, INT32, UINT4, UINT8, UINT16, DType, MXFormat
 from tico_config._errors import (
@@ -21,6 +22,7 @@ from tico_config._gptq_config import GPTQConfig, TokenWeights
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme, SuperBlock
 from tico_config._grid_format import GridFormat, LayerFormat
 from tico_config._grid_rule import GridRule, LayerRule
+from tico_config._hqq_config import HQQConfig
 from tico_config._json import fingerprint, from_json, to_json
 from tico_config._layer_blocks import LayerBlocks
 from tico_config._module_config import ModuleConfig, OnUncalibrated
@@ -66,6 +68,7 @@ __all__ = [
     "AWQConfig",
     "ArtifactError",
     "BaseConfig",
+    "CLEConfig",
     "CalibrationError",
     "ConfigError",
     "CustomObserverSpec",
@@ -80,6 +83,7 @@ __all__ = [
     "Granularity",
     "GridFormat",
     "GridRule",
+    "HQQConfig",
     "HessianMSESpec",
     "HistogramSpec",
     "LayerBlocks",

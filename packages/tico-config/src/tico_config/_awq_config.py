@@ -90,7 +90,4 @@ class AWQConfig(SmoothingConfig):
     @classmethod
     def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:
         """Yield fields of configs that are legal for `target`, the best first."""
-        for choice in weight_choices(target):
-            fields = dict(choice)
-            if not fields.pop("per_tensor"):
-                yield fields
+        return weight_choices(target, whole=False)

@@ -12,11 +12,12 @@ from tico_config._legal_specs import layer_rules, specs_of
 
 
 def weight_choices(
-    target: DeploymentProfile, *, super_blocks: bool = False
+    target: DeploymentProfile, *, super_blocks: bool = False, whole: bool = True
 ) -> Iterator[Mapping[str, object]]:
     """Yield what weights of linear layers may have: signed symmetric codes, or others unsigned.
 
-    Rules of scales under super-blocks are left out unless `super_blocks` says that the config has them.
+    Rules of scales under super-blocks are left out unless `super_blocks` says that the config has them, and
+    one scale for a whole weight, with the field `per_tensor`, where it cannot have that by `whole`.
     """
     seen: list[Mapping[str, object]] = []
     for rule in layer_rules(target):
@@ -30,9 +31,11 @@ def weight_choices(
                 "bits": spec.dtype.bits,
                 "symmetric": spec.is_symmetric,
                 "group_size": unit.size if isinstance(unit, PerGroup) else None,
-                "per_tensor": isinstance(unit, PerTensor),
+                **({"per_tensor": isinstance(unit, PerTensor)} if whole else {}),
                 **scales,
             }
+            if isinstance(unit, PerTensor) and not whole:
+                continue
             if spec.is_symmetric == spec.dtype.signed and spec.dtype.bits <= 8 and choice not in seen:
                 seen.append(choice)
                 yield choice

@@ -38,12 +38,15 @@ class ModuleConfig(BaseConfig):
 
         It is `no_quant()`, or a mapping with new values for some fields, none of them in `fixed_fields`.
         """
-        change = self.overrides[key]
-        if not isinstance(change, QuantSpec):
+        change, name = self.overrides[key], type(self).__name__
+        names = {field.name for field in attrs.fields(type(self))}
+        can_change = bool(names - self.fixed_fields - {"target"})
+        if can_change and not isinstance(change, QuantSpec):
             return super().override_problems(key)
-        if is_left_out(change):
+        if isinstance(change, QuantSpec) and is_left_out(change):
             return ()
-        expected = f"no_quant(), or a mapping with some fields of {type(self).__name__}"
+        mapping = f", or a mapping with some fields of {name}"
+        expected = f"no_quant(){mapping if can_change else f', as {name} holds for the whole model'}"
         return [Problem(field=f"overrides[{key!r}]", value=change, expected=expected)]
 
     def resolve(self, path: str) -> Resolution[Self]:

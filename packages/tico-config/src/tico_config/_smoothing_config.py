@@ -46,11 +46,15 @@ class SmoothingConfig(ModuleConfig):
     `mappings` are tried on the example or the calibration data, and refused where they change what the model
     gives.
 
+    Where scaling pairs is all that the algorithm does, as `scales_only` of a class says, an override that
+    leaves out one layer of a pair leaves out the pair.
+
     >>> from tico_config import SmoothQuantConfig
     >>> SmoothQuantConfig(mappings={"*.norm": ["*.q_proj", "*.k_proj"]}).mappings["*.norm"]
     ('*.q_proj', '*.k_proj')
     """
 
+    scales_only: ClassVar[bool] = False
     fixed_fields: ClassVar[frozenset[str]] = frozenset({"overrides", "mappings"})
 
     mappings: Mapping[str, tuple[str, ...]] = attrs.field(factory=FrozenMapping, converter=_as_mappings)

@@ -40,6 +40,7 @@ class SmoothQuantConfig(SmoothingConfig):
     """
 
     name: ClassVar[str] = "smoothquant"
+    scales_only: ClassVar[bool] = True
 
     fixed_fields: ClassVar[frozenset[str]] = frozenset(
         {"overrides", "mappings", "insert_mul", "on_uncalibrated"}

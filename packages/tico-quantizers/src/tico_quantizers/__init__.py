@@ -48,7 +48,9 @@ from tico_modules import (
 )
 from tico_quantizers._renamed import find_renamed as __getattr__  # noqa: F401  # Python looks it up
 from tico_quantizers.algorithms.awq import AWQQuantizer
+from tico_quantizers.algorithms.cle import CLEQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
+from tico_quantizers.algorithms.hqq import HQQQuantizer
 from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
 from tico_quantizers.calibration import Calibration, Recorder, require_watched
 from tico_quantizers.layers import find_blocks
@@ -63,6 +65,7 @@ __all__ = [
     "AnyPrepared",
     "AnyQuantizer",
     "BaseQuantizer",
+    "CLEQuantizer",
     "Calibration",
     "ConvSettings",
     "ConvTransposeSettings",
@@ -71,6 +74,7 @@ __all__ = [
     "ExactModule",
     "Example",
     "GPTQQuantizer",
+    "HQQQuantizer",
     "LayerReport",
     "Layout",
     "PackedWeight",

@@ -3,7 +3,9 @@
 from tico_api import (
     BUILT_IN,
     AWQConfig,
+    CLEConfig,
     GPTQConfig,
+    HQQConfig,
     Offload,
     PT2EConfig,
     PTQConfig,
@@ -28,7 +30,9 @@ from tico_api import (
 __all__ = [
     "BUILT_IN",
     "AWQConfig",
+    "CLEConfig",
     "GPTQConfig",
+    "HQQConfig",
     "Offload",
     "PT2EConfig",
     "PTQConfig",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import ClassVar, TypeVar, final
 
 from torch import nn
 
@@ -18,6 +18,13 @@ from tico_quantizers.layers import QuantizedWeight, Target, plan_layers
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 
 C = TypeVar("C", bound=ModuleConfig)
+
+
+@final
+class NoCalibration(Calibration):
+    """A calibration that learns nothing, and so the same on every rank."""
+
+    told_by_recorders: ClassVar[bool] = True
 
 
 class WeightQuantizer(BaseQuantizer[C, Calibration]):
@@ -38,6 +45,8 @@ class WeightQuantizer(BaseQuantizer[C, Calibration]):
     4
     """
 
+    checks_target: ClassVar[bool] = True
+
     @abstractmethod
     def quantize(self, target: Target[C]) -> QuantizedWeight:
         """Return the codes of a layer, and its line of the report."""
@@ -46,16 +55,21 @@ class WeightQuantizer(BaseQuantizer[C, Calibration]):
         """Return what is wrong with a layer and the config that holds for it."""
         return ()
 
+    def shows_progress(self) -> bool:
+        """Return whether a bar is shown."""
+        return True
+
     def prepare(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, Calibration]:
         """Refuse what is wrong with model and config."""
         model = open_experts(model, edit)
         plan_layers(model, self.config, check=self.problems)
-        return model, Calibration()
+        return model, NoCalibration()
 
     def convert(self, model: nn.Module, calibration: Calibration, edit: Edit) -> Converted:
         """Replace the layers by integer ones."""
         plan, name = plan_layers(model, self.config, check=self.problems), self.config.name
-        with Progress(name.upper(), total=len(plan.targets), show=True) as bar:
+        shows = self.shows_progress() and calibration.ranks.number == 0
+        with Progress(name.upper(), total=len(plan.targets), show=shows) as bar:
             work = Conversion(model, plan.layers, edit, bar)
             work.put_all(self.quantize(target) for target in plan.targets.values())
         return work.converted(plan.lines_left(work.close_experts(), name))

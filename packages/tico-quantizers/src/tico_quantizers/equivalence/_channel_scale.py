@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tico_modules import children, own_tensor, tensor_place
 from tico_quantizers.layers import has_own_forward
 
+_BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _FACTORS: Final = (2.0, 0.5, 8.0, 0.25, 4.0)
 
 
@@ -31,6 +32,18 @@ class ChannelScale:
     def channels(self) -> int:
         """The number of channels."""
         return _weight_of(self.module).numel()
+
+    def factors(self) -> Tensor | None:
+        """Return by how much each channel of the input is multiplied, float64; None where data decide.
+
+        >>> found = as_channel_scale(nn.BatchNorm2d(2, eps=0.0).eval())
+        >>> found.factors().tolist()
+        [1.0, 1.0]
+        """
+        norm = self.module
+        if not isinstance(norm, _BATCH_NORMS) or norm.running_var is None:
+            return None
+        return _weight_of(norm).detach().to(torch.float64) / (norm.running_var.double() + norm.eps).sqrt()
 
 
 def as_channel_scale(module: nn.Module) -> ChannelScale | None:

@@ -11,7 +11,7 @@ from tico_config import Found, NumericsError, Problem
 from tico_modules import Edit, ScaledInput, own_tensor, tensor_place
 from tico_quantizers.equivalence._channel_scale import ChannelScale
 from tico_quantizers.equivalence._smoothing_pairs import Consumer, Pair
-from tico_quantizers.layers import ExpertLinear, FloatLayer, feature_axis, shape, weight_axes
+from tico_quantizers.layers import ExpertLinear, FloatLayer, feature_axis, groups, shape, weight_axes
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -122,8 +122,13 @@ def _divide_bias(path: str, module: nn.Module, scale: Tensor, edit: Edit) -> Non
 
 
 def _multiply_columns(consumer: Consumer, scale: Tensor, edit: Edit) -> None:
-    weight = _stored(consumer.layer, "weight")
-    columns = _along(weight_axes(consumer.layer)[1], scale[consumer.channels], weight)
+    weight, own = _stored(consumer.layer, "weight"), scale[consumer.channels]
+    parts = groups(consumer.layer)
+    if parts == 1:
+        columns = _along(weight_axes(consumer.layer)[1], own, weight)
+    else:  # each run of rows reads the channels of its group
+        rows = own.view(parts, -1).repeat_interleave(len(weight) // parts, 0)
+        columns = rows.view(*rows.shape, *[1] * (weight.ndim - 2))
     _put(consumer.path, consumer.layer, "weight", (weight.to(torch.float64) * columns).to(weight.dtype), edit)
 
 

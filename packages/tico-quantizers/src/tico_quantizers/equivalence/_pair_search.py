@@ -22,6 +22,7 @@ from tico_config import (
 )
 from tico_modules import named_modules, own_tensor
 from tico_quantizers.calibration import Call, Snapshots, require_evaluation_mode
+from tico_quantizers.equivalence._channel_scale import ChannelScale
 from tico_quantizers.equivalence._function_check import run_again
 from tico_quantizers.equivalence._passages import Passages, Trace
 from tico_quantizers.equivalence._smoothing_pairs import (
@@ -31,18 +32,20 @@ from tico_quantizers.equivalence._smoothing_pairs import (
     Pair,
     with_multiplications,
 )
-from tico_quantizers.layers import computes_itself, shape
+from tico_quantizers.layers import computes_itself, groups, shape
 from tico_quantizers.protocol import Example
 
 
-def candidates_of(model: nn.Module, config: SmoothingConfig) -> Candidates:
+def candidates_of(model: nn.Module, config: SmoothingConfig, *, of_weights: bool = False) -> Candidates:
     """Return the modules of `model` that may be in a pair, and refuse a model that cannot have one.
+
+    For what pairs `of_weights` are, see `Candidates`.
 
     Raises:
         ConfigError: there can be no pair, or a rule of `config` matches no module.
         NumericsError: a weight holds NaN or infinity.
     """
-    candidates = _without_free_forwards(Candidates.of(model), config)
+    candidates = _without_free_forwards(Candidates.of(model, of_weights=of_weights), config)
     problems = _strange_overrides(model, candidates, config)
     consumers = [path for path in candidates.layers if candidates.consumer(path) is not None]
     sources = [path for path, _ in candidates.atoms() if candidates.producer(path) is not None]
@@ -142,9 +145,9 @@ def pairs_of(
 def _without_left_out(found: FoundPairs, candidates: Candidates, config: SmoothingConfig) -> FoundPairs:
     """Return `found` without the pairs whose producer, or all of whose consumers, an override leaves out.
 
-    SmoothQuant has nothing else to leave out, so that there a consumer counts as the whole pair.
+    Where an algorithm has nothing else to leave out, a consumer counts as the whole pair.
     """
-    enough = any if isinstance(config, SmoothQuantConfig) else all
+    enough = any if config.scales_only else all
     left = {path: why for path, _ in candidates.atoms() if (why := config.reason_to_leave(path)) is not None}
     dropped: dict[str, str] = {}
     for pair in found.pairs:
@@ -167,7 +170,7 @@ def require_pairs(
     """
     waiting = frozenset() if last else _uncalled(found, candidates)
     problems = [] if found.pairs or waiting else [_no_pair(found.left)]
-    if isinstance(config, SmoothQuantConfig):
+    if config.scales_only:
         problems += _idle_overrides(config, found, waiting)
     if problems:
         raise ConfigError(*problems)
@@ -178,9 +181,7 @@ def _uncalled(found: FoundPairs, candidates: Candidates) -> frozenset[str]:
     return frozenset(path for path in paths if path not in found.called)
 
 
-def _idle_overrides(
-    config: SmoothQuantConfig, found: FoundPairs, waiting: frozenset[str]
-) -> Iterator[Problem]:
+def _idle_overrides(config: SmoothingConfig, found: FoundPairs, waiting: frozenset[str]) -> Iterator[Problem]:
     paired = [path for pair in found.pairs for path in (pair.path, *(each.path for each in pair.consumers))]
     for pattern, change in config.overrides.items():
         matches = Rule(pattern).matches
@@ -300,7 +301,7 @@ def _claimed_twice(path: str, sources: list[str]) -> Problem:
 
 def _mapped(candidates: Candidates, path: str, consumers: list[str]) -> Pair:
     producer = candidates.producer(path)
-    if producer is None:
+    if producer is None or (candidates.of_weights and isinstance(producer, ChannelScale)):
         found = Found(candidates.reasons.get(path, "a module that cannot take scales"))
         expected = "a norm, linear layer or convolution that can take scales"
         sentence = f"mappings names it, and it cannot take scales: {found}"
@@ -321,8 +322,9 @@ def _mapped_consumer(candidates: Candidates, path: str, channels: int) -> Consum
         raise ConfigError(
             Problem(module=path, field="mappings", value=found, expected=expected, sentence=sentence)
         )
-    if shape(layer)[1] != channels:
-        found = Found(f"of {shape(layer)[1]} input features")
+    features = shape(layer)[1] * groups(layer)
+    if features != channels:
+        found = Found(f"of {features} input features")
         expected = f"a layer that reads the {channels} channels one to one"
         remedy = "leave mappings out and pass args, so that the pairs are found by running the model"
         raise ConfigError(
@@ -332,7 +334,7 @@ def _mapped_consumer(candidates: Candidates, path: str, channels: int) -> Consum
                 value=found,
                 expected=expected,
                 remedy=remedy,
-                sentence=f"it has {shape(layer)[1]} input features, and does not read the {channels} channels"
+                sentence=f"it has {features} input features, and does not read the {channels} channels"
                 " one to one",
             )
         )

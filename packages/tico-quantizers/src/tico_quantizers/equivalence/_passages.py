@@ -20,11 +20,13 @@ from tico_quantizers.calibration import after_call, before_call
 from tico_quantizers.equivalence._channel_flow import ChannelFlow, Channels, FollowedTensors
 from tico_quantizers.equivalence._channel_scale import ChannelScale
 from tico_quantizers.equivalence._smoothing_pairs import (
+    NO_RANGE,
     Candidates,
     Consumer,
     FoundPairs,
     MatrixReader,
     Pair,
+    Producer,
 )
 from tico_quantizers.layers import FloatLayer, feature_axis, input_tensor, shape
 
@@ -123,11 +125,27 @@ class Passages:
         against = next((each for each in (*consumers, *matrices) if isinstance(each, str)), None)
         if against is not None or producer is None or not consumers:
             return against or ("it cannot take scales" if consumers else "no layer reads its output")
+        scaled = self._scaled(path, producer, candidates)
+        if candidates.of_weights and isinstance(producer, ChannelScale) and scaled is None:
+            return NO_RANGE
         return Pair(
             path=path,
             producer=producer,
             consumers=tuple(each for each in consumers if isinstance(each, Consumer)),
             matrices=tuple(each for each in matrices if isinstance(each, MatrixReader)),
+            scaled=scaled,
+        )
+
+    def _scaled(self, path: str, producer: Producer, candidates: Candidates) -> FloatLayer | None:
+        """Return the layer whose channels a norm reads, one to one, in every call."""
+        first, *others = self.readings[path]
+        if not isinstance(producer, ChannelScale) or others or first.channels is None or first.source is None:
+            return None
+        found, ordered = candidates.producer(first.source), torch.arange(len(first.channels))
+        return (
+            None
+            if isinstance(found, ChannelScale) or not torch.equal(first.channels.cpu(), ordered)
+            else found
         )
 
     @cached_property
@@ -306,10 +324,12 @@ class Trace:
         x = input_tensor(path, args, kwargs)
         channels = self.flow.channels_of(x) if self.flow.paused == 1 else None
         reading = _Reading()
-        layer = self._candidates.consumer(path)
-        if channels is not None and layer is not None:
-            reading = _Reading(channels.source, _columns(layer, channels.numbers))
-        if reading.channels is None:
+        layer, norm = self._candidates.consumer(path), self._candidates.scales.get(path)
+        axis = None if norm is None else norm.axis
+        axis = axis if layer is None else feature_axis(layer)
+        if channels is not None and axis is not None:
+            reading = _Reading(channels.source, _columns(channels.numbers, axis))
+        if layer is None or reading.channels is None:
             self.flow.end(x, f"its output is read by {path}")
         self._readings.setdefault(path, []).append(reading)
 
@@ -340,9 +360,9 @@ def _reading_of_rows(channels: Channels | None) -> _Reading:
     return _Reading() if channels is None else _Reading(channels.source, columns)
 
 
-def _columns(layer: FloatLayer, numbers: Tensor) -> Tensor | None:
-    """Return the channel of each input feature of `layer`, or None where it is not the same in every row."""
-    return _features(numbers.movedim(feature_axis(layer), -1))
+def _columns(numbers: Tensor, axis: int) -> Tensor | None:
+    """Return the channel of each input feature along `axis`, or None where it differs from row to row."""
+    return _features(numbers.movedim(axis, -1))
 
 
 def _features(rows: Tensor) -> Tensor | None:

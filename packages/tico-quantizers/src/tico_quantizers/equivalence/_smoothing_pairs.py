@@ -23,9 +23,11 @@ from tico_quantizers.layers import (
     peers_of,
     reasons_against,
     shape,
+    weight_axes,
 )
 
 Producer: TypeAlias = ChannelScale | FloatLayer
+NO_RANGE = "it is a norm, and no batch norm behind a layer whose weight it multiplies"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -65,12 +67,14 @@ class Pair:
 
     Without a producer, a multiplication is to be put in front of the one consumer, which has the same path.
     Matrices that read the channels, too, have to undo the scales, but say nothing of how large they are.
+    `scaled` is the layer whose channels the producer, a norm, reads one to one, where there is one.
     """
 
     path: str
     producer: Producer | None
     consumers: tuple[Consumer, ...]
     matrices: tuple[MatrixReader, ...] = ()
+    scaled: FloatLayer | None = None
 
     @property
     def readers(self) -> list[str]:
@@ -112,7 +116,8 @@ class Candidates:
     """The modules of a model that may be in a pair, and for those that cannot be the reason.
 
     `matrices` are parameters that may undo scales, by path and name. `peers` is what `peers_of` says of the
-    model.
+    model. Pairs `of_weights` are those of two weights with ranges: convolutions with groups of channels have
+    one, norms none, but for batch norms behind a layer, whose weights they multiply.
     """
 
     layers: Mapping[str, Layer]
@@ -120,13 +125,17 @@ class Candidates:
     reasons: Mapping[str, str]
     peers: Mapping[str, str] = attrs.field(factory=dict)
     matrices: Mapping[str, Matrix] = attrs.field(factory=dict)
+    of_weights: bool = False
 
     @classmethod
-    def of(cls, model: nn.Module) -> Candidates:
+    def of(cls, model: nn.Module, *, of_weights: bool = False) -> Candidates:
         """Look at every module."""
         layers = layers_in(model)
         reasons = reasons_against(model, layers)
-        reasons |= {path: why for path, layer in layers.items() if (why := reason_against_scaling(layer))}
+        found = (
+            (path, reason_against_scaling(layer, of_weights=of_weights)) for path, layer in layers.items()
+        )
+        reasons |= {path: why for path, why in found if why is not None}
         scales = {
             path: scale
             for path, module in named_modules(model)
@@ -134,8 +143,16 @@ class Candidates:
         }
         tied = find_tied_paths(model)
         reasons |= {path: f"its weight is tied to {tied[path]}" for path in scales if path in tied}
-        matrices = _matrices_in(model, {*layers, *scales})
-        return cls(layers=layers, scales=scales, reasons=reasons, peers=peers_of(model), matrices=matrices)
+        if of_weights:
+            reasons |= {path: NO_RANGE for path, scale in scales.items() if scale.factors() is None}
+        return cls(
+            layers=layers,
+            scales=scales,
+            reasons=reasons,
+            peers=peers_of(model),
+            matrices=_matrices_in(model, {*layers, *scales}),
+            of_weights=of_weights,
+        )
 
     def producer(self, path: str) -> Producer | None:
         """Return the module at `path` if it can take scales."""
@@ -175,11 +192,13 @@ def _matrices_in(model: nn.Module, atoms: Collection[str]) -> dict[str, Matrix]:
     return {f"{each.path}.{each.name}": each for each in alone}
 
 
-def reason_against_scaling(layer: Layer) -> str | None:
-    """Return why neither rows nor columns of `layer` can take scales, or None."""
+def reason_against_scaling(layer: Layer, *, of_weights: bool = False) -> str | None:
+    """Return why neither rows nor columns of `layer` can take scales, or None; see `Candidates`."""
     if isinstance(layer, IntegerLayer):
         return "its weight is quantized already"
     count = groups(layer)
+    if of_weights and weight_axes(layer) == (0, 1):
+        return None
     return f"convolutions with groups={count} are left alone" if count > 1 else None
 
 

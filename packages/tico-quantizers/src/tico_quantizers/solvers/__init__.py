@@ -1,6 +1,7 @@
 """Tensors in, tensors out: the mathematics of the algorithms."""
 
 from tico_quantizers.solvers._awq import Grid, best_scale, best_shares, magnitudes
+from tico_quantizers.solvers._cle import ChannelMagnitudes, Reader, equalizing_scales
 from tico_quantizers.solvers._consumer import ConsumerWeight
 from tico_quantizers.solvers._factor import Factor
 from tico_quantizers.solvers._gptq import (
@@ -12,19 +13,25 @@ from tico_quantizers.solvers._gptq import (
     solve,
     solve_by,
 )
+from tico_quantizers.solvers._hqq import LpGrid, half_quadratic
 from tico_quantizers.solvers._output_error import output_error, row_errors
 from tico_quantizers.solvers._powers import power
 from tico_quantizers.solvers._smoothquant import best_alpha, smoothing_scale
 
 __all__ = [
+    "ChannelMagnitudes",
     "ConsumerWeight",
     "Factor",
     "Grid",
+    "LpGrid",
+    "Reader",
     "Solution",
     "best_alpha",
     "best_scale",
     "best_shares",
+    "equalizing_scales",
     "factored",
+    "half_quadratic",
     "loss_of_nearest",
     "magnitudes",
     "nearest",

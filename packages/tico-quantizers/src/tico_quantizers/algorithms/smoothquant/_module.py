@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, final
 
-import attrs
 import torch
 from torch import Tensor, nn
 
 from tico_config import SmoothQuantConfig
-from tico_modules import Edit, LayerReport, Report, named_modules
+from tico_modules import Edit
 from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration, config_of
 from tico_quantizers.calibration import (
     UNREACHED,
     BlockOptions,
-    ExpertLayers,
     GroupedGram,
     SearchCheckpoint,
     checkpoint_folder,
@@ -30,12 +28,12 @@ from tico_quantizers.equivalence import (
     candidates_of,
     exact_for,
     fold,
+    lines_left,
+    scaled_pairs,
 )
-from tico_quantizers.layers import QuantizedWeight, float_lines, matrix, require_in_place, shape
+from tico_quantizers.layers import QuantizedWeight, matrix, require_in_place, shape
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 from tico_quantizers.solvers import ConsumerWeight, best_alpha, smoothing_scale
-
-_DOES = "scales norms, linear layers and convolutions"
 
 
 @final
@@ -71,11 +69,13 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         scaled = [(pair, scales[pair.path][1]) for pair in found.pairs]
         calibration.require_same_function(model, scaled, edit.offload)
         calibration.finish(model, edit)
-        left = _lines_left(model, found.left)
+        left = lines_left(model, "smoothquant", found.left)
         root = model
         for pair, scale in scaled:
             root = fold(root, pair, scale, edit)
-        return _converted(close_experts(root, edit).root, found, scales, left)
+        root, folded = close_experts(root, edit).root, {path: scale for path, (_, scale) in scales.items()}
+        figures = {path: (("alpha", alpha),) for path, (alpha, _) in scales.items()}
+        return scaled_pairs(root, "smoothquant", found, folded, left, figures)
 
     def _scales(
         self, model: nn.Module, calibration: SmoothQuantCalibration, found: FoundPairs
@@ -101,21 +101,6 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         return {
             pair.path: (scales[pair.path][0], exact_for(pair, scales[pair.path][1])) for pair in found.pairs
         }
-
-
-def _lines_left(model: nn.Module, reasons: Mapping[str, str]) -> dict[str, LayerReport]:
-    """Return the lines of what is left alone: one of experts in one parameter, by the name of their class."""
-    experts = {path: each for path, each in named_modules(model) if isinstance(each, ExpertLayers)}
-    inside = tuple(f"{path}." if path else "" for path in experts)
-    known = {
-        path: why for path, why in reasons.items() if path not in experts and not path.startswith(inside)
-    }
-    lines = float_lines(model, "smoothquant", known, does=_DOES)
-    return {
-        path: attrs.evolve(line, module=type(experts[path].original).__name__) if path in experts else line
-        for path, line in lines.items()
-        if not path.startswith(inside)
-    }
 
 
 class _Search:
@@ -185,45 +170,3 @@ def weight_maximum(pair: Pair) -> Tensor:
         features = weight.abs().transpose(0, 1).flatten(1).amax(1)
         largest.scatter_reduce_(0, consumer.channels, features.to(torch.float64), "amax")
     return largest
-
-
-def _note(pair: Pair) -> str:
-    if pair.producer is None:
-        return "columns multiplied, and the input by the inverse"
-    return f"channels divided for {', '.join(pair.readers)}"
-
-
-def _converted(
-    model: nn.Module,
-    found: FoundPairs,
-    scales: dict[str, tuple[float, Tensor]],
-    left: Mapping[str, LayerReport],
-) -> Converted:
-    """Report what was done to each module."""
-    notes: dict[str, list[str]] = {}
-    figures: dict[str, tuple[tuple[str, float], ...]] = {}
-    for pair in found.pairs:
-        alpha, scale = scales[pair.path]
-        notes.setdefault(pair.path, []).append(_note(pair))
-        spread = ("smallest scale", float(scale.min())), ("largest scale", float(scale.max()))
-        figures[pair.path] = (("alpha", alpha), *spread)
-        for path, note in pair.reader_notes().items():
-            notes.setdefault(path, []).insert(0, note)
-    for path in found.adopted & notes.keys():
-        notes[path].append("no data reached it, only its peers")
-    lines = tuple(
-        _line(path, module, notes[path], figures.get(path, ())) if path in notes else left[path]
-        for path, module in named_modules(model)
-        if path in notes or path in left
-    )
-    changed = tuple(module for path, module in named_modules(model) if path in notes)
-    return Converted(root=model, modules=changed, report=Report(layers=lines))
-
-
-def _line(
-    path: str, module: nn.Module, notes: list[str], figures: tuple[tuple[str, float], ...]
-) -> LayerReport:
-    kind = type(module).__name__
-    return LayerReport(
-        path=path, module=kind, algorithm="smoothquant", reason="; ".join(notes), figures=figures
-    )

@@ -13,16 +13,21 @@ from torch import Tensor, nn
 from tico_config import (
     AWQConfig,
     BaseConfig,
+    CLEConfig,
     ConfigError,
     GPTQConfig,
+    HQQConfig,
     Problem,
     SmoothQuantConfig,
     SpecConfig,
     TicoError,
+    no_quant,
 )
 from tico_modules import named_modules
 from tico_quantizers.algorithms.awq import AWQQuantizer
+from tico_quantizers.algorithms.cle import CLEQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
+from tico_quantizers.algorithms.hqq import HQQQuantizer
 from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
 from tico_quantizers.lifecycle import convert, prepare
 from tico_quantizers.registry import QuantizerEntry, Registry, installed_entries, quantizer_entry
@@ -32,6 +37,8 @@ from tico_quantizers.testing._models import ConvNet, ResidualBlock, seeded, valu
 _BUILT_IN = (
     quantizer_entry(GPTQConfig, GPTQQuantizer),
     quantizer_entry(AWQConfig, AWQQuantizer),
+    quantizer_entry(CLEConfig, CLEQuantizer),
+    quantizer_entry(HQQConfig, HQQQuantizer),
     quantizer_entry(SmoothQuantConfig, SmoothQuantQuantizer),
 )
 _ERRORS = (RuntimeError, KeyboardInterrupt, MemoryError)
@@ -111,12 +118,12 @@ class PromiseSuite:
         return [values(seed, 6, 2, 4, 4) for seed in range(3)]
 
     def override(self) -> object:
-        """Return an override that `config` takes for any layer, and that changes nothing."""
+        """Return an override that `config` takes for any layer, and that changes nothing if it can."""
         if isinstance(self.config, SpecConfig):
             return self.config.weight
         names = (field.name for field in attrs.fields(type(self.config)))
         free = [name for name in names if name not in self.config.fixed_fields | {"target"}]
-        return {name: getattr(self.config, name) for name in free[:1]}
+        return {name: getattr(self.config, name) for name in free[:1]} or no_quant()
 
     def overridden(self, path: str) -> BaseConfig:
         """Return the config with `override` for one path."""
