@@ -11,7 +11,11 @@ from torch import Tensor, nn
 
 from tico_config import SmoothQuantConfig
 from tico_modules import Edit, LayerReport, Report, named_modules
-from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration, config_of
+from tico_quantizers.algorithms.smoothquant._calibration import (
+    SmoothQuantCalibration,
+    config_of,
+    searches,
+)
 from tico_quantizers.calibration import (
     UNREACHED,
     BlockOptions,
@@ -22,7 +26,7 @@ from tico_quantizers.calibration import (
     require_watched,
     run_blocks,
 )
-from tico_quantizers.conversion import close_experts, open_experts
+from tico_quantizers.conversion import SKIPPED, close_experts, gram_memory, open_experts
 from tico_quantizers.equivalence import (
     Consumer,
     FoundPairs,
@@ -30,9 +34,11 @@ from tico_quantizers.equivalence import (
     candidates_of,
     exact_for,
     fold,
+    scaled_memory,
+    undecided_in,
 )
 from tico_quantizers.layers import QuantizedWeight, float_lines, matrix, require_in_place, shape
-from tico_quantizers.protocol import BaseQuantizer, Converted, Example
+from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 from tico_quantizers.solvers import ConsumerWeight, best_alpha, smoothing_scale
 
 _DOES = "scales norms, linear layers and convolutions"
@@ -57,6 +63,25 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
             for pair in calibration.shown_pairs().pairs:
                 config_of(self.config, pair)
         return model, calibration
+
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return what would become of `model`: nothing of which the data do not decide."""
+        model = open_experts(model, edit)
+        candidates = candidates_of(model, self.config)
+        undecided = undecided_in(candidates, self.config)
+        lines = _lines_left(model, candidates.reasons)
+        root = close_experts(model, edit).root
+        ordered = tuple(lines[path] for path, _ in named_modules(root) if path in lines)
+        changed = tuple(module for path, module in named_modules(root) if path in undecided)
+        layers = {path: each for path in candidates.layers if (each := candidates.consumer(path)) is not None}
+        grams = (gram_memory(model, layers),) if searches(self.config) else ()
+        return Planned(
+            converted=Converted(root=root, modules=changed, report=Report(layers=ordered)),
+            undecided=undecided,
+            unsized=frozenset(layers) if self.config.insert_mul else frozenset(),
+            notes=(SKIPPED,) if self.config.on_uncalibrated == "skip" else (),
+            memory=(*grams, scaled_memory(candidates)),
+        )
 
     def convert(self, model: nn.Module, calibration: SmoothQuantCalibration, edit: Edit) -> Converted:
         """Fold a scale into the modules of each pair."""
