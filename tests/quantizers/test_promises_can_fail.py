@@ -19,9 +19,10 @@ from tico_modules import (
     LayerReport,
     PackedWeight,
     QuantizedModule,
+    Report,
     named_modules,
 )
-from tico_quantizers import Converted, Example, Registry, quantizer_entry
+from tico_quantizers import Converted, Example, Planned, Registry, quantizer_entry
 from tico_quantizers.layers import Layer, LayerPlan, Target, as_layer
 from tico_quantizers.testing import AlgorithmPromises
 from toy_quantizer import Maxima, ToyCalibration, ToyConfig, ToyQuantizer
@@ -100,6 +101,13 @@ class _Greedy(ToyQuantizer):
 class _Silent(ToyQuantizer):
     def lines(self, model: nn.Module, plan: LayerPlan[ToyConfig]) -> list[LayerReport]:
         return [line for line in super().lines(model, plan) if line.path in plan.targets]
+
+
+class _Idling(ToyQuantizer):
+    """Plans to do nothing."""
+
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        return Planned(converted=Converted(root=model, modules=(model,), report=Report()))
 
 
 class _NoNumber(ToyQuantizer):
@@ -286,6 +294,7 @@ QUANTIZERS: dict[str, type[ToyQuantizer]] = {
     "test_subclass_with_a_forward_of_its_own_keeps_it": _Greedy,
     "test_report_has_a_line_for_every_module_with_a_float_parameter": _Silent,
     "test_report_round_trips_through_json": _NoNumber,
+    "test_report_says_what_was_planned": _Idling,
     "test_saved_model_gives_the_same_bits": _Enlarging,
     "test_number_of_threads_changes_no_bit": _threads(plus=2**-10),
     "test_split_into_batches_changes_no_bit": _Summing,

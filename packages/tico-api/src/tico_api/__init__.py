@@ -2,6 +2,7 @@
 
 from tico_api._checkpoints import quantize_checkpoint
 from tico_api._facade import BUILT_IN, prepare
+from tico_api._planning import plan
 from tico_config import AWQConfig, CLEConfig, GPTQConfig, HQQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
 from tico_modules import Offload, Report, load_quantized, map_checkpoint, report, save_quantized, set_backend
 from tico_quantizers import Registry, quantizer_entry
@@ -26,6 +27,7 @@ __all__ = [
     "load_calibration",
     "load_quantized",
     "map_checkpoint",
+    "plan",
     "prepare",
     "quantize_checkpoint",
     "quantizer_entry",

@@ -31,7 +31,7 @@ from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_b
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.scaled_input import ScaledInput
 from tico_modules._layers.transposed_linear import TransposedLinear
-from tico_modules._record.fingerprint import DataFingerprint, model_fingerprint
+from tico_modules._record.fingerprint import DataFingerprint, all_tensors, model_fingerprint
 from tico_modules._record.history import remember, report, runs_of
 from tico_modules._record.report import LayerReport, Report
 from tico_modules._record.run import Run, library_versions
@@ -42,6 +42,7 @@ from tico_modules._storage.exported import code_dtype, dialect_operator
 from tico_modules._storage.kept_weights import keep_dequantized
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
+from tico_modules._storage.planned_weight import PlannedWeight
 from tico_modules._storage.read_only_weight import is_read_only, read_only
 from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
@@ -94,6 +95,7 @@ __all__ = [
     "Offload",
     "PackedWeight",
     "Parts",
+    "PlannedWeight",
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConv3d",
@@ -112,6 +114,7 @@ __all__ = [
     "Tokenizer",
     "TransposedLinear",
     "add_result_mark",
+    "all_tensors",
     "answer_for",
     "call_as",
     "carry_over",

@@ -23,7 +23,7 @@ from tico_pt2e._weights import SiteView, constant_before, put_weight, view_of
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
 from tico_quantizers.calibration import Calibration
 from tico_quantizers.conversion import BlockCalibration
-from tico_quantizers.protocol import BaseQuantizer, Converted, Example
+from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 
 _LAYERS = "gptq_layers"
 
@@ -34,6 +34,12 @@ class GPTQEverywhere(BaseQuantizer[GPTQConfig, Calibration]):
 
     checks_target: ClassVar[bool] = True
     graphs: ClassVar[tuple[type[fx.GraphModule], ...]] = (QuantGraph,)
+
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return what would become of the layers of a model; of a graph there is no plan."""
+        if isinstance(model, QuantGraph):
+            return super().foresee(model, edit)
+        return GPTQQuantizer(self.config).foresee(model, edit)
 
     def prepare(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, Calibration]:
         """Start to watch what the layers of a model, or the operators of a graph, read."""

@@ -60,7 +60,7 @@ from tico_pt2e._weights import (
 from tico_pt2e._written_norms import whole_norms
 from tico_quantizers.calibration import require_evaluation_mode
 from tico_quantizers.layers import float_lines
-from tico_quantizers.protocol import BaseQuantizer, Converted, Example
+from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 
 _WATCHES = "watches"
 
@@ -72,6 +72,23 @@ class PT2EQuantizer(BaseQuantizer[PT2EConfig, GraphCalibration]):
     works_in_place: ClassVar[bool] = False
     checks_target: ClassVar[bool] = True
     graphs: ClassVar[tuple[type[fx.GraphModule], ...]] = (fx.GraphModule,)
+
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        """Refuse: there is no graph before the model is run.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            Problem(
+                field="quant_config",
+                value=Found("PT2EConfig"),
+                expected="the config of an algorithm that works on modules",
+                sentence="PT2E quantizes the operators of the graph that torch.export makes of a model and"
+                " example inputs, which a plan goes without",
+                remedy="call prepare(model, config, args, inplace=False), which refuses what does not fit",
+            )
+        )
 
     def prepare(
         self, model: nn.Module, example: Example | None, edit: Edit

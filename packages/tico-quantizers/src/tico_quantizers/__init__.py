@@ -54,7 +54,15 @@ from tico_quantizers.algorithms.hqq import HQQQuantizer
 from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
 from tico_quantizers.calibration import Calibration, Recorder, require_watched
 from tico_quantizers.layers import find_blocks
-from tico_quantizers.protocol import AnyPrepared, AnyQuantizer, BaseQuantizer, Converted, Example, Prepared
+from tico_quantizers.protocol import (
+    AnyPrepared,
+    AnyQuantizer,
+    BaseQuantizer,
+    Converted,
+    Example,
+    Planned,
+    Prepared,
+)
 from tico_quantizers.registry import QuantizerEntry, Registry, installed_entries, quantizer_entry
 from tico_quantizers.solvers import quantize_weight, smoothing_scale
 
@@ -79,6 +87,7 @@ __all__ = [
     "Layout",
     "PackedWeight",
     "Parts",
+    "Planned",
     "Prepared",
     "QuantizedConv1d",
     "QuantizedConv2d",

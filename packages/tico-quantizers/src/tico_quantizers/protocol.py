@@ -10,7 +10,7 @@ import attrs
 from torch import fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from tico_config import BaseConfig, Problem, UnsupportedError, to_json
+from tico_config import BaseConfig, Found, Problem, UnsupportedError, to_json
 from tico_modules import Edit, Offload, Report, Run, library_versions, model_fingerprint, remember
 from tico_quantizers.calibration import (
     ALONE,
@@ -23,7 +23,7 @@ from tico_quantizers.calibration import (
     watch_forward,
 )
 
-__all__ = ["AnyPrepared", "AnyQuantizer", "BaseQuantizer", "Converted", "Example", "Prepared"]
+__all__ = ["AnyPrepared", "AnyQuantizer", "BaseQuantizer", "Converted", "Example", "Planned", "Prepared"]
 
 C = TypeVar("C", bound=BaseConfig)
 K = TypeVar("K", bound=Calibration)
@@ -67,6 +67,28 @@ class Converted:
             raise UnsupportedError(*problems)
 
 
+@attrs.frozen(kw_only=True)
+class Planned:
+    """What a conversion would give, on a model whose tensors have no values.
+
+    Attributes:
+        converted: the root, with integer modules whose codes are still to be found (`PlannedWeight`), and the
+            report that `convert` would give, without figures.
+        rules: by path, the field or override of the config that decided.
+        undecided: by path, what of its line is up to the data.
+        unsized: the paths of modules of which even the bytes are up to the data.
+        notes: what the data may change in any line.
+        memory: what `convert` holds at a time besides the model and the integers: what it is, and bytes.
+    """
+
+    converted: Converted
+    rules: Mapping[str, str] = attrs.field(factory=dict)
+    undecided: Mapping[str, str] = attrs.field(factory=dict)
+    unsized: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+    memory: tuple[tuple[str, int], ...] = ()
+
+
 class BaseQuantizer(ABC, Generic[C, K]):
     """An algorithm. It holds hyper-parameters only; what it learns from data is the calibration.
 
@@ -94,6 +116,35 @@ class BaseQuantizer(ABC, Generic[C, K]):
     @abstractmethod
     def convert(self, model: nn.Module, calibration: K, edit: Edit) -> Converted:
         """Put integers in the place of floats, through `edit`."""
+
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return what `prepare` and `convert` would make of `model`, whose tensors have no values.
+
+        What they would refuse is raised here, too, but for what only data can show. Unless a subclass says
+        how it plans, it does not.
+
+        Raises:
+            UnsupportedError: the algorithm has no plan.
+        """
+        name = type(self).__name__
+        raise UnsupportedError(
+            Problem(
+                field="quant_config",
+                value=Found(type(self.config).__name__),
+                expected="the config of an algorithm that plans",
+                sentence=f"{name} has no plan: it does not say before it has seen data what it will do",
+                remedy=f"define foresee in {name}, or call prepare and convert",
+            )
+        )
+
+    @final
+    def planned(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return the plan for `model`."""
+        self._require_checked_target()
+        made: object = self.foresee(model, edit)
+        if not isinstance(made, Planned):
+            raise _not_returned(self, "foresee", made, "a Planned")
+        return made
 
     @final
     def start(
@@ -235,3 +286,6 @@ class AnyQuantizer(Protocol):
 
     def start(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, AnyPrepared]:
         """Prepare the model."""
+
+    def planned(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return what would become of the model."""

@@ -279,14 +279,18 @@ class PackedWeight(ExactModule):
         """Whether groups are runs of columns, all of one length."""
         return self.group_index is None and self.columns % (self.group_size or 1) == 0
 
+    @property
+    def _has_middle_zeros(self) -> bool:
+        middle = 0 if self.dtype.signed else 2 ** (self.bits - 1)
+        return bool((self.zero_point == middle).all())
+
     def grid_format(self) -> GridFormat:
         """Return the format of the codes, as profiles of runtimes compare it."""
-        middle = 0 if self.dtype.signed else 2 ** (self.bits - 1)
         size = self.group_size
         return GridFormat(
             dtype=self.dtype,
             granularity=PerChannel(0) if size is None else PerGroup(axis=1, size=size),
-            symmetric=not self.format.has_offset and bool((self.zero_point == middle).all()),
+            symmetric=not self.format.has_offset and self._has_middle_zeros,
             even=self._has_even_groups,
             super_block=self.format.super_block,
         )

@@ -28,17 +28,20 @@ from tico_quantizers.calibration import (
 )
 from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._opened_experts import open_experts
+from tico_quantizers.conversion._planning import SKIPPED, STARVED, gram_memory, planned_layers
 from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.layers import (
     LayerPlan,
     QuantizedWeight,
     Target,
     columns,
+    outline,
+    peers_of,
     plan_layers,
     require_in_place,
     shape,
 )
-from tico_quantizers.protocol import BaseQuantizer, Converted, Example
+from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 
 C = TypeVar("C", bound=ModuleConfig)
 _FROM_FILE = "its statistics are those of the float model, from a calibration file"
@@ -117,7 +120,8 @@ class BlockCalibration(Calibration, Generic[C]):
 class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
     """An algorithm that needs nothing of a layer but its weight and the Gram matrix of its inputs.
 
-    A subclass says in `quantize` what becomes of layers, and may say more in the other methods. Everything
+    A subclass says in `quantize` what becomes of layers, and in `outline`, where the `weight_format` of its
+    config does not, what is known of that beforehand. It may say more in the other methods. Everything
     else is done here: which layers a config reaches, recording, blocks that run again one by one, each on
     what the quantized ones before it give, the report, and calibration files.
 
@@ -192,6 +196,31 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
     def shows_progress(self) -> bool:
         """Return whether a bar is shown."""
         return True
+
+    def outline(self, target: Target[C]) -> QuantizedWeight:
+        """Return the weight that a layer is to get, without values, and its line of the report.
+
+        Both follow from the `weight_format` of the config, unless this is overridden.
+        """
+        return outline(target)
+
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return what would become of `model`."""
+        options = self.options()
+        model = open_experts(model, edit, every_token=options.all_experts)
+        plan = plan_layers(model, self.config, check=self.problems)
+        most, paired = options.gram_memory, options.paired
+        memory = gram_memory(model, plan.layers, most=most, paired=paired)
+        starving = self._may_starve(model, plan)
+        planned = planned_layers(model, plan, self.outline, self.config.name, edit)
+        notes = (SKIPPED,) if options.skip_unreached else ()
+        return attrs.evolve(planned, undecided=starving, notes=notes, memory=(memory,))
+
+    def _may_starve(self, model: nn.Module, plan: LayerPlan[C]) -> dict[str, str]:
+        """Return what becomes of experts that read too little, by path."""
+        peers = peers_of(model)
+        least = {path: self.rule(target).least for path, target in plan.targets.items() if path in peers}
+        return {path: STARVED.format(tokens) for path, tokens in least.items() if tokens}
 
     def prepare(
         self, model: nn.Module, example: Example | None, edit: Edit

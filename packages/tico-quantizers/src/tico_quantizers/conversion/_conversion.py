@@ -27,10 +27,12 @@ class Conversion:
         model: the root of the model.
         layers: the layers to replace, by path.
         edit: makes every change, and can undo them.
-        progress: is told of every layer.
+        progress: is told of every layer, as the log is; None tells nobody, of what is only planned.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, Layer], edit: Edit, progress: Progress) -> None:
+    def __init__(
+        self, model: nn.Module, layers: Mapping[str, Layer], edit: Edit, progress: Progress | None
+    ) -> None:
         self.root = model
         self._layers = layers
         self._lines: dict[str, LayerReport] = {}
@@ -94,7 +96,7 @@ class Conversion:
 
     def tell(self, line: LayerReport) -> None:
         """Tell whoever follows the progress of a line of the report, if it was not told yet."""
-        if line.path in self._told:
+        if self._progress is None or line.path in self._told:
             return
         self._told.add(line.path)
         loss = dict(line.figures).get("loss")

@@ -13,9 +13,10 @@ from tico_modules import Edit
 from tico_quantizers.calibration import Calibration
 from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._opened_experts import open_experts
+from tico_quantizers.conversion._planning import planned_layers
 from tico_quantizers.conversion._progress import Progress
-from tico_quantizers.layers import QuantizedWeight, Target, plan_layers
-from tico_quantizers.protocol import BaseQuantizer, Converted, Example
+from tico_quantizers.layers import QuantizedWeight, Target, outline, plan_layers
+from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 
 C = TypeVar("C", bound=ModuleConfig)
 
@@ -58,6 +59,19 @@ class WeightQuantizer(BaseQuantizer[C, Calibration]):
     def shows_progress(self) -> bool:
         """Return whether a bar is shown."""
         return True
+
+    def outline(self, target: Target[C]) -> QuantizedWeight:
+        """Return the weight that a layer is to get, without values, and its line of the report.
+
+        Both follow from the `weight_format` of the config, unless this is overridden.
+        """
+        return outline(target)
+
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return what would become of `model`."""
+        model = open_experts(model, edit)
+        plan = plan_layers(model, self.config, check=self.problems)
+        return planned_layers(model, plan, self.outline, self.config.name, edit)
 
     def prepare(self, model: nn.Module, example: Example | None, edit: Edit) -> tuple[nn.Module, Calibration]:
         """Refuse what is wrong with model and config."""

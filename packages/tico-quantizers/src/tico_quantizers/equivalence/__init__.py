@@ -5,7 +5,7 @@ from tico_quantizers.equivalence._folding import exact_for, fold, put_matrix
 from tico_quantizers.equivalence._input_maxima import InputMaxima
 from tico_quantizers.equivalence._pair_calibration import PairCalibration
 from tico_quantizers.equivalence._pair_report import lines_left, scaled_pairs
-from tico_quantizers.equivalence._pair_search import candidates_of
+from tico_quantizers.equivalence._pair_search import candidates_of, scaled_memory, undecided_in
 from tico_quantizers.equivalence._passages import find_pairs
 from tico_quantizers.equivalence._smoothing_pairs import (
     Candidates,
@@ -33,5 +33,7 @@ __all__ = [
     "lines_left",
     "put_matrix",
     "reason_against_scaling",
+    "scaled_memory",
     "scaled_pairs",
+    "undecided_in",
 ]

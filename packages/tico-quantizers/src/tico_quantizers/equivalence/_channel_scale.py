@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Final
 
 import attrs
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_modules import children, own_tensor, tensor_place
-from tico_quantizers.layers import has_own_forward
+from tico_quantizers.layers import has_own_forward, numbers_of, with_values
 
 _BATCH_NORMS: Final = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _FACTORS: Final = (2.0, 0.5, 8.0, 0.25, 4.0)
@@ -95,7 +94,7 @@ def _may_scale(module: nn.Module) -> bool:
 def _probe(module: nn.Module) -> nn.Module | None:
     """Return a copy in float32 and evaluation mode without anybody's hooks, or None where there is none."""
     try:
-        probe = copy.deepcopy(module).float().eval()
+        probe = with_values(copy.deepcopy(module)).float().eval()
     except (RuntimeError, TypeError):
         return None
     for hooks in (probe._forward_hooks, probe._forward_pre_hooks):
@@ -113,7 +112,7 @@ def _scales(probe: nn.Module, shape: tuple[int, ...], axis: int, offset: float) 
     like = _weight_of(probe)
     count = like.numel()
     factors = like.new_tensor(_FACTORS).repeat(-(-count // len(_FACTORS)))[:count]
-    x = (torch.arange(math.prod(shape), dtype=torch.float32, device=like.device) * 0.7).sin().view(shape)
+    x = numbers_of(shape).to(like.device)
     along = [1] * len(shape)
     along[axis] = count
     once, scaled = (_output(probe, x, weight, offset) for weight in (torch.ones_like(factors), factors))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Final
 
 import attrs
 import torch
@@ -32,8 +33,10 @@ from tico_quantizers.equivalence._smoothing_pairs import (
     Pair,
     with_multiplications,
 )
-from tico_quantizers.layers import computes_itself, groups, shape
+from tico_quantizers.layers import ExpertLinear, computes_itself, groups, shape
 from tico_quantizers.protocol import Example
+
+_UNDECIDED: Final = "decided by the data: in which pair it is shows when the model is run"
 
 
 def candidates_of(model: nn.Module, config: SmoothingConfig, *, of_weights: bool = False) -> Candidates:
@@ -43,7 +46,7 @@ def candidates_of(model: nn.Module, config: SmoothingConfig, *, of_weights: bool
 
     Raises:
         ConfigError: there can be no pair, or a rule of `config` matches no module.
-        NumericsError: a weight holds NaN or infinity.
+        NumericsError: a weight holds NaN or infinity; those on the meta device are not looked at.
     """
     candidates = _without_free_forwards(Candidates.of(model, of_weights=of_weights), config)
     problems = _strange_overrides(model, candidates, config)
@@ -215,6 +218,32 @@ def _no_pair(reasons: Mapping[str, str]) -> Problem:
     )
 
 
+def undecided_in(candidates: Candidates, config: SmoothingConfig) -> dict[str, str]:
+    """Return, by path, the modules of which only the data show in which pair they are.
+
+    Raises:
+        ConfigError: a mapping of `config` is wrong.
+    """
+    if config.mappings:
+        mapped_pairs(candidates, config.mappings)
+    free = [
+        path
+        for path, _ in candidates.atoms()
+        if path not in candidates.reasons and config.reason_to_leave(path) is None
+    ]
+    layers = {path: candidates.layers.get(path) for path in free}
+    homes = (path.rsplit(".", 2)[0] for path, each in layers.items() if isinstance(each, ExpertLinear))
+    matrices = (each.path for each in candidates.matrices.values())
+    return dict.fromkeys([*free, *homes, *matrices], _UNDECIDED)
+
+
+def scaled_memory(candidates: Candidates) -> tuple[str, int]:
+    """Return how many bytes the floats that may get scales take at most, and what that is."""
+    free = {id(module): module for path, module in candidates.atoms() if path not in candidates.reasons}
+    found = (own_tensor(module, name) for module in free.values() for name in ("weight", "bias"))
+    return "scaled floats beside it, at most", sum(each.nbytes for each in found if each is not None)
+
+
 def require_finite_weights(candidates: Candidates) -> None:
     """Refuse modules that may be in a pair and hold NaN or infinity.
 
@@ -225,7 +254,7 @@ def require_finite_weights(candidates: Candidates) -> None:
     for path, module in candidates.atoms():
         for name in ("weight", "bias"):
             value = own_tensor(module, name)
-            wrong = None if value is None else ~torch.isfinite(value.detach())
+            wrong = None if value is None or value.is_meta else ~torch.isfinite(value.detach())
             if value is not None and wrong is not None and bool(wrong.any()):
                 index = tuple(torch.nonzero(wrong)[0].tolist())
                 found = Found(f"{value[index].item()} at {index}")

@@ -21,6 +21,7 @@ from tico_quantizers.layers._matrix import (
     shape,
     weight_axes,
 )
+from tico_quantizers.layers._outline import outline, outline_line
 from tico_quantizers.layers._own_forward import computes_itself, has_own_forward, require_as_its_class
 from tico_quantizers.layers._plan import (
     LayerPlan,
@@ -32,6 +33,7 @@ from tico_quantizers.layers._plan import (
 from tico_quantizers.layers._replacement import QuantizedWeight, with_weight
 from tico_quantizers.layers._routers import routers_in
 from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
+from tico_quantizers.layers._stand_in_values import numbers_of, with_values
 
 __all__ = [
     "ExpertLinear",
@@ -64,6 +66,9 @@ __all__ = [
     "less_read",
     "matrix",
     "multiplication_problems",
+    "numbers_of",
+    "outline",
+    "outline_line",
     "output_added",
     "output_embeddings",
     "peers_of",
@@ -76,5 +81,6 @@ __all__ = [
     "routers_in",
     "shape",
     "weight_axes",
+    "with_values",
     "with_weight",
 ]

@@ -45,7 +45,8 @@ def fused_experts(module: nn.Module) -> FusedExperts | None:
     """Return how `module` keeps its experts; None if it has no parameter of three axes, or is something else.
 
     Its forward is run on a few rows with something in the place of the parameters that notes what each expert
-    is multiplied by. So nothing else can happen to a weight, and names do not matter.
+    is multiplied by. So nothing else can happen to a weight, and names do not matter. What the module has on
+    the meta device is ones in this run.
 
     >>> class Experts(nn.Module):
     ...     def __init__(self):
@@ -70,12 +71,17 @@ def _stacks(module: nn.Module) -> dict[str, Tensor]:
     own: dict[str, nn.Parameter | None] = {} if isinstance(module, RestorableModule) else module._parameters
     given = {name: each for name, each in own.items() if each is not None and not is_lazy(each)}
     found = {
-        name: each.detach()
+        name: _with_values(each.detach())
         for name, each in given.items()
-        if each.is_floating_point() and each.ndim == 3 and not each.is_meta
+        if each.is_floating_point() and each.ndim == 3
     }
     counts = {len(each) for each in found.values()}
     return found if len(counts) == 1 and counts != {1} else {}
+
+
+def _with_values(tensor: Tensor) -> Tensor:
+    """Return `tensor`; ones that take no memory in its place on the meta device."""
+    return torch.ones((), dtype=tensor.dtype).expand(tensor.shape) if tensor.is_meta else tensor
 
 
 @attrs.frozen(eq=False)
@@ -89,7 +95,10 @@ class _Trial:
     seen: dict[str, dict[int, tuple[bool, int]]] = attrs.field(factory=dict)
 
     def run(self) -> FusedExperts | None:
-        held = {name: ExpertStack(each, self._noting(name, each)) for name, each in self.stacks.items()}
+        stacks = {name: ExpertStack(each, self._noting(name, each)) for name, each in self.stacks.items()}
+        tensors = [*self.module._parameters.items(), *self.module._buffers.items()]
+        meta = {name: _with_values(each) for name, each in tensors if each is not None and each.is_meta}
+        held = {**meta, **stacks}
         parts = {name: quiet(child) for name, child in self.module.named_children()}
         kind = type(self.module)
         try:

@@ -34,6 +34,11 @@ def as_layer(module: nn.Module) -> Layer | None:
     return module if isinstance(module, Layer) else None
 
 
+def stored(layer: Layer) -> list[Tensor]:
+    """Return the tensors that the weight is made of."""
+    return list(layer.packed.buffers()) if isinstance(layer, IntegerLayer) else [layer.weight]
+
+
 def matrix(layer: Layer) -> Tensor:
     """Return the weight as float32 (rows, columns), a row for each output channel."""
     return _by_output(layer).detach().flatten(1).to(torch.float32)

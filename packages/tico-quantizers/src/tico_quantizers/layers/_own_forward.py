@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from tico_config import Found, Problem, UnsupportedError
 from tico_modules import TransposedLinear, own_tensor
 from tico_quantizers.layers._matrix import FloatLayer, IntegerLayer, Layer, columns, reads_rows, shape
+from tico_quantizers.layers._stand_in_values import numbers_of, with_values
 
 _KINDS = (
     nn.Linear,
@@ -42,10 +42,11 @@ def computes_itself(layer: Layer) -> bool:
 def computes_as_its_class(layer: FloatLayer) -> bool:
     """Return whether a forward of `layer`'s own gives what that of its class gives, for inputs of our own.
 
-    A copy is run, without anybody's hooks. That it does so for data, too, is for `require_as_its_class`.
+    A copy is run, without anybody's hooks, and with numbers of our own for weights on the meta device. That
+    it does so for data, too, is for `require_as_its_class`.
     """
     try:
-        probe = copy.deepcopy(layer).eval()
+        probe = with_values(copy.deepcopy(layer).eval())
         for hooks in (probe._forward_hooks, probe._forward_pre_hooks):
             hooks.clear()
         with torch.no_grad():
@@ -94,9 +95,7 @@ def _inputs(layer: FloatLayer) -> Iterator[Tensor]:
         taps = zip(weight.shape[2:], getattr(layer, "dilation", ()), strict=True)
         channels: int = getattr(layer, "in_channels")  # noqa: B009  # torch's convolutions have no common type
         size = (2, channels, *(2 * apart * (kernel - 1) + 3 for kernel, apart in taps))
-    numbers = (
-        (torch.arange(math.prod(size), dtype=torch.float32, device=weight.device) * 0.7).sin().view(size)
-    )
+    numbers = numbers_of(size).to(weight.device)
     for factor in (0.0, 1.0, 1000.0):
         yield (numbers * factor).to(weight.dtype)
 

@@ -23,7 +23,7 @@ from tico_config import (
 from tico_modules import LayerReport, named_modules
 from tico_quantizers.layers._float_lines import float_lines
 from tico_quantizers.layers._layer_formats import target_problems
-from tico_quantizers.layers._matrix import Layer, columns, matrix
+from tico_quantizers.layers._matrix import Layer, columns, matrix, stored
 from tico_quantizers.layers._routers import routers_in
 from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
 
@@ -32,11 +32,12 @@ C = TypeVar("C", bound=ModuleConfig)
 
 @attrs.frozen(eq=False)
 class Target(Generic[C]):
-    """A layer to quantize, and the config that holds for it."""
+    """A layer to quantize, the config that holds for it, and the rule that decided: see `Resolution`."""
 
     path: str
     layer: Layer
     config: C
+    rule: str = "defaults"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -86,7 +87,8 @@ def plan_layers(
     Raises:
         ConfigError: nothing is left to quantize, an override changes nothing, or a check failed; with all
             that is wrong at once.
-        NumericsError: a weight holds NaN or infinity; with the path of the layer.
+        NumericsError: a weight holds NaN or infinity; with the path of the layer. Weights on the meta device
+            are not looked at.
 
     >>> from tico_config import GPTQConfig
     >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -100,7 +102,7 @@ def plan_layers(
     problems = _override_problems(model, config, wanted, reasons)
     if not wanted:
         problems.append(_nothing_left(reasons))
-    targets = {path: Target(path, layer, config.resolve(path).spec) for path, layer in wanted.items()}
+    targets = {path: _target(path, layer, config) for path, layer in wanted.items()}
     if check is not None:
         problems += [problem for target in targets.values() for problem in check(target)]
     asked = {path: target.config for path, target in targets.items()}
@@ -109,6 +111,11 @@ def plan_layers(
         raise ConfigError(*problems)
     _require_finite_weights(wanted)
     return LayerPlan(targets=targets, left=reasons)
+
+
+def _target(path: str, layer: Layer, config: C) -> Target[C]:
+    found = config.resolve(path)
+    return Target(path, layer, found.spec, found.origin)
 
 
 def require_in_place(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
@@ -240,6 +247,8 @@ def _idle(pattern: str, algorithm: str, found: list[str]) -> Problem:
 def _require_finite_weights(layers: Mapping[str, Layer]) -> None:
     problems = []
     for path, layer in layers.items():
+        if any(each.is_meta for each in stored(layer)):
+            continue  # of these there is a plan only
         weight = matrix(layer)
         if not bool(torch.isfinite(weight).all()):
             index = tuple(torch.nonzero(~torch.isfinite(weight))[0].tolist())

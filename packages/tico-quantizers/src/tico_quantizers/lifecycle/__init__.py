@@ -1,9 +1,10 @@
-"""prepare, calibrate, convert, and files of what calibration has seen."""
+"""plan, prepare, calibrate, convert, and files of what calibration has seen."""
 
 from tico_quantizers.lifecycle._calibrate import calibrate
 from tico_quantizers.lifecycle._calibration_files import load_calibration, save_calibration
 from tico_quantizers.lifecycle._copies import detached_copy
 from tico_quantizers.lifecycle._lifecycle import convert, convert_together, prepare
+from tico_quantizers.lifecycle._planning import plan
 
 __all__ = [
     "calibrate",
@@ -11,6 +12,7 @@ __all__ = [
     "convert_together",
     "detached_copy",
     "load_calibration",
+    "plan",
     "prepare",
     "save_calibration",
 ]

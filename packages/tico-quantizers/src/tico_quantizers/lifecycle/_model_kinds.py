@@ -33,8 +33,8 @@ def require_model(model: object) -> None:
         raise UnsupportedError(Problem(field="model", value=model, expected="an nn.Module", remedy=remedy))
 
 
-def require_plain(model: nn.Module, *, inplace: bool) -> None:
-    """Refuse a model with modules that are compiled, scripted, run as copies, sharded, or without data.
+def require_plain(model: nn.Module, *, inplace: bool, values: bool = True) -> None:
+    """Refuse a model with modules that are compiled, scripted, run as copies, sharded, or without `values`.
 
     Raises:
         UnsupportedError: naming every one of them.
@@ -45,7 +45,7 @@ def require_plain(model: nn.Module, *, inplace: bool) -> None:
         if path.startswith(hidden):
             continue
         shell = _shell_problem(path, module)
-        problem = shell or _problem_of(path, module, inplace)
+        problem = shell or _problem_of(path, module, inplace=inplace, values=values)
         found += [] if problem is None else [problem]
         hidden += () if shell is None else (f"{path}." if path else "",)
     if found:
@@ -71,12 +71,12 @@ def _unpack(path: str, name: str, again: str) -> str:
     return f"{way}, and {again} what convert returns"
 
 
-def _problem_of(path: str, module: nn.Module, inplace: bool) -> Problem | None:
+def _problem_of(path: str, module: nn.Module, *, inplace: bool, values: bool) -> Problem | None:
     """Return why `module` itself can not be watched or changed."""
     stored = _stored(module)
     if inplace and module._compiled_call_impl is not None:
         return _problem(path, module, "is compiled by module.compile()", _EAGER)
-    if any(tensor.is_meta for tensor in stored):
+    if values and any(tensor.is_meta for tensor in stored):
         remedy = _UNHOOK if "_hf_hook" in vars(module) else _LOAD
         return _problem(path, module, "is on the meta device, which has no data", remedy, "device")
     if any(_is_of(tensor, "torch.distributed.tensor", "DTensor") for tensor in stored):

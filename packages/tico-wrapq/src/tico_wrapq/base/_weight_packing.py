@@ -6,8 +6,17 @@ from typing import Final
 
 from torch import Tensor
 
-from tico_config import Found, Granularity, PerChannel, PerGroup, Problem, QuantSpec, UnsupportedError
-from tico_modules import PackedWeight, child_path
+from tico_config import (
+    Found,
+    Granularity,
+    GridFormat,
+    PerChannel,
+    PerGroup,
+    Problem,
+    QuantSpec,
+    UnsupportedError,
+)
+from tico_modules import PackedWeight, PlannedWeight, child_path
 from tico_observers import Observer, observer_for
 from tico_wrapq.base._declaration import PointDeclaration, Role, spec_problem
 
@@ -20,7 +29,8 @@ def pack_weight(
 ) -> PackedWeight:
     """Return `weight` rounded to nearest on the grid that `spec` asks for, of `default` units unless it says.
 
-    `path` is that of the module, and `name` the weight's in it, for errors.
+    Of a weight on the meta device, which a plan has, the codes stay open. `path` is that of the module, and
+    `name` the weight's in it, for errors.
 
     Raises:
         UnsupportedError: the spec's granularity or format is none that integer weights have.
@@ -34,6 +44,9 @@ def pack_weight(
         raise UnsupportedError(
             Problem(module=point, field="spec", value=found, expected="an integer grid that weights can have")
         )
+    grid = GridFormat.of(spec, default)
+    if weight.is_meta and grid is not None:
+        return PlannedWeight.of(tuple(weight.shape), grid)
     observer.collect(weight.detach().flatten(1))
     granularity = spec.granularity_or(default)
     size = granularity.size if isinstance(granularity, PerGroup) else None

@@ -113,6 +113,13 @@ class Fold:
         kind = type(self.layer.layer)
         return 2 if kind is nn.Linear else _BATCHED[_KINDS[kind]]
 
+    def notes(self) -> dict[str, str]:
+        """Return what the report says of the two modules, by path."""
+        return {
+            self.layer.path: f"with the norm of {self.norm.path}",
+            self.norm.path: f"folded into {self.layer.path}",
+        }
+
     def finish(self) -> dict[str, nn.Module]:
         """Return the integer layer that does both and what takes the place of the norm, by path.
 
@@ -250,11 +257,7 @@ class Folds(Recorder):
 
     def notes(self) -> dict[str, str]:
         """Return what the report says of the modules of these folds, by path."""
-        found = {}
-        for fold in self.shown():
-            found[fold.layer.path] = f"with the norm of {fold.norm.path}"
-            found[fold.norm.path] = f"folded into {fold.layer.path}"
-        return found
+        return {path: note for fold in self.shown() for path, note in fold.notes().items()}
 
     def _is_shown(self, index: int) -> bool:
         calls = {self._done[index, role] for role in ("chain", "layer", "norm")}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import ClassVar, TypeAlias, final
+from typing import ClassVar, final
 
 import attrs
 from torch import nn
@@ -19,12 +19,10 @@ from tico_config import (
 from tico_modules import (
     Edit,
     LayerReport,
-    QuantizedModule,
     Report,
-    children,
     named_modules,
 )
-from tico_quantizers import BaseQuantizer, Converted, Example
+from tico_quantizers import BaseQuantizer, Converted, Example, Planned
 from tico_quantizers.calibration import spoiled_figures
 from tico_quantizers.layers import fused_experts
 from tico_wrapq.base import (
@@ -37,6 +35,8 @@ from tico_wrapq.base import (
     require_grids,
 )
 from tico_wrapq.ptq._folds import Fold, Folds, foldable
+from tico_wrapq.ptq._lines import joined_notes, line_of, tied_weights, untied_notes
+from tico_wrapq.ptq._planning import planned
 from tico_wrapq.ptq._step_settling import IDLE, StepRefusal, idle_steps, settle_steps
 from tico_wrapq.ptq._work import Work
 from tico_wrapq.ptq._wrapping import Wrapped, wrap
@@ -108,6 +108,10 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
 
     checks_target: ClassVar[bool] = True
 
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return what would become of `model`: all but the steps of forwards, which data show."""
+        return planned(model, self.config, edit)
+
     def prepare(
         self, model: nn.Module, example: Example | None, edit: Edit
     ) -> tuple[nn.Module, PTQCalibration]:
@@ -126,21 +130,21 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         left = calibration.wrapped.left
         figures = {path: calibration.figures(path) for path in (*wrappers, *(line.path for line in left))}
         folded = {path: new for fold in calibration.folds.shown() for path, new in fold.finish().items()}
-        idle, tied = idle_steps(wrappers), _tied(wrappers)
+        idle, tied = idle_steps(wrappers), tied_weights(wrappers)
         finished: dict[str, nn.Module] = {}
         for path, wrapper in wrappers.items():
             if path not in idle:
                 finished[path] = folded[path] if path in folded else wrapper.finish(weights, edit)
                 edit.settle(finished[path])
         folding, routers = calibration.folds.notes(), calibration.wrapped.notes
-        notes = _joined(routers, _untied(tied, finished), folding, skipped, unfit)
+        notes = joined_notes(routers, untied_notes(tied, finished), folding, skipped, unfit)
         root, lines = model, [*left, *(_idle_line(each) for each in idle.values())]
         for each in idle.values():
             each.leave(edit)
         for path, new in finished.items():
             wrapper = wrappers[path]
             root = edit.replace(root, wrapper, new) if new is not wrapper else root
-            lines.append(_line(path, wrapper, new, notes.get(path, "")))
+            lines.append(line_of(path, wrapper, new, notes.get(path, "")))
         by_path = {line.path: attrs.evolve(line, figures=figures[line.path]) for line in lines}
         ordered = [by_path[path] for path, _ in named_modules(root) if path in by_path]
         return Converted(root=root, modules=tuple(finished.values()), report=Report(layers=tuple(ordered)))
@@ -179,11 +183,6 @@ def _call_figures(name: str, point: QuantPoint) -> Iterator[tuple[str, float]]:
         yield from ((f"{name} {end} {number}", value) for end, value in zip(CALL_ENDS, ends, strict=True))
 
 
-def _joined(*notes: Mapping[str, str]) -> dict[str, str]:
-    paths = dict.fromkeys(path for each in notes for path in each)
-    return {path: "; ".join(each[path] for each in notes if path in each) for path in paths}
-
-
 def _require_in_place(model: nn.Module, wrappers: Mapping[str, QuantModuleBase]) -> None:
     """Refuse a model whose modules were replaced since it was prepared.
 
@@ -205,64 +204,3 @@ def _require_in_place(model: nn.Module, wrappers: Mapping[str, QuantModuleBase])
     ]
     if gone:
         raise LifecycleError(*gone)
-
-
-_Holder: TypeAlias = tuple[str, str]
-"""The path of a wrapper, and the name of a weight that it stands for."""
-
-
-def _tied(wrappers: Mapping[str, QuantModuleBase]) -> list[list[_Holder]]:
-    """Return those that hold one weight, for each weight that several hold."""
-    holders: dict[int, list[_Holder]] = {}
-    for path, wrapper in wrappers.items():
-        for name, weight in wrapper.float_weights().items():
-            holders.setdefault(id(weight), []).append((path, name))
-    return [each for each in holders.values() if len(each) > 1]
-
-
-def _untied(tied: list[list[_Holder]], finished: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Return a note for each module whose weight was tied to another's and whose codes are not."""
-    notes: dict[str, str] = {}
-    for holders in tied:
-        if len({_codes(finished[path], name) for path, name in holders if path in finished}) > 1:
-            paths = ", ".join(path or "the model itself" for path, _ in holders)
-            notes |= {path: f"no longer tied: one weight of {paths}" for path, _ in holders}
-    return notes
-
-
-def _codes(module: nn.Module, name: str) -> tuple[int, ...]:
-    """Return what the codes of a weight are known by; empty where it is float."""
-    if isinstance(module, StepPoints):
-        return tuple(id(each) for each in module.weights[name].packed) if name in module.weights else ()
-    return (id(module.packed),) if isinstance(module, QuantizedModule) else ()
-
-
-def _line(path: str, wrapper: QuantModuleBase, new: nn.Module, note: str) -> LayerReport:
-    return LayerReport(
-        reason=note,
-        path=path,
-        module=wrapper.source,
-        algorithm="ptq",
-        weight=_weight_label(wrapper, new),
-        activation=_activation_label(wrapper, new),
-    )
-
-
-def _weight_label(wrapper: QuantModuleBase, new: nn.Module) -> str:
-    if isinstance(new, StepPoints):
-        return ", ".join(f"{name} {each.label}" for name, each in new.weights.items()) or "float"
-    inner = children(new).get(wrapper.kept or "") if isinstance(new, QuantModuleBase) else new
-    if not isinstance(inner, QuantizedModule):
-        return "float"
-    unit = "per row" if inner.group_size is None else f"group {inner.group_size}"
-    kept = "" if wrapper.weight_specs else ", codes kept"
-    return f"{inner.packed.dtype} {unit}{kept}"
-
-
-def _activation_label(wrapper: QuantModuleBase, new: nn.Module) -> str:
-    if isinstance(new, QuantizedModule):
-        grids = {"act_in": new.act_in, "act_out": new.act_out}
-    else:
-        grids = {name: point.fixed for name, point in wrapper.named_points()}
-    named = [f"{name} {grid.label}" for name, grid in grids.items() if grid is not None]
-    return ", ".join(named) or "float"

@@ -103,7 +103,7 @@ def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: E
         UnsupportedError: with `strict_wrap`, every module that has no wrapper; or a point that cannot
             have the format it is to have.
         ConfigError: an override matches nothing, or two contradict each other.
-        NumericsError: a weight holds NaN or infinity.
+        NumericsError: a weight holds NaN or infinity; those on the meta device are not looked at.
     """
     _require_variant(registry, config)
     root = _taken_apart(model, registry, config, edit)
@@ -370,7 +370,7 @@ def _require_finite_weights(found: list[ModuleSite]) -> None:
 
 def _first_nonfinite(module: nn.Module, name: str) -> str | None:
     weight = None if isinstance(module, QuantizedModule) else parameter(module, name)
-    if weight is None or math.isfinite(weight.detach().sum().item()):
+    if weight is None or weight.is_meta or math.isfinite(weight.detach().sum().item()):
         return None
     bad = torch.nonzero(~torch.isfinite(weight)).tolist()
     return f"{weight[tuple(bad[0])].item()} at {tuple(bad[0])}" if bad else None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, TypeGuard, final
+from typing import ClassVar, Final, TypeGuard, final
 
 import attrs
 import torch
 from torch import Tensor, nn
 
 from tico_config import AWQConfig, DType, Problem
-from tico_modules import Edit, LayerReport, PackedWeight, named_modules
+from tico_modules import Edit, LayerReport, PackedWeight, QuantizedExperts, named_modules
 from tico_observers import Statistic, products
 from tico_quantizers.calibration import (
     BlockInputs,
@@ -22,7 +22,14 @@ from tico_quantizers.calibration import (
     float_statistics,
     run_blocks,
 )
-from tico_quantizers.conversion import Conversion, Progress, open_experts
+from tico_quantizers.conversion import (
+    SKIPPED,
+    Conversion,
+    Progress,
+    gram_memory,
+    open_experts,
+    planned_layers,
+)
 from tico_quantizers.equivalence import (
     Candidates,
     Consumer,
@@ -34,6 +41,8 @@ from tico_quantizers.equivalence import (
     fold,
     put_matrix,
     reason_against_scaling,
+    scaled_memory,
+    undecided_in,
 )
 from tico_quantizers.layers import (
     ExpertLinear,
@@ -44,12 +53,16 @@ from tico_quantizers.layers import (
     Target,
     group_size_problem,
     matrix,
+    outline,
+    outline_line,
     plan_layers,
     require_in_place,
     shape,
 )
-from tico_quantizers.protocol import BaseQuantizer, Converted, Example
+from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 from tico_quantizers.solvers import ConsumerWeight, Grid, best_scale, best_shares, magnitudes
+
+_NOT_ROUNDED: Final = "round_weights=False leaves it to the algorithm that follows"
 
 
 @final
@@ -107,6 +120,22 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         calibration = AWQCalibration(model, candidates, self.config, plan, options)
         calibration.start(model, example, edit)
         return model, calibration
+
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return what would become of `model`: which layers are rounded, not by which scales."""
+        model = open_experts(model, edit)
+        candidates = candidates_of(model, self.config)
+        undecided = undecided_in(candidates, self.config)
+        plan = plan_layers(model, self.config, refuse=reason_against_scaling, check=_problems)
+        memory = gram_memory(model, plan.layers), scaled_memory(candidates)
+        floats = {} if self.config.round_weights else dict.fromkeys(plan.targets, _NOT_ROUNDED)
+        planned = planned_layers(model, plan.without(floats), outline, "awq", edit)
+        converted = planned.converted
+        if floats:
+            scaled = tuple(module for path, module in named_modules(converted.root) if path in undecided)
+            converted = attrs.evolve(converted, modules=scaled)
+        notes = (SKIPPED,) if self.config.on_uncalibrated == "skip" else ()
+        return attrs.evolve(planned, converted=converted, undecided=undecided, notes=notes, memory=memory)
 
     def convert(self, model: nn.Module, calibration: AWQCalibration, edit: Edit) -> Converted:
         """Scale, clip and round."""
@@ -258,6 +287,8 @@ def _converted(work: Conversion, search: _Search, found: FoundPairs, edit: Edit)
         if pair.path not in search.plan.targets:
             work.keep(pair.module)
     left = search.plan.lines_left(work.close_experts(), "awq")
+    experts = (path for path, each in named_modules(work.root) if isinstance(each, QuantizedExperts))
+    kinds |= dict.fromkeys(experts, QuantizedExperts.__name__)
     return work.converted(_lines(search, found, kinds, left))
 
 
@@ -294,11 +325,8 @@ def _lines(
     told |= {**unread, **found.left, **search.plan.left}
     paths = dict.fromkeys([*notes, *figures, *(path for path in told if path not in search.plan.targets)])
     return {
-        path: LayerReport(
-            path=path,
-            module=kinds[path],
-            algorithm="awq",
-            weight=_format(search.plan.targets.get(path)),
+        path: attrs.evolve(
+            _plain_line(path, kinds[path], search.plan.targets.get(path)),
             reason="; ".join(notes.get(path) or ([told[path]] if path in told else [])),
             figures=(*(left[path].figures if path in left else ()), *figures.get(path, ())),
         )
@@ -307,8 +335,7 @@ def _lines(
     }
 
 
-def _format(target: Target[AWQConfig] | None) -> str:
+def _plain_line(path: str, kind: str, target: Target[AWQConfig] | None) -> LayerReport:
     if target is None or not target.config.round_weights:
-        return "float"
-    unit = "per row" if target.config.group_size is None else f"group {target.config.group_size}"
-    return f"{_grid(target.config).dtype} {'symmetric' if target.config.symmetric else 'asymmetric'} {unit}"
+        return LayerReport(path=path, module=kind, algorithm="awq")
+    return attrs.evolve(outline_line(target), module=kind)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tico_config import CLEConfig
 from tico_modules import Edit
-from tico_quantizers.conversion import close_experts, open_experts
+from tico_quantizers.conversion import close_experts, open_experts, planned_pairs
 from tico_quantizers.equivalence import (
     ChannelScale,
     FoundPairs,
@@ -23,7 +23,7 @@ from tico_quantizers.equivalence import (
     scaled_pairs,
 )
 from tico_quantizers.layers import FloatLayer, groups, matrix, require_in_place, shape
-from tico_quantizers.protocol import BaseQuantizer, Converted, Example
+from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 from tico_quantizers.solvers import ChannelMagnitudes, Reader, equalizing_scales
 
 _DOES: Final = "scales linear layers and convolutions"
@@ -43,6 +43,13 @@ class CLEQuantizer(BaseQuantizer[CLEConfig, PairCalibration]):
         calibration = PairCalibration(candidates_of(model, self.config, of_weights=True), self.config)
         calibration.start(model, example, edit)
         return model, calibration
+
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return what would become of `model`: nothing of which the data do not decide."""
+        model = open_experts(model, edit)
+        candidates = candidates_of(model, self.config, of_weights=True)
+        lines = lines_left(model, "cle", candidates.reasons, does=_DOES)
+        return planned_pairs(model, candidates, self.config, lines, edit)
 
     def convert(self, model: nn.Module, calibration: PairCalibration, edit: Edit) -> Converted:
         """Fold a scale into the modules of each pair."""

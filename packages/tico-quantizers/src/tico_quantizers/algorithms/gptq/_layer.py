@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, GPTQConfig, TicoError
+from tico_config import GPTQConfig, TicoError
 from tico_modules import LayerReport, PackedWeight
 from tico_quantizers.calibration import GroupedGram, located
-from tico_quantizers.layers import QuantizedWeight, Target, columns, groups, matrix, shape
+from tico_quantizers.layers import QuantizedWeight, Target, columns, groups, matrix, outline_line, shape
 from tico_quantizers.solvers import Factor, Solution, factored, loss_of_nearest, nearest, solve_by
 
 # Of so many weights it is the number of operations that takes the time, and their copies are small.
@@ -163,21 +164,5 @@ def _packed(target: Target[GPTQConfig], solutions: Sequence[Solution]) -> Packed
 
 
 def _line(target: Target[GPTQConfig], figures: dict[str, float], seconds: float, reason: str) -> LayerReport:
-    config = target.config
-    row = "per tensor" if config.per_tensor else "per row"
-    shared = "" if config.super_block is None else f", {config.super_block}"
-    unit = row if config.group_size is None else f"group {config.group_size}{shared}"
-    scheme = "symmetric" if config.symmetric else "asymmetric"
-    grid = getattr(target.layer, "act_in", None)
-    return LayerReport(
-        path=target.path,
-        module=type(target.layer).__name__,
-        algorithm="gptq",
-        weight=f"{DType(config.bits, signed=config.symmetric)} {scheme} {unit}",
-        activation="float" if grid is None else grid.label,
-        reason=reason,
-        bits=config.bits,
-        group_size=config.group_size,
-        seconds=seconds,
-        figures=tuple((name, float(value)) for name, value in figures.items()),
-    )
+    numbers = tuple((name, float(value)) for name, value in figures.items())
+    return attrs.evolve(outline_line(target), reason=reason, seconds=seconds, figures=numbers)

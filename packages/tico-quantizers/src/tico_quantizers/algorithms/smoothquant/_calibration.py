@@ -36,7 +36,7 @@ class SmoothQuantCalibration(PairCalibration):
         self._consumers = {path: layer for path, layer in found if layer is not None}
         self._config = config
         layers = candidates.layers
-        self.inputs = BlockInputs(model, layers, options, self.reached) if _searches(config) else None
+        self.inputs = BlockInputs(model, layers, options, self.reached) if searches(config) else None
 
     def start(self, model: nn.Module, example: Example | None, edit: Edit) -> None:
         """Start to watch; every layer that could be a consumer is observed."""
@@ -99,6 +99,7 @@ def config_of(config: SmoothQuantConfig, pair: Pair) -> SmoothQuantConfig:
     return first.spec
 
 
-def _searches(config: SmoothQuantConfig) -> bool:
+def searches(config: SmoothQuantConfig) -> bool:
+    """Return whether `config` asks for a search for any pair."""
     rules = (rule for rule in config.overrides.values() if isinstance(rule, Mapping))
     return config.alpha == "auto" or any(rule.get("alpha") == "auto" for rule in rules)

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, final
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from tico_config import SmoothQuantConfig
 from tico_modules import Edit
-from tico_quantizers.algorithms.smoothquant._calibration import SmoothQuantCalibration, config_of
+from tico_quantizers.algorithms.smoothquant._calibration import (
+    SmoothQuantCalibration,
+    config_of,
+    searches,
+)
 from tico_quantizers.calibration import (
     UNREACHED,
     BlockOptions,
@@ -20,7 +25,7 @@ from tico_quantizers.calibration import (
     require_watched,
     run_blocks,
 )
-from tico_quantizers.conversion import close_experts, open_experts
+from tico_quantizers.conversion import SKIPPED, close_experts, gram_memory, open_experts, planned_pairs
 from tico_quantizers.equivalence import (
     Consumer,
     FoundPairs,
@@ -32,7 +37,7 @@ from tico_quantizers.equivalence import (
     scaled_pairs,
 )
 from tico_quantizers.layers import QuantizedWeight, matrix, require_in_place, shape
-from tico_quantizers.protocol import BaseQuantizer, Converted, Example
+from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 from tico_quantizers.solvers import ConsumerWeight, best_alpha, smoothing_scale
 
 
@@ -55,6 +60,21 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
             for pair in calibration.shown_pairs().pairs:
                 config_of(self.config, pair)
         return model, calibration
+
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return what would become of `model`: nothing of which the data do not decide."""
+        model = open_experts(model, edit)
+        candidates = candidates_of(model, self.config)
+        layers = {path: each for path in candidates.layers if (each := candidates.consumer(path)) is not None}
+        grams = (gram_memory(model, layers),) if searches(self.config) else ()
+        lines = lines_left(model, "smoothquant", candidates.reasons)
+        planned = planned_pairs(model, candidates, self.config, lines, edit)
+        return attrs.evolve(
+            planned,
+            unsized=frozenset(layers) if self.config.insert_mul else frozenset(),
+            notes=(SKIPPED,) if self.config.on_uncalibrated == "skip" else (),
+            memory=(*grams, *planned.memory),
+        )
 
     def convert(self, model: nn.Module, calibration: SmoothQuantCalibration, edit: Edit) -> Converted:
         """Fold a scale into the modules of each pair."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 
 from tico_config import ConfigError, TicoError, UnsupportedError
 from tico_modules import Report, RestorableModule, load_quantized, named_modules, report, save_quantized
-from tico_quantizers.lifecycle import convert
+from tico_quantizers.lifecycle import convert, plan
+from tico_quantizers.planning import differences
 from tico_quantizers.testing._model_state import same_tensors, tensors_of, unchanged
 from tico_quantizers.testing._models import VOCABULARY, Fourfold, ResidualBlock, TiedHead, seeded, values
 from tico_quantizers.testing._promises.suite import PromiseSuite, attempted, same_output
@@ -87,6 +89,15 @@ class LayerPromises(PromiseSuite):
         found = report(self.quantized())
         assert found.layers
         assert Report.from_json(found.to_json()) == found
+
+    def test_report_says_what_was_planned(self) -> None:
+        """There is no plan, or `convert` reports what was planned, module by module and byte by byte."""
+        both = ((self.model(), self.batches()[:1]), (self.conv_model(), self.conv_batches()[:1]))
+        for model, batches in both:
+            with unchanged(model):
+                made = attempted(partial(plan, model, self.config, registry=self.serves()), UnsupportedError)
+            if not isinstance(made, UnsupportedError):
+                assert differences(made, self.quantized(model, batches)) == []
 
     def test_saved_model_gives_the_same_bits(self, tmp_path: Path) -> None:
         """A file loads to the same tensors; a result without integer modules is refused by name."""
