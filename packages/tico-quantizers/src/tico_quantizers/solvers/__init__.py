@@ -12,6 +12,8 @@ from tico_quantizers.solvers._gptq import (
     solve,
     solve_by,
 )
+from tico_quantizers.solvers._hadamard import hadamard_matrix
+from tico_quantizers.solvers._orthogonal import orthogonal_matrix
 from tico_quantizers.solvers._output_error import output_error, row_errors
 from tico_quantizers.solvers._powers import power
 from tico_quantizers.solvers._smoothquant import best_alpha, smoothing_scale
@@ -25,9 +27,11 @@ __all__ = [
     "best_scale",
     "best_shares",
     "factored",
+    "hadamard_matrix",
     "loss_of_nearest",
     "magnitudes",
     "nearest",
+    "orthogonal_matrix",
     "output_error",
     "power",
     "quantize_weight",
