@@ -60,6 +60,7 @@ class TestPublicAPI(PublicAPI):
         "QScheme",
         "QuantSpec",
         "Resolution",
+        "RotationConfig",
         "Rule",
         "SmoothQuantConfig",
         "SmoothingConfig",

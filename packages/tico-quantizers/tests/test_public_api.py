@@ -43,6 +43,7 @@ class TestPublicAPI(PublicAPI):
         "Registry",
         "Report",
         "RestorableModule",
+        "RotationQuantizer",
         "Run",
         "ScaledInput",
         "SmoothQuantQuantizer",

@@ -6,12 +6,21 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from tico_config import AWQConfig, BaseConfig, GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
+from tico_config import (
+    AWQConfig,
+    BaseConfig,
+    GPTQConfig,
+    PT2EConfig,
+    PTQConfig,
+    RotationConfig,
+    SmoothQuantConfig,
+)
 from tico_modules import Offload
 from tico_pt2e import GPTQEverywhere, PT2EQuantizer
 from tico_quantizers import (
     AWQQuantizer,
     Registry,
+    RotationQuantizer,
     SmoothQuantQuantizer,
     lifecycle,
     quantizer_entry,
@@ -25,6 +34,7 @@ BUILT_IN = Registry(
         quantizer_entry(PT2EConfig, PT2EQuantizer),
         quantizer_entry(SmoothQuantConfig, SmoothQuantQuantizer),
         quantizer_entry(AWQConfig, AWQQuantizer),
+        quantizer_entry(RotationConfig, RotationQuantizer),
     )
 )
 

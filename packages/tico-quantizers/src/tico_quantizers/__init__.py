@@ -49,6 +49,7 @@ from tico_modules import (
 from tico_quantizers._renamed import find_renamed as __getattr__  # noqa: F401  # Python looks it up
 from tico_quantizers.algorithms.awq import AWQQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
+from tico_quantizers.algorithms.rotation import RotationQuantizer
 from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
 from tico_quantizers.calibration import Calibration, Recorder, require_watched
 from tico_quantizers.layers import find_blocks
@@ -91,6 +92,7 @@ __all__ = [
     "Registry",
     "Report",
     "RestorableModule",
+    "RotationQuantizer",
     "Run",
     "ScaledInput",
     "SmoothQuantQuantizer",

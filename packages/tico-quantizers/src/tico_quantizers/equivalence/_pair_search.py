@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import attrs
 import torch
@@ -16,14 +16,11 @@ from tico_config import (
     Rule,
     SmoothingConfig,
     SmoothQuantConfig,
-    TicoError,
     is_left_out,
     unmatched_problems,
 )
 from tico_modules import named_modules, own_tensor
-from tico_quantizers.calibration import Call, Snapshots, require_evaluation_mode
-from tico_quantizers.equivalence._function_check import run_again
-from tico_quantizers.equivalence._passages import Passages, Trace
+from tico_quantizers.equivalence._passages import Passages
 from tico_quantizers.equivalence._smoothing_pairs import (
     Candidates,
     Consumer,
@@ -32,7 +29,6 @@ from tico_quantizers.equivalence._smoothing_pairs import (
     with_multiplications,
 )
 from tico_quantizers.layers import computes_itself, shape
-from tico_quantizers.protocol import Example
 
 
 def candidates_of(model: nn.Module, config: SmoothingConfig) -> Candidates:
@@ -51,7 +47,7 @@ def candidates_of(model: nn.Module, config: SmoothingConfig) -> Candidates:
     problems += _target_problems(config)
     if problems:
         raise ConfigError(*problems)
-    require_finite_weights(candidates)
+    require_finite_weights(candidates.atoms())
     return candidates
 
 
@@ -87,27 +83,6 @@ def _strange_overrides(model: nn.Module, candidates: Candidates, config: Smoothi
 
 def _is_below(path: str, parent: str) -> bool:
     return path == parent or not parent or path.startswith(f"{parent}.")
-
-
-def traced(model: nn.Module, candidates: Candidates, example: Example) -> tuple[Passages, Call]:
-    """Return what shows when `model` is run on copies of `example`, and the call.
-
-    Raises:
-        ConfigError: the model raises an error for them.
-        CalibrationError: the model is in training mode.
-    """
-    require_evaluation_mode(model)
-    call, trace = Snapshots().take(example.args, example.kwargs, lambda _: None), Trace(candidates)
-    try:
-        trace.follow(lambda: run_again(model, call))
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
-        if isinstance(error, TicoError):
-            raise
-        found = Found(f"inputs for which it raises {type(error).__name__}: {error}")
-        sentence = f"the model raises {type(error).__name__} for args: {error}"
-        expected = "inputs that the model takes"
-        raise ConfigError(Problem(field="args", value=found, expected=expected, sentence=sentence)) from error
-    return trace.passages(), call
 
 
 def _target_problems(config: SmoothingConfig) -> Iterator[Problem]:
@@ -214,14 +189,14 @@ def _no_pair(reasons: Mapping[str, str]) -> Problem:
     )
 
 
-def require_finite_weights(candidates: Candidates) -> None:
-    """Refuse modules that may be in a pair and hold NaN or infinity.
+def require_finite_weights(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse `modules`, with their paths, that hold NaN or infinity.
 
     Raises:
         NumericsError: with every such weight or bias.
     """
     problems = []
-    for path, module in candidates.atoms():
+    for path, module in modules:
         for name in ("weight", "bias"):
             value = own_tensor(module, name)
             wrong = None if value is None else ~torch.isfinite(value.detach())
