@@ -27,6 +27,7 @@ from tico_config import (
     PT2EConfig,
     PTQConfig,
     QScheme,
+    RotationConfig,
     SmoothQuantConfig,
     SuperBlock,
     affine,
@@ -139,7 +140,9 @@ def test_what_is_not_known_is_not_judged() -> None:
     assert found(profiles.VLLM, LayerFormat(path="", weight=ROWS, inputs=TOKENS)) == []
 
 
-@pytest.mark.parametrize("config", [GPTQConfig, PTQConfig, AWQConfig, PT2EConfig, SmoothQuantConfig])
+@pytest.mark.parametrize(
+    "config", [GPTQConfig, PTQConfig, AWQConfig, PT2EConfig, RotationConfig, SmoothQuantConfig]
+)
 @pytest.mark.parametrize("profile", [profiles.CIRCLE, OWN])
 def test_a_config_with_a_target_survives_json(config: type[BaseConfig], profile: DeploymentProfile) -> None:
     """A built-in profile stands there by its name, another as its value, also under a name that is taken."""

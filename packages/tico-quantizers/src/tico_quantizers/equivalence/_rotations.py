@@ -185,10 +185,11 @@ class _Search:
         return self._order[self._rotatable.owner(name)], name
 
     def is_telling(self, sources: list[str]) -> bool:
-        """Return whether it is worth a word that these cannot be rotated: a norm or attention reads them."""
+        """Return whether it is worth a word that these cannot be rotated: they may be a stream, or heads."""
         readers = [name for source in sources for name in self._by_source.get(source, ())]
         normed = any(self._rotatable.norm(name) is not None for name in readers)
-        return normed or any(source in self._ways.heads for source in sources)
+        told = {*self._ways.heads, *self._ways.looked_up}
+        return normed or len(sources) > 1 or not told.isdisjoint(sources)
 
     def rotation(self, sources: list[str]) -> Rotation | None:
         """Return the rotation of the channels of `sources`, or None for a layer that only layers read.
