@@ -37,7 +37,7 @@ from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, 
 from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
-from tico_api import GPTQConfig, HQQConfig, PTQConfig, calibrate, convert, prepare
+from tico_api import GPTQConfig, HQQConfig, PTQConfig, RotationConfig, calibrate, convert, prepare
 from tico_config import DType, PerChannel, PerGroup, affine, no_quant
 
 MEGABYTE: Final = 1e6
@@ -136,6 +136,17 @@ def ours(show: Callable[[nn.Module, Tensor], None] = calibrated, /, **options: o
     return quantize
 
 
+def rotated(quantize: Quantize) -> Quantize:
+    """Return the same for a model whose residual stream and value heads were rotated before."""
+
+    def after_rotation(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
+        model = prepare(model, RotationConfig())
+        run(model, calibration[:1])  # which tokens these are makes no difference
+        return quantize(convert(model), calibration, task)
+
+    return after_rotation
+
+
 def tico(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
     """Return GPTQ as Samsung's tico does it, with the same settings."""
     configs = solver_module("tico.quantization.config.gptq")  # first: the other module imports it
@@ -172,6 +183,8 @@ UNIFORM: Final = {"token_weights": "uniform"}
 OURS: Final[Mapping[str, Quantize]] = {
     "ours": ours(),
     "ours, ordered": ours(act_order=True, static_groups=True),
+    "ours, rotated": rotated(ours()),
+    "ours, ordered, rotated": rotated(ours(act_order=True, static_groups=True)),
     "ours, uniform": ours(**UNIFORM),
     "ours, whole passes": ours(run, **UNIFORM),
     "ours, on disk": ours(**UNIFORM, offload="disk"),
@@ -181,7 +194,9 @@ OURS: Final[Mapping[str, Quantize]] = {
 PEERS: Final[Mapping[str, Quantize]] = {"tico": tico, "llm-compressor": llm_compressor}
 ALL: Final[Mapping[str, Quantize]] = {
     "float": untouched,
+    "rotated": rotated(untouched),
     "rounded": rounded,
+    "rounded, rotated": rotated(rounded),
     "hqq": without_data,
     **OURS,
     **PEERS,

@@ -29,6 +29,7 @@ from tico_config import (
     PT2EConfig,
     PTQConfig,
     QScheme,
+    RotationConfig,
     SmoothQuantConfig,
     SuperBlock,
     affine,
@@ -142,7 +143,8 @@ def test_what_is_not_known_is_not_judged() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [GPTQConfig, PTQConfig, AWQConfig, CLEConfig, HQQConfig, PT2EConfig, SmoothQuantConfig]
+    "config",
+    [GPTQConfig, PTQConfig, AWQConfig, CLEConfig, HQQConfig, PT2EConfig, RotationConfig, SmoothQuantConfig],
 )
 @pytest.mark.parametrize("profile", [profiles.CIRCLE, OWN])
 def test_a_config_with_a_target_survives_json(config: type[BaseConfig], profile: DeploymentProfile) -> None:

@@ -27,6 +27,7 @@ from tico_config import (
     Problem,
     PT2EConfig,
     PTQConfig,
+    RotationConfig,
     SmoothQuantConfig,
     SpecConfig,
     TicoError,
@@ -100,6 +101,15 @@ smoothquant_configs = st.builds(
     mappings=mappings,
     insert_mul=st.booleans(),
 )
+rotation_configs = st.builds(
+    RotationConfig,
+    residual=st.booleans(),
+    heads=st.booleans(),
+    matrix=st.sampled_from(["hadamard", "random"]),
+    seed=st.integers(0, 2**40),
+    tied_embeddings=st.sampled_from(["untie", "refuse"]),
+    overrides=st.dictionaries(paths, st.just({"heads": False}), max_size=2),
+)
 awq_configs = st.builds(
     AWQConfig,
     bits=st.integers(2, 8),
@@ -142,7 +152,7 @@ own_configs = st.builds(
     overrides=exact_bits,
 )
 configs: st.SearchStrategy[BaseConfig] = st.one_of(
-    gptq_configs(), spec_configs(), smoothquant_configs, awq_configs, own_configs
+    gptq_configs(), spec_configs(), smoothquant_configs | rotation_configs, awq_configs, own_configs
 )
 
 
@@ -277,6 +287,7 @@ def _samples() -> list[BaseConfig]:
         GPTQConfig(overrides=rule),
         PTQConfig(activation=wide, overrides={"a.b": wide, "*.c": {"dtype": DType.uint(4)}}),
         SmoothQuantConfig(),
+        RotationConfig(overrides={"*.v_proj": {"heads": False}}),
         AWQConfig(overrides=rule),
         PT2EConfig(),
     ]

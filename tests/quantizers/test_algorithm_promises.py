@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import attrs
+from torch import Tensor, nn
 
 from tico_config import (
     AWQConfig,
@@ -14,6 +15,7 @@ from tico_config import (
     GPTQConfig,
     HQQConfig,
     ModuleConfig,
+    RotationConfig,
     SmoothQuantConfig,
     register_config,
 )
@@ -21,7 +23,7 @@ from tico_modules import LayerReport, PackedWeight
 from tico_quantizers import Registry, quantizer_entry
 from tico_quantizers.conversion import WeightQuantizer
 from tico_quantizers.layers import QuantizedWeight, Target, matrix, shape
-from tico_quantizers.testing import AlgorithmPromises
+from tico_quantizers.testing import AlgorithmPromises, Fourfold, ResidualBlock, seeded
 
 
 class TestGPTQ(AlgorithmPromises):
@@ -55,6 +57,58 @@ class TestSmoothQuant(AlgorithmPromises):
 
     config = SmoothQuantConfig()
     unmet: ClassVar[Mapping[str, str]] = {}
+
+
+class Stream(nn.Module):
+    """Blocks between a layer that writes to the residual stream and one that reads it."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.blocks = nn.Sequential(*blocks)
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the outputs for `x` (…, 8), which a mask hides."""
+        output: Tensor = self.last(self.blocks(self.first(x)))
+        return output if attention_mask is None else output * attention_mask[..., None]
+
+
+class Pooled(nn.Module):
+    """A convolution with a batch norm in front of a residual stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 8, 4)
+        self.norm = nn.BatchNorm2d(8)
+        self.stream = Stream(ResidualBlock())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return 8 values for each image of `x` (images, 2, 4, 4)."""
+        output: Tensor = self.stream(self.norm(self.conv(x)).flatten(1))
+        return output
+
+
+class TestRotation(AlgorithmPromises):
+    """Rotation keeps the promises of an algorithm, on models whose residual stream it can rotate."""
+
+    config = RotationConfig()
+
+    def model(self) -> nn.Module:
+        """Return blocks between two layers."""
+        return seeded(lambda: Stream(ResidualBlock(), ResidualBlock()))
+
+    def conv_model(self) -> nn.Module:
+        """Return a stream behind a convolution."""
+        return seeded(Pooled)
+
+    def masked_model(self) -> nn.Module:
+        """Return a model with a mask."""
+        return self.model()
+
+    def unlike_model(self) -> nn.Module:
+        """Return a stream with a layer in it that computes more than its class."""
+        return seeded(lambda: Stream(ResidualBlock(), Fourfold(8, 8)))
 
 
 @register_config

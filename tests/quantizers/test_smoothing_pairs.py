@@ -344,8 +344,8 @@ def test_mappings_are_tried_on_the_data(case: str, config: SmoothingConfig, give
 
 def test_a_pair_that_was_found_is_tried_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were a rule about what passes scales on wrong, no scale would stay."""
-    rules = {**_channel_flow._RULES, "gelu": _channel_flow._same_order}
-    monkeypatch.setattr(_channel_flow, "_RULES", rules)
+    rules = {**_channel_flow.ChannelFlow.rules, "gelu": _channel_flow.same_order}
+    monkeypatch.setattr(_channel_flow.ChannelFlow, "rules", rules)
     model, x = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)).eval(), values(1, 6, 8)
     prepared = prepare(model, SmoothQuantConfig(alpha=0.9))
     output_of(prepared, x)

@@ -62,6 +62,7 @@ class TestPublicAPI(PublicAPI):
         "QScheme",
         "QuantSpec",
         "Resolution",
+        "RotationConfig",
         "Rule",
         "SmoothQuantConfig",
         "SmoothingConfig",

@@ -53,6 +53,7 @@ class TestPublicAPI(PublicAPI):
         "code_dtype",
         "copy_bias",
         "dialect_operator",
+        "drop_broken_ties",
         "drop_stale_ties",
         "empty_copy",
         "is_prepared",

@@ -45,6 +45,7 @@ class TestPublicAPI(PublicAPI):
         "Registry",
         "Report",
         "RestorableModule",
+        "RotationQuantizer",
         "Run",
         "ScaledInput",
         "SmoothQuantQuantizer",

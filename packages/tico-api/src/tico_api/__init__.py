@@ -3,7 +3,16 @@
 from tico_api._checkpoints import quantize_checkpoint
 from tico_api._facade import BUILT_IN, prepare
 from tico_api._planning import plan
-from tico_config import AWQConfig, CLEConfig, GPTQConfig, HQQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
+from tico_config import (
+    AWQConfig,
+    CLEConfig,
+    GPTQConfig,
+    HQQConfig,
+    PT2EConfig,
+    PTQConfig,
+    RotationConfig,
+    SmoothQuantConfig,
+)
 from tico_modules import Offload, Report, load_quantized, map_checkpoint, report, save_quantized, set_backend
 from tico_quantizers import Registry, quantizer_entry
 from tico_quantizers.lifecycle import calibrate, convert
@@ -20,6 +29,7 @@ __all__ = [
     "PTQConfig",
     "Registry",
     "Report",
+    "RotationConfig",
     "SmoothQuantConfig",
     "calibrate",
     "convert",

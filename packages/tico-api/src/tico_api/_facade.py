@@ -14,6 +14,7 @@ from tico_config import (
     HQQConfig,
     PT2EConfig,
     PTQConfig,
+    RotationConfig,
     SmoothQuantConfig,
 )
 from tico_modules import Offload
@@ -23,6 +24,7 @@ from tico_quantizers import (
     CLEQuantizer,
     HQQQuantizer,
     Registry,
+    RotationQuantizer,
     SmoothQuantQuantizer,
     lifecycle,
     quantizer_entry,
@@ -38,6 +40,7 @@ BUILT_IN = Registry(
         quantizer_entry(AWQConfig, AWQQuantizer),
         quantizer_entry(CLEConfig, CLEQuantizer),
         quantizer_entry(HQQConfig, HQQQuantizer),
+        quantizer_entry(RotationConfig, RotationQuantizer),
     )
 )
 

@@ -53,6 +53,7 @@ from tico_config._pt2e_config import PT2EConfig
 from tico_config._ptq_config import PTQConfig
 from tico_config._quant_spec import QuantSpec, affine, is_left_out, mx, no_quant
 from tico_config._registry import register_config, register_observer_spec
+from tico_config._rotation_config import RotationConfig
 from tico_config._smoothing_config import SmoothingConfig
 from tico_config._smoothquant_config import SmoothQuantConfig
 from tico_config._spec_config import SpecConfig
@@ -111,6 +112,7 @@ __all__ = [
     "QScheme",
     "QuantSpec",
     "Resolution",
+    "RotationConfig",
     "Rule",
     "SmoothQuantConfig",
     "SmoothingConfig",

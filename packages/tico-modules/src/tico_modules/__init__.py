@@ -60,7 +60,7 @@ from tico_modules._tree.plug_ins import BrokenPlugIn, load_plug_in
 from tico_modules._tree.recorded_outputs import record_outputs
 from tico_modules._tree.result_marks import add_result_mark, mark_result
 from tico_modules._tree.stage import PREPARED, is_prepared
-from tico_modules._tree.ties import drop_stale_ties, find_tied_paths
+from tico_modules._tree.ties import drop_broken_ties, drop_stale_ties, find_tied_paths
 
 INTEGER_MODULES = (
     ScaledInput,
@@ -123,6 +123,7 @@ __all__ = [
     "code_dtype",
     "copy_bias",
     "dialect_operator",
+    "drop_broken_ties",
     "drop_stale_ties",
     "empty_copy",
     "find_entry_points",

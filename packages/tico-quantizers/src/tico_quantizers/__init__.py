@@ -51,6 +51,7 @@ from tico_quantizers.algorithms.awq import AWQQuantizer
 from tico_quantizers.algorithms.cle import CLEQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
 from tico_quantizers.algorithms.hqq import HQQQuantizer
+from tico_quantizers.algorithms.rotation import RotationQuantizer
 from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
 from tico_quantizers.calibration import Calibration, Recorder, require_watched
 from tico_quantizers.layers import find_blocks
@@ -104,6 +105,7 @@ __all__ = [
     "Registry",
     "Report",
     "RestorableModule",
+    "RotationQuantizer",
     "Run",
     "ScaledInput",
     "SmoothQuantQuantizer",

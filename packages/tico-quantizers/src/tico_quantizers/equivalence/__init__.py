@@ -1,4 +1,4 @@
-"""Scales that cancel: moved from the channels of one module into the layers that read them."""
+"""Scales and rotations that cancel: of the channels of one module, undone in the layers that read them."""
 
 from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_scale
 from tico_quantizers.equivalence._folding import exact_for, fold, put_matrix
@@ -7,6 +7,11 @@ from tico_quantizers.equivalence._pair_calibration import PairCalibration
 from tico_quantizers.equivalence._pair_report import lines_left, scaled_pairs
 from tico_quantizers.equivalence._pair_search import candidates_of, scaled_memory, undecided_in
 from tico_quantizers.equivalence._passages import find_pairs
+from tico_quantizers.equivalence._rotatable import Rotatable, RotatedNorm, as_rotated_norm
+from tico_quantizers.equivalence._rotating import Folds, Turn
+from tico_quantizers.equivalence._rotation_calibration import RotationCalibration, config_of
+from tico_quantizers.equivalence._rotation_trace import StreamTrace, StreamWays
+from tico_quantizers.equivalence._rotations import FoundRotations, Member, NormReaders, Rotation, rotations_of
 from tico_quantizers.equivalence._smoothing_pairs import (
     Candidates,
     Consumer,
@@ -20,19 +25,33 @@ __all__ = [
     "Candidates",
     "ChannelScale",
     "Consumer",
+    "Folds",
     "FoundPairs",
+    "FoundRotations",
     "InputMaxima",
+    "Member",
+    "NormReaders",
     "Pair",
     "PairCalibration",
+    "Rotatable",
+    "RotatedNorm",
+    "Rotation",
+    "RotationCalibration",
+    "StreamTrace",
+    "StreamWays",
+    "Turn",
     "alone",
     "as_channel_scale",
+    "as_rotated_norm",
     "candidates_of",
+    "config_of",
     "exact_for",
     "find_pairs",
     "fold",
     "lines_left",
     "put_matrix",
     "reason_against_scaling",
+    "rotations_of",
     "scaled_memory",
     "scaled_pairs",
     "undecided_in",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol, TypeAlias
+from typing import ClassVar, Final, Protocol, TypeAlias
 
 import attrs
 import torch
@@ -37,7 +37,7 @@ class Channels:
 
 
 @attrs.frozen(eq=False, kw_only=True)
-class _Call:
+class FunctionCall:
     """A call of a function of torch: what it was given and gave, and the channels of its arguments."""
 
     name: str
@@ -66,7 +66,7 @@ Followed: TypeAlias = tuple[Channels | None, ...]
 """The channels of each tensor of a result."""
 
 
-def _same_order(call: _Call) -> Followed:
+def same_order(call: FunctionCall) -> Followed:
     """The same elements in the same order, each perhaps through a function that commutes with scaling."""
     first = call.first
     if first is None or any(
@@ -76,23 +76,23 @@ def _same_order(call: _Call) -> Followed:
     return (Channels(first.source, first.numbers.reshape(call.shape)),)
 
 
-def _moved(call: _Call) -> Followed:
+def moved(call: FunctionCall) -> Followed:
     """Elements of the tensor in another order: the same function moves the numbers of their channels."""
     first = call.first
     if first is None or not call.args:
         return ()
     numbers: object = call.function(first.numbers, *call.args[1:], **call.kwargs)
-    return tuple(Channels(first.source, moved) for moved in tensor_leaves(numbers))
+    return tuple(Channels(first.source, each) for each in tensor_leaves(numbers))
 
 
-def _product(call: _Call) -> Followed:
+def _product(call: FunctionCall) -> Followed:
     """A product that is proportional to one of its factors, the second if it could be either."""
     factors = call.args[0], call.argument(1, "other")
     last = call.channels(factors[1]) or call.channels(factors[0])
     return () if last is None else (Channels(last.source, last.numbers.expand(call.shape)),)
 
 
-def _quotient(call: _Call) -> Followed:
+def _quotient(call: FunctionCall) -> Followed:
     first = call.first
     rounded = call.kwargs.get("rounding_mode") is not None
     if first is None or rounded or call.channels(call.argument(1, "other")) is not None:
@@ -106,7 +106,7 @@ def _rows_combined(numbers: Tensor, shape: torch.Size) -> Tensor | None:
     return row.expand(shape) if bool((numbers == row).all()) else None
 
 
-def _matrix_product(call: _Call) -> Followed:
+def matrix_product(call: FunctionCall) -> Followed:
     """The columns of a product of matrices, not vectors, are proportional to those of the second one."""
     second = call.channels(call.argument(1, "other"))
     if second is None or not 2 <= second.numbers.ndim <= len(call.shape):
@@ -115,7 +115,7 @@ def _matrix_product(call: _Call) -> Followed:
     return () if numbers is None else (Channels(second.source, numbers),)
 
 
-def _attention(call: _Call) -> Followed:
+def attention(call: FunctionCall) -> Followed:
     """The output of an attention is proportional to the values."""
     value = call.channels(call.argument(2, "value"))
     if value is None:
@@ -127,7 +127,7 @@ def _attention(call: _Call) -> Followed:
     return () if combined is None else (Channels(value.source, combined),)
 
 
-def _pooled(call: _Call) -> Followed:
+def _pooled(call: FunctionCall) -> Followed:
     """A maximum or mean over windows of the last axes, as many as the name says."""
     first = call.first
     if first is None or not call.name[-2:-1].isdigit():
@@ -143,7 +143,7 @@ def _pooled(call: _Call) -> Followed:
     )
 
 
-def _mean(call: _Call) -> Followed:
+def _mean(call: FunctionCall) -> Followed:
     """A mean over axes along which the channel does not change: that of the squares is then the square."""
     first = call.first
     if first is None or not call.args or "dtype" in call.kwargs:
@@ -157,7 +157,7 @@ def _mean(call: _Call) -> Followed:
     return (Channels(first.source, mean.to(torch.int32)),)
 
 
-def _joined(call: _Call) -> Followed:
+def joined(call: FunctionCall) -> Followed:
     """Tensors of one source joined to each other, as in a cache, and to empty ones, as at its beginning."""
     parts = call.argument(0, "tensors")
     given = [part for part in parts if isinstance(part, Tensor)] if isinstance(parts, Sequence) else []
@@ -168,52 +168,33 @@ def _joined(call: _Call) -> Followed:
     if len(known) == 1:
         return (Channels(known[0].source, known[0].numbers.reshape(call.shape)),)
     others = {name: value for name, value in call.kwargs.items() if name != "tensors"}
-    joined: object = call.function([each.numbers for each in known], *call.args[1:], **others)
-    return (Channels(known[0].source, joined),) if isinstance(joined, Tensor) else ()
+    together: object = call.function([each.numbers for each in known], *call.args[1:], **others)
+    return (Channels(known[0].source, together),) if isinstance(together, Tensor) else ()
 
 
-_JOINING: Final = ("cat", "concat", "concatenate")
-_RULES: Final[Mapping[str, Callable[[_Call], Followed]]] = {
+Rules: TypeAlias = Mapping[str, Callable[[FunctionCall], Followed]]
+"""What a function of some name passes on."""
+
+IN_ORDER: Final = (
+    *("view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "unsqueeze", "squeeze"),
+    *("to", "float", "double", "half", "bfloat16", "type", "clone", "detach", "contiguous", "cpu", "cuda"),
+    *("neg", "__neg__"),
+)
+MOVING: Final = (
+    *("transpose", "swapaxes", "permute", "movedim", "t", "expand", "expand_as", "repeat", "flip"),
+    *("repeat_interleave", "__getitem__", "chunk", "split", "narrow", "select", "unbind", "index_select"),
+)
+MULTIPLYING: Final = ("matmul", "__matmul__", "bmm")
+JOINING: Final = ("cat", "concat", "concatenate")
+_RULES: Final[Rules] = {
     **dict.fromkeys(
-        (
-            *("view", "reshape", "view_as", "reshape_as", "flatten", "unflatten", "unsqueeze", "squeeze"),
-            *(
-                "to",
-                "float",
-                "double",
-                "half",
-                "bfloat16",
-                "type",
-                "clone",
-                "detach",
-                "contiguous",
-                "cpu",
-                "cuda",
-            ),
-            *("relu", "relu_", "leaky_relu", "leaky_relu_", "dropout", "feature_dropout", "neg", "__neg__"),
-        ),
-        _same_order,
+        (*IN_ORDER, "relu", "relu_", "leaky_relu", "leaky_relu_", "dropout", "feature_dropout"), same_order
     ),
-    **dict.fromkeys(
-        (
-            *("transpose", "swapaxes", "permute", "movedim", "t", "expand", "expand_as", "repeat", "flip"),
-            *(
-                "repeat_interleave",
-                "__getitem__",
-                "chunk",
-                "split",
-                "narrow",
-                "select",
-                "unbind",
-                "index_select",
-            ),
-        ),
-        _moved,
-    ),
+    **dict.fromkeys(MOVING, moved),
     **dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__"), _product),
     **dict.fromkeys(("div", "true_divide", "__truediv__"), _quotient),
-    **dict.fromkeys(("matmul", "__matmul__", "bmm"), _matrix_product),
-    "scaled_dot_product_attention": _attention,
+    **dict.fromkeys(MULTIPLYING, matrix_product),
+    "scaled_dot_product_attention": attention,
     **dict.fromkeys(
         (
             f"{kind}_pool{axes}d"
@@ -223,7 +204,7 @@ _RULES: Final[Mapping[str, Callable[[_Call], Followed]]] = {
         _pooled,
     ),
     "mean": _mean,
-    **dict.fromkeys(_JOINING, _joined),
+    **dict.fromkeys(JOINING, joined),
 }
 _METADATA: Final = frozenset(
     (
@@ -278,7 +259,10 @@ class ChannelFlow(TorchFunctionMode):
     `broken` has the sources whose channels something reads that does not pass the scale on, each with the
     reason; `also_read` has the `guarded` tensors, by their names, that a function was given. `multiplied` has
     the channels that each of the `matrices` (outputs, inputs) was multiplied by, of which it is a reader.
+    What a function passes on is said by the `rules`.
     """
+
+    rules: ClassVar[Rules] = _RULES
 
     def __init__(
         self,
@@ -307,10 +291,10 @@ class ChannelFlow(TorchFunctionMode):
         result = func(*args, **kwargs)
         if not (self.paused or is_observing()):
             name = getattr(func, "__name__", type(func).__name__)
-            call = _Call(
+            call = FunctionCall(
                 name=name, function=func, args=args, kwargs=kwargs, result=result, channels=self.channels_of
             )
-            self._note(call)
+            self.note(call)
         return result
 
     def begin(self, tensor: Tensor, channels: Channels) -> None:
@@ -331,7 +315,8 @@ class ChannelFlow(TorchFunctionMode):
         if channels is not None:
             self.broken.setdefault(channels.source, reason)
 
-    def _note(self, call: _Call) -> None:
+    def note(self, call: FunctionCall) -> None:
+        """Note what a call has done."""
         given = tensor_leaves((call.args, dict(call.kwargs)))
         results = tensor_leaves(call.result)
         if call.name in _VALUELESS or (call.name in _METADATA and not results):
@@ -343,28 +328,45 @@ class ChannelFlow(TorchFunctionMode):
                 self.also_read.setdefault(self._guarded[id(tensor)], call.name.strip("_"))
         followed = [channels for tensor in given if (channels := self.channels_of(tensor)) is not None]
         if followed:
-            self._pass_on(call, results, followed)
+            self.pass_on(call, results, followed)
 
-    def _pass_on(self, call: _Call, results: list[Tensor], followed: list[Channels]) -> None:
+    def pass_on(self, call: FunctionCall, results: list[Tensor], followed: list[Channels]) -> None:
         """Follow the results, and give up the sources that they are not proportional to."""
-        passed = _passed_on(call, results)
+        passed = self._passed(call, results)
         for tensor, channels in zip(results, passed, strict=bool(passed)):
             self.begin(tensor, channels)
         kept = {channels.source for channels in passed}
         times = Counter(channels.source for channels in followed)
         for channels in followed:
-            repeated = times[channels.source] > 1 and call.name not in _JOINING
+            repeated = times[channels.source] > 1 and call.name not in JOINING
             if channels.source not in kept or repeated:
-                self.broken.setdefault(channels.source, f"its output is read by {call.name.strip('_')}")
+                self.broken.setdefault(channels.source, self.reason(call))
 
-    def _multiplies(self, call: _Call) -> bool:
+    def reason(self, call: FunctionCall) -> str:
+        """Return what to say of a source that `call` does not pass on."""
+        return f"its output is read by {call.name.strip('_')}"
+
+    def _passed(self, call: FunctionCall, results: list[Tensor]) -> list[Channels]:
+        """Return the channels of each result, or nothing if they do not pass on what was followed."""
+        # A rule calls the function again, which would write into what it is given as `out`.
+        rule = None if "out" in call.kwargs else self.rules.get(call.name)
+        found = [channels for channels in (rule(call) if rule else ()) if channels is not None]
+        fits = len(found) == len(results) and all(
+            channels.numbers.shape == tensor.shape and tensor.is_floating_point()
+            for channels, tensor in zip(found, results, strict=False)
+        )
+        return found if fits else []
+
+    def _multiplies(self, call: FunctionCall) -> bool:
         """Note what a call does with a matrix; return whether it multiplies followed channels by it."""
         known = [
-            name for tensor in tensor_leaves((call.args, dict(call.kwargs))) if (name := self._matrix(tensor))
+            name
+            for tensor in tensor_leaves((call.args, dict(call.kwargs)))
+            if (name := self.matrix_name(tensor))
         ]
         if not known:
             return False
-        weight = self._matrix(call.argument(1, "weight")) if call.name == "linear" else None
+        weight = self.matrix_name(call.argument(1, "weight")) if call.name == "linear" else None
         if weight is not None and len(known) == 1:
             self.multiplied.setdefault(weight, []).append(call.first)
             return call.first is not None
@@ -375,19 +377,7 @@ class ChannelFlow(TorchFunctionMode):
             self.also_read.setdefault(name, call.name.strip("_"))
         return False
 
-    def _matrix(self, tensor: object) -> str | None:
+    def matrix_name(self, tensor: object) -> str | None:
         """Return the name of a matrix, or of the one that `tensor` is a cast of."""
         found = self._matrices.get(id(tensor))
         return found[1] if found is not None and found[0] is tensor else None
-
-
-def _passed_on(call: _Call, results: list[Tensor]) -> list[Channels]:
-    """Return the channels of each result, or nothing if they do not pass on what was followed."""
-    # A rule calls the function again, which would write into what it is given as `out`.
-    rule = None if "out" in call.kwargs else _RULES.get(call.name)
-    found = [channels for channels in (rule(call) if rule else ()) if channels is not None]
-    fits = len(found) == len(results) and all(
-        channels.numbers.shape == tensor.shape and tensor.is_floating_point()
-        for channels, tensor in zip(found, results, strict=False)
-    )
-    return found if fits else []

@@ -41,7 +41,8 @@ def fold(root: nn.Module, pair: Pair, scale: Tensor, edit: Edit) -> nn.Module:
     for reader in pair.matrices:
         where, own = reader.matrix, scale[reader.channels]
         weight = _stored(where.module, where.name)
-        _put(where.path, where.module, where.name, (weight.to(torch.float64) * own).to(weight.dtype), edit)
+        columns = (weight.to(torch.float64) * own).to(weight.dtype)
+        put_folded(where.path, where.module, where.name, columns, edit)
     return root
 
 
@@ -58,7 +59,7 @@ def _multiply_experts(consumers: Sequence[Consumer], scale: Tensor, edit: Edit) 
         for consumer, layer in experts:
             own = layer.of(stack)
             own.copy_(own.to(torch.float64) * scale[consumer.channels])
-        _put(experts[0][0].path, home, name, stack, edit)
+        put_folded(experts[0][0].path, home, name, stack, edit)
 
 
 def _multiply_input(root: nn.Module, consumer: Consumer, scale: Tensor, edit: Edit) -> nn.Module:
@@ -93,7 +94,7 @@ def put_matrix(path: str, layer: FloatLayer, values: Tensor, edit: Edit) -> None
     weight = values.view(shape(layer))
     if weight_axes(layer) == (1, 0):
         weight = weight.transpose(0, 1).contiguous()
-    _put(path, layer, "weight", weight.to(layer.weight.dtype), edit)
+    put_folded(path, layer, "weight", weight.to(layer.weight.dtype), edit)
 
 
 def _divide_norm(path: str, source: ChannelScale, scale: Tensor, edit: Edit) -> Tensor:
@@ -103,7 +104,7 @@ def _divide_norm(path: str, source: ChannelScale, scale: Tensor, edit: Edit) -> 
     after = (before / scale - source.offset).to(weight.dtype)
     effective = (after + source.offset).to(torch.float64)
     scale = torch.where((before != 0) & (effective != 0), before / effective, scale)
-    _put(path, source.module, "weight", after, edit)
+    put_folded(path, source.module, "weight", after, edit)
     _divide_bias(path, source.module, scale, edit)
     return scale
 
@@ -111,14 +112,14 @@ def _divide_norm(path: str, source: ChannelScale, scale: Tensor, edit: Edit) -> 
 def _divide_rows(path: str, layer: FloatLayer, scale: Tensor, edit: Edit) -> None:
     weight = _stored(layer, "weight")
     rows = _along(weight_axes(layer)[0], scale, weight)
-    _put(path, layer, "weight", (weight.to(torch.float64) / rows).to(weight.dtype), edit)
+    put_folded(path, layer, "weight", (weight.to(torch.float64) / rows).to(weight.dtype), edit)
     _divide_bias(path, layer, scale, edit)
 
 
 def _divide_bias(path: str, module: nn.Module, scale: Tensor, edit: Edit) -> None:
     bias = own_tensor(module, "bias")
     if bias is not None:
-        _put(path, module, "bias", (bias.to(torch.float64) / scale).to(bias.dtype), edit)
+        put_folded(path, module, "bias", (bias.to(torch.float64) / scale).to(bias.dtype), edit)
 
 
 def _multiply_columns(consumer: Consumer, scale: Tensor, edit: Edit) -> None:
@@ -129,7 +130,8 @@ def _multiply_columns(consumer: Consumer, scale: Tensor, edit: Edit) -> None:
     else:  # each run of rows reads the channels of its group
         rows = own.view(parts, -1).repeat_interleave(len(weight) // parts, 0)
         columns = rows.view(*rows.shape, *[1] * (weight.ndim - 2))
-    _put(consumer.path, consumer.layer, "weight", (weight.to(torch.float64) * columns).to(weight.dtype), edit)
+    scaled = (weight.to(torch.float64) * columns).to(weight.dtype)
+    put_folded(consumer.path, consumer.layer, "weight", scaled, edit)
 
 
 def _along(axis: int, values: Tensor, weight: Tensor) -> Tensor:
@@ -143,11 +145,18 @@ def _stored(module: nn.Module, name: str) -> Tensor:
     return value.detach()
 
 
-def _put(path: str, module: nn.Module, name: str, value: Tensor, edit: Edit) -> None:
+def put_folded(
+    path: str, module: nn.Module, name: str, value: Tensor, edit: Edit, *, by: str = "smoothing"
+) -> None:
+    """Give `module` a weight or bias that something was folded into.
+
+    Raises:
+        NumericsError: it is not finite.
+    """
     if not bool(torch.isfinite(value).all()):
         found = Found("values that are too large for it")
-        expected = f"finite in {value.dtype} after smoothing"
-        sentence = f"its {name} would be too large for {value.dtype} after smoothing"
+        expected = f"finite in {value.dtype} after {by}"
+        sentence = f"its {name} would be too large for {value.dtype} after {by}"
         raise NumericsError(
             Problem(module=path, field=name, value=found, expected=expected, sentence=sentence)
         )

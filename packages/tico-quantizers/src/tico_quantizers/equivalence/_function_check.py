@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import TypeAlias
@@ -72,15 +72,20 @@ def require_same_function(
     Raises:
         ConfigError: with every pair that changes the function.
     """
-    distance = partial(_distance, model, with_hooks=with_hooks, offload=offload)
+
+    def distance(scaled: Sequence[Scaled], call: Call, expected: list[Tensor]) -> float:
+        change = partial(_folded, model, scaled)
+        return moved_by(model, change, call, expected, with_hooks=with_hooks, offload=offload)
+
     for call in calls:
-        expected = _outputs(model, call, with_hooks)
-        if distance(scaled, call, expected) <= _limit(expected):
+        expected = outputs_of(model, call, with_hooks=with_hooks)
+        limit = max(map(rounding_limit, (each.dtype for each in expected)), default=0.0)
+        if distance(scaled, call, expected) <= limit:
             continue
         blamed = {
             pair.path: (pair, moved)
             for pair, scale in scaled
-            if (moved := distance([(pair, scale)], call, expected)) > _limit(expected)
+            if (moved := distance([(pair, scale)], call, expected)) > limit
         }
         if not blamed:
             moved = distance(scaled, call, expected)
@@ -117,21 +122,27 @@ class _Undone(Exception):  # noqa: N818  # it tells of no error
     """Stands for the exception by which an edit is undone."""
 
 
-def _distance(
+def _folded(model: nn.Module, scaled: Sequence[Scaled], edit: Edit) -> nn.Module:
+    for pair, scale in scaled:
+        model = fold(model, pair, scale, edit)
+    return model
+
+
+def moved_by(
     model: nn.Module,
-    scaled: Sequence[Scaled],
+    change: Callable[[Edit], nn.Module],
     call: Call,
     expected: list[Tensor],
     *,
     with_hooks: bool,
     offload: Offload | None,
 ) -> float:
-    """Return how far outputs move with the scales, as a share of their norm; the scales are taken back."""
+    """Return how far a change moves outputs, as a share of their norm; it is taken back.
+
+    It gives the root of the model.
+    """
     with _Trial(None if offload is None else offload.another()) as trial:
-        root = model
-        for pair, scale in scaled:
-            root = fold(root, pair, scale, trial)
-        found = _outputs(root, call, with_hooks)
+        found = outputs_of(change(trial), call, with_hooks=with_hooks)
     if [each.shape for each in found] != [each.shape for each in expected]:
         return math.inf
     return max(map(_moved, found, expected), default=0.0)
@@ -146,11 +157,12 @@ def _moved(found: Tensor, expected: Tensor) -> float:
     return error / size if size else error
 
 
-def _limit(expected: list[Tensor]) -> float:
-    return max((math.sqrt(torch.finfo(each.dtype).eps) for each in expected), default=0.0)
+def rounding_limit(dtype: torch.dtype) -> float:
+    """Return how far rounding to `dtype` may move an output, as a share of its norm, and right scales do."""
+    return math.sqrt(torch.finfo(dtype).eps)
 
 
-def _outputs(model: nn.Module, call: Call, with_hooks: bool) -> list[Tensor]:
+def outputs_of(model: nn.Module, call: Call, *, with_hooks: bool) -> list[Tensor]:
     """Return the tensors of floats that `model` gives for `call`."""
     leaves = tensor_leaves(plain(run_again(model, call, with_hooks=with_hooks)))
     return [leaf.detach().clone() for leaf in leaves if leaf.is_floating_point() and leaf.numel()]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import ClassVar, Final, Protocol, TypeVar
+from typing import ClassVar, Final
 
 import attrs
 from torch import nn
@@ -13,13 +12,10 @@ from tico_config import CalibrationError, Found, Problem, SmoothingConfig
 from tico_modules import Edit, Offload
 from tico_quantizers.calibration import (
     Calibration,
-    Call,
     ReachedLayers,
     Recorder,
-    Snapshots,
     require_watched,
 )
-from tico_quantizers.equivalence._channel_flow import FollowedTensors
 from tico_quantizers.equivalence._function_check import (
     Scaled,
     exact_scale,
@@ -32,94 +28,66 @@ from tico_quantizers.equivalence._pair_search import (
     pairs_of,
     require_finite_weights,
     require_pairs,
-    traced,
 )
 from tico_quantizers.equivalence._passages import Passages, Trace
+from tico_quantizers.equivalence._shown_ways import (
+    ShownWays,
+    Told,
+    follow_forward,
+    give_forward_back,
+    traced,
+)
 from tico_quantizers.equivalence._smoothing_pairs import Candidates, FoundPairs
 from tico_quantizers.protocol import Example
 
-R_co = TypeVar("R_co", covariant=True)
 
+class _ShownPairs(ShownWays[Passages]):
+    """The pairs that show in passes.
 
-class _Callable(Protocol[R_co]):
-    def __call__(self, *args: object, **kwargs: object) -> R_co: ...
-
-
-class _ShownPairs(Recorder):
-    """The pairs that show in passes, and calls of the model on which they can be tried.
-
-    Kept are the first call and, with mappings, each that speaks against a pair of them in a new way.
+    With mappings, each call that speaks against a pair of them in a new way is kept.
     """
 
     def __init__(self, candidates: Candidates, config: SmoothingConfig) -> None:
+        super().__init__(Passages())
         self.candidates = candidates
         self.config = config
         self.mapped = mapped_pairs(candidates, config.mappings) if config.mappings else None
-        self.passages = Passages()
-        self.calls: list[Call] = []
         self._doubts: set[tuple[str, str]] = set()
-        self.is_tracing = False
-        self._shown: tuple[Passages, Call | None] | None = None
-        self._tensors = FollowedTensors()
 
-    def follow(self, forward: _Callable[R_co], args: tuple[object, ...], kwargs: dict[str, object]) -> R_co:
-        """Return what `forward` gives, and note the ways that channels take in it."""
-        keeps = not self.calls or self.mapped is not None
-        call = Snapshots().take(args, kwargs, lambda _: None) if keeps else None
-        trace = Trace(self.candidates, self._tensors)
-        self.is_tracing = True
-        try:
-            output = trace.follow(lambda: forward(*args, **kwargs))
-        finally:
-            self.is_tracing = False
-        self._shown = trace.passages(), call
-        return output
+    def trace(self) -> Trace:
+        """Return what follows the next pass."""
+        return Trace(self.candidates, self.tensors)
 
-    def learn(self, passages: Passages, call: Call) -> None:
-        """Count a pass."""
-        self._shown = passages, call
-        self.digest()
-        self.accept()
+    def needs_call(self) -> bool:
+        """Return whether the next call may be kept."""
+        return super().needs_call() or self.mapped is not None
 
-    def drop_unfinished(self) -> None:
-        """Forget what a pass that did not end has shown."""
-        self._shown = None
+    def keeps(self, passages: Passages) -> bool:
+        """Return whether the call that has shown `passages` is kept."""
+        doubts = self._doubts_in(passages)
+        new = bool(doubts - self._doubts)
+        self._doubts |= doubts
+        return super().keeps(passages) or new
 
-    def digest(self) -> None:
+    def check(self, passages: Passages) -> None:
         """Refuse a model without pairs.
 
         Raises:
             ConfigError: the passes have reached every layer, and show none.
         """
-        if self._shown is not None:
-            found = self.pairs(self.passages.merge(self._shown[0]))
-            require_pairs(found, self.candidates, self.config)
-
-    def accept(self) -> None:
-        """Count the pass that has ended."""
-        if self._shown is not None:
-            passages, call = self._shown
-            doubts = self._doubts_in(passages)
-            if call is not None and (not self.calls or doubts - self._doubts):
-                self.calls.append(call)
-            self._doubts |= doubts
-            self.passages = self.passages.merge(passages)
-        self._shown = None
+        require_pairs(self.pairs(passages), self.candidates, self.config)
 
     def tell(self) -> object:
         """Return what passes have shown, and the calls that were kept."""
         return _Told(self.passages, self.calls, self._doubts)
 
     def hear(self, told: Sequence[object], edit: Edit) -> None:
-        """Have been shown what the passes of all ranks show."""
-        passages, calls, doubts = Passages(), list[Call](), set[tuple[str, str]]()
-        for each in (each for each in told if isinstance(each, _Told)):
-            passages = passages.merge(each.passages)
-            calls += each.calls if self.mapped is not None or not calls else []
-            doubts |= each.doubts
-        edit.set_attribute(self, "passages", passages)
-        edit.set_attribute(self, "calls", calls)
-        edit.set_attribute(self, "_doubts", doubts)
+        """Have been shown what the passes of all ranks show, and with mappings all calls that were kept."""
+        super().hear(told, edit)
+        found = [each for each in told if isinstance(each, _Told)]
+        edit.set_attribute(self, "_doubts", {doubt for each in found for doubt in each.doubts})
+        if self.mapped is not None:
+            edit.set_attribute(self, "calls", [call for each in found for call in each.calls])
 
     def _doubts_in(self, passages: Passages) -> set[tuple[str, str]]:
         """Return what `passages` say against pairs of the mappings, each with the path of the producer."""
@@ -139,11 +107,9 @@ class _ShownPairs(Recorder):
 
 
 @attrs.frozen(eq=False)
-class _Told:
-    """What the passes of one rank have shown."""
+class _Told(Told[Passages]):
+    """What the passes of one rank have shown, and what speaks against mappings."""
 
-    passages: Passages
-    calls: list[Call]
     doubts: set[tuple[str, str]]
 
 
@@ -170,17 +136,15 @@ class PairCalibration(Calibration):
             ConfigError: the example shows that there are no pairs, or that a mapping is wrong.
         """
         if example is not None:
-            self._shown.learn(*traced(model, self.candidates, example))
+            self._shown.learn(*traced(model, self._shown.trace(), example))
             self._require_mapped(model)
         self.handles += self.reached.watch(self, free=self.candidates.reasons)
         self.handles += self._effects.watch(model, self)
-        edit.set_attribute(model, "forward", _FollowedForward(model.forward, self, self._shown))
+        follow_forward(model, self, self._shown, edit)
 
     def finish(self, model: nn.Module, edit: Edit) -> None:
         """Give `model` its own `forward` back, when `edit` is done."""
-        wrapper: object = vars(model).get("forward")
-        if isinstance(wrapper, _FollowedForward):
-            edit.on_commit(lambda: wrapper.give_back(model))
+        give_forward_back(model, edit)
 
     def _require_mapped(self, model: nn.Module) -> None:
         shown = self._shown
@@ -231,7 +195,7 @@ class PairCalibration(Calibration):
             ConfigError: there are none.
             NumericsError: a weight holds NaN or infinity by now.
         """
-        require_finite_weights(self.candidates)
+        require_finite_weights(self.candidates.atoms())
         alone = sorted(path for path in self.reached.paths if path and not self._shown.passages.is_used(path))
         if alone:
             raise CalibrationError(*map(_called_alone, alone))
@@ -262,25 +226,3 @@ def _called_alone(path: str) -> Problem:
         sentence="data reached it only by calls of a part of the model, which do not show what reads what",
         remedy="run data through the whole prepared model, or pass args to prepare that reach it",
     )
-
-
-class _FollowedForward:
-    """The `forward` of a model, followed while the calibration watches."""
-
-    def __init__(self, original: _Callable[object], calibration: Calibration, shown: _ShownPairs) -> None:
-        self._original = original
-        self._calibration = calibration
-        self._shown = shown
-        self.__signature__ = inspect.signature(original)
-
-    def __call__(self, *args: object, **kwargs: object) -> object:
-        if self._shown.is_tracing or not self._calibration.watching:
-            return self._original(*args, **kwargs)
-        return self._shown.follow(self._original, args, kwargs)
-
-    def give_back(self, model: nn.Module) -> None:
-        """Take the wrapper away: what the class of `model` has needs no attribute of its own."""
-        if getattr(self._original, "__self__", None) is model:
-            del vars(model)["forward"]
-        else:
-            vars(model)["forward"] = self._original

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import attrs
@@ -17,15 +17,12 @@ from tico_config import (
     Rule,
     SmoothingConfig,
     SmoothQuantConfig,
-    TicoError,
     is_left_out,
     unmatched_problems,
 )
 from tico_modules import named_modules, own_tensor
-from tico_quantizers.calibration import Call, Snapshots, require_evaluation_mode
 from tico_quantizers.equivalence._channel_scale import ChannelScale
-from tico_quantizers.equivalence._function_check import run_again
-from tico_quantizers.equivalence._passages import Passages, Trace
+from tico_quantizers.equivalence._passages import Passages
 from tico_quantizers.equivalence._smoothing_pairs import (
     Candidates,
     Consumer,
@@ -34,7 +31,6 @@ from tico_quantizers.equivalence._smoothing_pairs import (
     with_multiplications,
 )
 from tico_quantizers.layers import ExpertLinear, computes_itself, groups, shape
-from tico_quantizers.protocol import Example
 
 _UNDECIDED: Final = "decided by the data: in which pair it is shows when the model is run"
 
@@ -57,7 +53,7 @@ def candidates_of(model: nn.Module, config: SmoothingConfig, *, of_weights: bool
     problems += _target_problems(config)
     if problems:
         raise ConfigError(*problems)
-    require_finite_weights(candidates)
+    require_finite_weights(candidates.atoms())
     return candidates
 
 
@@ -93,27 +89,6 @@ def _strange_overrides(model: nn.Module, candidates: Candidates, config: Smoothi
 
 def _is_below(path: str, parent: str) -> bool:
     return path == parent or not parent or path.startswith(f"{parent}.")
-
-
-def traced(model: nn.Module, candidates: Candidates, example: Example) -> tuple[Passages, Call]:
-    """Return what shows when `model` is run on copies of `example`, and the call.
-
-    Raises:
-        ConfigError: the model raises an error for them.
-        CalibrationError: the model is in training mode.
-    """
-    require_evaluation_mode(model)
-    call, trace = Snapshots().take(example.args, example.kwargs, lambda _: None), Trace(candidates)
-    try:
-        trace.follow(lambda: run_again(model, call))
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
-        if isinstance(error, TicoError):
-            raise
-        found = Found(f"inputs for which it raises {type(error).__name__}: {error}")
-        sentence = f"the model raises {type(error).__name__} for args: {error}"
-        expected = "inputs that the model takes"
-        raise ConfigError(Problem(field="args", value=found, expected=expected, sentence=sentence)) from error
-    return trace.passages(), call
 
 
 def _target_problems(config: SmoothingConfig) -> Iterator[Problem]:
@@ -244,14 +219,14 @@ def scaled_memory(candidates: Candidates) -> tuple[str, int]:
     return "scaled floats beside it, at most", sum(each.nbytes for each in found if each is not None)
 
 
-def require_finite_weights(candidates: Candidates) -> None:
-    """Refuse modules that may be in a pair and hold NaN or infinity.
+def require_finite_weights(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """Refuse `modules`, with their paths, that hold NaN or infinity.
 
     Raises:
         NumericsError: with every such weight or bias.
     """
     problems = []
-    for path, module in candidates.atoms():
+    for path, module in modules:
         for name in ("weight", "bias"):
             value = own_tensor(module, name)
             wrong = None if value is None or value.is_meta else ~torch.isfinite(value.detach())

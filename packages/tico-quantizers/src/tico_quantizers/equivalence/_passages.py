@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Final, TypeAlias, TypeVar
@@ -34,20 +34,20 @@ R = TypeVar("R")
 
 
 @attrs.frozen(eq=False)
-class _Reading:
+class Reading:
     """What a layer has read in a call: all channels of one source, or something else."""
 
     source: str | None = None
     channels: Tensor | None = None
 
-    def is_like(self, other: _Reading) -> bool:
+    def is_like(self, other: Reading) -> bool:
         """Return whether both are the same channels of the same source."""
         if self.source != other.source or self.channels is None or other.channels is None:
             return self.source == other.source and self.channels is other.channels
         return torch.equal(self.channels, other.channels)
 
 
-Readings: TypeAlias = tuple[_Reading, ...]
+Readings: TypeAlias = tuple[Reading, ...]
 
 
 @attrs.frozen(eq=False, kw_only=True, slots=False)
@@ -184,7 +184,7 @@ def _by_source(readings: Mapping[str, Readings]) -> dict[str, list[str]]:
 
 def _all(one: Mapping[str, Readings], other: Mapping[str, Readings]) -> dict[str, Readings]:
     paths = dict.fromkeys([*one, *other])
-    return {path: _distinct((*one.get(path, ()), *other.get(path, ()))) for path in paths}
+    return {path: distinct((*one.get(path, ()), *other.get(path, ()))) for path in paths}
 
 
 def with_unread_layers(found: FoundPairs, candidates: Candidates, passages: Passages) -> FoundPairs:
@@ -203,7 +203,8 @@ def with_unread_layers(found: FoundPairs, candidates: Candidates, passages: Pass
     used_places = {peers[path] for path in passages.readings if path in peers}
     pairs, left, adopted = [], dict(found.left), set(found.adopted)
     for pair in found.pairs:
-        inside = [path for path in unread if _is_below(path, _common_parent(pair))]
+        parent = common_parent([pair.path, *(each.path for each in pair.consumers)])
+        inside = [path for path in unread if is_below(path, parent)]
         alike = _like_peers(inside, pair, candidates)
         strangers = [
             path for path in inside if path not in alike and candidates.peers.get(path) not in used_places
@@ -231,19 +232,21 @@ def _like_peers(paths: list[str], pair: Pair, candidates: Candidates) -> dict[st
     return found
 
 
-def _common_parent(pair: Pair) -> list[str]:
-    """Return the path, in parts, of the nearest module that holds all of `pair`."""
-    paths = [path.split(".")[:-1] for path in (pair.path, *(each.path for each in pair.consumers))]
-    shared = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths, strict=False))
+def common_parent(paths: Iterable[str]) -> list[str]:
+    """Return the path, in parts, of the nearest module that holds all modules at `paths`."""
+    parents = [path.split(".")[:-1] for path in paths]
+    shared = itertools.takewhile(lambda names: len(set(names)) == 1, zip(*parents, strict=False))
     return [names[0] for names in shared]
 
 
-def _is_below(path: str, parent: list[str]) -> bool:
+def is_below(path: str, parent: list[str]) -> bool:
+    """Return whether a module is inside of the one at `parent`, a path in parts."""
     return path.split(".")[: len(parent)] == parent
 
 
-def _distinct(readings: Readings) -> Readings:
-    kept: list[_Reading] = []
+def distinct(readings: Readings) -> Readings:
+    """Return each of `readings` once."""
+    kept: list[Reading] = []
     for reading in readings:
         if not any(reading.is_like(other) for other in kept):
             kept.append(reading)
@@ -284,7 +287,7 @@ class Trace:
         }
         self.flow = ChannelFlow(guarded, tensors, matrices)
         self._candidates = candidates
-        self._readings: dict[str, list[_Reading]] = {}
+        self._readings: dict[str, list[Reading]] = {}
 
     def follow(self, run: Callable[[], R]) -> R:
         """Return what `run`, a forward pass, gives, and note the ways that channels take in it."""
@@ -295,9 +298,9 @@ class Trace:
 
     def passages(self) -> Passages:
         """Return what has shown."""
-        readings = {path: _distinct(tuple(each)) for path, each in self._readings.items()}
+        readings = {path: distinct(tuple(each)) for path, each in self._readings.items()}
         multiplied = {
-            path: _distinct(tuple(map(_reading_of_rows, each))) for path, each in self.flow.multiplied.items()
+            path: distinct(tuple(map(reading_of_rows, each))) for path, each in self.flow.multiplied.items()
         }
         flow = self.flow
         return Passages(
@@ -311,8 +314,8 @@ class Trace:
         try:
             for path, module in self._candidates.atoms():
                 # Behind the user's own hooks: what counts is what the layer reads and gives in the end.
-                handles.append(before_call(module, partial(self._enter, path), _WATCHING))
-                handles.append(after_call(module, partial(self._leave, path), _WATCHING))
+                handles.append(before_call(module, partial(self._enter, path), WATCHING))
+                handles.append(after_call(module, partial(self._leave, path), WATCHING))
             yield
         finally:
             for handle in handles:
@@ -323,12 +326,12 @@ class Trace:
         self.flow.paused += 1
         x = input_tensor(path, args, kwargs)
         channels = self.flow.channels_of(x) if self.flow.paused == 1 else None
-        reading = _Reading()
+        reading = Reading()
         layer, norm = self._candidates.consumer(path), self._candidates.scales.get(path)
         axis = None if norm is None else norm.axis
         axis = axis if layer is None else feature_axis(layer)
         if channels is not None and axis is not None:
-            reading = _Reading(channels.source, _columns(channels.numbers, axis))
+            reading = Reading(channels.source, columns_read(channels.numbers, axis))
         if layer is None or reading.channels is None:
             self.flow.end(x, f"its output is read by {path}")
         self._readings.setdefault(path, []).append(reading)
@@ -352,20 +355,23 @@ class _Watching:
     watching: bool = True
 
 
-_WATCHING: Final = _Watching()
+WATCHING: Final = _Watching()
+"""For hooks that watch one pass."""
 
 
-def _reading_of_rows(channels: Channels | None) -> _Reading:
-    columns = None if channels is None else _features(channels.numbers)
-    return _Reading() if channels is None else _Reading(channels.source, columns)
+def reading_of_rows(channels: Channels | None) -> Reading:
+    """Return the reading of what reads the last axis of a tensor."""
+    columns = None if channels is None else common_row(channels.numbers)
+    return Reading() if channels is None else Reading(channels.source, columns)
 
 
-def _columns(numbers: Tensor, axis: int) -> Tensor | None:
+def columns_read(numbers: Tensor, axis: int) -> Tensor | None:
     """Return the channel of each input feature along `axis`, or None where it differs from row to row."""
-    return _features(numbers.movedim(axis, -1))
+    return common_row(numbers.movedim(axis, -1))
 
 
-def _features(rows: Tensor) -> Tensor | None:
+def common_row(rows: Tensor) -> Tensor | None:
+    """Return the one row (features,) that all of `rows` (…, features) are, or None."""
     if rows.numel() and not any(rows.stride()[:-1]):  # one row, seen many times
         return rows[(0,) * (rows.ndim - 1)].to(torch.int64)
     rows = rows.reshape(-1, rows.shape[-1])

@@ -13,7 +13,9 @@ from tico_quantizers.solvers._gptq import (
     solve,
     solve_by,
 )
+from tico_quantizers.solvers._hadamard import hadamard_matrix
 from tico_quantizers.solvers._hqq import LpGrid, half_quadratic
+from tico_quantizers.solvers._orthogonal import orthogonal_matrix
 from tico_quantizers.solvers._output_error import output_error, row_errors
 from tico_quantizers.solvers._powers import power
 from tico_quantizers.solvers._smoothquant import best_alpha, smoothing_scale
@@ -31,10 +33,12 @@ __all__ = [
     "best_shares",
     "equalizing_scales",
     "factored",
+    "hadamard_matrix",
     "half_quadratic",
     "loss_of_nearest",
     "magnitudes",
     "nearest",
+    "orthogonal_matrix",
     "output_error",
     "power",
     "quantize_weight",

@@ -18,12 +18,13 @@ from tico_quantizers.testing._model_state import (  # noqa: E402
     tensors_of,
     unchanged,
 )
-from tico_quantizers.testing._models import ConvNet, ResidualBlock, seeded, values  # noqa: E402
+from tico_quantizers.testing._models import ConvNet, Fourfold, ResidualBlock, seeded, values  # noqa: E402
 from tico_quantizers.testing._promises.algorithm_promises import AlgorithmPromises  # noqa: E402
 
 __all__ = [
     "AlgorithmPromises",
     "ConvNet",
+    "Fourfold",
     "HookRegistrations",
     "ResidualBlock",
     "TorchCalls",

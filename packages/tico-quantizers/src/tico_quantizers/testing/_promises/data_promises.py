@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tico_quantizers.lifecycle import convert
 from tico_quantizers.testing._model_state import same_tensors, tensors_of
-from tico_quantizers.testing._models import Masked, seeded, values
+from tico_quantizers.testing._models import values
 from tico_quantizers.testing._promises.suite import PromiseSuite
 
 _PARALLEL = 4 * 32_768
@@ -51,7 +51,7 @@ class DataPromises(PromiseSuite):
     def _masked(self, x: Tensor) -> dict[str, Tensor]:
         mask = torch.zeros(x.shape[:2], dtype=torch.int64)
         mask[:, :4] = 1
-        model = self.prepared(seeded(Masked), x, attention_mask=mask)
+        model = self.prepared(self.masked_model(), x, attention_mask=mask)
         model(x, attention_mask=mask)
         return tensors_of(convert(model))
 

@@ -18,6 +18,7 @@ from tico_config import (
     GPTQConfig,
     HQQConfig,
     Problem,
+    RotationConfig,
     SmoothQuantConfig,
     SpecConfig,
     TicoError,
@@ -28,11 +29,12 @@ from tico_quantizers.algorithms.awq import AWQQuantizer
 from tico_quantizers.algorithms.cle import CLEQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
 from tico_quantizers.algorithms.hqq import HQQQuantizer
+from tico_quantizers.algorithms.rotation import RotationQuantizer
 from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
 from tico_quantizers.lifecycle import convert, prepare
 from tico_quantizers.registry import QuantizerEntry, Registry, installed_entries, quantizer_entry
 from tico_quantizers.testing._faults import TorchCalls
-from tico_quantizers.testing._models import ConvNet, ResidualBlock, seeded, values
+from tico_quantizers.testing._models import ConvNet, Fourfold, Masked, ResidualBlock, seeded, values
 
 _BUILT_IN = (
     quantizer_entry(GPTQConfig, GPTQQuantizer),
@@ -40,6 +42,7 @@ _BUILT_IN = (
     quantizer_entry(CLEConfig, CLEQuantizer),
     quantizer_entry(HQQConfig, HQQQuantizer),
     quantizer_entry(SmoothQuantConfig, SmoothQuantQuantizer),
+    quantizer_entry(RotationConfig, RotationQuantizer),
 )
 _ERRORS = (RuntimeError, KeyboardInterrupt, MemoryError)
 
@@ -116,6 +119,17 @@ class PromiseSuite:
     def conv_batches(self) -> list[Tensor]:
         """Return three batches for `conv_model`."""
         return [values(seed, 6, 2, 4, 4) for seed in range(3)]
+
+    def masked_model(self) -> nn.Module:
+        """Return a model that treats each token of its first argument (…, 8) by itself.
+
+        The second one is the mask, which hides tokens from the output.
+        """
+        return seeded(Masked)
+
+    def unlike_model(self) -> nn.Module:
+        """Return a model, for the batches of `model`, one layer of which computes more than its class."""
+        return seeded(lambda: nn.Sequential(ResidualBlock(), Fourfold(8, 8)))
 
     def override(self) -> object:
         """Return an override that `config` takes for any layer, and that changes nothing if it can."""

@@ -1,0 +1,103 @@
+"""How rotations meet a model."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import ClassVar, final
+
+from torch import nn
+
+from tico_config import RotationConfig
+from tico_modules import Edit, LayerReport, Report, drop_broken_ties, named_modules
+from tico_quantizers.equivalence import Folds, Rotation, RotationCalibration, Turn, config_of
+from tico_quantizers.layers import float_lines, require_in_place
+from tico_quantizers.protocol import BaseQuantizer, Converted, Example
+
+_DOES = "rotates linear layers, norms and embeddings"
+
+
+@final
+class RotationQuantizer(BaseQuantizer[RotationConfig, RotationCalibration]):
+    """Rotations of the residual stream and of value heads; the model stays float and computes what it did.
+
+    QuaRot, Ashkboos et al. 2024, arXiv 2404.00456; SpinQuant, Liu et al. 2024, arXiv 2405.16406.
+    """
+
+    checks_target: ClassVar[bool] = True
+
+    def prepare(
+        self, model: nn.Module, example: Example | None, edit: Edit
+    ) -> tuple[nn.Module, RotationCalibration]:
+        """Find the rotations, if the example shows them, and start to watch."""
+        calibration = RotationCalibration(model, self.config)
+        calibration.start(model, example, edit)
+        return model, calibration
+
+    def convert(self, model: nn.Module, calibration: RotationCalibration, edit: Edit) -> Converted:
+        """Fold a matrix into the modules of each rotation."""
+        found, rotatable = calibration.rotations(), calibration.rotatable
+        taking_part = {path for rotation in found.rotations for path in rotation.paths()}
+        require_in_place(model, {path: rotatable.modules[path] for path in sorted(taking_part)})
+        turns = [Turn.drawn(each, config_of(self.config, each)) for each in found.rotations]
+        calibration.require_same_function(model, turns, edit.offload)
+        calibration.finish(model, edit)
+        folds = Folds.of(turns)
+        untied = {head: rotatable.owner(table) for head, table in folds.untied(rotatable).items()}
+        notes = _notes(found.rotations, untied)
+        norms = (each for rotation in found.rotations for each in rotation.norms)
+        same = {each.path for each in norms if each.norm.is_plain}
+        folds.put(rotatable, edit)
+        drop_broken_ties(model, edit)
+        return _converted(model, notes, same, {**rotatable.reasons, **found.refused})
+
+
+def _notes(rotations: Sequence[Rotation], untied: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what there is to say of each module, by path."""
+    notes: dict[str, list[str]] = {}
+    said = (each for rotation in rotations for each in _said(rotation))
+    for path, note in [*said, *_said_of_ties(untied)]:
+        notes.setdefault(path, [])
+        notes[path] += [] if note in notes[path] else [note]
+    return notes
+
+
+def _said(rotation: Rotation) -> Iterator[tuple[str, str]]:
+    what = "the residual stream" if rotation.kind == "residual" else f"heads of {rotation.mixed}"
+    what = f"{what} from {rotation.path}"
+    for writer in rotation.writers:
+        yield writer.path, f"output rotated: {what}"
+    for reader in rotation.readers:
+        yield reader.path, f"input rotated back: {what}"
+    for each in rotation.norms:
+        names = ", ".join(reader.path for reader in each.readers)
+        is_plain = each.norm.is_plain
+        yield each.path, "nothing to fold" if is_plain else f"weight folded into {names}, and set to one"
+        for reader in each.readers:
+            yield reader.path, f"input rotated back: {what}, through {each.path}"
+    for member in rotation.members():
+        if member.adopted:
+            yield member.path, "no data reached it, only its peers"
+
+
+def _said_of_ties(untied: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    for head, table in untied.items():
+        yield head, f"a weight of its own now, no longer tied to {table}"
+        yield table, f"no longer tied to {head}"
+
+
+def _converted(
+    model: nn.Module, notes: Mapping[str, Sequence[str]], same: Container[str], reasons: Mapping[str, str]
+) -> Converted:
+    """Report what was done to each module; those of `same` were not changed."""
+    left = float_lines(model, "rotation", reasons, said=notes, does=_DOES)
+    lines = tuple(
+        LayerReport(
+            path=path, module=type(module).__name__, algorithm="rotation", reason="; ".join(notes[path])
+        )
+        if path in notes
+        else left[path]
+        for path, module in named_modules(model)
+        if path in notes or path in left
+    )
+    changed = tuple(module for path, module in named_modules(model) if path in notes and path not in same)
+    return Converted(root=model, modules=changed, report=Report(layers=lines))
