@@ -87,6 +87,32 @@ def test_a_batch_norm_counts_as_folded() -> None:
     assert reasons(model)["conv"] == "its output is read by norm"
 
 
+class TwoNorms(nn.Module):
+    """A convolution that two batch norms read, a layer behind each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.other = nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.first, self.second = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.third = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sum of both ways, and a layer more."""
+        x = self.conv(x)
+        one: Tensor = self.third(self.first(self.one(x).relu()).relu())
+        other: Tensor = self.second(self.other(x).relu())
+        return one[:, :1] + other
+
+
+def test_two_batch_norms_share_no_layer() -> None:
+    """A weight that both multiply has two ranges."""
+    model = convert(prepare(seeded(TwoNorms), CLEConfig(), (values(1, 2, 2, 3, 3),), registry=REGISTRY))
+    told = reasons(model)
+    assert told["one"] == told["other"]
+    assert told["one"].startswith("it is a norm, and no batch norm")
+    assert told["third"] == "columns multiplied for first"
+
+
 def test_other_norms_are_left() -> None:
     """They have no weight whose range could be shared."""
     model, x = block(), values(1, 2, 3, 8)

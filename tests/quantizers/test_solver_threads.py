@@ -150,7 +150,7 @@ def test_triangular_inverses_and_factors(size: int, dtype: torch.dtype, unit: bo
     assert (lower_inverse(given, unit=unit) @ lower - torch.eye(size)).abs().max() <= bound
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(5, 130), (1, 40_001), (3, 40_001), (2501, 45)])
+@pytest.mark.parametrize(("rows", "columns"), [(5, 130), (1, 40_001), (2501, 45)])
 def test_hqq(rows: int, columns: int) -> None:
     """Scales, zero points and losses, of many groups and of one that is a whole long row."""
     weight, grid = values(10, rows, columns), Grid(dtype=DType.uint(3), symmetric=False, group_size=None)

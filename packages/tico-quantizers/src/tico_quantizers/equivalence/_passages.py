@@ -137,16 +137,13 @@ class Passages:
         )
 
     def _scaled(self, path: str, producer: Producer, candidates: Candidates) -> FloatLayer | None:
-        """Return the layer whose channels a norm reads, one to one, in every call."""
+        """Return the layer whose channels a norm, and no other module, reads one to one in every call."""
         first, *others = self.readings[path]
         if not isinstance(producer, ChannelScale) or others or first.channels is None or first.source is None:
             return None
         found, ordered = candidates.producer(first.source), torch.arange(len(first.channels))
-        return (
-            None
-            if isinstance(found, ChannelScale) or not torch.equal(first.channels.cpu(), ordered)
-            else found
-        )
+        is_whole = torch.equal(first.channels.cpu(), ordered) and self._readers[first.source] == [path]
+        return found if is_whole and not isinstance(found, ChannelScale) else None
 
     @cached_property
     def _readers(self) -> dict[str, list[str]]:

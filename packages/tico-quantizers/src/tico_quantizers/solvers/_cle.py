@@ -20,9 +20,9 @@ class ChannelMagnitudes:
     """
 
     def __init__(self, magnitudes: Tensor, groups: int = 1) -> None:
-        self._magnitudes = magnitudes.to(torch.float64).view(groups, -1, magnitudes.shape[1])
-        self._outputs = torch.ones_like(self._magnitudes[:, :, :1])
-        self._inputs = torch.ones_like(self._magnitudes[:, :1])
+        self._magnitudes = magnitudes.view(groups, -1, magnitudes.shape[1])
+        self._outputs = torch.ones_like(self._magnitudes[:, :, :1], dtype=torch.float64)
+        self._inputs = torch.ones_like(self._magnitudes[:, :1], dtype=torch.float64)
 
     def outputs(self) -> Tensor:
         """Return the range of each output channel, (outputs,)."""

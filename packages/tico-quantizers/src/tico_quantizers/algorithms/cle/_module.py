@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import ClassVar, Final, final
 
 import torch
@@ -67,29 +67,39 @@ class CLEQuantizer(BaseQuantizer[CLEConfig, PairCalibration]):
 
 def _scales(found: FoundPairs, sweeps: int) -> dict[str, Tensor]:
     """Return the scale of each pair, float32; all follow from the weights before any is folded."""
-    ranges: dict[int, ChannelMagnitudes] = {}
-    for layer in _layers(found):
-        largest = matrix(layer).view(*shape(layer)[:2], -1).abs().amax(2)
-        ranges[id(layer)] = ChannelMagnitudes(largest, groups(layer))
-    pairs = []
-    for pair in found.pairs:
-        first = ranges[id(_first_layer(pair))]
-        factors = pair.producer.factors() if isinstance(pair.producer, ChannelScale) else None
-        if factors is not None:
-            first.scale_outputs(factors.abs())
-        pairs.append((first, [Reader(ranges[id(each.layer)], each.channels) for each in pair.consumers]))
-    scales = zip(found.pairs, equalizing_scales(pairs, sweeps), strict=True)
-    return {pair.path: exact_for(pair, scale.to(torch.float32)) for pair, scale in scales}
+    scales: dict[str, Tensor] = {}
+    for chain in _chains(found.pairs):
+        ranges = {id(layer): _magnitudes(layer) for pair in chain for layer in _layers(pair)}
+        pairs = []
+        for pair in chain:
+            first = ranges[id(_layers(pair)[0])]
+            factors = pair.producer.factors() if isinstance(pair.producer, ChannelScale) else None
+            if factors is not None:
+                first.scale_outputs(factors.abs())
+            pairs.append((first, [Reader(ranges[id(each.layer)], each.channels) for each in pair.consumers]))
+        for pair, scale in zip(chain, equalizing_scales(pairs, sweeps), strict=True):
+            scales[pair.path] = exact_for(pair, scale.to(torch.float32))
+    return scales
 
 
-def _first_layer(pair: Pair) -> FloatLayer | None:
-    """Return the layer whose output channels a pair scales, perhaps behind a batch norm."""
-    return pair.scaled if isinstance(pair.producer, ChannelScale) else pair.producer
+def _chains(pairs: Iterable[Pair]) -> list[list[Pair]]:
+    """Return the pairs in chains that share no layer, so that the ranges of one fit into memory."""
+    chains: list[tuple[set[int], list[Pair]]] = []
+    for pair in pairs:
+        layers, chain = {id(layer) for layer in _layers(pair)}, [pair]
+        for other in [other for other in chains if other[0] & layers]:
+            chains.remove(other)
+            layers, chain = layers | other[0], other[1] + chain
+        chains.append((layers, chain))
+    return [chain for _, chain in chains]
 
 
-def _layers(found: FoundPairs) -> Iterator[FloatLayer]:
-    for pair in found.pairs:
-        first = _first_layer(pair)
-        yield from (each.layer for each in pair.consumers)
-        if first is not None:
-            yield first
+def _layers(pair: Pair) -> list[FloatLayer]:
+    """Return the layer whose output channels a pair scales, perhaps behind a batch norm, and its readers."""
+    first = pair.scaled if isinstance(pair.producer, ChannelScale) else pair.producer
+    return [layer for layer in (first, *(each.layer for each in pair.consumers)) if layer is not None]
+
+
+def _magnitudes(layer: FloatLayer) -> ChannelMagnitudes:
+    largest = matrix(layer).abs().view(*shape(layer)[:2], -1).amax(2)
+    return ChannelMagnitudes(largest, groups(layer))
