@@ -6,6 +6,7 @@ from tico_api._planning import plan
 from tico_config import AWQConfig, GPTQConfig, PT2EConfig, PTQConfig, SmoothQuantConfig
 from tico_modules import Offload, Report, load_quantized, map_checkpoint, report, save_quantized, set_backend
 from tico_quantizers import Registry, quantizer_entry
+from tico_quantizers.evaluation import compare, perplexity
 from tico_quantizers.lifecycle import calibrate, convert
 from tico_wrapq import coverage, load_calibration, save_calibration
 
@@ -20,11 +21,13 @@ __all__ = [
     "Report",
     "SmoothQuantConfig",
     "calibrate",
+    "compare",
     "convert",
     "coverage",
     "load_calibration",
     "load_quantized",
     "map_checkpoint",
+    "perplexity",
     "plan",
     "prepare",
     "quantize_checkpoint",
