@@ -26,9 +26,17 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import recorded
-from language_models import WIKI_LLAMA, LanguageModel, load, logits_of, perplexity
+from language_models import WIKI_LLAMA, LanguageModel, load, logits_of
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
-from tico.quantization import GPTQConfig, calibrate, convert, load_quantized, prepare, save_quantized
+from tico.quantization import (
+    GPTQConfig,
+    calibrate,
+    convert,
+    load_quantized,
+    perplexity,
+    prepare,
+    save_quantized,
+)
 from tico.quantization.config import profiles
 from tico_export import CompressedTensors, export
 

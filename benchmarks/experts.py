@@ -29,7 +29,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from language_models import WIKI_LLAMA, load, perplexity, text_of
+from language_models import WIKI_LLAMA, load, text_of
 from recorded import Recording, add_option, recording
 from tico.quantization import (
     AWQConfig,
@@ -37,6 +37,7 @@ from tico.quantization import (
     PTQConfig,
     convert,
     load_quantized,
+    perplexity,
     prepare,
     report,
     save_quantized,

@@ -30,14 +30,14 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 from gptq_solver import solver_module
-from language_models import WIKI_LLAMA, load, perplexity, text_of
+from language_models import WIKI_LLAMA, load, text_of
 from llm_compressor_peer import quantized_by_llm_compressor
 from process_memory import resident
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
 from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
-from tico_api import GPTQConfig, HQQConfig, PTQConfig, RotationConfig, calibrate, convert, prepare
+from tico_api import GPTQConfig, HQQConfig, PTQConfig, RotationConfig, calibrate, convert, perplexity, prepare
 from tico_config import DType, PerChannel, PerGroup, affine, no_quant
 
 MEGABYTE: Final = 1e6

@@ -36,6 +36,13 @@ CONFIGS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
     "PTQ": (_PTQ,),
     "GPTQ, then PTQ": (_GPTQ, _PTQ),
 }
+LARGE: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
+    "GPTQ, groups of 128": (GPTQConfig(group_size=128),),
+    "AWQ, groups of 128": (AWQConfig(),),
+    "SmoothQuant": (SmoothQuantConfig(),),
+    "PTQ": (PTQConfig(),),
+    "GPTQ, then PTQ": (GPTQConfig(group_size=128), PTQConfig()),
+}
 
 
 def main() -> None:
@@ -70,7 +77,7 @@ def _time(record: Recording, blocks: int) -> None:
     parameters = sum(each.numel() for each in model.parameters())
     title = f"A LLaMA of {parameters / 1e9:.1f} billion parameters on the meta device"
     record.table(title, "CPU s", "GB at the peak", "lines", "GB before", "GB after")
-    for name, configs in CONFIGS.items():
+    for name, configs in LARGE.items():
         start = time.process_time()
         made = plan(model, configs)
         seconds = time.process_time() - start

@@ -24,12 +24,21 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
-from language_models import WIKI_LLAMA, LanguageModel, load, perplexity, text_of
+from language_models import WIKI_LLAMA, LanguageModel, load, text_of
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
 from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
-from tico_api import AWQConfig, GPTQConfig, PTQConfig, SmoothQuantConfig, calibrate, convert, prepare
+from tico_api import (
+    AWQConfig,
+    GPTQConfig,
+    PTQConfig,
+    SmoothQuantConfig,
+    calibrate,
+    convert,
+    perplexity,
+    prepare,
+)
 from tico_config import BaseConfig, DType, PerChannel, PerGroup, QScheme, affine, no_quant
 
 WINDOW: Final = 512

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
-from language_models import WIKI_LLAMA, LanguageModel, load, perplexity, text_of
+from language_models import WIKI_LLAMA, LanguageModel, load, text_of
 from real_models import (
     CALIBRATION_ARTICLES,
     TEST_ARTICLES,
@@ -33,7 +33,7 @@ from real_models import (
     wiki_articles,
 )
 from recorded import add_option, recording
-from tico.quantization import GPTQConfig, PTQConfig, calibrate, convert, prepare
+from tico.quantization import GPTQConfig, PTQConfig, calibrate, convert, perplexity, prepare
 from tico.quantization.config import (
     BaseConfig,
     DType,

@@ -28,10 +28,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
-from language_models import load, perplexity, text_of
+from language_models import load, text_of
 from real_models import smollm2_directory
 from recorded import Recording, add_option, recording
-from tico_api import PTQConfig, convert, prepare
+from tico_api import PTQConfig, convert, perplexity, prepare
 from tico_config import DType, PerToken, affine
 from tico_peer import Tico, tico_from
 from tico_quantizers import QuantizedModule

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
-from language_models import load, perplexity, text_of
+from language_models import load, text_of
 from real_models import smollm2_directory
 from recorded import Recording, add_option, recording
-from tico_api import GPTQConfig, PTQConfig, calibrate, convert, prepare
+from tico_api import GPTQConfig, PTQConfig, calibrate, convert, perplexity, prepare
 from tico_config import BaseConfig, DType, PerToken, QuantSpec, affine, no_quant
 from tico_peer import Tico, tico_from
 

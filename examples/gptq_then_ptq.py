@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from comparison import WINDOW, Difference, embedded
-from language_models import logits_of, perplexity, text_of
-from tico.quantization import GPTQConfig, PTQConfig, calibrate, convert, prepare
+from language_models import logits_of, text_of
+from tico.quantization import GPTQConfig, PTQConfig, calibrate, convert, perplexity, prepare
 from tico.quantization.config import DType, affine
 from tico_quantizers import QuantizedLinear
 

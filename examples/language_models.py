@@ -1,9 +1,7 @@
-"""Causal language models from a folder: loading, token windows, perplexity."""
+"""Causal language models from a folder: loading, token windows, logits."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -48,21 +46,6 @@ def logits_of(model: nn.Module, tokens: Tensor) -> Tensor:
     with torch.no_grad():
         logits: Tensor = model(tokens, use_cache=False).logits
     return logits
-
-
-def perplexity(model: nn.Module, windows: Tensor, batch: int = 8) -> float:
-    """Return exp of the mean negative log likelihood of each token but the first of its window."""
-    losses = [_losses(model, rows) for rows in _batches(windows, batch)]
-    return math.exp(float(torch.cat(losses).to(torch.float64).mean()))
-
-
-def _batches(windows: Tensor, batch: int) -> Iterator[Tensor]:
-    return (windows[start : start + batch] for start in range(0, len(windows), batch))
-
-
-def _losses(model: nn.Module, rows: Tensor) -> Tensor:
-    logits = logits_of(model, rows)[:, :-1]
-    return nn.functional.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none").flatten()
 
 
 def text_of(name: str) -> str:

@@ -9,8 +9,8 @@ import copy
 from collections.abc import Mapping
 
 from comparison import WINDOW, Difference, embedded
-from language_models import logits_of, perplexity, text_of
-from tico.quantization import calibrate, convert, coverage, prepare
+from language_models import logits_of, text_of
+from tico.quantization import calibrate, convert, coverage, perplexity, prepare
 from tico.quantization.config import DType, PerToken, PTQConfig, affine
 
 PER_TOKEN = affine(DType.uint(8), granularity=PerToken())

@@ -24,7 +24,6 @@ from language_models import (
     WIKI_LLAMA,
     load,
     logits_of,
-    perplexity,
     text_of,
 )
 from real_models import smollm2_directory
@@ -34,6 +33,7 @@ from tico.quantization import (
     calibrate,
     convert,
     load_quantized,
+    perplexity,
     prepare,
     save_quantized,
 )

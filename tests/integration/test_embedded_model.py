@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import quickstart
-from language_models import WIKI_LLAMA, LanguageModel, load, logits_of, perplexity, text_of
-from tico.quantization import load_quantized, report, save_quantized
+from language_models import WIKI_LLAMA, LanguageModel, load, logits_of, text_of
+from tico.quantization import load_quantized, perplexity, report, save_quantized
 from tico_quantizers import QuantizedLinear
 
 # GPTQ's gain depends on the amount of text; the quickstart's --short has too little of it.

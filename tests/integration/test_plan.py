@@ -32,6 +32,7 @@ NAMES: Final = (
     "GPT2LMHeadModel",
     "T5ForConditionalGeneration",
     "ResidualNet",
+    "GemmaForCausalLM",
     "LlavaForConditionalGeneration",
 )
 _PTQ: Final = PTQConfig(strict_wrap=False, on_uncalibrated="skip")

@@ -174,8 +174,9 @@ def test_pairs_are_said_to_be_undecided() -> None:
 
 def test_layers_that_data_may_not_reach_are_noted() -> None:
     """With ``on_uncalibrated="skip"`` any layer may stay float."""
-    assert _planned(GPTQConfig()).notes == ()
-    assert "stays float" in _planned(GPTQConfig(on_uncalibrated="skip")).notes[0]
+    (read,), skipped = _planned(GPTQConfig()).notes, _planned(GPTQConfig(on_uncalibrated="skip")).notes
+    assert "never called" in read
+    assert skipped == (read, "what no calibration data reach stays float: on_uncalibrated is 'skip'")
 
 
 def test_memory_is_model_integers_and_gram_matrices_of_one_block() -> None:
@@ -280,3 +281,23 @@ def test_planned_weight_has_the_buffers_of_a_real_one() -> None:
         other = planned.get_buffer(name)
         assert (other.shape, other.dtype) == (buffer.shape, buffer.dtype)
     assert (planned.bytes, planned.grid_format()) == (real.bytes, real.grid_format())
+
+
+def test_number_that_a_module_reads_is_there() -> None:
+    """A factor in a buffer, as embeddings have, is read while a plan is made, with and without values."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.register_buffer("factor", torch.tensor(2.0))
+
+        @property
+        def get_output_embeddings(self) -> None:
+            """Read the buffer whenever a head is looked for."""
+            assert float(self.get_buffer("factor"))
+
+    with torch.device("meta"):
+        empty = Scaled()
+    assert [line.bits for line in _planned(GPTQConfig(), empty).lines if line.path == "fc"] == [4]
+    assert _planned(GPTQConfig(), Scaled()) == _planned(GPTQConfig(), empty)

@@ -15,6 +15,7 @@ from tico_config import (
 )
 from tico_modules import Offload, Report, load_quantized, map_checkpoint, report, save_quantized, set_backend
 from tico_quantizers import Registry, quantizer_entry
+from tico_quantizers.evaluation import compare, perplexity
 from tico_quantizers.lifecycle import calibrate, convert
 from tico_wrapq import coverage, load_calibration, save_calibration
 
@@ -32,11 +33,13 @@ __all__ = [
     "RotationConfig",
     "SmoothQuantConfig",
     "calibrate",
+    "compare",
     "convert",
     "coverage",
     "load_calibration",
     "load_quantized",
     "map_checkpoint",
+    "perplexity",
     "plan",
     "prepare",
     "quantize_checkpoint",

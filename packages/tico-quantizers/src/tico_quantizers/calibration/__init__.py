@@ -43,6 +43,7 @@ from tico_quantizers.calibration._layer_statistics import (
     read_range,
     require_layers,
 )
+from tico_quantizers.calibration._masks import is_mask_name, real_tokens
 from tico_quantizers.calibration._micro_batches import Batch, TokenMask, micro_batches
 from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._quiet_runs import has_foreign_hooks, quiet_runs
@@ -56,7 +57,7 @@ from tico_quantizers.calibration._spoiled_points import (
     spoiled_figures,
     spoiled_points,
 )
-from tico_quantizers.calibration._unreached import UNREACHED
+from tico_quantizers.calibration._unreached import UNCALLED, UNREACHED
 
 __all__ = [
     "ABSMAX",
@@ -64,6 +65,7 @@ __all__ = [
     "GRAM",
     "ONE_CHANNEL",
     "SPOILED",
+    "UNCALLED",
     "UNREACHED",
     "ActivationStore",
     "Batch",
@@ -96,6 +98,7 @@ __all__ = [
     "float_statistics",
     "gram_bytes",
     "has_foreign_hooks",
+    "is_mask_name",
     "is_observing",
     "is_watched",
     "join_ranks",
@@ -106,6 +109,7 @@ __all__ = [
     "moved",
     "quiet_runs",
     "read_range",
+    "real_tokens",
     "remember_hooks",
     "require_apart",
     "require_evaluation_mode",

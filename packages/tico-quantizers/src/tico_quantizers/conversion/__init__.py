@@ -3,12 +3,19 @@
 from tico_quantizers.conversion._block_quantizer import BlockCalibration, BlockQuantizer
 from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._opened_experts import ClosedExperts, close_experts, open_experts
-from tico_quantizers.conversion._planning import SKIPPED, gram_memory, planned_layers, planned_pairs
+from tico_quantizers.conversion._planning import (
+    SKIPPED,
+    UNCALLED,
+    gram_memory,
+    planned_layers,
+    planned_pairs,
+)
 from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.conversion._weight_quantizer import WeightQuantizer
 
 __all__ = [
     "SKIPPED",
+    "UNCALLED",
     "BlockCalibration",
     "BlockQuantizer",
     "ClosedExperts",

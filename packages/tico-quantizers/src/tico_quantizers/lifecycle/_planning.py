@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -73,6 +74,9 @@ def _without_values(model: nn.Module) -> nn.Module:
 def _emptied(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
+    if not tensor.ndim and not isinstance(tensor, nn.Parameter):
+        # A module may read a single number, such as a factor, to make an attribute of it.
+        return torch.ones((), dtype=tensor.dtype) if tensor.is_meta else tensor.detach().clone()
     meta = tensor.detach().to("meta")
     return nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
 

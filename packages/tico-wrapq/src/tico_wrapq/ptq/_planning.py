@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tico_config import Granularity, PerTensor, PTQConfig
-from tico_modules import ActivationGrid, Edit, LayerReport, Report, child_path, named_modules
+from tico_modules import ActivationGrid, Edit, LayerReport, Report, child_path, named_modules, parameter
 from tico_quantizers import Converted, Planned
 from tico_quantizers.conversion import SKIPPED
 from tico_wrapq.base import REGISTRY, QuantModuleBase, QuantPoint, WeightCodes
@@ -20,6 +20,7 @@ from tico_wrapq.steps import StepPoints
 
 _STEPS: Final = "decided by the data: the steps of its own forward, with a grid each, show when it is run"
 _FOLDED: Final = "decided by the data: folded into one, unless something else reads what is between them"
+_SHARED: Final = "decided by the data: whether it shares its codes with {}, whose steps show when it is run"
 _UNITS: Final = "decided by the data: how many scales {} has"
 
 
@@ -29,7 +30,7 @@ def planned(model: nn.Module, config: PTQConfig, edit: Edit) -> Planned:
     Points get grids of the format that they are to have, and batch norms that may be folded are.
     """
     wrapped = wrap(model, config, REGISTRY.with_installed(), edit)
-    open_points = _fix_points(wrapped, edit)
+    open_points, shared = _fix_points(wrapped, edit), _shared_with_steps(wrapped)
     folds = list(foldable(wrapped.root, config))
     folded = {path: new for fold in folds for path, new in fold.finish().items()}
     for _, point in (each for fold in folds for each in fold.norm.named_points()):
@@ -55,8 +56,8 @@ def planned(model: nn.Module, config: PTQConfig, edit: Edit) -> Planned:
             root=root, modules=(*finished.values(), *wrapped.steps), report=Report(layers=ordered)
         ),
         rules={path: _rule(path, wrapper, config) for path, wrapper in wrapped.wrappers.items()},
-        undecided={**dict.fromkeys(folded, _FOLDED), **open_points, **dict.fromkeys(steps, _STEPS)},
-        unsized=frozenset({*steps, *open_points}),
+        undecided={**dict.fromkeys(folded, _FOLDED), **shared, **open_points, **dict.fromkeys(steps, _STEPS)},
+        unsized=frozenset({*steps, *shared, *open_points}),
         notes=(SKIPPED,) if config.on_uncalibrated == "skip" else (),
     )
 
@@ -73,6 +74,22 @@ def _fix_points(wrapped: Wrapped, edit: Edit) -> dict[str, str]:
         if several:
             found[path] = _UNITS.format(", ".join(several))
     return found
+
+
+def _shared_with_steps(wrapped: Wrapped) -> dict[str, str]:
+    """Return, by path, the modules whose weight a module with steps holds, too."""
+    served = dict(named_modules(wrapped.root))
+    owned = {
+        id(parameter(served[each.path], name)): each.path
+        for each in wrapped.steps
+        for name in each.weight_specs
+    }
+    return {
+        path: _SHARED.format(owned[id(weight)])
+        for path, wrapper in wrapped.wrappers.items()
+        for weight in wrapper.float_weights().values()
+        if id(weight) in owned
+    }
 
 
 def _grid(point: QuantPoint, granularity: Granularity) -> ActivationGrid:

@@ -24,6 +24,7 @@ from tico_quantizers.calibration import (
 )
 from tico_quantizers.conversion import (
     SKIPPED,
+    UNCALLED,
     Conversion,
     Progress,
     gram_memory,
@@ -134,7 +135,7 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         if floats:
             scaled = tuple(module for path, module in named_modules(converted.root) if path in undecided)
             converted = attrs.evolve(converted, modules=scaled)
-        notes = (SKIPPED,) if self.config.on_uncalibrated == "skip" else ()
+        notes = (UNCALLED, SKIPPED) if self.config.on_uncalibrated == "skip" else (UNCALLED,)
         return attrs.evolve(planned, converted=converted, undecided=undecided, notes=notes, memory=memory)
 
     def convert(self, model: nn.Module, calibration: AWQCalibration, edit: Edit) -> Converted:

@@ -1,0 +1,7 @@
+"""How far a quantized model is from the float one: perplexity, and block by block."""
+
+from tico_quantizers.evaluation._compare import compare
+from tico_quantizers.evaluation._comparison import BlockError, Comparison
+from tico_quantizers.evaluation._perplexity import perplexity
+
+__all__ = ["BlockError", "Comparison", "compare", "perplexity"]
