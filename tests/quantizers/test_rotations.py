@@ -234,6 +234,25 @@ def test_value_heads_are_rotated_once_for_all_queries() -> None:
     assert "rotated" not in said["embed"].replace("rotates", "")
 
 
+def test_refusals_stand_beside_what_was_done() -> None:
+    """A layer whose input is rotated back, and whose own output cannot be rotated, has both in its line."""
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.norm = Attention(), nn.RMSNorm(WIDTH)
+            self.head = nn.Linear(WIDTH, 11)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.norm(self.attention(x)))
+            return logits
+
+    model = seeded(Body)
+    said = notes(rotated(model, tokens=values(0, 2, 5, WIDTH)))
+    assert "input rotated back: heads of 6" in said["attention.output"]
+    assert "output not rotated: attention.output: something" in said["attention.output"]
+
+
 def test_overrides_hold_for_all_that_shares_a_matrix() -> None:
     """One of them leaves out the stream, and says so; two that differ are an error that names both."""
     model = seeded(MODELS["grouped attention"])

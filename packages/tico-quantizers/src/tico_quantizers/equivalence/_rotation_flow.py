@@ -111,9 +111,10 @@ _RULES: Final[Rules] = {
 class RotationFlow(ChannelFlow):
     """While it is entered, follows the outputs of layers, tables and norms.
 
-    `sums` has the pairs of sources whose tensors were added to each other, `heads` how many channels of each
-    source attention has mixed at once, `norms` the sources that are norms, and `places` the modules that are
-    running, the innermost last.
+    `sums` has the pairs of sources whose tensors were added to each other; one that was added to something
+    else is a pair by itself. `heads` has how many channels of each source attention has mixed at once,
+    `looked_up` the tables that something was looked up in, `norms` the sources that are norms, and `places`
+    the modules that are running, the innermost last.
     """
 
     rules: ClassVar[Rules] = _RULES
@@ -154,6 +155,8 @@ class RotationFlow(ChannelFlow):
         if together is not None:
             self._sum(together, results[0], self.reason(call))
             return
+        if call.name in _ADDING:
+            self.sums |= {(each.source, each.source) for each in followed if each.source not in self.norms}
         if call.name in _MIXING:
             self._note_heads(call)
         super().pass_on(call, results, followed)

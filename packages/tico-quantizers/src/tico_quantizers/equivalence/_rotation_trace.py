@@ -35,9 +35,8 @@ R = TypeVar("R")
 class StreamWays:
     """What any number of passes have shown; merging does not depend on their order.
 
-    `passages` has readings of layers, norms and tables, and what breaks a source. `sums` are the pairs of
-    sources that were added to each other, `heads` how many channels of each source attention has mixed at
-    once, and `looked_up` the tables that something was looked up in.
+    `passages` has readings of layers, norms and tables, and what breaks a source; `sums`, `heads` and
+    `looked_up` are those of `RotationFlow`.
     """
 
     passages: Passages = attrs.field(factory=Passages)

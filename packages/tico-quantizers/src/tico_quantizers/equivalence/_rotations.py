@@ -188,8 +188,9 @@ class _Search:
         """Return whether it is worth a word that these cannot be rotated: they may be a stream, or heads."""
         readers = [name for source in sources for name in self._by_source.get(source, ())]
         normed = any(self._rotatable.norm(name) is not None for name in readers)
-        told = {*self._ways.heads, *self._ways.looked_up}
-        return normed or len(sources) > 1 or not told.isdisjoint(sources)
+        summed = (source for pair in self._ways.sums for source in pair)
+        told = {*self._ways.heads, *self._ways.looked_up, *summed}
+        return normed or not told.isdisjoint(sources)
 
     def rotation(self, sources: list[str]) -> Rotation | None:
         """Return the rotation of the channels of `sources`, or None for a layer that only layers read.
