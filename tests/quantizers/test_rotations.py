@@ -80,6 +80,19 @@ class Experts(nn.Module):
         return x + found.view(x.shape)
 
 
+class Halved(nn.Module):
+    """Half of what a LayerNorm gives, its bias included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return it."""
+        half: Tensor = self.inner(x) * 0.5
+        return half
+
+
 class Scaled(nn.Module):
     """Multiplies each channel by a number of its own."""
 
@@ -134,6 +147,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "no norm before a tied head": lambda: Language(Block(), norm=nn.Identity(), tied=True),
     "experts": lambda: Language(Experts(), Block()),
     "a factor for all channels": lambda: Language(Block(step=lambda x: x * 0.5)),
+    "a layer norm whose output is multiplied": lambda: Language(Block(Halved())),
     "moved and moved back": lambda: Language(Block(step=lambda x: x.transpose(0, 1).transpose(0, 1))),
 }
 BROKEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
