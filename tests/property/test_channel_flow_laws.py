@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from flow_models import SHAPE, Between, Flow, pairs_of, scaled
+from flow_models import SHAPE, Between, Flow, StreamFlow, pairs_of, rotated, rotations_in, scaled
 from tico.quantization import SmoothQuantConfig, convert, prepare
 from tico_config import ConfigError
 from tiny_models import values
@@ -162,3 +162,15 @@ def test_smoothquant_keeps_the_function_or_refuses(names: list[str], seed: int) 
         return
     prepared(x)
     assert torch.equal(convert(prepared)(x), model(x))
+
+
+@given(chains, seeds)
+def test_rotations_that_are_folded_in_cancel(names: list[str], seed: int) -> None:
+    """Random matrices in every rotation that is found move the output in float64 by rounding alone."""
+    x = X.double()
+    model = StreamFlow(between(names, seed), X).double()
+    event(f"{len(rotations_in(model, x)[1])} rotations")
+    with torch.no_grad():
+        expected, found = model(x), rotated(model, x, seed)(x)
+    # A wrong matrix moves outputs by about their size; the condition of a norm is that of its input.
+    assert float((found - expected).norm()) <= 1e-9 * float(expected.norm())

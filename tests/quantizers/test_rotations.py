@@ -80,6 +80,19 @@ class Experts(nn.Module):
         return x + found.view(x.shape)
 
 
+class Halved(nn.Module):
+    """Half of what a LayerNorm gives, its bias included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return it."""
+        half: Tensor = self.inner(x) * 0.5
+        return half
+
+
 class Scaled(nn.Module):
     """Multiplies each channel by a number of its own."""
 
@@ -134,6 +147,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "no norm before a tied head": lambda: Language(Block(), norm=nn.Identity(), tied=True),
     "experts": lambda: Language(Experts(), Block()),
     "a factor for all channels": lambda: Language(Block(step=lambda x: x * 0.5)),
+    "a layer norm whose output is multiplied": lambda: Language(Block(Halved())),
     "moved and moved back": lambda: Language(Block(step=lambda x: x.transpose(0, 1).transpose(0, 1))),
 }
 BROKEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
@@ -232,6 +246,25 @@ def test_value_heads_are_rotated_once_for_all_queries() -> None:
     assert said["blocks.0.value"] == "output rotated: heads of 6 from blocks.0.value"
     assert said["blocks.0.output"] == "input rotated back: heads of 6 from blocks.0.value"
     assert "rotated" not in said["embed"].replace("rotates", "")
+
+
+def test_refusals_stand_beside_what_was_done() -> None:
+    """A layer whose input is rotated back, and whose own output cannot be rotated, has both in its line."""
+
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.norm = Attention(), nn.RMSNorm(WIDTH)
+            self.head = nn.Linear(WIDTH, 11)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.norm(self.attention(x)))
+            return logits
+
+    model = seeded(Body)
+    said = notes(rotated(model, tokens=values(0, 2, 5, WIDTH)))
+    assert "input rotated back: heads of 6" in said["attention.output"]
+    assert "output not rotated: attention.output: something" in said["attention.output"]
 
 
 def test_overrides_hold_for_all_that_shares_a_matrix() -> None:

@@ -9,8 +9,21 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from tico_config import RotationConfig
 from tico_quantizers import Edit
-from tico_quantizers.equivalence import Candidates, FoundPairs, find_pairs, fold
+from tico_quantizers.equivalence import (
+    Candidates,
+    Folds,
+    FollowedTensors,
+    FoundPairs,
+    Rotatable,
+    Rotation,
+    StreamTrace,
+    Turn,
+    find_pairs,
+    fold,
+    rotations_of,
+)
 
 Between: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 SHAPE = (2, 4, 8)
@@ -39,6 +52,48 @@ class Flow(nn.Module):
         """Return what the last layer makes of it."""
         output: Tensor = self.reader(self.between(self.norm(x), self.linear(x)))
         return output
+
+
+class StreamFlow(nn.Module):
+    """What two linear layers give goes through a function to a norm with a reader, and to another reader."""
+
+    def __init__(self, between: Between, x: Tensor) -> None:
+        """Make the layers, always the same ones, so that they take `x`."""
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(SHAPE[-1], SHAPE[-1]), nn.Linear(SHAPE[-1], SHAPE[-1])
+            self.between = between
+            with torch.no_grad():
+                features = between(self.first(x), self.second(x)).shape[-1]
+            self.norm = nn.RMSNorm(features)
+            nn.init.normal_(self.norm.weight)
+            self.reader, self.other = nn.Linear(features, 3), nn.Linear(features, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the readers make of it."""
+        stream = self.between(self.first(x), self.second(x))
+        output: Tensor = self.reader(self.norm(stream)) + self.other(stream)
+        return output
+
+
+def rotations_in(model: nn.Module, x: Tensor) -> tuple[Rotatable, tuple[Rotation, ...]]:
+    """Return the rotations that show when `model` runs on `x`."""
+    rotatable = Rotatable.of(model)
+    trace = StreamTrace(model, rotatable, FollowedTensors())
+    with torch.no_grad():
+        trace.follow(lambda: model(x))
+    return rotatable, rotations_of(trace.passages(), rotatable).rotations
+
+
+def rotated(model: nn.Module, x: Tensor, seed: int) -> nn.Module:
+    """Return a copy with random matrices folded into all rotations, of which nothing was tried before."""
+    copied = copy.deepcopy(model)
+    rotatable, found = rotations_in(copied, x)
+    config = RotationConfig(matrix="random", seed=seed)
+    with Edit() as edit:
+        Folds.of([Turn.drawn(each, config) for each in found]).put(rotatable, edit)
+    return copied
 
 
 def pairs_of(model: nn.Module, x: Tensor) -> FoundPairs:

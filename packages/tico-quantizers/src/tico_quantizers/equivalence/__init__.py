@@ -1,5 +1,6 @@
 """Scales and rotations that cancel: of the channels of one module, undone in the layers that read them."""
 
+from tico_quantizers.equivalence._channel_flow import FollowedTensors
 from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_scale
 from tico_quantizers.equivalence._folding import exact_for, fold, put_matrix
 from tico_quantizers.equivalence._input_maxima import InputMaxima
@@ -26,6 +27,7 @@ __all__ = [
     "ChannelScale",
     "Consumer",
     "Folds",
+    "FollowedTensors",
     "FoundPairs",
     "FoundRotations",
     "InputMaxima",

@@ -89,6 +89,7 @@ def _unchanged(call: FunctionCall) -> Followed:
 
 
 _DIVIDING: Final = ("div", "true_divide", "__truediv__", "div_", "__itruediv__")
+_MULTIPLIED: Final = ("mul", "multiply", "__mul__", "__rmul__", "mul_", "__imul__")
 _ADDING: Final = (
     *("add", "__add__", "__radd__", "add_", "__iadd__"),
     *("sub", "subtract", "__sub__", "__rsub__", "sub_", "__isub__"),
@@ -96,11 +97,13 @@ _ADDING: Final = (
 _INDEXED: Final = ("index_add", "index_add_")
 _ZEROS: Final = ("zeros", "zeros_like", "new_zeros")
 _MIXING: Final = (*MULTIPLYING, "scaled_dot_product_attention")
+_WEIGHING: Final = (*_MULTIPLIED, *_DIVIDING, *_MIXING, "sum", "neg", "__neg__")
+"""What changes how much a vector counts that was added before."""
 _RULES: Final[Rules] = {
     **dict.fromkeys(IN_ORDER, same_order),
     **dict.fromkeys(MOVING, moved),
     **dict.fromkeys(JOINING, joined),
-    **dict.fromkeys(("mul", "multiply", "__mul__", "__rmul__", "mul_", "__imul__", *_DIVIDING), _scaled),
+    **dict.fromkeys((*_MULTIPLIED, *_DIVIDING), _scaled),
     **dict.fromkeys(("sum", "mean"), _summed),
     **dict.fromkeys(("dropout", "dropout_", "feature_dropout"), _unchanged),
     **dict.fromkeys(MULTIPLYING, matrix_product),
@@ -111,9 +114,11 @@ _RULES: Final[Rules] = {
 class RotationFlow(ChannelFlow):
     """While it is entered, follows the outputs of layers, tables and norms.
 
-    `sums` has the pairs of sources whose tensors were added to each other, `heads` how many channels of each
-    source attention has mixed at once, `norms` the sources that are norms, and `places` the modules that are
-    running, the innermost last.
+    `sums` has the pairs of sources whose tensors were added to each other; one that was added to something
+    else is a pair by itself. `heads` has how many channels of each source attention has mixed at once,
+    `weighed` the sources that were multiplied by something or summed, `looked_up` the tables that something
+    was looked up in, `norms` the sources that are norms, and `places` the modules that are running, the
+    innermost last.
     """
 
     rules: ClassVar[Rules] = _RULES
@@ -125,6 +130,7 @@ class RotationFlow(ChannelFlow):
         self.sums: set[tuple[str, str]] = set()
         self.heads: dict[str, set[int]] = {}
         self.norms: set[str] = set()
+        self.weighed: set[str] = set()
         self.places: list[str] = []
         self.looked_up: set[str] = set()
         self._zeros: dict[int, weakref.ref[Tensor]] = {}
@@ -154,6 +160,10 @@ class RotationFlow(ChannelFlow):
         if together is not None:
             self._sum(together, results[0], self.reason(call))
             return
+        if call.name in _ADDING:
+            self.sums |= {(each.source, each.source) for each in followed if each.source not in self.norms}
+        if call.name in _WEIGHING:
+            self.weighed |= {each.source for each in followed}
         if call.name in _MIXING:
             self._note_heads(call)
         super().pass_on(call, results, followed)

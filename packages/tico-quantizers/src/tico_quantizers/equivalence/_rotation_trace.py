@@ -35,15 +35,15 @@ R = TypeVar("R")
 class StreamWays:
     """What any number of passes have shown; merging does not depend on their order.
 
-    `passages` has readings of layers, norms and tables, and what breaks a source. `sums` are the pairs of
-    sources that were added to each other, `heads` how many channels of each source attention has mixed at
-    once, and `looked_up` the tables that something was looked up in.
+    `passages` has readings of layers, norms and tables, and what breaks a source; `sums`, `heads`,
+    `looked_up` and `weighed` are those of `RotationFlow`.
     """
 
     passages: Passages = attrs.field(factory=Passages)
     sums: frozenset[tuple[str, str]] = frozenset()
     heads: Mapping[str, frozenset[int]] = attrs.field(factory=dict)
     looked_up: frozenset[str] = frozenset()
+    weighed: frozenset[str] = frozenset()
 
     def merge(self, other: StreamWays) -> Self:
         """Return what the passes of both have shown."""
@@ -55,6 +55,7 @@ class StreamWays:
             sums=self.sums | other.sums,
             heads={each: self.heads.get(each, none) | other.heads.get(each, none) for each in sources},
             looked_up=self.looked_up | other.looked_up,
+            weighed=self.weighed | other.weighed,
         )
 
     def is_used(self, name: str) -> bool:
@@ -97,8 +98,13 @@ class StreamTrace:
             },
         )
         heads = {source: frozenset(sizes) for source, sizes in flow.heads.items()}
-        sums, looked_up = frozenset(flow.sums), frozenset(flow.looked_up)
-        return StreamWays(passages=found, sums=sums, heads=heads, looked_up=looked_up)
+        return StreamWays(
+            passages=found,
+            sums=frozenset(flow.sums),
+            heads=heads,
+            looked_up=frozenset(flow.looked_up),
+            weighed=frozenset(flow.weighed),
+        )
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:

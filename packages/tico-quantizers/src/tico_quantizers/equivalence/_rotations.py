@@ -50,16 +50,20 @@ class Member:
 
 @attrs.frozen(eq=False, kw_only=True)
 class NormReaders:
-    """A norm that reads a stream, and all that reads the norm."""
+    """A norm that reads a stream, and all that reads the norm.
+
+    It is `weighed` where its output was multiplied by something or summed before it was read.
+    """
 
     path: str
     norm: RotatedNorm
     readers: tuple[Member, ...]
+    weighed: bool
 
     @property
     def folds_bias(self) -> bool:
         """Whether the readers have biases that what the norm adds can go into; else it stays at the norm."""
-        return all(
+        return not self.weighed and all(
             not isinstance(each.owner, Matrix) and own_tensor(each.owner, "bias") is not None
             for each in self.readers
         )
@@ -188,8 +192,9 @@ class _Search:
         """Return whether it is worth a word that these cannot be rotated: they may be a stream, or heads."""
         readers = [name for source in sources for name in self._by_source.get(source, ())]
         normed = any(self._rotatable.norm(name) is not None for name in readers)
-        told = {*self._ways.heads, *self._ways.looked_up}
-        return normed or len(sources) > 1 or not told.isdisjoint(sources)
+        summed = (source for pair in self._ways.sums for source in pair)
+        told = {*self._ways.heads, *self._ways.looked_up, *summed}
+        return normed or not told.isdisjoint(sources)
 
     def rotation(self, sources: list[str]) -> Rotation | None:
         """Return the rotation of the channels of `sources`, or None for a layer that only layers read.
@@ -279,7 +284,7 @@ class _Search:
         if not torch.equal(self._channels(path).cpu(), torch.arange(channels)):
             raise _Refused(f"{path} reads its channels in another order")
         readers = tuple(self._reader(name, channels) for name in self._by_source.get(path, ()))
-        made = NormReaders(path=path, norm=norm, readers=readers)
+        made = NormReaders(path=path, norm=norm, readers=readers, weighed=path in self._ways.weighed)
         if not readers:
             raise _Refused(f"{path}: no layer reads its output")
         bias = None if made.folds_bias else norm.bias

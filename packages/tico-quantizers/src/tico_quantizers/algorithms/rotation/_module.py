@@ -9,7 +9,7 @@ from torch import nn
 
 from tico_config import RotationConfig
 from tico_modules import Edit, LayerReport, Report, drop_broken_ties, named_modules
-from tico_quantizers.equivalence import Folds, Rotation, RotationCalibration, Turn, config_of
+from tico_quantizers.equivalence import Folds, FoundRotations, Rotation, RotationCalibration, Turn, config_of
 from tico_quantizers.layers import float_lines, require_in_place
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example
 
@@ -43,7 +43,7 @@ class RotationQuantizer(BaseQuantizer[RotationConfig, RotationCalibration]):
         calibration.finish(model, edit)
         folds = Folds.of(turns)
         untied = {head: rotatable.owner(table) for head, table in folds.untied(rotatable).items()}
-        notes = _notes(found.rotations, untied)
+        notes = _notes(found, untied)
         norms = (each for rotation in found.rotations for each in rotation.norms)
         same = {each.path for each in norms if each.norm.is_plain}
         folds.put(rotatable, edit)
@@ -51,13 +51,15 @@ class RotationQuantizer(BaseQuantizer[RotationConfig, RotationCalibration]):
         return _converted(model, notes, same, {**rotatable.reasons, **found.refused})
 
 
-def _notes(rotations: Sequence[Rotation], untied: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return what there is to say of each module, by path."""
+def _notes(found: FoundRotations, untied: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what there is to say of each module that takes part in a rotation, by path."""
     notes: dict[str, list[str]] = {}
-    said = (each for rotation in rotations for each in _said(rotation))
+    said = (each for rotation in found.rotations for each in _said(rotation))
     for path, note in [*said, *_said_of_ties(untied)]:
         notes.setdefault(path, [])
         notes[path] += [] if note in notes[path] else [note]
+    for path in found.refused.keys() & notes.keys():
+        notes[path].append(f"output not rotated: {found.refused[path]}")
     return notes
 
 
