@@ -34,6 +34,9 @@ class TestPublicAPI(PublicAPI):
         "save_calibration",
         "save_quantized",
         "set_backend",
+        "compare",
+        "perplexity",
+        "plan",
     )
 
 
@@ -68,6 +71,9 @@ class TestPublicAlias(PublicAPI):
         "save_calibration",
         "save_quantized",
         "set_backend",
+        "compare",
+        "perplexity",
+        "plan",
     )
 
 

@@ -85,4 +85,6 @@ class TestPublicAPI(PublicAPI):
         "carry_over",
         "require_tensor",
         "find_tied_paths",
+        "PlannedWeight",
+        "all_tensors",
     )

@@ -72,6 +72,7 @@ class TestPublicAPI(PublicAPI):
         "carry_over",
         "require_tensor",
         "find_tied_paths",
+        "Planned",
     )
 
 
@@ -86,6 +87,7 @@ class TestProtocol(PublicNames):
         "Converted",
         "Example",
         "Prepared",
+        "Planned",
     )
 
 
@@ -150,6 +152,10 @@ class TestLayers(PublicNames):
         "shape",
         "weight_axes",
         "with_weight",
+        "numbers_of",
+        "outline",
+        "outline_line",
+        "with_values",
     )
 
 
@@ -219,6 +225,9 @@ class TestCalibration(PublicNames):
         "tensor_leaves",
         "unchanged_process",
         "watch_forward",
+        "UNCALLED",
+        "is_mask_name",
+        "real_tokens",
     )
 
 
@@ -244,6 +253,23 @@ class TestEquivalence(PublicNames):
         "put_matrix",
         "reason_against_scaling",
         "scaled_pairs",
+        "Folds",
+        "FollowedTensors",
+        "FoundRotations",
+        "Member",
+        "NormReaders",
+        "Rotatable",
+        "RotatedNorm",
+        "Rotation",
+        "RotationCalibration",
+        "StreamTrace",
+        "StreamWays",
+        "Turn",
+        "as_rotated_norm",
+        "config_of",
+        "rotations_of",
+        "scaled_memory",
+        "undecided_in",
     )
 
 
@@ -275,6 +301,8 @@ class TestSolvers(PublicNames):
         "smoothing_scale",
         "solve",
         "solve_by",
+        "hadamard_matrix",
+        "orthogonal_matrix",
     )
 
 
@@ -291,6 +319,11 @@ class TestConversion(PublicNames):
         "WeightQuantizer",
         "Conversion",
         "Progress",
+        "SKIPPED",
+        "NEVER_CALLED",
+        "gram_memory",
+        "planned_layers",
+        "planned_pairs",
     )
 
 
@@ -306,6 +339,7 @@ class TestLifecycle(PublicNames):
         "load_calibration",
         "prepare",
         "save_calibration",
+        "plan",
     )
 
 
@@ -341,3 +375,38 @@ class TestSmoothQuant(PublicNames):
         "SmoothQuantQuantizer",
         "smoothing_scale",
     )
+
+
+class TestPlanning(PublicNames):
+    """What the room `tico_quantizers.planning` promises."""
+
+    package = "tico_quantizers.planning"
+    names = ("Plan", "PlanLine", "bytes_by_line", "differences", "total_bytes")
+
+
+class TestEvaluation(PublicNames):
+    """What the room `tico_quantizers.evaluation` promises."""
+
+    package = "tico_quantizers.evaluation"
+    names = ("BlockError", "Comparison", "compare", "perplexity")
+
+
+class TestCLE(PublicNames):
+    """What the room `tico_quantizers.algorithms.cle` promises."""
+
+    package = "tico_quantizers.algorithms.cle"
+    names = ("CLEQuantizer",)
+
+
+class TestHQQ(PublicNames):
+    """What the room `tico_quantizers.algorithms.hqq` promises."""
+
+    package = "tico_quantizers.algorithms.hqq"
+    names = ("HQQQuantizer",)
+
+
+class TestRotation(PublicNames):
+    """What the room `tico_quantizers.algorithms.rotation` promises."""
+
+    package = "tico_quantizers.algorithms.rotation"
+    names = ("RotationQuantizer",)

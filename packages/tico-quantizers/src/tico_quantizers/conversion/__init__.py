@@ -4,8 +4,8 @@ from tico_quantizers.conversion._block_quantizer import BlockCalibration, BlockQ
 from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._opened_experts import ClosedExperts, close_experts, open_experts
 from tico_quantizers.conversion._planning import (
+    NEVER_CALLED,
     SKIPPED,
-    UNCALLED,
     gram_memory,
     planned_layers,
     planned_pairs,
@@ -14,8 +14,8 @@ from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.conversion._weight_quantizer import WeightQuantizer
 
 __all__ = [
+    "NEVER_CALLED",
     "SKIPPED",
-    "UNCALLED",
     "BlockCalibration",
     "BlockQuantizer",
     "ClosedExperts",

@@ -28,7 +28,7 @@ from tico_quantizers.calibration import (
 )
 from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._opened_experts import open_experts
-from tico_quantizers.conversion._planning import SKIPPED, STARVED, UNCALLED, gram_memory, planned_layers
+from tico_quantizers.conversion._planning import NEVER_CALLED, SKIPPED, STARVED, gram_memory, planned_layers
 from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.layers import (
     LayerPlan,
@@ -213,7 +213,7 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
         memory = gram_memory(model, plan.layers, most=most, paired=paired)
         starving = self._may_starve(model, plan)
         planned = planned_layers(model, plan, self.outline, self.config.name, edit)
-        notes = (UNCALLED, SKIPPED) if options.skip_unreached else (UNCALLED,)
+        notes = (NEVER_CALLED, SKIPPED) if options.skip_unreached else (NEVER_CALLED,)
         return attrs.evolve(planned, undecided=starving, notes=notes, memory=(memory,))
 
     def _may_starve(self, model: nn.Module, plan: LayerPlan[C]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from tico_quantizers.protocol import Converted, Planned
 
 C = TypeVar("C", bound=ModuleConfig)
 SKIPPED: Final = "what no calibration data reach stays float: on_uncalibrated is 'skip'"
-UNCALLED: Final = "a layer whose weight is read, but which is never called, stays float"
+NEVER_CALLED: Final = "a layer whose weight is read, but which is never called, stays float"
 STARVED: Final = "decided by the data: if fewer than {} tokens go to it, it is rounded to nearest"
 
 

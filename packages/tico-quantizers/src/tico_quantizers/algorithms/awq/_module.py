@@ -23,8 +23,8 @@ from tico_quantizers.calibration import (
     run_blocks,
 )
 from tico_quantizers.conversion import (
+    NEVER_CALLED,
     SKIPPED,
-    UNCALLED,
     Conversion,
     Progress,
     gram_memory,
@@ -135,7 +135,7 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         if floats:
             scaled = tuple(module for path, module in named_modules(converted.root) if path in undecided)
             converted = attrs.evolve(converted, modules=scaled)
-        notes = (UNCALLED, SKIPPED) if self.config.on_uncalibrated == "skip" else (UNCALLED,)
+        notes = (NEVER_CALLED, SKIPPED) if self.config.on_uncalibrated == "skip" else (NEVER_CALLED,)
         return attrs.evolve(planned, converted=converted, undecided=undecided, notes=notes, memory=memory)
 
     def convert(self, model: nn.Module, calibration: AWQCalibration, edit: Edit) -> Converted:
