@@ -267,6 +267,7 @@ class TestEquivalence(PublicNames):
         "Turn",
         "as_rotated_norm",
         "config_of",
+        "planned_pairs",
         "rotations_of",
         "scaled_memory",
         "undecided_in",
@@ -323,7 +324,6 @@ class TestConversion(PublicNames):
         "NEVER_CALLED",
         "gram_memory",
         "planned_layers",
-        "planned_pairs",
     )
 
 

@@ -8,7 +8,6 @@ from tico_quantizers.conversion._planning import (
     SKIPPED,
     gram_memory,
     planned_layers,
-    planned_pairs,
 )
 from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.conversion._weight_quantizer import WeightQuantizer
@@ -26,5 +25,4 @@ __all__ = [
     "gram_memory",
     "open_experts",
     "planned_layers",
-    "planned_pairs",
 ]

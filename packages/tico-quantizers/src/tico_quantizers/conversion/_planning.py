@@ -7,14 +7,12 @@ from typing import Final, TypeVar
 
 from torch import nn
 
-from tico_config import ModuleConfig, SmoothingConfig
-from tico_modules import Edit, LayerReport, Report, named_modules
+from tico_config import ModuleConfig
+from tico_modules import Edit
 from tico_quantizers.calibration import gram_bytes
 from tico_quantizers.conversion._conversion import Conversion
-from tico_quantizers.conversion._opened_experts import close_experts
-from tico_quantizers.equivalence import Candidates, scaled_memory, undecided_in
 from tico_quantizers.layers import Layer, LayerPlan, QuantizedWeight, Target, find_blocks
-from tico_quantizers.protocol import Converted, Planned
+from tico_quantizers.protocol import Planned
 
 C = TypeVar("C", bound=ModuleConfig)
 SKIPPED: Final = "what no calibration data reach stays float: on_uncalibrated is 'skip'"
@@ -35,28 +33,6 @@ def planned_layers(
     converted = work.converted(plan.lines_left(work.close_experts(), algorithm))
     rules = {path: target.rule for path, target in plan.targets.items()}
     return Planned(converted=converted, rules=rules)
-
-
-def planned_pairs(
-    model: nn.Module,
-    candidates: Candidates,
-    config: SmoothingConfig,
-    lines: Mapping[str, LayerReport],
-    edit: Edit,
-) -> Planned:
-    """Return what is left where the data decide which of the `candidates` are in a pair.
-
-    `lines` are those of what can be in none.
-    """
-    undecided = undecided_in(candidates, config)
-    root = close_experts(model, edit).root
-    ordered = tuple(lines[path] for path, _ in named_modules(root) if path in lines)
-    changed = tuple(module for path, module in named_modules(root) if path in undecided)
-    return Planned(
-        converted=Converted(root=root, modules=changed, report=Report(layers=ordered)),
-        undecided=undecided,
-        memory=(scaled_memory(candidates),),
-    )
 
 
 def gram_memory(

@@ -5,7 +5,7 @@ from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_
 from tico_quantizers.equivalence._folding import exact_for, fold, put_matrix
 from tico_quantizers.equivalence._input_maxima import InputMaxima
 from tico_quantizers.equivalence._pair_calibration import PairCalibration
-from tico_quantizers.equivalence._pair_report import lines_left, scaled_pairs
+from tico_quantizers.equivalence._pair_report import lines_left, planned_pairs, scaled_pairs
 from tico_quantizers.equivalence._pair_search import candidates_of, scaled_memory, undecided_in
 from tico_quantizers.equivalence._passages import find_pairs
 from tico_quantizers.equivalence._rotatable import Rotatable, RotatedNorm, as_rotated_norm
@@ -51,6 +51,7 @@ __all__ = [
     "find_pairs",
     "fold",
     "lines_left",
+    "planned_pairs",
     "put_matrix",
     "reason_against_scaling",
     "rotations_of",

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 import attrs
 from torch import Tensor, nn
 
+from tico_config import SmoothingConfig
 from tico_modules import LayerReport, Report, named_modules
 from tico_quantizers.calibration import ExpertLayers
-from tico_quantizers.equivalence._smoothing_pairs import FoundPairs, Pair
+from tico_quantizers.equivalence._pair_search import scaled_memory, undecided_in
+from tico_quantizers.equivalence._smoothing_pairs import Candidates, FoundPairs, Pair
 from tico_quantizers.layers import float_lines
-from tico_quantizers.protocol import Converted
+from tico_quantizers.protocol import Converted, Planned
 
 _DOES = "scales norms, linear layers and convolutions"
 
@@ -70,6 +72,23 @@ def scaled_pairs(
     )
     changed = tuple(module for path, module in named_modules(model) if path in notes)
     return Converted(root=model, modules=changed, report=Report(layers=lines))
+
+
+def planned_pairs(
+    root: nn.Module, candidates: Candidates, config: SmoothingConfig, lines: Mapping[str, LayerReport]
+) -> Planned:
+    """Return that `root` is left, where the data decide which of the `candidates` are in a pair.
+
+    `lines` are those of what can be in none.
+    """
+    undecided = undecided_in(candidates, config)
+    ordered = tuple(lines[path] for path, _ in named_modules(root) if path in lines)
+    changed = tuple(module for path, module in named_modules(root) if path in undecided)
+    return Planned(
+        converted=Converted(root=root, modules=changed, report=Report(layers=ordered)),
+        undecided=undecided,
+        memory=(scaled_memory(candidates),),
+    )
 
 
 def _spread(scale: Tensor) -> tuple[tuple[str, float], ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tico_config import CLEConfig
 from tico_modules import Edit
-from tico_quantizers.conversion import close_experts, open_experts, planned_pairs
+from tico_quantizers.conversion import close_experts, open_experts
 from tico_quantizers.equivalence import (
     ChannelScale,
     FoundPairs,
@@ -20,6 +20,7 @@ from tico_quantizers.equivalence import (
     exact_for,
     fold,
     lines_left,
+    planned_pairs,
     scaled_pairs,
 )
 from tico_quantizers.layers import FloatLayer, groups, matrix, require_in_place, shape
@@ -49,7 +50,8 @@ class CLEQuantizer(BaseQuantizer[CLEConfig, PairCalibration]):
         model = open_experts(model, edit)
         candidates = candidates_of(model, self.config, of_weights=True)
         lines = lines_left(model, "cle", candidates.reasons, does=_DOES)
-        return planned_pairs(model, candidates, self.config, lines, edit)
+        root = close_experts(model, edit).root
+        return planned_pairs(root, candidates, self.config, lines)
 
     def convert(self, model: nn.Module, calibration: PairCalibration, edit: Edit) -> Converted:
         """Fold a scale into the modules of each pair."""

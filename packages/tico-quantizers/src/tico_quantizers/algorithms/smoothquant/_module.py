@@ -25,7 +25,7 @@ from tico_quantizers.calibration import (
     require_watched,
     run_blocks,
 )
-from tico_quantizers.conversion import SKIPPED, close_experts, gram_memory, open_experts, planned_pairs
+from tico_quantizers.conversion import SKIPPED, close_experts, gram_memory, open_experts
 from tico_quantizers.equivalence import (
     Consumer,
     FoundPairs,
@@ -34,6 +34,7 @@ from tico_quantizers.equivalence import (
     exact_for,
     fold,
     lines_left,
+    planned_pairs,
     scaled_pairs,
 )
 from tico_quantizers.layers import QuantizedWeight, matrix, require_in_place, shape
@@ -68,7 +69,8 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
         layers = {path: each for path in candidates.layers if (each := candidates.consumer(path)) is not None}
         grams = (gram_memory(model, layers),) if searches(self.config) else ()
         lines = lines_left(model, "smoothquant", candidates.reasons)
-        planned = planned_pairs(model, candidates, self.config, lines, edit)
+        root = close_experts(model, edit).root
+        planned = planned_pairs(root, candidates, self.config, lines)
         return attrs.evolve(
             planned,
             unsized=frozenset(layers) if self.config.insert_mul else frozenset(),
