@@ -63,6 +63,15 @@ def test_no_group_does_worse_than_rounding_to_nearest(problem: tuple[Tensor, Gri
 
 
 @given(problems())
+def test_no_weight_is_off_by_more_than_half_a_step(problem: tuple[Tensor, Grid, float]) -> None:
+    """No range is cut off further than rounding does; float32 errs by 2⁻²⁴ of at most 255 steps."""
+    weight, found = problem[0], solved(*problem)
+    step = broadcast(found.params.scale, found.params.granularity, weight.shape)
+    error = (dequantize(quantize(weight, found.params), found.params) - weight).abs()
+    assert bool((error <= step * (0.5 + 255 * 2.0**-22)).all())
+
+
+@given(problems())
 def test_without_steps_it_is_rounding_to_nearest(problem: tuple[Tensor, Grid, float]) -> None:
     """The grids are those that span the weights."""
     weight, grid, lp_norm = problem

@@ -43,6 +43,7 @@ def defined(row: list[float], scale: float, zero: int, bits: int, p: float, step
         pairs = [(q - zero, t) for q, t in zip(codes, targets, strict=True)]
         squares = sum(k * k for k, _ in pairs)
         fitted = unit * sum(k * t for k, t in pairs) / squares if squares else 0.0
+        fitted = max(fitted, max(row) / (highest - zero + 0.5), min(row) / (-zero - 0.5))
         scale = fitted if fitted > 0 else scale
         beta *= 1.01
     raise AssertionError
@@ -82,13 +83,13 @@ def test_the_solver_is_its_definition(bits: int, p: float) -> None:
     assert float(found.loss.sum() / found.rounded_loss.sum()) < 0.99
 
 
-def test_outliers_are_not_what_the_grid_follows() -> None:
-    """Of weights on a fine grid and one far beyond it, rounding to nearest spoils all, this loses the one."""
+def test_the_farthest_weight_stays_within_half_a_step() -> None:
+    """Of weights on a fine grid and one beyond it, the many come nearer; the one bounds the scale."""
     fine = torch.tensor([[float(step % 4) for step in range(63)] + [3.7]])
     grid = Grid(dtype=DType.uint(2), symmetric=False, group_size=None)
     found = half_quadratic(fine, grid, lp_norm=0.7, steps=20)
-    assert found.params.scale.item() == pytest.approx(1.0, abs=0.02)
-    assert float(found.loss) < 0.4 * float(found.rounded_loss)
+    assert found.params.scale.item() == pytest.approx(3.7 / 3.5)
+    assert float(found.loss) < float(found.rounded_loss)
 
 
 def test_no_data_are_needed() -> None:

@@ -39,8 +39,9 @@ def half_quadratic(weight: Tensor, grid: Grid, *, lp_norm: float, steps: int) ->
     and zero point to the rest by least squares. β is 10 where errors are in steps of the min/max grid, and
     grows by 1.01 each time. The paper keeps the scale, and its zero points are floats. Here they are codes,
     which hardly ever move while the scale stays: so the line through both is fitted, its zero point rounded,
-    and the scale fitted again to that. Of each group the grid with the smallest loss stays, so that none does
-    worse than rounding to nearest.
+    and the scale fitted again to that, but not below what leaves a weight off by more than half a step: a
+    range that is cut off lowers the loss and ruins models. Of each group the grid with the smallest loss
+    stays, so that none does worse than rounding to nearest.
 
     >>> from tico_config import DType
     >>> grid = Grid(dtype=DType.uint(2), symmetric=False, group_size=None)
@@ -108,8 +109,14 @@ class _Groups:
             moved = zero + (codes / count - total / (count * slope)).nan_to_num_(0.0, 0.0, 0.0)
             shift = moved.round_().clamp_(self.grid.dtype.qmin, self.grid.dtype.qmax).float() - zero
         slope = (product - shift * total) / (squares - 2 * shift * codes + count * shift.square())
-        fitted = (slope * self.scale).to(torch.float32)
-        return torch.where(fitted.isfinite() & (fitted >= _SMALLEST), fitted, scale), zero + shift
+        fitted, zero = torch.maximum((slope * self.scale).float(), self._least(zero + shift)), zero + shift
+        return torch.where(fitted.isfinite() & (fitted >= _SMALLEST), fitted, scale), zero
+
+    def _least(self, zero: Tensor) -> Tensor:
+        """Return the smallest scales with which no weight is off by more than half a step."""
+        low, high = torch.aminmax(self.weight, dim=1, keepdim=True)
+        dtype = self.grid.dtype
+        return torch.maximum(high / (dtype.qmax - zero + 0.5), low / (dtype.qmin - zero - 0.5))
 
 
 def _sums(values: Tensor) -> Tensor:
