@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 import torch
 from hypothesis import event, given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flow_models import SHAPE, Between, Flow, StreamFlow, pairs_of, rotated, rotations_in, scaled
 from tico.quantization import SmoothQuantConfig, convert, prepare
 from tico_config import ConfigError
+from tico_quantizers.testing import seeded
 from tiny_models import values
 
 X = values(0, *SHAPE)
@@ -166,9 +167,13 @@ def test_smoothquant_keeps_the_function_or_refuses(names: list[str], seed: int) 
 
 @given(chains, seeds)
 def test_rotations_that_are_folded_in_cancel(names: list[str], seed: int) -> None:
-    """Random matrices in every rotation that is found move the output in float64 by rounding alone."""
-    x = X.double()
-    model = StreamFlow(between(names, seed), X).double()
+    """Random matrices in every rotation that is found move the output in float64 by rounding alone.
+
+    The functions stand between layers and a norm, or between a norm and a layer.
+    """
+    x, function = X.double(), between(names, seed)
+    behind_norm = nn.Sequential(seeded(lambda: nn.Linear(SHAPE[-1], SHAPE[-1])), Flow(function, X))
+    model = (behind_norm if seed % 2 else StreamFlow(function, X)).double()
     event(f"{len(rotations_in(model, x)[1])} rotations")
     with torch.no_grad():
         expected, found = model(x), rotated(model, x, seed)(x)

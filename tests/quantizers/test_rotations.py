@@ -93,6 +93,19 @@ class Halved(nn.Module):
         return half
 
 
+class Joined(nn.Module):
+    """A layer that reads what a LayerNorm gives for two tokens at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.both = nn.LayerNorm(WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the first of every two tokens, and what the layer has made of them."""
+        output: Tensor = x[:, ::2] + self.both(self.norm(x).unflatten(1, (-1, 2)).flatten(2))
+        return output
+
+
 class Scaled(nn.Module):
     """Multiplies each channel by a number of its own."""
 
@@ -148,6 +161,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "experts": lambda: Language(Experts(), Block()),
     "a factor for all channels": lambda: Language(Block(step=lambda x: x * 0.5)),
     "a layer norm whose output is multiplied": lambda: Language(Block(Halved())),
+    "a layer over several tokens": lambda: Language(Joined()),
     "moved and moved back": lambda: Language(Block(step=lambda x: x.transpose(0, 1).transpose(0, 1))),
 }
 BROKEN: dict[str, tuple[Callable[[], nn.Module], str]] = {

@@ -180,7 +180,7 @@ def _folded(fold: _Fold) -> tuple[Tensor, Tensor | None]:
     stored = None if isinstance(owner, Matrix) else own_tensor(owner, "bias")
     bias = None if stored is None else stored.detach().to(torch.float64)
     if fold.reads is not None and fold.reads.through is not None and bias is not None:
-        bias = bias + _added(weight, fold.reads.through)
+        bias = bias + _added(weight, fold.reads.through, fold.reads.channels)
     size = _ROWS if fold.writes is None else len(weight)
     parts = [_columns(rows, fold.reads) for rows in torch.split(weight, size)]
     if fold.writes is not None:
@@ -191,12 +191,12 @@ def _folded(fold: _Fold) -> tuple[Tensor, Tensor | None]:
     return made, None if bias is None or stored is None else bias.to(stored.dtype)
 
 
-def _added(weight: Tensor, through: NormReaders) -> Tensor:
+def _added(weight: Tensor, through: NormReaders, channels: Tensor) -> Tensor:
     """Return what a norm's bias adds to the outputs of a reader, (rows,), if it goes into its bias."""
     bias = through.norm.bias if through.folds_bias else None
     if bias is None:
         return torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
-    return product(weight.to(torch.float64), bias[:, None])[:, 0]
+    return product(weight.to(torch.float64), bias[channels, None])[:, 0]
 
 
 def _columns(rows: Tensor, reads: _Reading | None) -> Tensor:
