@@ -32,6 +32,11 @@ class ChannelScale:
         """The number of channels."""
         return _weight_of(self.module).numel()
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether each channel of the input is multiplied by the same number whatever the data are."""
+        return isinstance(self.module, _BATCH_NORMS) and self.module.running_var is not None
+
     def factors(self) -> Tensor | None:
         """Return by how much each channel of the input is multiplied, float64; None where data decide.
 

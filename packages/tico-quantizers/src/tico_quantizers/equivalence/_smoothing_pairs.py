@@ -144,7 +144,7 @@ class Candidates:
         tied = find_tied_paths(model)
         reasons |= {path: f"its weight is tied to {tied[path]}" for path in scales if path in tied}
         if of_weights:
-            reasons |= {path: NO_RANGE for path, scale in scales.items() if scale.factors() is None}
+            reasons |= {path: NO_RANGE for path, scale in scales.items() if not scale.is_fixed}
         return cls(
             layers=layers,
             scales=scales,
