@@ -18,6 +18,7 @@ from tico.quantization.config import (
     GPTQConfig,
     PT2EConfig,
     PTQConfig,
+    RotationConfig,
     SmoothQuantConfig,
     no_quant,
 )
@@ -66,6 +67,19 @@ def test_convert_reports_what_was_planned(name: str, kind: str) -> None:
     """Path, class, algorithm, format, bits, group, bytes, and the reason of what stays float."""
     trial, configs = TRIALS[name], CONFIGS[kind]
     made = plan(trial.model(), configs)
+    assert differences(made, _converted(trial, configs)) == []
+
+
+@pytest.mark.parametrize("configs", [(RotationConfig(),), (RotationConfig(tied_embeddings="refuse"), _GPTQ)])
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "GPT2LMHeadModel", "GemmaForCausalLM", "MixtralForCausalLM"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_rotated_is_up_to_the_data(name: str, configs: Sequence[BaseConfig]) -> None:
+    """The plan says so, of a head that is untied its bytes too; the rest of the lines holds."""
+    trial = TRIALS[name]
+    made = plan(trial.model(), configs)
+    assert any("in which rotation" in line.undecided for line in made.lines)
     assert differences(made, _converted(trial, configs)) == []
 
 

@@ -22,6 +22,7 @@ from tico_quantizers.layers import (
     peers_of,
     reads_rows,
     reasons_against,
+    with_values,
 )
 
 Place: TypeAlias = tuple[str, nn.Module, str]
@@ -71,7 +72,7 @@ def as_rotated_norm(scale: ChannelScale) -> RotatedNorm | None:
     """
     if scale.axis != -1 or scale.channels < 2:
         return None
-    probe = copy.deepcopy(scale.module).to(torch.float32).eval()
+    probe = with_values(copy.deepcopy(scale.module)).to(torch.float32).eval()
     for hooks in (probe._forward_hooks, probe._forward_pre_hooks):
         hooks.clear()
     for name, value in (("weight", 1 - scale.offset), ("bias", 0.0)):
@@ -188,6 +189,13 @@ class Rotatable:
         for path, module in self.modules.items():
             if path in self.layers or path in self.norms or path in tables:
                 yield path, module
+
+    def free(self) -> Iterator[str]:
+        """Yield the path of every module that may be in a rotation, in the order of the model."""
+        owners = {table.path for table in self.tables.values()}
+        for path in self.modules:
+            if path in owners or self.writes(path) or self.norm(path) is not None:
+                yield path
 
     def owner(self, name: str) -> str:
         """Return the path of the module that a layer, norm or table is, or belongs to."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 from torch import nn
 
@@ -11,9 +11,10 @@ from tico_config import RotationConfig
 from tico_modules import Edit, LayerReport, Report, drop_broken_ties, named_modules
 from tico_quantizers.equivalence import Folds, FoundRotations, Rotation, RotationCalibration, Turn, config_of
 from tico_quantizers.layers import float_lines, require_in_place
-from tico_quantizers.protocol import BaseQuantizer, Converted, Example
+from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 
-_DOES = "rotates linear layers, norms and embeddings"
+_DOES: Final = "rotates linear layers, norms and embeddings"
+_UNDECIDED: Final = "decided by the data: in which rotation it is shows when the model is run"
 
 
 @final
@@ -32,6 +33,20 @@ class RotationQuantizer(BaseQuantizer[RotationConfig, RotationCalibration]):
         calibration = RotationCalibration(model, self.config)
         calibration.start(model, example, edit)
         return model, calibration
+
+    def foresee(self, model: nn.Module, edit: Edit) -> Planned:
+        """Return what would become of `model`: nothing of which the data do not decide."""
+        rotatable = RotationCalibration(model, self.config).rotatable
+        undecided = dict.fromkeys(rotatable.free(), _UNDECIDED)
+        lines = float_lines(model, "rotation", rotatable.reasons, does=_DOES)
+        ties = {each for head, table in rotatable.ties.items() for each in (head, rotatable.owner(table))}
+        changed = tuple(module for path, module in named_modules(model) if path in undecided)
+        report = Report(layers=tuple(lines[path] for path, _ in named_modules(model) if path in lines))
+        return Planned(
+            converted=Converted(root=model, modules=changed, report=report),
+            undecided=undecided,
+            unsized=frozenset(ties if self.config.tied_embeddings == "untie" else ()),
+        )
 
     def convert(self, model: nn.Module, calibration: RotationCalibration, edit: Edit) -> Converted:
         """Fold a matrix into the modules of each rotation."""
