@@ -26,12 +26,14 @@ from transformers import (
 from tico.quantization import (
     AWQConfig,
     GPTQConfig,
+    HQQConfig,
     Offload,
     PT2EConfig,
     PTQConfig,
     SmoothQuantConfig,
     calibrate,
     convert,
+    load_quantized,
     map_checkpoint,
     prepare,
     quantize_checkpoint,
@@ -41,6 +43,7 @@ from tico_api import _checkpoints
 from tico_config import (
     ArtifactError,
     BaseConfig,
+    CalibrationError,
     ConfigError,
     DiskFullError,
     TicoError,
@@ -49,6 +52,7 @@ from tico_config import (
 )
 from tico_quantizers.algorithms.gptq import _layer
 from tico_quantizers.solvers import solve_by
+from tico_quantizers.testing import same_tensors, tensors_of
 from tiny_models import TOKENS, tiny_llama
 
 P = ParamSpec("P")
@@ -92,6 +96,16 @@ def test_a_list_gives_the_files_of_the_path_in_memory(source: Path, tmp_path: Pa
     configs = (SmoothQuantConfig(), GPTQ, PTQConfig())
     quantize_checkpoint(source, tmp_path / "out", configs, BATCHES)
     assert files(tmp_path / "out") == in_memory(source, tmp_path / "expected", *configs)
+
+
+def test_an_algorithm_without_data_needs_no_batches(source: Path, tmp_path: Path) -> None:
+    """Its codes are those that it finds in memory; one that learns from data refuses to have none."""
+    config = HQQConfig(show_progress=False)
+    quantize_checkpoint(source, tmp_path / "out", config, [])
+    model = convert(prepare(AutoModelForCausalLM.from_pretrained(source), config))
+    assert same_tensors(tensors_of(load_quantized(tmp_path / "out")), tensors_of(model))
+    with pytest.raises(CalibrationError, match="at least one batch"):
+        quantize_checkpoint(source, tmp_path / "other", GPTQ, [])
 
 
 def test_an_interrupted_run_goes_on(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

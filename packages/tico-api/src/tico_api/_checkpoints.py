@@ -66,8 +66,8 @@ def quantize_checkpoint(  # noqa: PLR0913  # each is a choice of the user
         source_dir: a float checkpoint in the layout of transformers, see `map_checkpoint`.
         out_dir: is made, or holds what an interrupted run has left.
         quant_config: says which algorithm, and how; of several, each works on what the one before it leaves.
-        batches: as for `calibrate`. It is read once to know it again, and once for each config; an iterator
-            is made a list.
+        batches: as for `calibrate`; empty for an algorithm that needs no data, such as HQQ. They are read
+            once to be known again, and once for each config; an iterator is made a list.
         tokenizer: as for `save_quantized`; by default that of `source_dir` is copied.
         shard_bytes: as for `save_quantized`.
         trust_remote_code: run code of the checkpoint, where its config names some.

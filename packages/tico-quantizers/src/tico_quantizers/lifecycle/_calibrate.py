@@ -45,8 +45,9 @@ def calibrate(
     Raises:
         LifecycleError: the model is not prepared.
         ConfigError: `micro_batch` is no positive number.
-        CalibrationError: there are no batches, or one is something else; or `mask` tells of padding that
-            cannot be cut, and that the model is not told of. Batches before that one have been counted.
+        CalibrationError: there are no batches, though the algorithm learns from data, or one is something
+            else; or `mask` tells of padding that cannot be cut, and that the model is not told of. Batches
+            before that one have been counted.
 
     >>> from tico_config import GPTQConfig
     >>> from tico_quantizers import GPTQQuantizer, quantizer_entry
@@ -74,7 +75,7 @@ def calibrate(
                 model(*args, **kwargs)
                 is_empty = False
             bar.step()
-    if is_empty:
+    if is_empty and calibration.recorders:  # without any, there is nothing to learn
         expected = "at least one batch with a real token"
         raise CalibrationError(Problem(field="batches", value=Found("none"), expected=expected))
     return model
