@@ -317,9 +317,7 @@ def compare_perplexities(names: Sequence[str], task: Task, heldout_tokens: int, 
 
 
 def _perplexity(model: nn.Module, heldout: Tensor) -> float:
-    # Weights alone are rounded: bfloat16 forwards change the perplexity by far less than they do.
-    with torch.autocast("cpu", torch.bfloat16):
-        found = perplexity(model, heldout)
+    found = perplexity(model, heldout)
     return found if math.isfinite(found) else math.inf
 
 
