@@ -17,12 +17,13 @@ from tico.quantization import (
     HQQConfig,
     PT2EConfig,
     PTQConfig,
+    RotationConfig,
     SmoothQuantConfig,
     convert,
     prepare,
 )
 from tico.quantization.config import BaseConfig, TicoError
-from tico_quantizers.testing import seeded, unchanged
+from tico_quantizers.testing import ResidualBlock, seeded, unchanged
 from tiny_models import values
 
 CONFIGS: Final[dict[str, BaseConfig]] = {
@@ -31,6 +32,7 @@ CONFIGS: Final[dict[str, BaseConfig]] = {
     "HQQ": HQQConfig(show_progress=False),
     "CLE": CLEConfig(),
     "SmoothQuant": SmoothQuantConfig(),
+    "rotation": RotationConfig(),
     "PTQ": PTQConfig(),
     "PT2E": PT2EConfig(),
 }
@@ -61,7 +63,7 @@ def _turn(model: nn.Module, config: BaseConfig) -> nn.Module:
 
 
 def _model() -> nn.Module:
-    return seeded(lambda: nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)))
+    return seeded(lambda: nn.Sequential(nn.Linear(8, 8), ResidualBlock(), nn.Linear(8, 8)))
 
 
 def test_table_has_every_pair_of_algorithms() -> None:

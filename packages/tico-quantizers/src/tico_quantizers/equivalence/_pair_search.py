@@ -176,7 +176,18 @@ def _idle_overrides(config: SmoothingConfig, found: FoundPairs, waiting: frozens
 
 
 def _no_pair(reasons: Mapping[str, str]) -> Problem:
-    """Return what is wrong with a model without pairs, its modules by the reason."""
+    """Return what is wrong with a model without pairs."""
+    why = told_by_reason(reasons)
+    return Problem(
+        field="model",
+        value=Found(f"no pair{why}"),
+        expected="one with a norm, linear layer or convolution that only other layers read",
+        sentence=f"the model has no norm, linear layer or convolution that only other layers read{why}",
+    )
+
+
+def told_by_reason(reasons: Mapping[str, str]) -> str:
+    """Return in parentheses which modules are left alone, by the reason; nothing where there are none."""
     by_reason: dict[str, list[str]] = {}
     for path, reason in reasons.items():
         by_reason.setdefault(reason, []).append(path)
@@ -184,13 +195,7 @@ def _no_pair(reasons: Mapping[str, str]) -> Problem:
         f"{', '.join(paths[:3])}{f' and {len(paths) - 3} more' if len(paths) > 3 else ''}: {reason}"
         for reason, paths in by_reason.items()
     ]
-    why = f" ({'; '.join(lines)})" if lines else ""
-    return Problem(
-        field="model",
-        value=Found(f"no pair{why}"),
-        expected="one with a norm, linear layer or convolution that only other layers read",
-        sentence=f"the model has no norm, linear layer or convolution that only other layers read{why}",
-    )
+    return f" ({'; '.join(lines)})" if lines else ""
 
 
 def undecided_in(candidates: Candidates, config: SmoothingConfig) -> dict[str, str]:

@@ -23,7 +23,7 @@ from tico_modules import Edit, Offload
 from tico_quantizers.calibration import Calibration, ReachedLayers, require_watched
 from tico_quantizers.equivalence._function_check import moved_by, outputs_of, rounding_limit
 from tico_quantizers.equivalence._hook_effects import HookEffects
-from tico_quantizers.equivalence._pair_search import require_finite_weights
+from tico_quantizers.equivalence._pair_search import require_finite_weights, told_by_reason
 from tico_quantizers.equivalence._rotatable import Rotatable
 from tico_quantizers.equivalence._rotating import Folds, Turn
 from tico_quantizers.equivalence._rotation_trace import StreamTrace, StreamWays
@@ -115,7 +115,7 @@ class RotationCalibration(Calibration):
         atoms, is_used = self.rotatable.atoms(), self._shown.passages.is_used
         waiting = not last and any(path and not is_used(path) for path, _ in atoms)
         if not found.rotations and not waiting:
-            raise ConfigError(*(_refused(found.refused)))
+            raise ConfigError(*(_refused(found.refused, self.rotatable.reasons)))
         return found
 
     def require_same_function(
@@ -232,8 +232,8 @@ def _require_overrides(rotatable: Rotatable, config: RotationConfig) -> None:
         raise ConfigError(*problems)
 
 
-def _refused(reasons: Mapping[str, str]) -> Iterator[Problem]:
-    """Yield what is wrong with a model of which nothing can be rotated."""
+def _refused(reasons: Mapping[str, str], left: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what is wrong with a model of which nothing can be rotated; modules in `left` never can be."""
     for path, reason in reasons.items():
         yield Problem(
             module=path,
@@ -243,12 +243,13 @@ def _refused(reasons: Mapping[str, str]) -> Iterator[Problem]:
             sentence=f"its output cannot be rotated: {reason}",
         )
     if not reasons:
+        why = told_by_reason(left)
         yield Problem(
             field="model",
-            value=Found("no channels that can be rotated"),
+            value=Found(f"no channels that can be rotated{why}"),
             expected="a residual stream that norms read, or attention with a layer for its values",
             sentence="the model has no residual stream that norms read, and no attention between a layer that"
-            " gives the values and one that reads the result",
+            f" gives the values and one that reads the result{why}",
         )
 
 
