@@ -33,6 +33,7 @@ from tico_quantizers.equivalence._passages import Passages, Trace
 from tico_quantizers.equivalence._shown_ways import (
     ShownWays,
     Told,
+    called_alone,
     follow_forward,
     give_forward_back,
     traced,
@@ -198,7 +199,7 @@ class PairCalibration(Calibration):
         require_finite_weights(self.candidates.atoms())
         alone = sorted(path for path in self.reached.paths if path and not self._shown.passages.is_used(path))
         if alone:
-            raise CalibrationError(*map(_called_alone, alone))
+            raise CalibrationError(*map(called_alone, alone))
         if not self._shown.calls:
             candidates = self.candidates
             require_watched(set(), tuple(path for path in candidates.layers if candidates.consumer(path)))
@@ -215,14 +216,3 @@ _NO_PASS: Final = Problem(
     " shown it",
     remedy="give prepare args or kwargs, example inputs of the model",
 )
-
-
-def _called_alone(path: str) -> Problem:
-    return Problem(
-        module=path,
-        field="data",
-        value=Found("calls of a part of the model only"),
-        expected="passes of the whole model, which show what reads what",
-        sentence="data reached it only by calls of a part of the model, which do not show what reads what",
-        remedy="run data through the whole prepared model, or pass args to prepare that reach it",
-    )

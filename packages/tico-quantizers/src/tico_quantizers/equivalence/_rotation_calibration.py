@@ -28,7 +28,13 @@ from tico_quantizers.equivalence._rotatable import Rotatable
 from tico_quantizers.equivalence._rotating import Folds, Turn
 from tico_quantizers.equivalence._rotation_trace import StreamTrace, StreamWays
 from tico_quantizers.equivalence._rotations import FoundRotations, Rotation, rotations_of
-from tico_quantizers.equivalence._shown_ways import ShownWays, follow_forward, give_forward_back, traced
+from tico_quantizers.equivalence._shown_ways import (
+    ShownWays,
+    called_alone,
+    follow_forward,
+    give_forward_back,
+    traced,
+)
 from tico_quantizers.protocol import Example
 
 EXACT: Final = 1e-5
@@ -97,7 +103,7 @@ class RotationCalibration(Calibration):
             path for path in self._reached.paths if path and not self._shown.passages.is_used(path)
         )
         if alone:
-            raise CalibrationError(*map(_called_alone, alone))
+            raise CalibrationError(*map(called_alone, alone))
         return self._chosen(last=True)
 
     def _expected(self) -> tuple[str, ...]:
@@ -251,17 +257,6 @@ def _refused(reasons: Mapping[str, str], left: Mapping[str, str]) -> Iterator[Pr
             sentence="the model has no residual stream that norms read, and no attention between a layer that"
             f" gives the values and one that reads the result{why}",
         )
-
-
-def _called_alone(path: str) -> Problem:
-    return Problem(
-        module=path,
-        field="data",
-        value=Found("calls of a part of the model only"),
-        expected="passes of the whole model, which show what reads what",
-        sentence="data reached it only by calls of a part of the model, which do not show what reads what",
-        remedy="run data through the whole prepared model, or pass args to prepare that reach it",
-    )
 
 
 def _changes(rotation: Rotation, moved: float) -> Problem:

@@ -187,3 +187,15 @@ class _FollowedForward(Generic[W]):
             del vars(model)["forward"]
         else:
             vars(model)["forward"] = self._original
+
+
+def called_alone(path: str) -> Problem:
+    """Return what is wrong where data have reached a module only by calls of a part of the model."""
+    return Problem(
+        module=path,
+        field="data",
+        value=Found("calls of a part of the model only"),
+        expected="passes of the whole model, which show what reads what",
+        sentence="data reached it only by calls of a part of the model, which do not show what reads what",
+        remedy="run data through the whole prepared model, or pass args to prepare that reach it",
+    )
