@@ -88,9 +88,9 @@ class MSESpec(NamedFields):
 class HessianMSESpec(NamedFields):
     """As `MSESpec`, with the error of each input column weighted by what it costs in the layer's output.
 
-    Rounding to nearest weighs it by the mean square of that input, the diagonal of the Hessian. GPTQ weighs it
-    by what is left once the columns that follow have made up for it. For algorithms that know the inputs;
-    observers of tensors do not.
+    Rounding to nearest weighs it by the mean square of that input, the diagonal of the Hessian. GPTQ weighs
+    it by what is left once the columns that follow have made up for it. For algorithms that know the
+    inputs; observers of tensors do not.
 
     >>> HessianMSESpec(steps=20)
     HessianMSESpec(steps=20)
