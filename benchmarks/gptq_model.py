@@ -38,7 +38,7 @@ from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
 from tico_api import GPTQConfig, HQQConfig, PTQConfig, RotationConfig, calibrate, convert, perplexity, prepare
-from tico_config import DType, PerChannel, PerGroup, affine, no_quant
+from tico_config import DType, MinMaxSpec, PerChannel, PerGroup, affine, no_quant
 
 MEGABYTE: Final = 1e6
 PROBE_TOKENS: Final = 1024
@@ -119,14 +119,13 @@ def ours(show: Callable[[nn.Module, Tensor], None] = calibrated, /, **options: o
     """Return GPTQ as this project does it."""
 
     def quantize(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
-        given: dict[str, object] = {"act_order": task.act_order} | options
         config = GPTQConfig(
             bits=task.bits,
             group_size=task.group_size,
             damping=task.damping,
             ragged_groups=True,  # as the peers do
             show_progress=False,
-            **given,  # type: ignore[arg-type]
+            **options,  # type: ignore[arg-type]
         )
         model = prepare(model, config)
         show(model, calibration)
@@ -180,11 +179,12 @@ def llm_compressor(model: nn.Module, calibration: Tensor, task: Task) -> nn.Modu
 
 
 UNIFORM: Final = {"token_weights": "uniform"}
+PAPER: Final = {"act_order": False, "static_groups": False, "observer": MinMaxSpec()}
 OURS: Final[Mapping[str, Quantize]] = {
     "ours": ours(),
-    "ours, ordered": ours(act_order=True, static_groups=True),
+    "ours, paper's grids": ours(**PAPER),
+    "ours, ordered alone": ours(observer=MinMaxSpec()),
     "ours, rotated": rotated(ours()),
-    "ours, ordered, rotated": rotated(ours(act_order=True, static_groups=True)),
     "ours, uniform": ours(**UNIFORM),
     "ours, whole passes": ours(run, **UNIFORM),
     "ours, on disk": ours(**UNIFORM, offload="disk"),
@@ -290,10 +290,12 @@ def compare_costs(names: Sequence[str], argv: Sequence[str], record: Recording) 
             record.row(name, *cells, f"{figures['MB']:.0f}", f"{figures['error']:.4f}")
 
 
-GRIDS: Final = ((4, None), (4, 64), (4, 128), (3, 64))
+GRIDS: Final = ("4", "4,64", "4,128", "3,64")
 
 
-def compare_perplexities(names: Sequence[str], task: Task, heldout_tokens: int, record: Recording) -> None:
+def compare_perplexities(
+    names: Sequence[str], task: Task, heldout_tokens: int, grids: Sequence[str], record: Recording
+) -> None:
     """Print one line for each grid, with the perplexity that each candidate leaves."""
     source = load(task.folder, task.window)
     calibration, heldout = (
@@ -301,7 +303,7 @@ def compare_perplexities(names: Sequence[str], task: Task, heldout_tokens: int, 
         for text, tokens in zip(task.texts(), (task.tokens, heldout_tokens), strict=True)
     )
     record.table(f"float: {_perplexity(source.model, heldout):.2f}", *names, width=20)
-    for bits, group_size in GRIDS:
+    for bits, group_size in map(_grid, grids):
         if group_size is not None and task.folder == WIKI_LLAMA and group_size > 128:
             continue
         row = f"W{bits} " + ("per channel" if group_size is None else f"group {group_size}")
@@ -314,6 +316,12 @@ def compare_perplexities(names: Sequence[str], task: Task, heldout_tokens: int, 
             except ValueError:  # llm-compressor wants groups that divide the columns
                 found.append("refused")
         record.row(row, *found)
+
+
+def _grid(text: str) -> tuple[int, int | None]:
+    """Return bits and group size of `text`, such as ``4`` or ``3,64``."""
+    bits, _, group_size = text.partition(",")
+    return int(bits), int(group_size) if group_size else None
 
 
 def _perplexity(model: nn.Module, heldout: Tensor) -> float:
@@ -341,6 +349,9 @@ def options_from(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--peer-path", action="append", default=[], help="a folder to look for peers in")
     parser.add_argument("--perplexity", action="store_true")
     parser.add_argument("--heldout-tokens", type=int, default=8192)
+    parser.add_argument(
+        "--grid", action="append", help="BITS or BITS,GROUP, with --perplexity; more for more"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     add_option(parser)
     return parser.parse_args(given)
@@ -366,7 +377,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with recording(arguments.result) as record:
         if arguments.perplexity:
             names = arguments.only or ["rounded", "ours", "ours, uniform", *PEERS]
-            compare_perplexities(names, task, arguments.heldout_tokens, record)
+            grids = arguments.grid or GRIDS
+            compare_perplexities(names, task, arguments.heldout_tokens, grids, record)
         else:
             print(f"torch {torch.__version__}, one thread, {task.bits} bits, {task.tokens} tokens")
             compare_costs(arguments.only or [*OURS, *PEERS], given, record)

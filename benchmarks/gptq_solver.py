@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from recorded import Recording, add_option, recording
-from tico_config import GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec
+from tico_config import GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
 from tico_quantizers.algorithms.gptq import Solution, nearest, solve
 
 DAMPING: Final = 0.01
@@ -48,9 +48,10 @@ Prepare = Callable[[Task], Solve]
 
 
 def config_of(task: Task) -> GPTQConfig:
-    """Return what is asked for, as a config."""
+    """Return what is asked for, as a config: with the grids of the paper, as the peers have them."""
     groups = None if task.group_size == len(task.gram) else task.group_size
-    return GPTQConfig(bits=task.bits, group_size=groups, act_order=task.act_order, damping=DAMPING)
+    paper = GPTQConfig(static_groups=False, observer=MinMaxSpec(), damping=DAMPING)
+    return attrs.evolve(paper, bits=task.bits, group_size=groups, act_order=task.act_order)
 
 
 def ours(task: Task) -> Solve:

@@ -26,7 +26,7 @@ from gptq_solver import solver_module
 from process_memory import forget_peak, resident
 from recorded import Recording, add_option, recording
 from tico_api import convert, prepare
-from tico_config import GPTQConfig
+from tico_config import GPTQConfig, MinMaxSpec
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -45,7 +45,9 @@ Quantize = Callable[[Task], nn.Module]
 
 def ours(task: Task) -> nn.Module:
     """Return the layers quantized by this project."""
-    config = GPTQConfig(bits=4, group_size=task.group_size, act_order=task.act_order, show_progress=False)
+    # The grids of the paper, as the peer has them.
+    paper = GPTQConfig(static_groups=False, observer=MinMaxSpec(), show_progress=False)
+    config = attrs.evolve(paper, group_size=task.group_size, act_order=task.act_order)
     model = prepare(task.model, config)
     for sample in task.calibration:
         model(sample)

@@ -38,7 +38,7 @@ CONFIGS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
 }
 LARGE: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
     "GPTQ, groups of 128": (GPTQConfig(group_size=128),),
-    "AWQ, groups of 128": (AWQConfig(),),
+    "AWQ, groups of 128": (AWQConfig(group_size=128),),
     "SmoothQuant": (SmoothQuantConfig(),),
     "PTQ": (PTQConfig(),),
     "GPTQ, then PTQ": (GPTQConfig(group_size=128), PTQConfig()),

@@ -37,6 +37,7 @@ from tico.quantization import GPTQConfig, PTQConfig, calibrate, convert, perplex
 from tico.quantization.config import (
     BaseConfig,
     DType,
+    MinMaxSpec,
     PerChannel,
     PerGroup,
     affine,
@@ -79,7 +80,8 @@ def ways(options: argparse.Namespace) -> Ways:
     weight = affine(DType.uint(bits), granularity=units)
     nearest = PTQConfig(activation=no_quant(), weight=weight, overrides=FLOAT_ENDS)
     act_order: bool = options.act_order
-    plain = GPTQConfig(bits=bits, group_size=group, act_order=act_order, token_weights="uniform")
+    paper = GPTQConfig(static_groups=False, observer=MinMaxSpec(), token_weights="uniform")
+    plain = attrs.evolve(paper, bits=bits, group_size=group, act_order=act_order)
     return {
         "round to nearest": nearest,
         "GPTQ, uniform": plain,

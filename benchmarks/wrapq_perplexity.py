@@ -74,7 +74,7 @@ ROWS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
     "W8A8 static, every point, outliers A16": (PTQConfig(activation=A8, overrides=OUTLIERS),),
     "W8A8 static, linear inputs": (inputs(A8),),
     "W8A8 static, linear inputs, down_proj A16": (inputs(A8, {"*.down_proj.act_in": A16}),),
-    "GPTQ W4, then A16, every point": (GPTQConfig(bits=4, act_order=True), PTQConfig(activation=U16)),
+    "GPTQ W4, then A16, every point": (GPTQConfig(bits=4), PTQConfig(activation=U16)),
 }
 PEER_ROWS: Final = {"tico W8A16, every point": 16, "tico W8A8 static, every point": 8}
 

@@ -27,7 +27,7 @@ def test_it_is_the_algorithm_of_the_paper(columns: int, group_size: int | None, 
     """Codes are those of least squares column by column, but for values that float32 rounds across a tie."""
     wanted, read = inputs(3 * columns, columns)
     gram, cross_gram, weight = read.T @ read, (wanted - read).T @ read, values(51, 24, columns)
-    config = GPTQConfig(group_size=group_size, act_order=act_order)
+    config = reference.paper(group_size=group_size, act_order=act_order)
     found = solve(weight, gram, config, cross_gram=cross_gram)
     expected = reference.gptq(weight, gram, config, cross_gram=cross_gram)
     # Targets are float32 sums: one code in 10⁵ is so close to a tie that it may flip, see test_gptq_core.

@@ -70,7 +70,7 @@ def test_it_is_the_algorithm_of_the_paper(bits: int, group_size: int | None, sym
     found = quantize_weight(
         weight, gram, bits=bits, group_size=group_size, ragged_groups=True, symmetric=symmetric
     )
-    config = GPTQConfig(bits=bits, group_size=group_size, symmetric=symmetric)
+    config = reference.paper(bits=bits, group_size=group_size, symmetric=symmetric)
     expected = reference.gptq(weight, gram, config)
     # A target is a float32 sum of some 100 terms: wrong by about 1e-6 of a step at 8 bits and less at
     # fewer, so about one code in 10⁵ lies that close to a tie. One that flips changes what follows in
@@ -264,7 +264,7 @@ def test_every_shape_equals_the_definition(shape: tuple[int, int]) -> None:
     """One row, one column, and sizes at the borders of blocks are no exceptions."""
     weight, gram = values(13, *shape), reference.correlated_gram(shape[1], 300)
     found = quantize_weight(weight, gram, bits=4)
-    expected = reference.gptq(weight, gram, GPTQConfig(bits=4))
+    expected = reference.gptq(weight, gram, reference.paper(bits=4))
     assert (found.codes == expected.codes).double().mean() >= 0.999
     assert found.codes.shape == shape
 

@@ -27,26 +27,29 @@ from tico_quantizers.testing import refused
 from tiny_models import values
 
 CONFIGS = [
-    GPTQConfig(group_size=32, static_groups=True),
-    GPTQConfig(group_size=32, act_order=True),
-    GPTQConfig(group_size=32, act_order=True, static_groups=True),
-    GPTQConfig(group_size=7, act_order=True, static_groups=True, symmetric=True),
-    GPTQConfig(act_order=True, static_groups=True),
-    GPTQConfig(per_tensor=True),
-    GPTQConfig(per_tensor=True, symmetric=True, act_order=True, bits=8),
-    GPTQConfig(group_size=32, observer=MSESpec(20)),
-    GPTQConfig(bits=2, observer=MSESpec(100)),
-    GPTQConfig(bits=3, symmetric=True, observer=MSESpec(11)),
-    GPTQConfig(per_tensor=True, observer=MSESpec(40)),
-    GPTQConfig(group_size=32, observer=HessianMSESpec(20)),
-    GPTQConfig(bits=3, act_order=True, observer=HessianMSESpec(50)),
-    GPTQConfig(per_tensor=True, observer=HessianMSESpec(30), symmetric=True),
-    GPTQConfig(group_size=32, observer=PercentileSpec(5, 95)),
-    GPTQConfig(per_tensor=True, observer=PercentileSpec(0.3, 99.9)),
-    GPTQConfig(group_size=16, observer=PercentileSpec(2.5, 100), static_groups=True, act_order=True),
-    GPTQConfig(group_size=32, damping_reference="median"),
-    GPTQConfig(bits=6, group_size=16, symmetric=True, super_block=SuperBlock(columns=64, scale_bits=7)),
-    GPTQConfig(
+    GPTQConfig(),
+    GPTQConfig(bits=3, group_size=16),
+    GPTQConfig(bits=2, group_size=32),
+    reference.paper(group_size=32, static_groups=True),
+    reference.paper(group_size=32, act_order=True),
+    reference.paper(group_size=32, act_order=True, static_groups=True),
+    reference.paper(group_size=7, act_order=True, static_groups=True, symmetric=True),
+    reference.paper(act_order=True, static_groups=True),
+    reference.paper(per_tensor=True),
+    reference.paper(per_tensor=True, symmetric=True, act_order=True, bits=8),
+    reference.paper(group_size=32, observer=MSESpec(20)),
+    reference.paper(bits=2, observer=MSESpec(100)),
+    reference.paper(bits=3, symmetric=True, observer=MSESpec(11)),
+    reference.paper(per_tensor=True, observer=MSESpec(40)),
+    reference.paper(group_size=32, observer=HessianMSESpec(20)),
+    reference.paper(bits=3, act_order=True, observer=HessianMSESpec(50)),
+    reference.paper(per_tensor=True, observer=HessianMSESpec(30), symmetric=True),
+    reference.paper(group_size=32, observer=PercentileSpec(5, 95)),
+    reference.paper(per_tensor=True, observer=PercentileSpec(0.3, 99.9)),
+    reference.paper(group_size=16, observer=PercentileSpec(2.5, 100), static_groups=True, act_order=True),
+    reference.paper(group_size=32, damping_reference="median"),
+    reference.paper(bits=6, group_size=16, symmetric=True, super_block=SuperBlock(columns=64, scale_bits=7)),
+    reference.paper(
         group_size=8,
         symmetric=True,
         super_block=SuperBlock(columns=32),
@@ -54,14 +57,14 @@ CONFIGS = [
         act_order=True,
         observer=MSESpec(20),
     ),
-    GPTQConfig(group_size=16, super_block=SuperBlock(columns=32, offset_bits=6)),
-    GPTQConfig(
+    reference.paper(group_size=16, super_block=SuperBlock(columns=32, offset_bits=6)),
+    reference.paper(
         bits=5,
         group_size=8,
         super_block=SuperBlock(columns=64, scale_bits=5, offset_bits=4),
         observer=HessianMSESpec(20),
     ),
-    GPTQConfig(
+    reference.paper(
         bits=3,
         group_size=32,
         super_block=SuperBlock(columns=96, offset_bits=8),
@@ -111,7 +114,7 @@ def test_every_solution_is_a_packed_weight(config: GPTQConfig) -> None:
 def test_static_groups_need_no_index() -> None:
     """Whatever the order, groups are runs of neighbours, and their grids those of the original weights."""
     weight, gram = values(63, 6, 64), uneven_gram(64)
-    config = GPTQConfig(group_size=16, static_groups=True)
+    config = reference.paper(group_size=16, static_groups=True)
     plain, ordered = (solve(weight, gram, attrs.evolve(config, act_order=order)) for order in (False, True))
     assert ordered.group_index is None
     assert torch.equal(plain.scale, ordered.scale)
@@ -130,7 +133,7 @@ def test_one_group_a_row_is_static_by_itself() -> None:
 def test_per_tensor_is_one_grid() -> None:
     """Every row has the same scale and zero point, which span the whole weight."""
     weight = values(65, 6, 64)
-    found = solve(weight, torch.eye(64), GPTQConfig(per_tensor=True))
+    found = solve(weight, torch.eye(64), reference.paper(per_tensor=True))
     assert found.scale.shape == (6, 1)
     assert bool((found.scale == found.scale[0]).all())
     assert bool((found.zero_point == found.zero_point[0]).all())
@@ -249,7 +252,7 @@ def test_scales_beyond_a_super_block_are_refused() -> None:
 def test_offsets_share_a_float16_before_codes_are_chosen(bits: int) -> None:
     """Both levels are fixed first, ranges keep their middles, and codes are nearest to their targets."""
     weight = values(72, 9, 64) + 0.2
-    config = GPTQConfig(bits=bits, group_size=16, super_block=SuperBlock(columns=32, offset_bits=6))
+    config = reference.paper(bits=bits, group_size=16, super_block=SuperBlock(columns=32, offset_bits=6))
     found, most = solve(weight, torch.eye(64), config), 2**bits - 1  # without feedback: targets are weights
     assert found.offset is not None
     for values_of_groups in (found.scale, found.offset):

@@ -14,7 +14,8 @@ from gptq_models import CONFIG, Block, block_of, integer_at, quantized, require_
 from references import same_bits
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico_config import CalibrationError, ConfigError, NumericsError
-from tico_quantizers import QuantizedLinear, QuantizedModule, quantize_weight, report
+from tico_quantizers import QuantizedLinear, QuantizedModule, report
+from tico_quantizers.solvers import solve
 from tico_quantizers.testing import refused, same_tensors, tensors_of, unchanged
 from tiny_models import TOKENS, images, logits, net, tiny_llama, values
 
@@ -32,7 +33,7 @@ def test_each_layer_solves_for_what_it_reads() -> None:
     found = quantized(model, hidden, config=UNIFORM)
     for path in ("0", "1"):
         weight = block_of(model, path).one.weight
-        expected = quantize_weight(weight, hidden.double().T @ hidden.double(), bits=4)
+        expected = solve(weight, hidden.double().T @ hidden.double(), GPTQConfig())
         require_same_codes(integer_at(found, f"{path}.one").packed.integer_codes(), expected.codes)
         with torch.no_grad():
             hidden = block_of(found, path)(hidden)
@@ -104,7 +105,7 @@ def test_layers_that_blocks_share_see_all_their_data(call: str) -> None:
     new = convert(prepared)
     assert integer_at(new, "0.one") is integer_at(new, "1.one")
     rows = torch.cat(seen[:2])
-    expected = quantize_weight(layer.weight, rows.T @ rows, bits=4)
+    expected = solve(layer.weight, rows.T @ rows, GPTQConfig())
     require_same_codes(integer_at(new, "0.one").packed.integer_codes(), expected.codes)
 
 
@@ -142,7 +143,7 @@ def test_an_input_that_is_written_to_between_layers_is_two_inputs() -> None:
     x = values(8, 30, 8)
     found = quantized(model, x.clone())
     rows = (x * torch.arange(8.0)).double()
-    expected = quantize_weight(model.two.weight, rows.T @ rows, bits=4)
+    expected = solve(model.two.weight, rows.T @ rows, GPTQConfig())
     two = found.get_submodule("two")
     assert isinstance(two, QuantizedLinear)
     require_same_codes(two.packed.integer_codes(), expected.codes)

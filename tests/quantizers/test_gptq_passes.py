@@ -16,7 +16,6 @@ from transformers import LlamaForCausalLM
 from gptq_models import Block, block_of, integer_at, quantized, require_same_codes, stack
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import CalibrationError, ConfigError
-from tico_quantizers import quantize_weight
 from tico_quantizers.calibration import _activation_store as activation_store
 from tico_quantizers.calibration import after_call
 from tico_quantizers.solvers._gptq import solve
@@ -103,7 +102,7 @@ def test_later_layers_of_a_block_see_the_quantized_earlier_ones() -> None:
     found = quantized(model, x, config=config(bits=2, true_sequential=True))
     with torch.no_grad():
         hidden = integer_at(found, "0.one")(x).relu().double()
-    expected = quantize_weight(block_of(model, "0").two.weight, hidden.T @ hidden, bits=2)
+    expected = solve(block_of(model, "0").two.weight, hidden.T @ hidden, GPTQConfig(bits=2))
     require_same_codes(integer_at(found, "0.two").packed.integer_codes(), expected.codes)
     plain = quantized(model, x, config=config(bits=2))
     assert torch.equal(integer_at(plain, "0.one").packed.codes, integer_at(found, "0.one").packed.codes)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import gptq_reference as reference
-from tico_config import GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec, SuperBlock
+from tico_config import GPTQConfig, MSESpec, PercentileSpec, SuperBlock
 from tico_quantizers.algorithms.gptq import Solution, quantize_weight, solve
 from tico_quantizers.solvers import factored, solve_by
 from tiny_models import values
@@ -36,7 +36,7 @@ def on_threads(
 def test_many_blocks_give_the_codes_of_the_definition(group_size: int | None, act_order: bool) -> None:
     """Several blocks of the factor, groups that cross the splits of the columns, and ragged ends."""
     weight, gram = values(31, 24, 333), reference.correlated_gram(333, 1000)
-    config = GPTQConfig(bits=4, group_size=group_size, act_order=act_order)
+    config = reference.paper(group_size=group_size, act_order=act_order)
     found, expected = solve(weight, gram, config), reference.gptq(weight, gram, config)
     # Targets are float32 sums: one code in 10⁵ is so close to a tie that it may flip, see test_gptq_core.
     assert (found.codes == expected.codes).double().mean() >= 0.999
@@ -49,9 +49,9 @@ def test_many_blocks_give_the_codes_of_the_definition(group_size: int | None, ac
 @pytest.mark.parametrize(
     "config",
     [
-        GPTQConfig(group_size=32),
-        GPTQConfig(act_order=True),
-        GPTQConfig(group_size=40, act_order=True, static_groups=True, observer=HessianMSESpec(30)),
+        reference.paper(group_size=32),
+        reference.paper(act_order=True),
+        GPTQConfig(group_size=40),
         GPTQConfig(per_tensor=True, observer=MSESpec(20)),
         GPTQConfig(symmetric=True, observer=PercentileSpec(1, 99), damping_reference="median"),
     ],
@@ -82,12 +82,12 @@ def _same(one: Solution, other: Solution) -> bool:
 @pytest.mark.parametrize(
     "config",
     [
-        GPTQConfig(group_size=32),
-        GPTQConfig(group_size=40, act_order=True, static_groups=True, observer=HessianMSESpec(30)),
-        GPTQConfig(group_size=40, act_order=True),
+        reference.paper(group_size=32),
+        GPTQConfig(group_size=40),
+        reference.paper(group_size=40, act_order=True),
         GPTQConfig(per_tensor=True, observer=MSESpec(20)),
         GPTQConfig(symmetric=True, observer=PercentileSpec(1, 99)),
-        GPTQConfig(group_size=32, super_block=SuperBlock(scale_bits=6, offset_bits=6)),
+        reference.paper(group_size=32, super_block=SuperBlock(scale_bits=6, offset_bits=6)),
     ],
     ids=reference.fields_of,
 )

@@ -390,14 +390,6 @@ def test_fewer_tokens_than_columns_are_noted() -> None:
     assert found["2"].reason.startswith("it read 10 tokens, fewer than its 12 columns")
 
 
-def test_static_groups_without_groups_are_noted() -> None:
-    """One grid a row is found first anyway; with groups there is nothing to say."""
-    model, x = nn.Sequential(nn.Linear(8, 8)).eval(), values(1, 10, 8)
-    for size, note in ((None, "static_groups has no effect without a group_size"), (4, "")):
-        config = GPTQConfig(static_groups=True, group_size=size, show_progress=False)
-        assert lines(converted(model, config, x))["0"].reason == note
-
-
 WIDTHS = {"gptq": GPTQConfig(group_size=16, show_progress=False), "awq": attrs.evolve(AWQ, group_size=16)}
 
 

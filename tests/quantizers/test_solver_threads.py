@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import gptq_reference as reference
-from tico_config import DType, GPTQConfig, HessianMSESpec, MSESpec
+from tico_config import DType, GPTQConfig, MSESpec
 from tico_quantizers.solvers import (
     ConsumerWeight,
     Grid,
@@ -31,9 +31,9 @@ from tiny_models import values
 
 CONFIGS = [
     GPTQConfig(),
-    GPTQConfig(group_size=30),
-    GPTQConfig(group_size=100, act_order=True),
-    GPTQConfig(group_size=17, act_order=True, static_groups=True, observer=HessianMSESpec(9)),
+    reference.paper(group_size=30),
+    reference.paper(group_size=100, act_order=True),
+    GPTQConfig(group_size=17),
     GPTQConfig(per_tensor=True, observer=MSESpec(9)),
 ]
 SHAPES = [(1, 257), (5, 130), (19, 333), (33, 70), (130, 37), (2501, 45)]

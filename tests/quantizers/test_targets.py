@@ -67,7 +67,7 @@ def refused(config: BaseConfig, width: int = 64, args: tuple[object, ...] | None
             "weights of uint4 in groups of 128, 64 or 32 columns, and",
         ),
         ({"per_tensor": True}, "group_size", "a scale a group of columns or a scale a row"),
-        ({"group_size": 32, "act_order": True}, "group_size", "neighbouring columns"),
+        ({"group_size": 32, "static_groups": False}, "group_size", "neighbouring columns"),
         ({"group_size": 32, "ragged_groups": True}, None, ""),
     ],
 )

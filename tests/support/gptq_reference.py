@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec
+from tico_config import DType, GPTQConfig, HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
 
 
 @attrs.frozen(kw_only=True)
@@ -28,6 +28,12 @@ def correlated_gram(columns: int, rows: int, seed: int = 0) -> Tensor:
     inputs = (torch.randn(rows, columns, generator=random) @ mixing).to(torch.float64)
     gram: Tensor = inputs.T @ inputs
     return gram
+
+
+def paper(**fields: object) -> GPTQConfig:
+    """Return a config with the grids and the order of arXiv 2210.17323, but for the given `fields`."""
+    plain = {"observer": MinMaxSpec(), "static_groups": False, "act_order": False}
+    return GPTQConfig(**{**plain, **fields})  # type: ignore[arg-type]
 
 
 def fields_of(config: GPTQConfig) -> str:
@@ -52,6 +58,9 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
         order = torch.argsort(gram.diagonal(), descending=True, stable=True)
     damped, dtype = _damped(gram, config)[order][:, order], DType(config.bits, signed=config.symmetric)
     factor: Tensor = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    costs = _costs(gram.diagonal()[order], factor)
+    if config.static_groups:
+        costs = costs[torch.argsort(order)]
     work = weight.to(torch.float64)[:, order]
     codes, values = torch.zeros_like(work), torch.zeros_like(work)
     size = config.group_size or columns
@@ -60,8 +69,7 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
         group = original // size if config.static_groups else column // size
         if group not in grids:
             held = weight.to(torch.float64) if config.static_groups else work
-            diagonal = _importance(gram) if config.static_groups else _importance(gram)[order]
-            grids |= _opened(group, held, diagonal, config)
+            grids |= _opened(group, held, costs, config)
         scale, zero_point, offset = grids[group]
         target = work[:, column].clone()
         steps = ((target + offset) / scale).round()
@@ -108,10 +116,14 @@ def _two_levels(values: Tensor, bits: int, least: int) -> Tensor:
     return products
 
 
-def _importance(gram: Tensor) -> Tensor:
-    """Return how much an error in each column counts: where its input was always zero, as in the mean."""
-    alive = [value for value in gram.diagonal().tolist() if value > 0]
-    return torch.where(gram.diagonal() == 0, sum(alive) / max(len(alive), 1), gram.diagonal())
+def _costs(diagonal: Tensor, factor: Tensor) -> Tensor:
+    """Return what an error in each column costs, given the factor of H⁻¹ that spreads it.
+
+    A column whose input was always zero counts as the mean of the others.
+    """
+    costs = factor.diagonal().square().reciprocal()
+    alive = costs[diagonal != 0].tolist()
+    return torch.where(diagonal == 0, sum(alive) / max(len(alive), 1), costs)
 
 
 def _damped(gram: Tensor, config: GPTQConfig) -> Tensor:
@@ -133,7 +145,7 @@ def _grid(columns: Tensor, diagonal: Tensor, config: GPTQConfig) -> _Grid:
 
 
 def _row_grid(row: Tensor, diagonal: Tensor, config: GPTQConfig) -> _Grid:
-    observer, ordered = config.observer, row.sort().values
+    observer, ordered = config.grid_observer, row.sort().values
     if isinstance(observer, PercentileSpec):
         low, high = (Fraction(repr(end)) * (len(row) - 1) / 100 for end in attrs.astuple(observer))
         return _affine(ordered[math.floor(low)], ordered[math.ceil(high)], config)

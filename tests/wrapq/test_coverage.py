@@ -19,7 +19,7 @@ from tico.quantization import (
     report,
     save_quantized,
 )
-from tico.quantization.config import BaseConfig, NumericsError, no_quant
+from tico.quantization.config import BaseConfig, DType, NumericsError, no_quant
 from tico_quantizers import QuantizedModule
 from tico_wrapq import Coverage
 from tiny_models import TOKENS, images, net, tiny_llama, values
@@ -114,13 +114,23 @@ def test_channel_that_takes_the_range_stands_out() -> None:
     magnitudes = _outlier().abs().amax(0)
     assert shares["0"]["act_in"] == 1 - float(magnitudes.median()) / float(magnitudes.amax())
     assert shares["0"]["act_out"] < 0.99
-    convert(model)
+    with pytest.warns(UserWarning, match=r"nearly all of the range of 0\.act_in 99\.90%, and a grid"):
+        convert(model)
     [line, _] = coverage(model).lines
     assert line.taken_by_one == (("act_in", shares["0"]["act_in"]),)
     assert coverage(model).spoiled == (("0.act_in", shares["0"]["act_in"]),)
     assert "act_in 99.90% |" in coverage(model).to_markdown()
     assert str(coverage(model)).endswith("at least 99% of the range of 1 points: 0.act_in 99.90%")
     assert "act_in range taken by one channel" in str(report(model))
+
+
+def test_sixteen_bits_need_no_warning() -> None:
+    """They leave hundreds of codes for the other channels; the report names the point all the same."""
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU()).eval()
+    model = prepare(model, PTQConfig(overrides={"0.act_in": {"dtype": DType.uint(16)}}))
+    model(_outlier())
+    convert(model)
+    assert [path for path, _ in coverage(model).spoiled] == ["0.act_in"]
 
 
 @pytest.mark.parametrize("split", [[50], [20, 30], [1, 49]], ids=str)

@@ -224,6 +224,7 @@ class TestCalibration(PublicNames):
         "spoiled_points",
         "tensor_leaves",
         "unchanged_process",
+        "warn_of_spoiled",
         "watch_forward",
         "UNCALLED",
         "is_mask_name",

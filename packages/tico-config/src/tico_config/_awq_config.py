@@ -59,7 +59,7 @@ class AWQConfig(SmoothingConfig):
     )
 
     bits: int = 4
-    group_size: int | None = 128
+    group_size: int | None = 64
     ragged_groups: bool = False
     symmetric: bool = False
     n_grid: int = 20

@@ -47,11 +47,13 @@ class GPTQConfig(ModuleConfig):
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
         observer: how a grid follows from the weights that share it: `MinMaxSpec` spans them all, `MSESpec`
             and `HessianMSESpec` search each row's share of that range, `PercentileSpec` counts from both
-            ends; see `static_groups` for which values the weights have then.
+            ends; see `static_groups` for which values the weights have then. None chooses by `bits`, see
+            `grid_observer`.
         static_groups: find the grids of all groups first, from the original weights, instead of a group's
-            from what its weights have become when its turn comes. With `act_order`, groups stay runs of
-            neighbouring columns. Without a `group_size` it has no effect, which the report says.
-        act_order: handle the columns with the largest activations first.
+            from what its weights have become when its turn comes, as the paper does. With `act_order`, groups
+            stay runs of neighbouring columns. Without a `group_size` it has no effect.
+        act_order: handle the columns with the largest activations first, instead of in their own order, as
+            the paper does.
         damping: share of the Hessian's diagonal that is added to it, above 0 and up to 1.
         damping_reference: ``"mean"`` or ``"median"``, what the share is of; a few inputs that are much
             larger than all others raise the mean, not the median.
@@ -117,9 +119,9 @@ class GPTQConfig(ModuleConfig):
     ragged_groups: bool = False
     super_block: SuperBlock | None = None
     symmetric: bool = False
-    observer: GPTQObserver = attrs.field(factory=MinMaxSpec)
-    static_groups: bool = False
-    act_order: bool = False
+    observer: GPTQObserver | None = None
+    static_groups: bool = True
+    act_order: bool = True
     damping: float = attrs.field(default=0.01, converter=as_float)
     damping_reference: Literal["mean", "median"] = "mean"
     min_expert_tokens: int = 32
@@ -151,6 +153,19 @@ class GPTQConfig(ModuleConfig):
             self._two_orders_problem(),
             self._folder_problem(),
         ]
+
+    @property
+    def grid_observer(self) -> GPTQObserver:
+        """The `observer`; where it is None, a search by the Hessian, but with 2 bits the whole range.
+
+        Four levels leave so little that what a search cuts off costs more than it gains.
+
+        >>> GPTQConfig().grid_observer, GPTQConfig(bits=2).grid_observer
+        (HessianMSESpec(steps=20), MinMaxSpec())
+        """
+        if self.observer is not None:
+            return self.observer
+        return MinMaxSpec() if self.bits == 2 else HessianMSESpec(steps=20)
 
     def weight_format(self) -> GridFormat:
         """Return the format that the weights of a layer get."""

@@ -86,10 +86,11 @@ class MSESpec(NamedFields):
 
 @attrs.frozen
 class HessianMSESpec(NamedFields):
-    """As `MSESpec`, with the error of each input column weighted by the mean square of that input.
+    """As `MSESpec`, with the error of each input column weighted by what it costs in the layer's output.
 
-    That is the diagonal of the Hessian of the layer's output error: the clip search of a weight whose
-    inputs are known. For algorithms that know them; observers of tensors do not.
+    Rounding to nearest weighs it by the mean square of that input, the diagonal of the Hessian. GPTQ weighs
+    it by what is left once the columns that follow have made up for it. For algorithms that know the
+    inputs; observers of tensors do not.
 
     >>> HessianMSESpec(steps=20)
     HessianMSESpec(steps=20)

@@ -56,6 +56,7 @@ from tico_quantizers.calibration._spoiled_points import (
     SPOILED,
     spoiled_figures,
     spoiled_points,
+    warn_of_spoiled,
 )
 from tico_quantizers.calibration._unreached import UNCALLED, UNREACHED
 
@@ -123,5 +124,6 @@ __all__ = [
     "spoiled_points",
     "tensor_leaves",
     "unchanged_process",
+    "warn_of_spoiled",
     "watch_forward",
 ]

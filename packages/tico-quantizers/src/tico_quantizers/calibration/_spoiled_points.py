@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 SPOILED: Final = 0.99
@@ -40,3 +41,20 @@ def spoiled_points(figures: Iterable[tuple[str, float]]) -> Iterator[tuple[str, 
         for label in _LABELS:
             if name.endswith(f" {label}"):
                 yield name.removesuffix(f" {label}"), share
+
+
+def warn_of_spoiled(found: Mapping[str, float]) -> None:
+    """Warn of points that are `found` to be spoiled on grids of few codes, by path, with the share.
+
+    >>> warn_of_spoiled({})
+    """
+    if not found:
+        return
+    worst = sorted(found.items(), key=lambda point: -point[1])
+    first = ", ".join(f"{path} {share:.2%}" for path, share in worst[:3])
+    more = f" and {len(worst) - 3} more" if len(worst) > 3 else ""
+    text = (
+        f"one channel or part takes nearly all of the range of {first}{more}, and a grid of at most 8 bits "
+        "leaves hardly a code for the others; give these points 16 bits, PerToken(), or no_quant()"
+    )
+    warnings.warn(text, UserWarning, stacklevel=2)

@@ -80,7 +80,7 @@ class Columns:
     def __init__(self, weights: Sequence[Tensor], factor: Factor, config: GPTQConfig) -> None:
         size, static, hessian = len(factor.hessian), config.static_groups, factor.hessian
         # Static groups are runs of the columns as they are given, others of the columns as they are handled.
-        self.rule = GridRule(config, hessian.gram.diagonal() if static else hessian.diagonal())
+        self.rule = GridRule(config, factor.costs(as_given=static))
         wholes = [whole_columns(transposed(weight)) for weight in weights]
         ends = list(itertools.accumulate(whole.shape[1] for whole in wholes))
         self._wholes = [slice(end - whole.shape[1], end) for end, whole in zip(ends, wholes, strict=True)]

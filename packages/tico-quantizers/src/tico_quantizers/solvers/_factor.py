@@ -70,6 +70,17 @@ class Factor:
         """Whether the targets are those of GPTQ, and nothing else."""
         return self.drift is None and not self.rounded_only
 
+    def costs(self, *, as_given: bool) -> Tensor:
+        """Return what an error of each column costs once later ones have made up for it, in their order.
+
+        It is 0 for inputs that were always zero. With `as_given`, columns are in the order of the weight.
+        """
+        costs = self.gains.masked_fill(self.hessian.dead(), 0.0)
+        order = self.hessian.order
+        if order is None or not as_given:
+            return costs
+        return torch.empty_like(costs).index_copy_(0, order, costs)
+
 
 def damped_factor(hessian: Hessian, config: GPTQConfig, cross_gram: Tensor | None) -> Factor:
     """Return the factor of H with the smallest of the damping steps that makes it positive definite."""

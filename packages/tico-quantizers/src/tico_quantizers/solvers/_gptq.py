@@ -21,8 +21,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import ConfigError, DType, Found, GPTQConfig, NumericsError, Problem
-from tico_observers import require_finite, require_float_tensor
+from tico_config import ConfigError, DType, Found, GPTQConfig, MinMaxSpec, NumericsError, Problem
+from tico_observers import AffineParams, require_finite, require_float_tensor
 from tico_observers.products import product, total, whole_columns
 from tico_quantizers.solvers._columns import LARGEST, Columns, column_norms, transposed
 from tico_quantizers.solvers._factor import Factor, Hessian, damped_factor, rounding_only
@@ -64,6 +64,15 @@ class Solution:
             values.sub_(self._per_column(self.offset))
         return values.clamp_(-LARGEST, LARGEST)
 
+    def grids(self) -> list[GroupGrid]:
+        """Return the grid of each group, in order."""
+        offsets = [None] * self.scale.shape[1] if self.offset is None else self.offset.unbind(1)
+        triples = zip(self.scale.unbind(1), self.zero_point.unbind(1), offsets, strict=True)
+        return [
+            GroupGrid(AffineParams(scale=scale, zero_point=zero_point, dtype=self.dtype), offset)
+            for scale, zero_point, offset in triples
+        ]
+
     def _per_column(self, values: Tensor) -> Tensor:
         if self.group_index is not None:
             return values.index_select(1, self.group_index)
@@ -86,7 +95,8 @@ def quantize_weight(  # noqa: PLR0913  # the fields of a config, by their names
 ) -> Solution:
     """Return `weight` (rows, columns) rounded with feedback by `gram` (columns, columns) = XᵀX.
 
-    The rest of `GPTQConfig` has its defaults; `solve` takes them all. For `cross_gram`, see there.
+    Grids are those of the paper: a group spans the values that its columns have when their turn comes. The
+    rest of `GPTQConfig` has its defaults; `solve` takes them all. For `cross_gram`, see there.
 
     Raises:
         UnsupportedError: weight or Gram matrix are no dense floating-point tensors.
@@ -103,6 +113,8 @@ def quantize_weight(  # noqa: PLR0913  # the fields of a config, by their names
         group_size=group_size,
         ragged_groups=ragged_groups,
         symmetric=symmetric,
+        observer=MinMaxSpec(),
+        static_groups=False,
         act_order=act_order,
         damping=damping,
     )
@@ -196,16 +208,26 @@ def nearest(weight: Tensor, config: GPTQConfig, diagonal: Tensor | None = None) 
         grids.append(grid)
         codes[start : start + rule.group] = steps
     found = _on_grid(transposed(codes), grids, rule, rounded_only=True)
-    return attrs.evolve(found, loss=float(total(column_norms(error).square() * rule.diagonal)))
+    return attrs.evolve(found, loss=float(total(column_norms(error).square() * rule.costs)))
 
 
-def loss_of_nearest(weight: Tensor, gram: Tensor, config: GPTQConfig) -> float:
+def loss_of_nearest(
+    weight: Tensor, gram: Tensor, config: GPTQConfig, solved: Solution | None = None
+) -> float:
     """Return tr((W - Q) H (W - Q)ᵀ) of what `nearest` makes of `weight`, to the digits of float32.
+
+    With `solved`, whose groups are runs of columns, it is rounded on the grids that this has found.
 
     >>> loss_of_nearest(torch.tensor([[1.0, 2.25, 15.0]]), torch.eye(3) * 4, GPTQConfig(bits=4))
     0.25
     """
     error = transposed(weight.detach().to(torch.float32))
+    if solved is not None:
+        for columns, grid in zip(
+            torch.split(error, config.group_size or len(error)), solved.grids(), strict=True
+        ):
+            _less_nearest(columns, grid)
+        return quadratic_loss(error, Hessian(gram, None), torch.float32)
     rule = GridRule(config, gram.diagonal().to(torch.float64))
     # Grids of ranges alone are found for all groups at once, which takes half as long.
     whole = len(error) // rule.group * rule.group if rule.is_of_ranges else 0
@@ -276,7 +298,7 @@ def _on_grid(codes: Tensor, grids: list[GroupGrid], rule: GridRule, *, rounded_o
         group_index=None,
         loss=0.0,
         damping=0.0,
-        dead_columns=int((rule.diagonal == 0).sum()),
+        dead_columns=int((rule.costs == 0).sum()),
         rounded_only=rounded_only,
         offset=torch.stack(offsets, 1) if offsets else None,
     )

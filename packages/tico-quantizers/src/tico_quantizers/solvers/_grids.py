@@ -19,15 +19,19 @@ from tico_quantizers.solvers._super_block import under_super_block
 
 @attrs.frozen(eq=False)
 class GridRule:
-    """How grids are found, for columns in a fixed order: `diagonal` is that of H in this order."""
+    """How grids are found, for columns in a fixed order.
+
+    `costs` is what an error of each column costs in this order: the diagonal of H, or, where the columns that
+    follow make up for it, what is left then. It is 0 where inputs were always zero.
+    """
 
     config: GPTQConfig
-    diagonal: Tensor
+    costs: Tensor
 
     @property
     def group(self) -> int:
         """The number of columns that share a grid."""
-        return self.config.group_size or len(self.diagonal)
+        return self.config.group_size or len(self.costs)
 
     @property
     def span(self) -> int:
@@ -55,29 +59,29 @@ class GridRule:
         """
         low, high = self._range(columns)
         whole = self.of_ranges(low, high)
-        observer = self.config.observer
+        observer = self.config.grid_observer
         if not isinstance(observer, MSESpec | HessianMSESpec):
             return whole
-        diagonal = self._importance()[start : start + len(columns)]
-        weighted = isinstance(observer, HessianMSESpec) and bool(diagonal.any())
+        costs = self._importance()[start : start + len(columns)]
+        weighted = isinstance(observer, HessianMSESpec) and bool(costs.any())
         share = least_error_share(
             columns,
             whole,
             observer.steps,
-            importance=diagonal if weighted else None,
+            importance=costs if weighted else None,
             shared=self.config.per_tensor,
         )
         return self.of_ranges(low * share, high * share)
 
     def _importance(self) -> Tensor:
-        """Return the diagonal; where inputs were always zero, the mean of where they were not."""
-        alive = self.diagonal[self.diagonal != 0]
-        return torch.where(self.diagonal == 0, float(total(alive)) / max(len(alive), 1), self.diagonal)
+        """Return the costs; where inputs were always zero, the mean of where they were not."""
+        alive = self.costs[self.costs != 0]
+        return torch.where(self.costs == 0, float(total(alive)) / max(len(alive), 1), self.costs)
 
     @property
     def is_of_ranges(self) -> bool:
         """Whether the grid of a row in a group follows from the range of its values there."""
-        found = isinstance(self.config.observer, MSESpec | HessianMSESpec | PercentileSpec)
+        found = isinstance(self.config.grid_observer, MSESpec | HessianMSESpec | PercentileSpec)
         return not (found or self.config.per_tensor or self.config.super_block is not None)
 
     def of_ranges(self, low: Tensor, high: Tensor) -> GroupGrid:
@@ -94,7 +98,7 @@ class GridRule:
         """Return the ends of the range of each row, or of all."""
         if self.config.per_tensor:
             columns = columns.reshape(-1, 1)
-        observer = self.config.observer
+        observer = self.config.grid_observer
         if isinstance(observer, PercentileSpec):
             # Decimal text makes 99.99 mean that number, not the nearest float.
             lower, upper = (Fraction(repr(end)) * (len(columns) - 1) / 100 for end in attrs.astuple(observer))

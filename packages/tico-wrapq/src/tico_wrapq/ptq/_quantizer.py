@@ -23,7 +23,7 @@ from tico_modules import (
     named_modules,
 )
 from tico_quantizers import BaseQuantizer, Converted, Example, Planned
-from tico_quantizers.calibration import spoiled_figures
+from tico_quantizers.calibration import SPOILED, spoiled_figures, warn_of_spoiled
 from tico_quantizers.layers import fused_experts
 from tico_wrapq.base import (
     REGISTRY,
@@ -85,6 +85,12 @@ class PTQCalibration(PointCalibration):
         inside = dict(named_modules(self.wrapped.root))
         return measured + [(path, inside[path]) for path in left if multiplies(inside[path])]
 
+    def spoiled(self) -> dict[str, float]:
+        """Return the points of at most 8 bits of whose range one channel takes nearly all, by path."""
+        few = (point for point in self.points if point.spec.dtype.bits <= 8)
+        shares = ((point.path, point.taken_by_one) for point in few)
+        return {path: share for path, share in shares if share is not None and share >= SPOILED}
+
     def figures(self, path: str) -> tuple[tuple[str, float], ...]:
         """Return what was measured of the module at `path`, for its line of the report."""
         done = self.work.done.get(path)
@@ -124,6 +130,7 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         """Put integer layers in the place of wrappers, and fix the points of the others."""
         wrappers, weights = calibration.wrapped.wrappers, WeightCodes()
         _require_in_place(model, wrappers)
+        spoiled = calibration.spoiled()
         unfit = settle_steps(calibration.wrapped, self.config, edit)
         skipped = self._skipped(calibration.points, edit)
         require_grids(calibration.points)
@@ -147,6 +154,7 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
             lines.append(line_of(path, wrapper, new, notes.get(path, "")))
         by_path = {line.path: attrs.evolve(line, figures=figures[line.path]) for line in lines}
         ordered = [by_path[path] for path, _ in named_modules(root) if path in by_path]
+        warn_of_spoiled(spoiled)
         return Converted(root=root, modules=tuple(finished.values()), report=Report(layers=tuple(ordered)))
 
     def _skipped(self, points: Sequence[QuantPoint], edit: Edit) -> dict[str, str]:

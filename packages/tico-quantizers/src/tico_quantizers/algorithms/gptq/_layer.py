@@ -110,9 +110,11 @@ def _solved_line(
     read: ReadInput,
     seconds: float,
 ) -> LayerReport:
-    size = columns(target.layer)
-    grouped = zip(weights, read.hessians(size), strict=True)
-    rounded = sum(loss_of_nearest(weight, hessian, target.config) for weight, hessian in grouped)
+    size, config = columns(target.layer), target.config
+    # Groups that are not static have grids of weights that feedback has changed.
+    ours = solutions if config.static_groups or config.group_size is None else [None] * len(solutions)
+    grouped = zip(weights, read.hessians(size), ours, strict=True)
+    rounded = sum(loss_of_nearest(weight, hessian, config, own) for weight, hessian, own in grouped)
     figures = {
         "loss": sum(solution.loss for solution in solutions),
         "loss if rounded to nearest": rounded,
@@ -122,18 +124,16 @@ def _solved_line(
         "effective tokens": read.gram.effective_rows,
     }
     hopeless = any(solution.rounded_only for solution in solutions)
-    notes = _notes(target.config, read.gram.rows, size, hopeless=hopeless)
+    notes = _notes(read.gram.rows, size, hopeless=hopeless)
     return _line(target, figures, seconds, "; ".join(notes))
 
 
-def _notes(config: GPTQConfig, tokens: int, size: int, *, hopeless: bool) -> Iterator[str]:
+def _notes(tokens: int, size: int, *, hopeless: bool) -> Iterator[str]:
     """Yield what there is to say of a layer that was solved for."""
     if hopeless:
         yield "no damping sufficed, so rounded to nearest"
     if tokens < size:
         yield f"it read {tokens} tokens, fewer than its {size} columns: more data may help"
-    if config.static_groups and config.group_size is None:
-        yield "static_groups has no effect without a group_size"
 
 
 def round_layer(target: Target[GPTQConfig], tokens: int) -> QuantizedWeight:
