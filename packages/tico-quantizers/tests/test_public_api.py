@@ -274,6 +274,25 @@ class TestEquivalence(PublicNames):
     )
 
 
+class TestTuning(PublicNames):
+    """What the room `tico_quantizers.tuning` promises."""
+
+    package = "tico_quantizers.tuning"
+    names = (
+        "Adam",
+        "Descent",
+        "Factor",
+        "Loan",
+        "Loss",
+        "Schedule",
+        "Split",
+        "descend",
+        "lent",
+        "recomputed",
+        "scales_of",
+    )
+
+
 class TestSolvers(PublicNames):
     """What the room `tico_quantizers.solvers` promises."""
 
