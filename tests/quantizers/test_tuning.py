@@ -19,6 +19,7 @@ from tico_quantizers.tuning import (
     Loan,
     Schedule,
     Split,
+    TreeState,
     descend,
     lent,
     recomputed,
@@ -417,3 +418,31 @@ class TestRecomputed:
         with pytest.raises(KeyboardInterrupt), recomputed([block, seeded(Counted)]):
             raise KeyboardInterrupt
         assert vars(block)["forward"] is own
+
+
+class TestTreeState:
+    """What a model was before a part of it was replaced."""
+
+    def test_model_is_again_what_it_was(self) -> None:
+        """With its children, parameters and attributes; afterwards it is what it has become."""
+        model, x = seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.ReLU())), values(0, 2, 3)
+        before, state = model(x), TreeState.of(model)
+        with Edit() as edit:
+            edit.put(model[0]._parameters, "weight", nn.Parameter(torch.zeros(3, 3)))
+            edit.replace(model, model[1], nn.Tanh())
+            edit.set_attribute(model, "mark", 1)
+        after = model(x)
+        with state.again():
+            assert torch.equal(model(x), before)
+            assert not hasattr(model, "mark")
+        assert torch.equal(model(x), after)
+        assert vars(model)["mark"] == 1
+
+    def test_exception_brings_back_what_it_has_become(self) -> None:
+        """Also where the model raises."""
+        model = seeded(lambda: nn.Sequential(nn.ReLU()))
+        state = TreeState.of(model)
+        model[0] = nn.Tanh()
+        with pytest.raises(KeyboardInterrupt), state.again():
+            raise KeyboardInterrupt
+        assert isinstance(model[0], nn.Tanh)

@@ -4,6 +4,7 @@ from tico_quantizers.tuning._descent import Adam, Descent, Loss, Schedule, Split
 from tico_quantizers.tuning._factors import Factor, scales_of
 from tico_quantizers.tuning._loans import Loan, lent
 from tico_quantizers.tuning._recomputing import recomputed
+from tico_quantizers.tuning._tree_state import TreeState
 
 __all__ = [
     "Adam",
@@ -13,6 +14,7 @@ __all__ = [
     "Loss",
     "Schedule",
     "Split",
+    "TreeState",
     "descend",
     "lent",
     "recomputed",
