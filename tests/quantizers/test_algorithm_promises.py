@@ -56,7 +56,7 @@ class TestHQQ(AlgorithmPromises):
 class TestScaleTune(AlgorithmPromises):
     """Scales tuned after GPTQ keep the promises of an algorithm."""
 
-    config = ScaleTuneConfig(base=GPTQConfig(show_progress=False), steps=2, show_progress=False)
+    config = ScaleTuneConfig(base=GPTQConfig(show_progress=False), norms=True, steps=2, show_progress=False)
 
 
 class TestSmoothQuant(AlgorithmPromises):

@@ -101,7 +101,7 @@ def test_nothing_changes_where_no_step_is_better() -> None:
     assert all(torch.equal(tensor, alone[name]) for name, tensor in tuned.state_dict().items())
     found = figures(tuned)
     assert found["divergence"] == found["divergence before"]
-    assert (found["step"], found["largest change of a scale"]) == (0, 0)
+    assert (found["step"], found["largest change"]) == (0, 0)
 
 
 def test_layer_that_an_override_leaves_out_keeps_its_scales() -> None:
@@ -113,6 +113,19 @@ def test_layer_that_an_override_leaves_out_keeps_its_scales() -> None:
     (line,) = (line for line in report(tuned).layers if line.path == "0.first")
     assert line.bits == 3
     assert line.reason == "codes by gptq; scales not tuned: left out by the override '0.first'"
+
+
+def test_norms_are_tuned_where_that_is_asked_for() -> None:
+    """Their weights move besides the scales, their biases and codes do not, and the report names them."""
+    config = attrs.evolve(QUIET, norms=True, overrides={"1": no_quant()})
+    alone, tuned = converted(GPTQ), converted(config)
+    states = alone.state_dict(), tuned.state_dict()
+    changed = {name for name, tensor in states[1].items() if not torch.equal(tensor, states[0][name])}
+    assert changed == {"0.norm.weight", "0.first.packed.scale", "0.second.packed.scale"}
+    assert isinstance(tuned.get_submodule("0.norm").weight, nn.Parameter)
+    reasons = {line.path: line.reason for line in report(tuned).layers}
+    assert "its weight is tuned" in reasons["0.norm"]
+    assert "its weight is tuned" not in reasons["1.norm"]
 
 
 def test_model_of_integers_is_refused() -> None:

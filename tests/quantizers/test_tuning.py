@@ -120,6 +120,16 @@ class TestFactor:
             norm.weight.data = values(0, 64).to(dtype)
             assert torch.equal(Factor.of("", norm, "weight").value(), norm.weight)
 
+    def test_offset_is_multiplied_with_the_tensor(self) -> None:
+        """A weight of 0.5 to which a module adds 1 is 3 - 1 where the factor is 2."""
+        norm = nn.LayerNorm(4)
+        norm.weight.data.fill_(0.5)
+        factor = Factor.of("", norm, "weight", offset=1.0)
+        assert torch.equal(factor.value(), norm.weight)
+        factor.logarithm.data.fill_(math.log(2))
+        # The logarithm of 2 is rounded, and so is what becomes of it.
+        assert factor.value().tolist() == pytest.approx([2.0] * 4, abs=2**-21)
+
     @pytest.mark.parametrize("kind", LAYERS)
     def test_lent_scale_gives_what_the_packed_one_will(self, kind: str) -> None:
         """A layer computes the same bits with the loan and with what `put` leaves; all else is kept."""

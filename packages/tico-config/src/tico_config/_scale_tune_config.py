@@ -32,6 +32,7 @@ class ScaleTuneConfig(ModuleConfig):
 
     Attributes:
         base: the config of the algorithm that quantizes the weights. Its own `target` may be left out.
+        norms: tune the weights of norms, too, which stay floats.
         steps: how many steps are made, each for `samples` samples.
         samples: how many samples a step learns from; the derivatives of one at a time are in memory.
         learning_rate: by about which share of itself a scale may change in the first step; the steps become
@@ -54,6 +55,7 @@ class ScaleTuneConfig(ModuleConfig):
         {
             "overrides",
             "base",
+            "norms",
             "steps",
             "samples",
             "learning_rate",
@@ -65,6 +67,7 @@ class ScaleTuneConfig(ModuleConfig):
     )
 
     base: BaseConfig = attrs.field(factory=GPTQConfig)
+    norms: bool = False
     steps: int = 32
     samples: int = 2
     learning_rate: float = attrs.field(default=2e-3, converter=as_float)

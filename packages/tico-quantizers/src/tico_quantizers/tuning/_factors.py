@@ -28,6 +28,7 @@ class Factor:
         name: its name there.
         start: the tensor that the module holds.
         logarithm: float32 of the shape of `start`, a leaf with derivatives.
+        offset: a number that the module adds to the tensor, and that is multiplied with it.
     """
 
     path: str
@@ -35,9 +36,10 @@ class Factor:
     name: str
     start: Tensor
     logarithm: Tensor
+    offset: float = 0.0
 
     @classmethod
-    def of(cls, path: str, module: nn.Module, name: str) -> Factor:
+    def of(cls, path: str, module: nn.Module, name: str, *, offset: float = 0.0) -> Factor:
         """Return the factors of a tensor that `module` holds, all of them 1.
 
         Raises:
@@ -46,14 +48,15 @@ class Factor:
         place = Loan(module=module, name=name, tensor=torch.empty(0)).place()
         start = place[name].detach()
         logarithm = torch.zeros_like(start, dtype=torch.float32).requires_grad_()
-        return cls(path=path, module=module, name=name, start=start, logarithm=logarithm)
+        return cls(path=path, module=module, name=name, start=start, logarithm=logarithm, offset=offset)
 
     def value(self) -> Tensor:
         """Return the tensor times the factors, in its own dtype; a scale stays a normal number."""
-        product = self.start.to(torch.float32) * self.logarithm.exp()
+        start = self.start.to(torch.float32)
+        moved = start + (start + self.offset) * self.logarithm.expm1()
         if isinstance(self.module, PackedWeight):
-            product = product.clamp(_SMALLEST, _LARGEST)
-        return product.to(self.start.dtype)
+            moved = moved.clamp(_SMALLEST, _LARGEST)
+        return moved.to(self.start.dtype)
 
     def loan(self) -> Loan:
         """Return what lets the module compute with `value`, which has derivatives by `logarithm`."""

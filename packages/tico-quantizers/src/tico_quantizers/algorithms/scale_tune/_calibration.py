@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from torch import nn
 
 from tico_quantizers.calibration import Calibration, Call, Recorder, Snapshots, samples_of
+from tico_quantizers.equivalence import ChannelScale
 from tico_quantizers.protocol import AnyPrepared
 
 
@@ -33,10 +34,11 @@ class CallRecorder(Recorder):
 
 
 class ScaleTuneCalibration(Calibration):
-    """The calls of the model, while the `base` calibrates on them, too."""
+    """The calls of the model, while the `base` calibrates on them, too; `norms` are those of the model."""
 
-    def __init__(self, base: AnyPrepared) -> None:
+    def __init__(self, base: AnyPrepared, norms: tuple[ChannelScale, ...]) -> None:
         self.base = base
+        self.norms = norms
         self.recorder = CallRecorder()
         super().__init__(self.recorder)
 

@@ -15,6 +15,7 @@ from tico_quantizers.algorithms.scale_tune._calibration import ScaleTuneCalibrat
 from tico_quantizers.algorithms.scale_tune._divergence import Divergences
 from tico_quantizers.calibration import quiet_runs
 from tico_quantizers.conversion import Progress
+from tico_quantizers.equivalence import ChannelScale, as_channel_scale
 from tico_quantizers.layers import find_blocks, plan_layers
 from tico_quantizers.protocol import AnyQuantizer, BaseQuantizer, Converted, Example, Planned
 from tico_quantizers.tuning import (
@@ -47,15 +48,17 @@ class ScaleTuneQuantizer(BaseQuantizer[ScaleTuneConfig, ScaleTuneCalibration]):
     ) -> tuple[nn.Module, ScaleTuneCalibration]:
         """Let the base start to watch, and note the calls of the model."""
         self._require_possible(model)
+        norms = self._norms(model)
         root, base = self._base.start(model, example, edit)
-        return root, ScaleTuneCalibration(base)
+        return root, ScaleTuneCalibration(base, norms)
 
     def foresee(self, model: nn.Module, edit: Edit) -> Planned:
         """Return what the base would make of `model`; tuning changes the values of scales alone."""
         self._require_possible(model)
+        norms = self._norms(model)
         planned = self._base.planned(model, edit)
-        _, reasons = _tunable(planned.converted.root, self.config)
-        lines = _lines(planned.converted.report.layers, {}, reasons, self.config)
+        factors, reasons = _tunable(planned.converted.root, norms, self.config)
+        lines = _lines(planned.converted.report.layers, factors, {}, reasons, self.config)
         report = Report(layers=tuple(lines))
         converted = attrs.evolve(planned.converted, report=report)
         return attrs.evolve(planned, converted=converted, notes=(*planned.notes, _NOTE))
@@ -64,7 +67,7 @@ class ScaleTuneQuantizer(BaseQuantizer[ScaleTuneConfig, ScaleTuneCalibration]):
         """Let the base put integers in the place of floats, and move their scales."""
         before = TreeState.of(model)
         root = calibration.base.convert(model, edit)
-        factors, reasons = _tunable(root, self.config)
+        factors, reasons = _tunable(root, calibration.norms, self.config)
         samples = calibration.samples()
         split = Split.of(len(samples), share=self.config.held_out, seed=self.config.seed)
         loss = Divergences(before=before, model=root, samples=samples, factors=factors)
@@ -73,6 +76,11 @@ class ScaleTuneQuantizer(BaseQuantizer[ScaleTuneConfig, ScaleTuneCalibration]):
             for factor in factors:
                 factor.put(edit)
         return _converted(root, factors, reasons, found, self.config)
+
+    def _norms(self, model: nn.Module) -> tuple[ChannelScale, ...]:
+        """Return the norms of `model`, if their weights are to be tuned."""
+        found = (as_channel_scale(module) for _, module in named_modules(model) if self.config.norms)
+        return tuple(norm for norm in found if norm is not None)
 
     def _require_possible(self, model: nn.Module) -> None:
         """Refuse a model, or a base, for which there is no float model to come near to.
@@ -137,27 +145,32 @@ def _without_teacher(path: str, base: str) -> Problem:
     )
 
 
-def _tunable(root: nn.Module, config: ScaleTuneConfig) -> tuple[tuple[Factor, ...], Mapping[str, str]]:
-    """Return the scales of `root` that move, and why others do not, by path.
+def _tunable(
+    root: nn.Module, norms: Sequence[ChannelScale], config: ScaleTuneConfig
+) -> tuple[tuple[Factor, ...], Mapping[str, str]]:
+    """Return what of `root` moves, scales and the weights of `norms`, and why other scales do not, by path.
 
     Raises:
-        ConfigError: there are none; with the reasons.
+        ConfigError: there are no scales; with the reasons.
     """
-    factors, reasons = scales_of(root)
-    left = {
-        factor.path: why for factor in factors if (why := config.reason_to_leave(factor.path)) is not None
-    }
-    moved = tuple(factor for factor in factors if factor.path not in left)
-    if not moved:
+    scales, reasons = scales_of(root)
+    found = [*scales, *_of_norms(root, norms)]
+    left = {each.path: why for each in found if (why := config.reason_to_leave(each.path)) is not None}
+    if all(scale.path in left for scale in scales):
         why = "; ".join(dict.fromkeys([*reasons.values(), *left.values()])) or "it leaves no integers"
-        sentence = f"{type(config.base).__name__} leaves no scales that can be tuned: {why}"
+        base = type(config.base).__name__
         expected = "the config of an algorithm that makes integer weights"
-        raise ConfigError(
-            Problem(
-                field="base", value=Found(type(config.base).__name__), expected=expected, sentence=sentence
-            )
-        )
-    return moved, {**reasons, **left}
+        sentence = f"{base} leaves no scales that can be tuned: {why}"
+        raise ConfigError(Problem(field="base", value=Found(base), expected=expected, sentence=sentence))
+    return tuple(each for each in found if each.path not in left), {**reasons, **left}
+
+
+def _of_norms(root: nn.Module, norms: Sequence[ChannelScale]) -> Iterator[Factor]:
+    """Yield the weights of those `norms` that the base has left in `root`."""
+    offsets = {id(norm.module): norm.offset for norm in norms}
+    for path, module in named_modules(root):
+        if id(module) in offsets:
+            yield Factor.of(path, module, "weight", offset=offsets[id(module)])
 
 
 def _converted(
@@ -168,35 +181,34 @@ def _converted(
     config: ScaleTuneConfig,
 ) -> Converted:
     """Return the result, with a line for each that the base has one for."""
-    figures = {
-        factor.path: (
-            ("divergence before", found.before),
-            ("divergence", found.after),
-            ("step", float(found.step)),
-            ("largest change of a scale", factor.largest_change()),
-        )
-        for factor in factors
-    }
-    modules = {path: root.get_submodule(path) for path in figures}
-    of_base = next(runs[-1].report.layers for each in modules.values() if (runs := runs_of(each)))
-    lines = tuple(_lines(of_base, figures, reasons, config))
-    return Converted(root=root, modules=tuple(modules.values()), report=Report(layers=lines))
+    losses = (("divergence before", found.before), ("divergence", found.after), ("step", float(found.step)))
+    figures = {each.path: (*losses, ("largest change", each.largest_change())) for each in factors}
+    scales = [each.path for each in factors if isinstance(each.module, PackedWeight)]
+    changed = list(figures) if found.step else scales
+    of_base = runs_of(root.get_submodule(scales[0]))[-1].report.layers
+    return Converted(
+        root=root,
+        modules=tuple(root.get_submodule(path) for path in changed),
+        report=Report(layers=tuple(_lines(of_base, factors, figures, reasons, config))),
+    )
 
 
 def _lines(
     of_base: Sequence[LayerReport],
+    factors: Sequence[Factor],
     figures: Mapping[str, tuple[tuple[str, float], ...]],
     reasons: Mapping[str, str],
     config: ScaleTuneConfig,
 ) -> Iterator[LayerReport]:
     """Yield the lines of the base, with what was done besides."""
+    moved = {each.path for each in factors}
     for line in of_base:
         notes = [line.reason]
         if line.bits is not None:
-            notes += [
-                f"codes by {config.base.name}",
-                f"scales not tuned: {reasons[line.path]}" if line.path in reasons else "",
-            ]
+            notes.append(f"codes by {config.base.name}")
+            notes += [f"scales not tuned: {reasons[line.path]}"] if line.path in reasons else []
+        elif line.path in moved:
+            notes.append("its weight is tuned")
         yield attrs.evolve(
             line,
             algorithm=config.name,
