@@ -37,8 +37,18 @@ from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, 
 from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
-from tico_api import GPTQConfig, HQQConfig, PTQConfig, RotationConfig, calibrate, convert, perplexity, prepare
-from tico_config import DType, MinMaxSpec, PerChannel, PerGroup, affine, no_quant
+from tico_api import (
+    GPTQConfig,
+    HQQConfig,
+    PTQConfig,
+    RotationConfig,
+    ScaleTuneConfig,
+    calibrate,
+    convert,
+    perplexity,
+    prepare,
+)
+from tico_config import BaseConfig, DType, MinMaxSpec, PerChannel, PerGroup, affine, no_quant
 
 MEGABYTE: Final = 1e6
 PROBE_TOKENS: Final = 1024
@@ -119,20 +129,37 @@ def ours(show: Callable[[nn.Module, Tensor], None] = calibrated, /, **options: o
     """Return GPTQ as this project does it."""
 
     def quantize(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
-        config = GPTQConfig(
-            bits=task.bits,
-            group_size=task.group_size,
-            damping=task.damping,
-            ragged_groups=True,  # as the peers do
-            show_progress=False,
-            **options,  # type: ignore[arg-type]
-        )
-        model = prepare(model, config)
-        show(model, calibration)
-        SHOWN.append(time.process_time())
-        return convert(model)
+        return converted(model, calibration, gptq_config(task, options), show)
 
     return quantize
+
+
+def tuned(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
+    """Return GPTQ as this project does it, with scales that are tuned together afterwards."""
+    config = ScaleTuneConfig(base=gptq_config(task, {}), show_progress=False)
+    return converted(model, calibration, config, calibrated)
+
+
+def gptq_config(task: Task, options: Mapping[str, object]) -> GPTQConfig:
+    """Return the config of GPTQ for a task, with other `options` besides."""
+    return GPTQConfig(
+        bits=task.bits,
+        group_size=task.group_size,
+        damping=task.damping,
+        ragged_groups=True,  # as the peers do
+        show_progress=False,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def converted(
+    model: nn.Module, calibration: Tensor, config: BaseConfig, show: Callable[[nn.Module, Tensor], None]
+) -> nn.Module:
+    """Return a model that has been shown the calibration windows and was converted."""
+    model = prepare(model, config)
+    show(model, calibration)
+    SHOWN.append(time.process_time())
+    return convert(model)
 
 
 def rotated(quantize: Quantize) -> Quantize:
@@ -161,8 +188,8 @@ def tico(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
     model = quantizer.prepare(model)
     run(model, calibration)
     SHOWN.append(time.process_time())
-    converted: nn.Module = quantizer.convert(model)
-    return converted
+    made: nn.Module = quantizer.convert(model)
+    return made
 
 
 def llm_compressor(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
@@ -179,11 +206,12 @@ def llm_compressor(model: nn.Module, calibration: Tensor, task: Task) -> nn.Modu
 
 
 UNIFORM: Final = {"token_weights": "uniform"}
-PAPER: Final = {"act_order": False, "static_groups": False, "observer": MinMaxSpec()}
+PAPER: Final[Mapping[str, object]] = {"act_order": False, "static_groups": False, "observer": MinMaxSpec()}
 OURS: Final[Mapping[str, Quantize]] = {
     "ours": ours(),
     "ours, paper's grids": ours(**PAPER),
     "ours, ordered alone": ours(observer=MinMaxSpec()),
+    "ours, scales tuned": tuned,
     "ours, rotated": rotated(ours()),
     "ours, uniform": ours(**UNIFORM),
     "ours, whole passes": ours(run, **UNIFORM),

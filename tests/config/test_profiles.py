@@ -30,6 +30,7 @@ from tico_config import (
     PTQConfig,
     QScheme,
     RotationConfig,
+    ScaleTuneConfig,
     SmoothQuantConfig,
     SuperBlock,
     affine,
@@ -144,7 +145,17 @@ def test_what_is_not_known_is_not_judged() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [GPTQConfig, PTQConfig, AWQConfig, CLEConfig, HQQConfig, PT2EConfig, RotationConfig, SmoothQuantConfig],
+    [
+        GPTQConfig,
+        PTQConfig,
+        AWQConfig,
+        CLEConfig,
+        HQQConfig,
+        PT2EConfig,
+        RotationConfig,
+        ScaleTuneConfig,
+        SmoothQuantConfig,
+    ],
 )
 @pytest.mark.parametrize("profile", [profiles.CIRCLE, OWN])
 def test_a_config_with_a_target_survives_json(config: type[BaseConfig], profile: DeploymentProfile) -> None:

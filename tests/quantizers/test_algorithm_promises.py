@@ -16,6 +16,7 @@ from tico_config import (
     HQQConfig,
     ModuleConfig,
     RotationConfig,
+    ScaleTuneConfig,
     SmoothQuantConfig,
     register_config,
 )
@@ -50,6 +51,12 @@ class TestHQQ(AlgorithmPromises):
 
     config = HQQConfig(show_progress=False)
     needs_data = False
+
+
+class TestScaleTune(AlgorithmPromises):
+    """Scales tuned after GPTQ keep the promises of an algorithm."""
+
+    config = ScaleTuneConfig(base=GPTQConfig(show_progress=False), norms=True, steps=2, show_progress=False)
 
 
 class TestSmoothQuant(AlgorithmPromises):

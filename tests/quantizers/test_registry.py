@@ -67,7 +67,7 @@ def test_entries_are_added_to_a_new_registry() -> None:
 def test_an_entry_refuses_other_configs() -> None:
     """The config type that it was made for is the only one it takes."""
     with refused(None, ConfigError, field="quant_config") as caught:
-        ENTRY.make(PTQConfig())
+        ENTRY.make(PTQConfig(), Registry())
     assert caught.value.expected == "a GPTQConfig"
 
 

@@ -63,6 +63,7 @@ class TestPublicAPI(PublicAPI):
         "QuantSpec",
         "Resolution",
         "RotationConfig",
+        "ScaleTuneConfig",
         "Rule",
         "SmoothQuantConfig",
         "SmoothingConfig",

@@ -46,6 +46,8 @@ class TestPublicAPI(PublicAPI):
         "Report",
         "RestorableModule",
         "RotationQuantizer",
+        "ScaleTuneQuantizer",
+        "composed_entry",
         "Run",
         "ScaledInput",
         "SmoothQuantQuantizer",
@@ -100,6 +102,7 @@ class TestRegistry(PublicNames):
         "QuantizerEntry",
         "Registry",
         "installed_entries",
+        "composed_entry",
         "quantizer_entry",
     )
 
@@ -219,6 +222,7 @@ class TestCalibration(PublicNames):
         "require_same_result",
         "require_watched",
         "revision",
+        "samples_of",
         "run_blocks",
         "spoiled_figures",
         "spoiled_points",
@@ -272,6 +276,26 @@ class TestEquivalence(PublicNames):
         "rotations_of",
         "scaled_memory",
         "undecided_in",
+    )
+
+
+class TestTuning(PublicNames):
+    """What the room `tico_quantizers.tuning` promises."""
+
+    package = "tico_quantizers.tuning"
+    names = (
+        "Adam",
+        "Descent",
+        "Factor",
+        "Loan",
+        "Loss",
+        "Schedule",
+        "Split",
+        "TreeState",
+        "descend",
+        "lent",
+        "recomputed",
+        "scales_of",
     )
 
 
@@ -389,7 +413,7 @@ class TestEvaluation(PublicNames):
     """What the room `tico_quantizers.evaluation` promises."""
 
     package = "tico_quantizers.evaluation"
-    names = ("BlockError", "Comparison", "compare", "perplexity")
+    names = ("BlockError", "Comparison", "compare", "logits_of", "perplexity", "rows_of")
 
 
 class TestCLE(PublicNames):
@@ -397,6 +421,13 @@ class TestCLE(PublicNames):
 
     package = "tico_quantizers.algorithms.cle"
     names = ("CLEQuantizer",)
+
+
+class TestScaleTune(PublicNames):
+    """What the room `tico_quantizers.algorithms.scale_tune` promises."""
+
+    package = "tico_quantizers.algorithms.scale_tune"
+    names = ("ScaleTuneQuantizer",)
 
 
 class TestHQQ(PublicNames):

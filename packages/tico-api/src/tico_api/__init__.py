@@ -11,6 +11,7 @@ from tico_config import (
     PT2EConfig,
     PTQConfig,
     RotationConfig,
+    ScaleTuneConfig,
     SmoothQuantConfig,
 )
 from tico_modules import Offload, Report, load_quantized, map_checkpoint, report, save_quantized, set_backend
@@ -31,6 +32,7 @@ __all__ = [
     "Registry",
     "Report",
     "RotationConfig",
+    "ScaleTuneConfig",
     "SmoothQuantConfig",
     "calibrate",
     "compare",

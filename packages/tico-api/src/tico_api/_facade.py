@@ -15,6 +15,7 @@ from tico_config import (
     PT2EConfig,
     PTQConfig,
     RotationConfig,
+    ScaleTuneConfig,
     SmoothQuantConfig,
 )
 from tico_modules import Offload
@@ -25,7 +26,9 @@ from tico_quantizers import (
     HQQQuantizer,
     Registry,
     RotationQuantizer,
+    ScaleTuneQuantizer,
     SmoothQuantQuantizer,
+    composed_entry,
     lifecycle,
     quantizer_entry,
 )
@@ -41,6 +44,7 @@ BUILT_IN = Registry(
         quantizer_entry(CLEConfig, CLEQuantizer),
         quantizer_entry(HQQConfig, HQQQuantizer),
         quantizer_entry(RotationConfig, RotationQuantizer),
+        composed_entry(ScaleTuneConfig, ScaleTuneQuantizer, ScaleTuneConfig.aimed_base),
     )
 )
 

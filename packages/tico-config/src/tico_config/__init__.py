@@ -54,6 +54,7 @@ from tico_config._ptq_config import PTQConfig
 from tico_config._quant_spec import QuantSpec, affine, is_left_out, mx, no_quant
 from tico_config._registry import register_config, register_observer_spec
 from tico_config._rotation_config import RotationConfig
+from tico_config._scale_tune_config import ScaleTuneConfig
 from tico_config._smoothing_config import SmoothingConfig
 from tico_config._smoothquant_config import SmoothQuantConfig
 from tico_config._spec_config import SpecConfig
@@ -114,6 +115,7 @@ __all__ = [
     "Resolution",
     "RotationConfig",
     "Rule",
+    "ScaleTuneConfig",
     "SmoothQuantConfig",
     "SmoothingConfig",
     "SpecConfig",

@@ -52,6 +52,7 @@ from tico_quantizers.algorithms.cle import CLEQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
 from tico_quantizers.algorithms.hqq import HQQQuantizer
 from tico_quantizers.algorithms.rotation import RotationQuantizer
+from tico_quantizers.algorithms.scale_tune import ScaleTuneQuantizer
 from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
 from tico_quantizers.calibration import Calibration, Recorder, require_watched
 from tico_quantizers.layers import find_blocks
@@ -64,7 +65,13 @@ from tico_quantizers.protocol import (
     Planned,
     Prepared,
 )
-from tico_quantizers.registry import QuantizerEntry, Registry, installed_entries, quantizer_entry
+from tico_quantizers.registry import (
+    QuantizerEntry,
+    Registry,
+    composed_entry,
+    installed_entries,
+    quantizer_entry,
+)
 from tico_quantizers.solvers import quantize_weight, smoothing_scale
 
 __all__ = [
@@ -107,11 +114,13 @@ __all__ = [
     "RestorableModule",
     "RotationQuantizer",
     "Run",
+    "ScaleTuneQuantizer",
     "ScaledInput",
     "SmoothQuantQuantizer",
     "carry_over",
     "child_path",
     "children",
+    "composed_entry",
     "find_blocks",
     "find_entry_points",
     "find_tied_paths",

@@ -14,7 +14,14 @@ from tico_modules import BrokenPlugIn, find_entry_points, load_plug_in
 from tico_quantizers.calibration import Calibration
 from tico_quantizers.protocol import AnyQuantizer, BaseQuantizer
 
-__all__ = ["ENTRY_POINT_GROUP", "QuantizerEntry", "Registry", "installed_entries", "quantizer_entry"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "QuantizerEntry",
+    "Registry",
+    "composed_entry",
+    "installed_entries",
+    "quantizer_entry",
+]
 
 C = TypeVar("C", bound=BaseConfig)
 B = TypeVar("B", bound=BaseConfig)
@@ -25,10 +32,10 @@ ENTRY_POINT_GROUP = "tico.quantizers"
 @final
 @attrs.frozen
 class QuantizerEntry:
-    """One algorithm: the config type that asks for it, and what makes its quantizer."""
+    """One algorithm: the config type that asks for it, and what makes its quantizer with a registry."""
 
     config_type: type[BaseConfig]
-    make: Callable[[BaseConfig], AnyQuantizer]
+    make: Callable[[BaseConfig, Registry], AnyQuantizer]
 
 
 def quantizer_entry(config_type: type[C], quantizer: Callable[[C], BaseQuantizer[B, K]]) -> QuantizerEntry:
@@ -41,13 +48,44 @@ def quantizer_entry(config_type: type[C], quantizer: Callable[[C], BaseQuantizer
     """
     _require_complete(quantizer)
 
-    def make(config: BaseConfig) -> AnyQuantizer:
-        if not isinstance(config, config_type):
-            expected = f"a {config_type.__name__}"
-            raise ConfigError(Problem(field="quant_config", value=config, expected=expected))
-        return quantizer(config)
+    def make(config: BaseConfig, registry: Registry) -> AnyQuantizer:
+        return quantizer(_of_type(config, config_type))
 
     return QuantizerEntry(config_type, make)
+
+
+def composed_entry(
+    config_type: type[C],
+    quantizer: Callable[[C, AnyQuantizer], BaseQuantizer[B, K]],
+    base: Callable[[C], BaseConfig],
+) -> QuantizerEntry:
+    """Return the entry of an algorithm that goes on from what another one leaves, in one conversion.
+
+    Its quantizer is made of the config, and of the quantizer that the registry has for the config `base` in
+    it.
+
+    Raises:
+        ConfigError: `quantizer` is a class that lacks methods; each is named, with what it takes and returns.
+    """
+    _require_complete(quantizer)
+
+    def make(config: BaseConfig, registry: Registry) -> AnyQuantizer:
+        own = _of_type(config, config_type)
+        return quantizer(own, registry.quantizer(base(own)))
+
+    return QuantizerEntry(config_type, make)
+
+
+def _of_type(config: BaseConfig, config_type: type[C]) -> C:
+    """Return `config`, which is to be of the given type.
+
+    Raises:
+        ConfigError: it is of another one.
+    """
+    if not isinstance(config, config_type):
+        expected = f"a {config_type.__name__}"
+        raise ConfigError(Problem(field="quant_config", value=config, expected=expected))
+    return config
 
 
 def _require_complete(quantizer: object) -> None:
@@ -152,7 +190,7 @@ class Registry:
                     remedy=remedy,
                 )
             )
-        return entry.make(config)
+        return entry.make(config, self)
 
     def _not_served(self, kind: type[BaseConfig]) -> UnsupportedError:
         names = ", ".join(sorted(served.__name__ for served in self._entries)) or "nothing"

@@ -44,7 +44,7 @@ from tico_quantizers.calibration._layer_statistics import (
     require_layers,
 )
 from tico_quantizers.calibration._masks import is_mask_name, real_tokens
-from tico_quantizers.calibration._micro_batches import Batch, TokenMask, micro_batches
+from tico_quantizers.calibration._micro_batches import Batch, TokenMask, micro_batches, samples_of
 from tico_quantizers.calibration._process import unchanged_process
 from tico_quantizers.calibration._quiet_runs import has_foreign_hooks, quiet_runs
 from tico_quantizers.calibration._ranks import ALONE, Ranks
@@ -120,6 +120,7 @@ __all__ = [
     "require_watched",
     "revision",
     "run_blocks",
+    "samples_of",
     "spoiled_figures",
     "spoiled_points",
     "tensor_leaves",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, TypeAlias
 
+import attrs
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from tico_config import CalibrationError, Found, Problem
+from tico_quantizers.calibration._calls import Call, Opaque, leaves_of
 from tico_quantizers.calibration._masks import have_one_prefix, is_mask_name, real_tokens
 
 Batch: TypeAlias = Tensor | Sequence[object] | Mapping[str, object]
@@ -59,6 +61,28 @@ def micro_batches(
         cut = _cut_named(part, names) if given is None else _cut_own(part, given, name)
         if cut is not None:
             yield _arguments(cut)
+
+
+def samples_of(call: Call) -> Iterator[Call]:
+    """Yield calls with one sample each of a call of a model, as `micro_batches` does.
+
+    A call with an object that is no tensor, such as a cache, which may know the samples, is left whole.
+
+    >>> import torch
+    >>> ids, mask = torch.tensor([[0, 0, 7], [4, 5, 6]]), torch.tensor([[0, 0, 1], [1, 1, 1]])
+    >>> [each.args[0].tolist() for each in samples_of(Call(args=(ids,), kwargs={"attention_mask": mask}))]
+    [[[7]], [[4, 5, 6]]]
+    """
+    if any(isinstance(leaf, Opaque) for leaf in leaves_of(call)):
+        yield call
+        return
+    entries: _Entries = dict(enumerate(call.args))
+    entries.update(call.kwargs.items())
+    for part, _ in _parts(entries, None, 1):
+        cut = _cut_named(part, [key for key in part if _is_mask(key)])
+        if cut is not None:
+            args, kwargs = _arguments(cut)
+            yield attrs.evolve(call, args=args, kwargs=kwargs)
 
 
 def _entries(batch: object) -> _Entries:

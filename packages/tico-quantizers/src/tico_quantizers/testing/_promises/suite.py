@@ -19,6 +19,7 @@ from tico_config import (
     HQQConfig,
     Problem,
     RotationConfig,
+    ScaleTuneConfig,
     SmoothQuantConfig,
     SpecConfig,
     TicoError,
@@ -30,9 +31,16 @@ from tico_quantizers.algorithms.cle import CLEQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
 from tico_quantizers.algorithms.hqq import HQQQuantizer
 from tico_quantizers.algorithms.rotation import RotationQuantizer
+from tico_quantizers.algorithms.scale_tune import ScaleTuneQuantizer
 from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
 from tico_quantizers.lifecycle import convert, prepare
-from tico_quantizers.registry import QuantizerEntry, Registry, installed_entries, quantizer_entry
+from tico_quantizers.registry import (
+    QuantizerEntry,
+    Registry,
+    composed_entry,
+    installed_entries,
+    quantizer_entry,
+)
 from tico_quantizers.testing._faults import TorchCalls
 from tico_quantizers.testing._models import ConvNet, Fourfold, Masked, ResidualBlock, seeded, values
 
@@ -43,6 +51,7 @@ _BUILT_IN = (
     quantizer_entry(HQQConfig, HQQQuantizer),
     quantizer_entry(SmoothQuantConfig, SmoothQuantQuantizer),
     quantizer_entry(RotationConfig, RotationQuantizer),
+    composed_entry(ScaleTuneConfig, ScaleTuneQuantizer, ScaleTuneConfig.aimed_base),
 )
 _ERRORS = (RuntimeError, KeyboardInterrupt, MemoryError)
 
