@@ -12,6 +12,7 @@ from tico_config import (
     UINT8,
     AWQConfig,
     BaseConfig,
+    BlockTuneConfig,
     CLEConfig,
     ConfigError,
     DeploymentProfile,
@@ -144,7 +145,17 @@ def test_what_is_not_known_is_not_judged() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [GPTQConfig, PTQConfig, AWQConfig, CLEConfig, HQQConfig, PT2EConfig, RotationConfig, SmoothQuantConfig],
+    [
+        GPTQConfig,
+        PTQConfig,
+        AWQConfig,
+        BlockTuneConfig,
+        CLEConfig,
+        HQQConfig,
+        PT2EConfig,
+        RotationConfig,
+        SmoothQuantConfig,
+    ],
 )
 @pytest.mark.parametrize("profile", [profiles.CIRCLE, OWN])
 def test_a_config_with_a_target_survives_json(config: type[BaseConfig], profile: DeploymentProfile) -> None:
@@ -173,7 +184,7 @@ def test_configs_have_the_fields_asked_for() -> None:
     )
     static = profiles.VLLM.config(PTQConfig, activation=affine(INT8))
     assert (static.weight, static.scope) == (affine(INT8), "linear")
-    for kind in (AWQConfig, HQQConfig):
+    for kind in (AWQConfig, BlockTuneConfig, HQQConfig):
         assert profiles.LLAMA_CPP.config(kind, symmetric=False).weight_format() == GridFormat(
             dtype=UINT4, granularity=PerGroup(size=128), symmetric=False
         )

@@ -11,6 +11,7 @@ class TestPublicAPI(PublicAPI):
     names = (
         "BUILT_IN",
         "AWQConfig",
+        "BlockTuneConfig",
         "CLEConfig",
         "GPTQConfig",
         "HQQConfig",
@@ -48,6 +49,7 @@ class TestPublicAlias(PublicAPI):
     names = (
         "BUILT_IN",
         "AWQConfig",
+        "BlockTuneConfig",
         "CLEConfig",
         "GPTQConfig",
         "HQQConfig",
@@ -93,6 +95,7 @@ class TestPublicConfigAlias(PublicAPI):
         "AWQConfig",
         "ArtifactError",
         "BaseConfig",
+        "BlockTuneConfig",
         "CLEConfig",
         "CalibrationError",
         "ConfigError",

@@ -15,6 +15,7 @@ class TestPublicAPI(PublicAPI):
         "AnyPrepared",
         "AnyQuantizer",
         "BaseQuantizer",
+        "BlockTuneQuantizer",
         "CLEQuantizer",
         "Calibration",
         "ConvSettings",
@@ -165,6 +166,7 @@ class TestCalibration(PublicNames):
     package = "tico_quantizers.calibration"
     names = (
         "ExpertLayers",
+        "Finish",
         "ABSMAX",
         "ALONE",
         "ActivationStore",
@@ -172,6 +174,7 @@ class TestCalibration(PublicNames):
         "BlockCalls",
         "BlockInputs",
         "BlockOptions",
+        "BlockRuns",
         "Calibration",
         "Call",
         "Checkpoint",
@@ -282,6 +285,7 @@ class TestTuning(PublicNames):
         "Adam",
         "Descent",
         "Factor",
+        "LearnedRounding",
         "Loan",
         "Loss",
         "Schedule",
@@ -343,6 +347,7 @@ class TestConversion(PublicNames):
         "NEVER_CALLED",
         "gram_memory",
         "planned_layers",
+        "solved_weight",
     )
 
 
@@ -408,6 +413,13 @@ class TestEvaluation(PublicNames):
 
     package = "tico_quantizers.evaluation"
     names = ("BlockError", "Comparison", "compare", "perplexity")
+
+
+class TestBlockTune(PublicNames):
+    """What the room `tico_quantizers.algorithms.block_tune` promises."""
+
+    package = "tico_quantizers.algorithms.block_tune"
+    names = ("BlockTuneQuantizer",)
 
 
 class TestCLE(PublicNames):

@@ -3,6 +3,7 @@
 from tico_api import (
     BUILT_IN,
     AWQConfig,
+    BlockTuneConfig,
     CLEConfig,
     GPTQConfig,
     HQQConfig,
@@ -34,6 +35,7 @@ from tico_api import (
 __all__ = [
     "BUILT_IN",
     "AWQConfig",
+    "BlockTuneConfig",
     "CLEConfig",
     "GPTQConfig",
     "HQQConfig",

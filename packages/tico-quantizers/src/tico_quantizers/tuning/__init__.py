@@ -4,11 +4,13 @@ from tico_quantizers.tuning._descent import Adam, Descent, Loss, Schedule, Split
 from tico_quantizers.tuning._factors import Factor, scales_of
 from tico_quantizers.tuning._loans import Loan, lent
 from tico_quantizers.tuning._recomputing import recomputed
+from tico_quantizers.tuning._rounding import LearnedRounding
 
 __all__ = [
     "Adam",
     "Descent",
     "Factor",
+    "LearnedRounding",
     "Loan",
     "Loss",
     "Schedule",
