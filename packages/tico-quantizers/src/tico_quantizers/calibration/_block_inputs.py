@@ -141,7 +141,7 @@ class BlockInputs:
         self.blocks = tuple(block for _, block in found)
         self.block_paths = tuple(path for path, _ in found)
         store = ActivationStore(offload=options.offload, narrow=options.narrow)
-        self.calls = BlockCalls(self.blocks, store)
+        self.calls = BlockCalls(self.blocks, store, whole=self.blocks == (model,))
         self.passes = Passes(model, store.another())
         self.early_end = EarlyEnd(self.calls, self.passes, is_off=not options.early_end)
         self.layers: Mapping[str, Layer] = {}

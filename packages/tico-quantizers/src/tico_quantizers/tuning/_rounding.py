@@ -1,9 +1,10 @@
 """Codes and scales of a weight that steps of a descent can move, by derivatives straight through rounding.
 
-The codes are q = clamp(round(p + V) + z) for offsets V from -1/2 to 1/2, and the weight is (q - z) s, as in
-SignRound (Cheng et al. 2023, arXiv 2309.05516, section 3). There p is the float weight W / s; here a weight
-starts from any codes c, such as those of GPTQ. So p is the point W / s where that rounds to c, and where it
-does not, the point next to it that does. A scale s = s₀ eᵗ moves p along with W / s, and zero points stay.
+With offsets V from -1/2 to 1/2, the codes are q = clamp(round(p + V) + z), and the weight is (q - z) s: as in
+SignRound (Cheng et al. 2023, arXiv 2309.05516, section 3), but for two things. There p is W / s for the float
+weight W. Here codes start from any c, such as those of GPTQ, which are often not the nearest: p is the point
+nearest to W / s that is at most `EDGE` from c - z. And p stays where the scale s = s₀ eᵗ moves, so that the
+derivative by t is exact as long as the codes stay. Zero points stay.
 """
 
 from __future__ import annotations
@@ -16,75 +17,70 @@ from torch import Tensor
 
 from tico_modules import PackedWeight
 
-# Weights that are further from 0 than so many steps are beyond every code.
-_FURTHEST: Final = 2.0**16
+EDGE: Final = 0.25
+"""How far a weight may be from its code at the start: less than 1/2, or one step would undo what GPTQ did."""
+
+# How far t moves when V moves by 1. Both are moved by steps of one length.
+_STRETCH: Final = 0.1
 _SMALLEST: Final = torch.finfo(torch.float32).tiny
 _LARGEST: Final = torch.finfo(torch.float32).max
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class LearnedRounding:
-    """A weight on a grid, as a function of `offsets` and `logarithms`, leaves with derivatives.
+    """A weight on a grid, as a function of `offsets` and `stretches`, leaves with derivatives.
 
     Where both are 0, it is `start`, bit for bit.
 
     Attributes:
-        start: the weight that it starts from, without `group_index` and `super_block`.
-        steps: p for the scales of `start`, (rows, columns).
-        ratios: W / s for them, within reason, (rows, columns).
-        offsets: V in units of `reach`, (rows, columns).
-        logarithms: t in units of `stretch`, (rows, groups).
-        reach: how far one step of a descent moves V, by the length of the step.
-        stretch: the same of t.
+        start: the weight that it starts from.
+        points: p, (rows, columns).
+        offsets: V, (rows, columns).
+        stretches: 10 t, (rows, groups), so that steps of one length fit both.
     """
 
     start: PackedWeight
-    steps: Tensor
-    ratios: Tensor
+    points: Tensor
     offsets: Tensor
-    logarithms: Tensor
-    reach: float = 1.0
-    stretch: float = 0.1
+    stretches: Tensor
 
     @classmethod
-    def of(
-        cls,
-        weight: Tensor,
-        start: PackedWeight,
-        *,
-        reach: float = 1.0,
-        stretch: float = 0.1,
-        edge: float = 0.5,
-    ) -> LearnedRounding:
-        """Return `start`, the codes that the float `weight` (rows, columns) has so far, ready to be moved."""
-        scale = start.spread_groups(start.scale)
-        ratios = (weight / scale).clamp(-_FURTHEST, _FURTHEST)
+    def of(cls, weight: Tensor, start: PackedWeight) -> LearnedRounding:
+        """Return `start`, whose codes the float `weight` (rows, columns) has so far, ready to be moved.
+
+        The grids of `start` share no scale (`super_block`), and its groups are runs of columns.
+
+        >>> from tico_config import DType
+        >>> weight = torch.tensor([[0.0, 1.1, 3.0]])
+        >>> start = PackedWeight.round_to_nearest(weight, DType.uint(2), symmetric=False, group_size=None)
+        >>> rounding = LearnedRounding.of(weight, start)
+        >>> with torch.no_grad():
+        ...     rounding.offsets[0, 1] = 0.45
+        >>> rounding.packed().dequantize().tolist()
+        [[0.0, 2.0, 3.0]]
+        """
         middle = (start.integer_codes() - start.spread_groups(start.zero_point)).to(torch.float32)
-        steps = ratios.clamp(middle - edge, middle + edge)
+        points = (weight / start.spread_groups(start.scale)).clamp(middle - EDGE, middle + EDGE)
         return cls(
             start=start,
-            steps=steps,
-            ratios=ratios,
-            offsets=torch.zeros_like(steps).requires_grad_(),
-            logarithms=torch.zeros_like(start.scale).requires_grad_(),
-            reach=reach,
-            stretch=stretch,
+            points=points,
+            offsets=torch.zeros_like(points).requires_grad_(),
+            stretches=torch.zeros_like(start.scale).requires_grad_(),
         )
 
     def scale(self) -> Tensor:
         """Return s, (rows, groups)."""
-        return (self.start.scale * (self.stretch * self.logarithms).exp()).clamp(_SMALLEST, _LARGEST)
+        return (self.start.scale * (_STRETCH * self.stretches).exp()).clamp(_SMALLEST, _LARGEST)
 
     def weight(self) -> Tensor:
         """Return (q - z) s in the shape of the float weight, with derivatives."""
-        values = self._codes() * self.start.spread_groups(self.scale())
-        return values.view(self.start.shape)
+        values = self._distances() * self.start.spread_groups(self.scale())
+        return values.clamp(-_LARGEST, _LARGEST).view(self.start.shape)
 
-    def _codes(self) -> Tensor:
+    def _distances(self) -> Tensor:
         """Return q - z, with derivatives."""
-        shrunk = torch.expm1(-self.stretch * self.logarithms)
-        moved = torch.addcmul(self.steps, self.ratios, self.start.spread_groups(shrunk))
-        moved = moved + (self.reach * self.offsets).clamp(-0.5, 0.5)
+        moved = self.points + self.offsets.clamp(-0.5, 0.5)
+        # The difference is exact, so that the sum is, too.
         rounded = moved + (moved.detach().round() - moved.detach())
         dtype, zero = self.start.dtype, self.start.spread_groups(self.start.zero_point)
         return rounded.clamp(dtype.qmin - zero, dtype.qmax - zero)
@@ -93,9 +89,8 @@ class LearnedRounding:
     def packed(self) -> PackedWeight:
         """Return the weight as it is now, in integers: its ``dequantize()`` is `weight`, bit for bit."""
         zero, start = self.start.zero_point, self.start
-        codes = self._codes().to(torch.int32) + start.spread_groups(zero)
         return PackedWeight.from_codes(
-            codes,
+            self._distances().to(torch.int32) + start.spread_groups(zero),
             self.scale(),
             zero,
             dtype=start.dtype,

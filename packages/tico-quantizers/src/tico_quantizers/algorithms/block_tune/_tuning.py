@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Final
+from typing import Final, TypeAlias
 
 import attrs
+import torch
 from torch import Tensor
 
 from tico_config import BlockTuneConfig, NumericsError
@@ -43,6 +44,9 @@ def tuned(
     return [_finished(each, found, seconds) if each.line.path in free else each for each in weights]
 
 
+Learned: TypeAlias = tuple[Layer, LearnedRounding]
+
+
 @attrs.frozen(eq=False)
 class _Moved:
     """Where the weights of a block have been moved to, by path."""
@@ -59,36 +63,43 @@ def _attempt(
         return _IN_STEP
     if not len(runs):
         return _NO_OUTPUT
-    starts = [(each, layers[each.line.path]) for each in weights if each.line.path in layers]
+    learned = {
+        each.line.path: (
+            layers[each.line.path],
+            LearnedRounding.of(matrix(layers[each.line.path]), each.packed),
+        )
+        for each in weights
+        if each.line.path in layers
+    }
+    pairs = tuple(learned.values())
+    if attempted_twice(lambda: _slopes(pairs, runs)) is None:
+        return _NO_DERIVATIVES
     try:
-        moved = attempted_twice(lambda: _descended(config, starts, runs))
+        descent = _descended(config, pairs, runs)
     except NumericsError:
         return _NOT_FINITE
-    return _NO_DERIVATIVES if moved is None else moved
+    return _Moved({path: rounding for path, (_, rounding) in learned.items()}, descent)
 
 
-def _descended(
-    config: BlockTuneConfig, starts: Sequence[tuple[QuantizedWeight, Layer]], runs: BlockRuns
-) -> _Moved:
-    learned = [(layer, LearnedRounding.of(matrix(layer), each.packed)) for each, layer in starts]
-    descent = descend(
-        [value for _, each in learned for value in (each.offsets, each.logarithms)],
-        BlockLoss(runs),
-        Split.of(len(runs), share=config.held_out, seed=config.seed),
-        Schedule(
-            steps=config.steps,
-            rate=config.rate,
-            samples=config.samples,
-            checks=_CHECKS,
-            seed=config.seed,
-        ),
-        within=lambda: _lent(learned),
+def _slopes(learned: Sequence[Learned], runs: BlockRuns) -> Sequence[Tensor]:
+    """Return the derivatives for one sample: to know whether there are any."""
+    with torch.enable_grad(), _lent(learned):
+        return torch.autograd.grad(BlockLoss(runs)(0), _leaves(learned), allow_unused=True)
+
+
+def _leaves(learned: Sequence[Learned]) -> list[Tensor]:
+    return [leaf for _, rounding in learned for leaf in (rounding.offsets, rounding.stretches)]
+
+
+def _descended(config: BlockTuneConfig, learned: Sequence[Learned], runs: BlockRuns) -> Descent:
+    schedule = Schedule(
+        steps=config.steps, rate=config.rate, samples=config.samples, checks=_CHECKS, seed=config.seed
     )
-    paths = (each.line.path for each, _ in starts)
-    return _Moved({path: each for path, (_, each) in zip(paths, learned, strict=True)}, descent)
+    split = Split.of(len(runs), share=config.held_out, seed=config.seed)
+    return descend(_leaves(learned), BlockLoss(runs), split, schedule, within=lambda: _lent(learned))
 
 
-def _lent(learned: Iterable[tuple[Layer, LearnedRounding]]) -> AbstractContextManager[None]:
+def _lent(learned: Iterable[Learned]) -> AbstractContextManager[None]:
     """Return a context in which layers compute with their weights as they are on their grids now."""
     return lent(
         [Loan(module=layer, name="weight", tensor=_as_held(layer, each.weight())) for layer, each in learned]
