@@ -17,6 +17,7 @@ import torch
 from tico_config import (
     AWQConfig,
     BaseConfig,
+    BlockTuneConfig,
     CLEConfig,
     ConfigError,
     DType,
@@ -59,6 +60,7 @@ CONFIGS = (
     AWQConfig,
     HQQConfig,
     CLEConfig,
+    BlockTuneConfig,
     BaseConfig,
     ModuleConfig,
     SpecConfig,
@@ -246,6 +248,7 @@ FOREIGN: dict[tuple[type, str], str] = {
     (SmoothQuantConfig, "ignore"): "overrides",
     (AWQConfig, "q_group_size"): "group_size",
     (AWQConfig, "w_bit"): "bits",
+    (BlockTuneConfig, "iters"): "bits",
     (HQQConfig, "lp_nrom"): "lp_norm",
     (PT2EConfig, "operator"): "operators",
     (EMASpec, "momentun"): "momentum",

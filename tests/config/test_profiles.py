@@ -12,6 +12,7 @@ from tico_config import (
     UINT8,
     AWQConfig,
     BaseConfig,
+    BlockTuneConfig,
     CLEConfig,
     ConfigError,
     DeploymentProfile,
@@ -149,6 +150,7 @@ def test_what_is_not_known_is_not_judged() -> None:
         GPTQConfig,
         PTQConfig,
         AWQConfig,
+        BlockTuneConfig,
         CLEConfig,
         HQQConfig,
         PT2EConfig,
@@ -184,7 +186,7 @@ def test_configs_have_the_fields_asked_for() -> None:
     )
     static = profiles.VLLM.config(PTQConfig, activation=affine(INT8))
     assert (static.weight, static.scope) == (affine(INT8), "linear")
-    for kind in (AWQConfig, HQQConfig):
+    for kind in (AWQConfig, BlockTuneConfig, HQQConfig):
         assert profiles.LLAMA_CPP.config(kind, symmetric=False).weight_format() == GridFormat(
             dtype=UINT4, granularity=PerGroup(size=128), symmetric=False
         )

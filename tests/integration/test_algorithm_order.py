@@ -12,6 +12,7 @@ from distributions import ROOT
 from tico.quantization import (
     BUILT_IN,
     AWQConfig,
+    BlockTuneConfig,
     CLEConfig,
     GPTQConfig,
     HQQConfig,
@@ -29,6 +30,7 @@ from tiny_models import values
 
 CONFIGS: Final[dict[str, BaseConfig]] = {
     "GPTQ": GPTQConfig(show_progress=False),
+    "block tuning": BlockTuneConfig(show_progress=False),
     "AWQ": AWQConfig(group_size=None, show_progress=False),
     "HQQ": HQQConfig(show_progress=False),
     "ScaleTune": ScaleTuneConfig(base=GPTQConfig(show_progress=False), steps=2, show_progress=False),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tico_config import (
     AWQConfig,
+    BlockTuneConfig,
     CLEConfig,
     DType,
     GPTQConfig,
@@ -37,6 +38,12 @@ class TestAWQ(AlgorithmPromises):
     """AWQ keeps the promises of an algorithm."""
 
     config = AWQConfig(group_size=None, show_progress=False)
+
+
+class TestBlockTune(AlgorithmPromises):
+    """Learned rounding keeps the promises of an algorithm."""
+
+    config = BlockTuneConfig(show_progress=False)
 
 
 class TestCLE(AlgorithmPromises):

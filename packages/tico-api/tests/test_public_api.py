@@ -11,6 +11,7 @@ class TestPublicAPI(PublicAPI):
     names = (
         "BUILT_IN",
         "AWQConfig",
+        "BlockTuneConfig",
         "CLEConfig",
         "GPTQConfig",
         "HQQConfig",
@@ -49,6 +50,7 @@ class TestPublicAlias(PublicAPI):
     names = (
         "BUILT_IN",
         "AWQConfig",
+        "BlockTuneConfig",
         "CLEConfig",
         "GPTQConfig",
         "HQQConfig",
@@ -95,6 +97,7 @@ class TestPublicConfigAlias(PublicAPI):
         "AWQConfig",
         "ArtifactError",
         "BaseConfig",
+        "BlockTuneConfig",
         "CLEConfig",
         "CalibrationError",
         "ConfigError",

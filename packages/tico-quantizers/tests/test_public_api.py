@@ -15,6 +15,7 @@ class TestPublicAPI(PublicAPI):
         "AnyPrepared",
         "AnyQuantizer",
         "BaseQuantizer",
+        "BlockTuneQuantizer",
         "CLEQuantizer",
         "Calibration",
         "ConvSettings",
@@ -168,6 +169,7 @@ class TestCalibration(PublicNames):
     package = "tico_quantizers.calibration"
     names = (
         "ExpertLayers",
+        "Finish",
         "ABSMAX",
         "ALONE",
         "ActivationStore",
@@ -175,6 +177,7 @@ class TestCalibration(PublicNames):
         "BlockCalls",
         "BlockInputs",
         "BlockOptions",
+        "BlockRuns",
         "Calibration",
         "Call",
         "Checkpoint",
@@ -287,6 +290,7 @@ class TestTuning(PublicNames):
         "Adam",
         "Descent",
         "Factor",
+        "LearnedRounding",
         "Loan",
         "Loss",
         "Schedule",
@@ -349,6 +353,7 @@ class TestConversion(PublicNames):
         "NEVER_CALLED",
         "gram_memory",
         "planned_layers",
+        "solved_weight",
     )
 
 
@@ -414,6 +419,13 @@ class TestEvaluation(PublicNames):
 
     package = "tico_quantizers.evaluation"
     names = ("BlockError", "Comparison", "compare", "logits_of", "perplexity", "rows_of")
+
+
+class TestBlockTune(PublicNames):
+    """What the room `tico_quantizers.algorithms.block_tune` promises."""
+
+    package = "tico_quantizers.algorithms.block_tune"
+    names = ("BlockTuneQuantizer",)
 
 
 class TestCLE(PublicNames):

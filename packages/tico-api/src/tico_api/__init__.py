@@ -5,6 +5,7 @@ from tico_api._facade import BUILT_IN, prepare
 from tico_api._planning import plan
 from tico_config import (
     AWQConfig,
+    BlockTuneConfig,
     CLEConfig,
     GPTQConfig,
     HQQConfig,
@@ -23,6 +24,7 @@ from tico_wrapq import coverage, load_calibration, save_calibration
 __all__ = [
     "BUILT_IN",
     "AWQConfig",
+    "BlockTuneConfig",
     "CLEConfig",
     "GPTQConfig",
     "HQQConfig",

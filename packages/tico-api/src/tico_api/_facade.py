@@ -9,6 +9,7 @@ from torch import nn
 from tico_config import (
     AWQConfig,
     BaseConfig,
+    BlockTuneConfig,
     CLEConfig,
     GPTQConfig,
     HQQConfig,
@@ -22,6 +23,7 @@ from tico_modules import Offload
 from tico_pt2e import GPTQEverywhere, PT2EQuantizer
 from tico_quantizers import (
     AWQQuantizer,
+    BlockTuneQuantizer,
     CLEQuantizer,
     HQQQuantizer,
     Registry,
@@ -41,6 +43,7 @@ BUILT_IN = Registry(
         quantizer_entry(PT2EConfig, PT2EQuantizer),
         quantizer_entry(SmoothQuantConfig, SmoothQuantQuantizer),
         quantizer_entry(AWQConfig, AWQQuantizer),
+        quantizer_entry(BlockTuneConfig, BlockTuneQuantizer),
         quantizer_entry(CLEConfig, CLEQuantizer),
         quantizer_entry(HQQConfig, HQQQuantizer),
         quantizer_entry(RotationConfig, RotationQuantizer),

@@ -3,6 +3,7 @@
 from tico_config import profiles
 from tico_config._awq_config import AWQConfig
 from tico_config._base_config import BaseConfig
+from tico_config._block_tune_config import BlockTuneConfig
 from tico_config._cle_config import CLEConfig
 from tico_config._deployment_profile import DeploymentProfile
 from tico_config._dtype import INT4, INT8, INT16, INT32, UINT4, UINT8, UINT16, DType, MXFormat
@@ -70,6 +71,7 @@ __all__ = [
     "AWQConfig",
     "ArtifactError",
     "BaseConfig",
+    "BlockTuneConfig",
     "CLEConfig",
     "CalibrationError",
     "ConfigError",

@@ -16,7 +16,7 @@ from tico_config._module_config import ModuleConfig, OnUncalibrated
 from tico_config._observer_specs import HessianMSESpec, MinMaxSpec, MSESpec, PercentileSpec
 from tico_config._problem import Problem
 from tico_config._registry import register_config
-from tico_config.validation import as_float, check_integer, check_number, check_optional_integer
+from tico_config.validation import as_float, check_folder, check_integer, check_number, check_optional_integer
 
 GPTQObserver: TypeAlias = MinMaxSpec | PercentileSpec | MSESpec | HessianMSESpec
 
@@ -151,7 +151,7 @@ class GPTQConfig(ModuleConfig):
             check_number("asymmetric", self.asymmetric, 0.0, 1.0),
             check_optional_integer("gram_memory", self.gram_memory, 1),
             self._two_orders_problem(),
-            self._folder_problem(),
+            check_folder("checkpoint_dir", self.checkpoint_dir),
         ]
 
     @property
@@ -222,12 +222,6 @@ class GPTQConfig(ModuleConfig):
             return None
         expected = "'auto', 'uniform', or numbers from 0 to 1e+06, one for each of the first tokens"
         return Problem(field="token_weights", value=value, expected=expected)
-
-    def _folder_problem(self) -> Problem | None:
-        value: object = self.checkpoint_dir
-        if value is None or (isinstance(value, str) and value and "\0" not in value):
-            return None
-        return Problem(field="checkpoint_dir", value=value, expected="None or the path of a folder, as text")
 
 
 def _weight_problem(value: object) -> Problem | None:

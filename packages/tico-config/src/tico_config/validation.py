@@ -21,6 +21,7 @@ __all__ = [
     "as_float",
     "check_boolean",
     "check_choice",
+    "check_folder",
     "check_instance",
     "check_integer",
     "check_number",
@@ -44,6 +45,17 @@ def refuse(*found: Problem | None) -> None:
     problems = [problem for problem in found if problem is not None]
     if problems:
         raise ConfigError(*problems)
+
+
+def check_folder(field: str, value: object) -> Problem | None:
+    """Require None or text that can be the path of a folder.
+
+    >>> check_folder("checkpoint_dir", "").expected
+    'None or the path of a folder, as text'
+    """
+    if value is None or (isinstance(value, str) and value and "\0" not in value):
+        return None
+    return Problem(field=field, value=value, expected="None or the path of a folder, as text")
 
 
 def check_integer(field: str, value: object, low: int, high: int | None = None) -> Problem | None:

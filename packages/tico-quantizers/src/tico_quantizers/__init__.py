@@ -48,6 +48,7 @@ from tico_modules import (
 )
 from tico_quantizers._renamed import find_renamed as __getattr__  # noqa: F401  # Python looks it up
 from tico_quantizers.algorithms.awq import AWQQuantizer
+from tico_quantizers.algorithms.block_tune import BlockTuneQuantizer
 from tico_quantizers.algorithms.cle import CLEQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
 from tico_quantizers.algorithms.hqq import HQQQuantizer
@@ -81,6 +82,7 @@ __all__ = [
     "AnyPrepared",
     "AnyQuantizer",
     "BaseQuantizer",
+    "BlockTuneQuantizer",
     "CLEQuantizer",
     "Calibration",
     "ConvSettings",

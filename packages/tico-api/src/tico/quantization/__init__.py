@@ -3,6 +3,7 @@
 from tico_api import (
     BUILT_IN,
     AWQConfig,
+    BlockTuneConfig,
     CLEConfig,
     GPTQConfig,
     HQQConfig,
@@ -35,6 +36,7 @@ from tico_api import (
 __all__ = [
     "BUILT_IN",
     "AWQConfig",
+    "BlockTuneConfig",
     "CLEConfig",
     "GPTQConfig",
     "HQQConfig",

@@ -6,6 +6,7 @@ from tico_quantizers.calibration._attempts import attempted_twice
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_driver import Step
 from tico_quantizers.calibration._block_inputs import BlockInputs, BlockOptions, TokenRule
+from tico_quantizers.calibration._block_runs import BlockRuns, Finish
 from tico_quantizers.calibration._calls import Call, Replay, map_leaves, tensor_leaves
 from tico_quantizers.calibration._checkpoint import Checkpoint, SearchCheckpoint, checkpoint_folder
 from tico_quantizers.calibration._expert_layers import ExpertLayers
@@ -73,10 +74,12 @@ __all__ = [
     "BlockCalls",
     "BlockInputs",
     "BlockOptions",
+    "BlockRuns",
     "Calibration",
     "Call",
     "Checkpoint",
     "ExpertLayers",
+    "Finish",
     "GroupedGram",
     "Hook",
     "InputGrams",

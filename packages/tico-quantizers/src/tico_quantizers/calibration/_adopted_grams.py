@@ -9,13 +9,17 @@ import attrs
 
 from tico_quantizers.calibration._block_driver import Step, replay_blocks
 from tico_quantizers.calibration._block_inputs import BlockInputs
+from tico_quantizers.calibration._block_runs import Finish
 from tico_quantizers.calibration._checkpoint import Checkpoint
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.layers import QuantizedWeight
 
 
-def run_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
+def run_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint, finish: Finish | None = None) -> None:
     """Run every block again, and let `step` learn from each; then from the layers outside of blocks.
+
+    What the step returns for a block goes through `finish` where there is one, which options that say
+    `compared` make possible.
 
     Call it within `unchanged_process`, while the model is as it was recorded. Where statistics of the float
     model were adopted, the step learns from these, of all layers at once, and nothing runs but the float
@@ -30,7 +34,7 @@ def run_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
         paths = tuple(inputs.layers)
         step.put_all(paths, step.learn(paths, inputs.statistics(paths, _Known(float_grams(inputs)))))
     else:
-        replay_blocks(inputs, step, checkpoint)
+        replay_blocks(inputs, step, checkpoint, finish)
 
 
 def float_grams(inputs: BlockInputs) -> dict[str, GroupedGram]:

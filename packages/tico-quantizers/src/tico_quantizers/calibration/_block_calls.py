@@ -62,10 +62,16 @@ class BlockCalls(Recorder):
     tensors are kept in `store`; those that stand where other calls have an output of an earlier block are
     hidden states, which it may keep in fewer bits. `template` says how the calls of the pass that has ended
     follow from the first.
+
+    `whole` says that the only block is the model itself, so that each pass is a call of it.
     """
 
-    def __init__(self, blocks: tuple[nn.Module, ...], store: ActivationStore | None = None) -> None:
+    def __init__(
+        self, blocks: tuple[nn.Module, ...], store: ActivationStore | None = None, *, whole: bool = False
+    ) -> None:
         self.blocks = blocks
+        self._whole = whole
+        self._pass: tuple[Calibration, Call] | None = None
         self.store = store or ActivationStore()
         self.tokens = RealTokens()
         self._accepted: list[list[Call]] = [[] for _ in blocks]
@@ -80,7 +86,7 @@ class BlockCalls(Recorder):
     @property
     def is_running(self) -> bool:
         """Whether a block is being called."""
-        return self._running > 0
+        return self._running > 0 or (self._pass is not None and self._pass[0].in_forward)
 
     def watch(self, calibration: Calibration, numbers: Sequence[int] | None = None) -> list[RemovableHandle]:
         """Set the hooks that tell it, while `calibration` watches, what blocks get and give.
@@ -100,6 +106,9 @@ class BlockCalls(Recorder):
         self, calibration: Calibration, number: int, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
         calibration.require_own_pass()
+        if self._whole:  # the pass is about to begin, with which all that no pass has accepted is forgotten
+            self._pass = calibration, self._snapshots.take(args, kwargs, lambda _: None)
+            return
         if not calibration.in_forward:
             self.drop_calls()
         self.note_call(number, args, kwargs, calibration.tokens.now(args, kwargs))
@@ -108,6 +117,10 @@ class BlockCalls(Recorder):
         self, calibration: Calibration, number: int, args: object, kwargs: object, output: object
     ) -> None:
         calibration.require_own_pass()
+        if self._pass is not None:
+            call, self._pass = self._pass[1], None
+            self.flow.note(number)
+            self._unfinished[number].append(attrs.evolve(call, said=calibration.tokens.now()))
         self.note_output(number, output)
         calibration.accept_unless_in_forward()
 

@@ -13,10 +13,13 @@ import attrs
 from typing_extensions import Self
 
 from tico_config import CalibrationError, Found, Problem
+from tico_modules import keep_dequantized
 from tico_quantizers.calibration._attempts import attempted_twice
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_inputs import BlockInputs
+from tico_quantizers.calibration._block_runs import BlockRuns, Finish
 from tico_quantizers.calibration._called_once import LastLayer
+from tico_quantizers.calibration._calls import FromBlock, Kept
 from tico_quantizers.calibration._checkpoint import Checkpoint
 from tico_quantizers.calibration._deal import Deal
 from tico_quantizers.calibration._forward_watch import Calibration
@@ -36,6 +39,7 @@ from tico_quantizers.layers import QuantizedWeight
 UNPAIRED = (
     "which of the tokens it reads in the float model is not known, so it makes up for no earlier errors"
 )
+UNFINISHED = "it is in no block that could be compared with the float one"
 
 
 T = TypeVar("T")
@@ -56,7 +60,9 @@ class Step(Protocol):
         """Put the `weights` of the layers at `paths`, just found or kept in a checkpoint, into the model."""
 
 
-def replay_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> None:
+def replay_blocks(
+    inputs: BlockInputs, step: Step, checkpoint: Checkpoint, finish: Finish | None = None
+) -> None:
     """Run every block again, as `run_blocks` does where nothing was adopted."""
     walk, kept = _BlockWalk(inputs), _KeptByFirst(checkpoint, inputs.ranks)
     for number in walk.ways.order:
@@ -66,7 +72,7 @@ def replay_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> No
         if saved is None:
             weights = []
             for stage in walk.stages(paths):
-                found = list(walk.learn(stage, step))
+                found = walk.finished(list(walk.learn(stage, step)), finish)
                 step.put_all(stage, found)
                 weights += found
             kept.save(name, weights)
@@ -74,6 +80,8 @@ def replay_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint) -> No
             walk.pass_by()
             step.put_all(paths, saved)
         walk.advance()
+    if finish is not None:
+        inputs.note(inputs.paths_in(None), UNFINISHED)
     _run_outside(inputs, step, kept)
 
 
@@ -105,8 +113,8 @@ def _run_outside(inputs: BlockInputs, step: Step, kept: _KeptByFirst) -> None:
 class _BlockWalk:
     """Where the driver stands: at one block, with the outputs of those before it at hand.
 
-    With `paired` those of the float model are, too. A block is then to be met by either `learn` or
-    `pass_by` while its weights are float still.
+    With `paired` or `compared` those of the float model are, too. A block is then to be met while its weights
+    are float still: by `learn`, and with `compared` by `finished`, or by `pass_by`.
     """
 
     def __init__(self, inputs: BlockInputs) -> None:
@@ -117,19 +125,20 @@ class _BlockWalk:
         self.ways = ranks.first("how blocks run", lambda: find_ways(inputs.calls, inputs.passes))
         self._require_independent()
         self._stream = self._begin(inputs.calls)
-        self._float = self._begin(inputs.calls) if inputs.options.paired else None
+        self._float = self._begin(inputs.calls) if inputs.options.is_in_step else None
         self._position = 0
         self._is_changed = False
         self._renewal = Renewal(inputs.passes)
         inputs.begin_notes()
 
     def _begin(self, calls: BlockCalls, position: int = 0) -> Stream:
-        deal = Deal.of(self._inputs.ranks, calls, alone=not self.ways.dependent)
+        alone = not (self.ways.dependent or self._options.compared)
+        deal = Deal.of(self._inputs.ranks, calls, alone=alone)
         return Stream(calls, self._passes, self.ways, self._options.forward_dtype, deal, position)
 
     def _require_independent(self) -> None:
         """Refuse blocks that only whole passes can show, where there are none, or two models in step."""
-        if not self.ways.dependent or (self._passes.are_whole and not self._options.paired):
+        if not self.ways.dependent or (self._passes.are_whole and not self._options.is_in_step):
             return
         number = next(number for number in self.ways.order if number in self.ways.dependent)
         sentence = "it depends on more than its arguments, such as what another block has left in an object"
@@ -217,7 +226,7 @@ class _BlockWalk:
         stream = self._stream
 
         def gather() -> InputGrams:
-            if self._float is not None:
+            if self._float is not None and self._options.paired:
                 runs = self._float.last_runs(at_once=False) if is_last else self._float.runs()
                 return self._gather_pairs(paths, runs)
             ends = self._options.fixed and is_last
@@ -236,6 +245,18 @@ class _BlockWalk:
             self._inputs.alike |= {*weighed}
             self._inputs.note(weighed, WITHOUT_DERIVATIVES)
         return gather() if found is None else found
+
+    def finished(self, weights: list[QuantizedWeight], finish: Finish | None) -> list[QuantizedWeight]:
+        """Return what `finish` makes of the weights of the block, which is float still."""
+        if finish is None or self._float is None:
+            return weights
+        wanted: dict[FromBlock, Kept] = {}
+        with self._quiet():
+            for _ in self._float.last_runs(into=wanted):
+                pass
+            runs = BlockRuns(self._stream, wanted)
+            with keep_dequantized(self._stream.calls.blocks[self._number]):
+                return self._inputs.ranks.first("the end of a block", lambda: finish(weights, runs))
 
     def pass_by(self) -> None:
         """Run the float block, if that is needed, without learning from it."""

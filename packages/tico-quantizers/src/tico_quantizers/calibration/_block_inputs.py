@@ -61,6 +61,8 @@ class BlockOptions:
         fixed: no block is changed before all of them have been run. Each then runs once, on what the float
             blocks before it give. Otherwise a block runs on what the changed ones before it give, once to
             learn from it and once changed, to feed the next. The options below are for that case.
+        compared: keep what the float blocks give, for what finishes the weights of a block; see `Finish`. A
+            model without blocks is then run again as one. Not with `paired`.
         paired: gather each input beside the one that the float model has in its place.
         true_sequential: of the layers of a block, change those that read first before the others are learned
             from.
@@ -77,6 +79,7 @@ class BlockOptions:
     """
 
     fixed: bool = False
+    compared: bool = False
     paired: bool = False
     true_sequential: bool = False
     early_end: bool = False
@@ -88,12 +91,18 @@ class BlockOptions:
     checkpoint: Path | None = None
     gram_memory: int | None = None
 
+    @property
+    def is_in_step(self) -> bool:
+        """Whether the float model is run beside the changed one."""
+        return self.paired or self.compared
+
     def on(self, offload: Offload | None) -> BlockOptions:
         """Return these options for a model that is larger than memory, if there is an `offload`."""
         if offload is None:
             return self
         place, checkpoint = self.offload or offload.folder, self.checkpoint or offload.folder
-        return attrs.evolve(self, early_end=not self.fixed, offload=place, checkpoint=checkpoint)
+        ends = not (self.fixed or self.compared)
+        return attrs.evolve(self, early_end=ends, offload=place, checkpoint=checkpoint)
 
 
 class GramSource(Protocol):
@@ -126,11 +135,13 @@ class BlockInputs:
         reached: ReachedLayers | None = None,
     ) -> None:
         found = find_blocks(model, layers.values())
+        if options.compared:
+            found = found or (("", model),)
         self.options = options
         self.blocks = tuple(block for _, block in found)
         self.block_paths = tuple(path for path, _ in found)
         store = ActivationStore(offload=options.offload, narrow=options.narrow)
-        self.calls = BlockCalls(self.blocks, store)
+        self.calls = BlockCalls(self.blocks, store, whole=self.blocks == (model,))
         self.passes = Passes(model, store.another())
         self.early_end = EarlyEnd(self.calls, self.passes, is_off=not options.early_end)
         self.layers: Mapping[str, Layer] = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,20 +46,37 @@ class Stream:
         """The block that it stands at."""
         return self._ways.order[self.position]
 
+    @property
+    def outputs(self) -> Mapping[FromBlock, Kept]:
+        """What earlier blocks have given, as far as this one or later ones read it."""
+        return self._outputs
+
+    def seed(self, index: int) -> None:
+        """Let what is random in a call of the block be what it is in each of its passes."""
+        torch.default_generator.manual_seed(self.number + index * len(self.calls.blocks))
+
     def runs(self) -> Iterator[None]:
         """Make each call of the block that the deal gives this rank."""
         return (None for _ in self._run(keep=False))
 
-    def last_runs(self, *, at_once: bool = True) -> Iterator[None]:
+    def last_runs(self, *, at_once: bool = True, into: dict[FromBlock, Kept] | None = None) -> Iterator[None]:
         """Make each call of the block for the last time, and go on to the next block.
 
         Unless `at_once`, what no later call reads is kept until all have been made, which may then fail.
+        All that the calls give is put `into` a dictionary where there is one.
         """
         found: dict[FromBlock, Kept] = {}
         store = self.calls.store.another()
         done = self._read_last()
         for index, tensors in self._run(keep=True):
-            found |= {place: store.keep(tensors[place]) for place in tensors if place in self._last}
+            kept = {
+                place: store.keep(x)
+                for place, x in tensors.items()
+                if into is not None or place in self._last
+            }
+            found |= {place: each for place, each in kept.items() if place in self._last}
+            if into is not None:
+                into |= kept
             for place in done.pop(index, ()) if at_once else ():
                 del self._outputs[place]
             yield
@@ -96,7 +113,7 @@ class Stream:
         made = self.calls.run(number, self._outputs, keep=keep, forward_dtype=dtype, only=own)
         with keep_dequantized(self.calls.blocks[number]):
             for index in own:
-                torch.default_generator.manual_seed(number + index * len(self.calls.blocks))
+                self.seed(index)
                 yield index, next(made)
 
     def _run_passes(self, number: int) -> Iterator[dict[FromBlock, Tensor]]:

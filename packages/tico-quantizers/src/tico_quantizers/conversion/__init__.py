@@ -10,6 +10,7 @@ from tico_quantizers.conversion._planning import (
     planned_layers,
 )
 from tico_quantizers.conversion._progress import Progress
+from tico_quantizers.conversion._solved_weight import solved_weight
 from tico_quantizers.conversion._weight_quantizer import WeightQuantizer
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "gram_memory",
     "open_experts",
     "planned_layers",
+    "solved_weight",
 ]

@@ -8,6 +8,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import ClassVar, Generic, TypeVar, final
 
 import attrs
@@ -19,6 +20,7 @@ from tico_observers import Statistic
 from tico_quantizers.calibration import (
     BlockInputs,
     BlockOptions,
+    BlockRuns,
     Calibration,
     Checkpoint,
     GroupedGram,
@@ -173,6 +175,16 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
             )
         )
 
+    def finish(
+        self, targets: Mapping[str, Target[C]], weights: Sequence[QuantizedWeight], runs: BlockRuns
+    ) -> list[QuantizedWeight]:
+        """Return the `weights` of a block's layers, perhaps changed for what its `runs` show, in order.
+
+        Where the `options` say `compared`, this is called once for each block, while it is float; see
+        `Finish`. `targets` has all layers, by path.
+        """
+        return list(weights)
+
     def options(self) -> BlockOptions:
         """Return how blocks are recorded and run again."""
         return BlockOptions()
@@ -246,7 +258,8 @@ class BlockQuantizer(BaseQuantizer[C, BlockCalibration[C]]):
         shows = self.shows_progress() and inputs.ranks.number == 0
         with Progress(name.upper(), total=len(plan.targets), show=shows) as bar:
             work = Conversion(model, plan.layers, edit, bar)
-            run_blocks(inputs, _Solving(self, plan, work, inputs), checkpoint)
+            finish = partial(self.finish, plan.targets) if inputs.options.compared else None
+            run_blocks(inputs, _Solving(self, plan, work, inputs), checkpoint, finish)
         _warn({**unreached, **work.notes()})
         converted = work.converted(plan.lines_left(work.close_experts(), name))
         return _of_float_model(converted, plan.targets) if inputs.adopted else converted

@@ -4,12 +4,14 @@ from tico_quantizers.tuning._descent import Adam, Descent, Loss, Schedule, Split
 from tico_quantizers.tuning._factors import Factor, scales_of
 from tico_quantizers.tuning._loans import Loan, lent
 from tico_quantizers.tuning._recomputing import recomputed
+from tico_quantizers.tuning._rounding import LearnedRounding
 from tico_quantizers.tuning._tree_state import TreeState
 
 __all__ = [
     "Adam",
     "Descent",
     "Factor",
+    "LearnedRounding",
     "Loan",
     "Loss",
     "Schedule",

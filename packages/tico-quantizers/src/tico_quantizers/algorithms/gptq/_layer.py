@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 import attrs
-import torch
 from torch import Tensor
 
 from tico_config import GPTQConfig, TicoError
-from tico_modules import LayerReport, PackedWeight
+from tico_modules import LayerReport
 from tico_quantizers.calibration import GroupedGram, located
+from tico_quantizers.conversion import solved_weight
 from tico_quantizers.layers import QuantizedWeight, Target, columns, groups, matrix, outline_line, shape
 from tico_quantizers.solvers import Factor, Solution, factored, loss_of_nearest, nearest, solve_by
 
@@ -95,7 +95,10 @@ def _solved(targets: Sequence[Target[GPTQConfig]], read: ReadInput) -> list[Quan
         if len(targets) == 1:
             raise located(error, targets[0].path) from None
         return [weight for target in targets for weight in _solved([target], read)]
-    packed = [_packed(target, own) for target, own in zip(targets, solutions, strict=True)]
+    packed = [
+        solved_weight(target.layer, own, config.super_block)
+        for target, own in zip(targets, solutions, strict=True)
+    ]
     each = (time.perf_counter() - start) / sum(map(_size, targets))
     return [
         QuantizedWeight(found, _solved_line(target, weight, own, read, each * _size(target)))
@@ -140,27 +143,11 @@ def round_layer(target: Target[GPTQConfig], tokens: int) -> QuantizedWeight:
     """Return the weight of `target`, an expert that read too few `tokens`, rounded to nearest."""
     start = time.perf_counter()
     weights = matrix(target.layer).chunk(groups(target.layer))
-    packed = _packed(target, [nearest(weight, target.config) for weight in weights])
+    found = [nearest(weight, target.config) for weight in weights]
+    packed = solved_weight(target.layer, found, target.config.super_block)
     least = target.config.min_expert_tokens
     reason = f"it read {tokens} tokens, fewer than {least} and than its peers, so rounded to nearest"
     return QuantizedWeight(packed, _line(target, {"tokens": tokens}, time.perf_counter() - start, reason))
-
-
-def _packed(target: Target[GPTQConfig], solutions: Sequence[Solution]) -> PackedWeight:
-    """Return the weight whose groups of rows the `solutions` hold."""
-    first = solutions[0]
-    offsets = [solution.offset for solution in solutions if solution.offset is not None]
-    return PackedWeight.from_codes(
-        torch.cat([solution.codes for solution in solutions]),
-        torch.cat([solution.scale for solution in solutions]),
-        torch.cat([solution.zero_point for solution in solutions]),
-        dtype=first.dtype,
-        shape=shape(target.layer),
-        group_size=first.group_size,
-        group_index=first.group_index,
-        offset=torch.cat(offsets) if offsets else None,
-        super_block=target.config.super_block,
-    )
 
 
 def _line(target: Target[GPTQConfig], figures: dict[str, float], seconds: float, reason: str) -> LayerReport:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tico_config import (
     AWQConfig,
     BaseConfig,
+    BlockTuneConfig,
     CLEConfig,
     ConfigError,
     GPTQConfig,
@@ -27,6 +28,7 @@ from tico_config import (
 )
 from tico_modules import named_modules
 from tico_quantizers.algorithms.awq import AWQQuantizer
+from tico_quantizers.algorithms.block_tune import BlockTuneQuantizer
 from tico_quantizers.algorithms.cle import CLEQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
 from tico_quantizers.algorithms.hqq import HQQQuantizer
@@ -47,6 +49,7 @@ from tico_quantizers.testing._models import ConvNet, Fourfold, Masked, ResidualB
 _BUILT_IN = (
     quantizer_entry(GPTQConfig, GPTQQuantizer),
     quantizer_entry(AWQConfig, AWQQuantizer),
+    quantizer_entry(BlockTuneConfig, BlockTuneQuantizer),
     quantizer_entry(CLEConfig, CLEQuantizer),
     quantizer_entry(HQQConfig, HQQQuantizer),
     quantizer_entry(SmoothQuantConfig, SmoothQuantQuantizer),

@@ -1,0 +1,126 @@
+"""The config of learned rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, Literal
+
+import attrs
+
+from tico_config._deployment_profile import DeploymentProfile
+from tico_config._dtype import DType
+from tico_config._gptq_config import GPTQObserver
+from tico_config._grid import PerChannel, PerGroup
+from tico_config._grid_format import GridFormat
+from tico_config._legal_weights import weight_choices
+from tico_config._module_config import ModuleConfig, OnUncalibrated
+from tico_config._observer_specs import HessianMSESpec
+from tico_config._problem import Problem
+from tico_config._registry import register_config
+from tico_config.validation import as_float, check_folder, check_integer, check_number, check_optional_integer
+
+
+@register_config
+@attrs.frozen(kw_only=True)
+class BlockTuneConfig(ModuleConfig):
+    """Weights whose rounding and scales are learned, block by block, from what the float block gives.
+
+    The gradients are those of SignRound, Cheng et al. 2023, arXiv 2309.05516; the blocks are those of BRECQ,
+    Li et al. 2021, arXiv 2102.05426. Every field up to `min_expert_tokens` can be set per module by
+    `overrides`, for example ``{"*.down_proj": {"bits": 8}}``.
+
+    Attributes:
+        bits: width of a code, 2 to 8.
+        group_size: input columns that share a scale; None shares one per output row.
+        ragged_groups: let the last group of a row be a shorter one where `group_size` is no divisor of the
+            columns; otherwise such a layer is refused.
+        symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
+        start: the codes that are moved: ``"gptq"`` for those of GPTQ, with its columns in the order of their
+            activations and grids of the float weights, or ``"nearest"``.
+        observer: how a grid follows from the weights that share it, as for `GPTQConfig`.
+        damping: share of the Hessian's diagonal that is added to it for GPTQ, above 0 and up to 1.
+        min_expert_tokens: an expert that reads fewer tokens starts rounded to nearest; 0 requires data for
+            every one.
+        steps: how many steps each block makes; 0 leaves it at its start.
+        samples: how many sequences a step learns from, one after the other.
+        rate: how far the first step moves a weight against its grid, in steps of the grid; the last ones
+            move it hardly at all.
+        held_out: share of the sequences that no step learns from. The step with the smallest loss of these
+            is the one that counts; if none lowers it, the block stays at its start.
+        seed: the seed that says which sequences are held out, and in which order the others come.
+        offload: ``"disk"`` to keep what goes from block to block in temporary files without a name, in the
+            folder of ``TMPDIR``.
+        checkpoint_dir: a folder to keep each finished block in, as for `GPTQConfig`.
+        on_uncalibrated: ``"skip"`` to leave layers that no calibration data reach in float, and say so in the
+            report; ``"error"`` refuses to convert then.
+        show_progress: show a progress bar during `convert` where the extra `progress` is installed.
+
+    Raises:
+        ConfigError: one or more fields are wrong; all are reported.
+
+    >>> config = BlockTuneConfig(bits=3, group_size=64, overrides={"*.v_proj": {"bits": 8}})
+    >>> config.resolve("layers.0.v_proj").spec.bits
+    8
+    """
+
+    name: ClassVar[str] = "block_tune"
+    fixed_fields: ClassVar[frozenset[str]] = frozenset(
+        {
+            "overrides",
+            "steps",
+            "samples",
+            "rate",
+            "held_out",
+            "seed",
+            "offload",
+            "checkpoint_dir",
+            "on_uncalibrated",
+            "show_progress",
+        }
+    )
+
+    bits: int = 4
+    group_size: int | None = None
+    ragged_groups: bool = False
+    symmetric: bool = False
+    start: Literal["gptq", "nearest"] = "gptq"
+    observer: GPTQObserver = attrs.field(factory=HessianMSESpec)
+    damping: float = attrs.field(default=0.01, converter=as_float)
+    min_expert_tokens: int = 32
+    steps: int = 32
+    samples: int = 2
+    rate: float = attrs.field(default=0.02, converter=as_float)
+    held_out: float = attrs.field(default=0.125, converter=as_float)
+    seed: int = 0
+    offload: Literal["disk"] | None = None
+    checkpoint_dir: str | None = None
+    on_uncalibrated: OnUncalibrated = "error"
+    show_progress: bool = True
+
+    def field_problems(self) -> Sequence[Problem | None]:
+        """Return which numbers are out of range."""
+        return [
+            check_integer("bits", self.bits, 2, 8),
+            check_optional_integer("group_size", self.group_size, 1),
+            check_number("damping", self.damping, 0.0, 1.0, open_low=True),
+            check_integer("min_expert_tokens", self.min_expert_tokens, 0),
+            check_integer("steps", self.steps, 0, 100_000),
+            check_integer("samples", self.samples, 1),
+            check_number("rate", self.rate, 0.0, 1.0, open_low=True),
+            check_number("held_out", self.held_out, 0.0, 0.5, open_low=True),
+            check_integer("seed", self.seed, 0, 2**63 - 1),
+            check_folder("checkpoint_dir", self.checkpoint_dir),
+        ]
+
+    def weight_format(self) -> GridFormat:
+        """Return the format that the weights of a layer get."""
+        return GridFormat(
+            dtype=DType(self.bits, signed=self.symmetric),
+            granularity=PerChannel(0) if self.group_size is None else PerGroup(size=self.group_size),
+            symmetric=self.symmetric,
+        )
+
+    @classmethod
+    def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:
+        """Yield fields of configs that are legal for `target`, the best first."""
+        return weight_choices(target, whole=False)
