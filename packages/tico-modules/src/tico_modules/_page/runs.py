@@ -1,0 +1,54 @@
+"""The conversions that a model has been through."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from tico_modules._facts.model_facts import ModelFacts, RunFacts
+from tico_modules._page.markup import Markup, element
+from tico_modules._page.numbers import plural
+from tico_modules._page.rows import Row
+from tico_modules._page.tables import bar, section, track
+
+
+def runs(model: ModelFacts | None, rows: Sequence[Row]) -> Markup:
+    """Return what was done, oldest first, with what it started from."""
+    if model is None or not model.runs:
+        return Markup()
+    longest = max(run.seconds for run in model.runs)
+    items = [_run(run, longest) for run in model.runs]
+    return section("runs", "What was done", element("ol", *items, class_="runs"), *_slowest(rows))
+
+
+def _run(run: RunFacts, longest: float) -> Markup:
+    told = [plural(run.calls, "call") + " with data" if run.calls else "no data"]
+    told += [f"{run.seconds:.1f} s in convert"] if run.seconds else []
+    drawn = [track(bar(run.seconds / longest, "a"))] if longest else []
+    return element(
+        "li",
+        element("strong", run.name or "a conversion"),
+        element("span", ", ".join(told), class_="number"),
+        *drawn,
+        element("details", element("summary", "Config, fingerprints and versions"), *_details(run)),
+    )
+
+
+def _details(run: RunFacts) -> Iterator[Markup]:
+    config = json.dumps(json.loads(run.config), indent=2) if run.config else "not known"
+    yield element("pre", config, tabindex="0")
+    named = {"model": run.model, "data": run.data, **dict(run.versions)}
+    pairs = (
+        part
+        for name, text in named.items()
+        for part in (element("dt", name), element("dd", text or "not known"))
+    )
+    yield element("dl", *pairs, class_="facts")
+
+
+def _slowest(rows: Sequence[Row]) -> Iterator[Markup]:
+    known = sorted((row for row in rows if row.seconds), key=lambda row: -row.seconds)[:5]
+    if known:
+        whole = sum(row.seconds for row in rows)
+        names = "; ".join(f"{row.line.path} {row.seconds:.2f} s" for row in known)
+        yield element("p", f"All modules together took {whole:.1f} s. The slowest: {names}.")
