@@ -106,6 +106,15 @@ def test_sizes_are_those_of_the_model_before_and_after() -> None:
     assert (first.weights, first.before) == (16 * 32, (16 * 32 + 32) * 4)
 
 
+def test_markdown_ends_with_the_bytes() -> None:
+    """Those before and after, and the bits of a weight with all that belongs to it."""
+    model = quantized()
+    packed = [each for _, each in named_modules(model) if isinstance(each, PackedWeight)]
+    bits = 8 * sum(each.bytes for each in packed) / sum(math.prod(each.shape) for each in packed)
+    assert report(model).to_markdown().splitlines()[-2] == ""
+    assert f": {bits:.2f} bits a quantized weight" in report(model).to_markdown().splitlines()[-1]
+
+
 def test_older_lines_are_kept_beside_the_newest() -> None:
     """What GPTQ has said of a layer is not lost when PTQ has the newest line."""
     found = facts_of(quantized())

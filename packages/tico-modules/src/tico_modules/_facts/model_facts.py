@@ -129,6 +129,16 @@ class ModelFacts:
     points: tuple[PointRange, ...] = ()
     codes: tuple[CodeCounts, ...] = ()
 
+    @property
+    def bits(self) -> float | None:
+        """The mean bits of a weight that has codes, with scales and zero points; None where none has codes.
+
+        >>> ModelFacts(name="Net", sizes=(LayerSize(path="", before=8, after=3, packed=2, weights=4),)).bits
+        4.0
+        """
+        weights = sum(size.weights for size in self.sizes)
+        return 8 * sum(size.packed for size in self.sizes) / weights if weights else None
+
     def without_times(self) -> Self:
         """Return the same with every `seconds` 0."""
         return attrs.evolve(

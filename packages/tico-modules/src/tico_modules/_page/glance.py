@@ -28,13 +28,11 @@ def _of_model(model: ModelFacts | None) -> Iterator[Markup]:
     share = share_text(model.after, model.before)
     text = f"of {bytes_text(model.before)} in floating point: {share}"
     yield _tile("Size", bytes_text(model.after), text)
-    packed = sum(size.packed for size in model.sizes)
-    weights = sum(size.weights for size in model.sizes)
-    if weights:
+    if model.bits is not None:
         whole = 8 * model.after / model.parameters if model.parameters else 0.0
         text = f"with scales and zero points; {whole:.2f} over the whole model, with what is float"
-        yield _tile("Bits per quantized weight", f"{8 * packed / weights:.2f}", text)
-    told = f"{count_text(weights)} of them as codes"
+        yield _tile("Bits per quantized weight", f"{model.bits:.2f}", text)
+    told = f"{count_text(sum(size.weights for size in model.sizes))} of them as codes"
     yield _tile("Parameters", count_text(model.parameters), told)
 
 

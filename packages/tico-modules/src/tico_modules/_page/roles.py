@@ -14,7 +14,7 @@ from tico_modules._page.tables import section, table
 
 _NUMBERS: Final = re.compile(r"(?<![^.])\d+(?![^.])")
 _MOST: Final = 200
-_HEADS: Final = ("modules", "weight", "activations", "before", "after", "lowest", "median", "over depth")
+_HEADS: Final = ("modules", "before", "after", "lowest", "median", "over depth", "weight", "activations")
 
 
 def roles(rows: Sequence[Row]) -> Markup:
@@ -49,13 +49,13 @@ def _cells(alike: Sequence[Row], axis: Axis) -> list[str]:
     first = alike[0].line
     return [
         _named(alike),
-        first.weight,
-        first.activation,
         bytes_text(sum(row.size.before for row in alike)),
         bytes_text(sum(row.size.after for row in alike)),
         ratio_text(known[0] if known else None),
         ratio_text(known[len(known) // 2] if known else None),
         _spark(alike, axis) if len(known) > 1 else Markup(),
+        first.weight,
+        first.activation,
     ]
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from tico_modules._facts.model_facts import ModelFacts, RunFacts
 from tico_modules._page.markup import Markup, element
 from tico_modules._page.numbers import plural
 from tico_modules._page.rows import Row
 from tico_modules._page.tables import bar, section, track
+
+_TOKENS: Final = "tokens"
 
 
 def runs(model: ModelFacts | None, rows: Sequence[Row]) -> Markup:
@@ -18,7 +21,8 @@ def runs(model: ModelFacts | None, rows: Sequence[Row]) -> Markup:
         return Markup()
     longest = max(run.seconds for run in model.runs)
     items = [_run(run, longest) for run in model.runs]
-    return section("runs", "What was done", element("ol", *items, class_="runs"), *_slowest(rows))
+    done = element("ol", *items, class_="runs")
+    return section("runs", "What was done", done, *_tokens(rows), *_slowest(rows))
 
 
 def _run(run: RunFacts, longest: float) -> Markup:
@@ -44,6 +48,15 @@ def _details(run: RunFacts) -> Iterator[Markup]:
         for part in (element("dt", name), element("dd", text or "not known"))
     )
     yield element("dl", *pairs, class_="facts")
+
+
+def _tokens(rows: Sequence[Row]) -> Iterator[Markup]:
+    """Yield how much the layers have read, where algorithms tell."""
+    known = [row.figures[_TOKENS] for row in rows if _TOKENS in row.figures]
+    if known:
+        fewest, most = min(known), max(known)
+        read = f"{most:,.0f}" if fewest == most else f"{fewest:,.0f} to {most:,.0f}"
+        yield element("p", f"Layers have read {read} tokens of calibration data.")
 
 
 def _slowest(rows: Sequence[Row]) -> Iterator[Markup]:

@@ -9,14 +9,13 @@ from typing import Final
 import attrs
 
 from tico_modules._facts.model_facts import ModelFacts
-from tico_modules._page.charts import Axis, columns, figure, framed, grid_of, svg
+from tico_modules._page.charts import Axis, columns, figure, framed, grid_of, svg, thinned
 from tico_modules._page.markup import Markup, element, joined
 from tico_modules._page.numbers import bytes_text, plural, share_text
 from tico_modules._page.rows import Row
 from tico_modules._page.tables import bar, section, track
 
 _PARTS: Final = 8
-_COLUMNS: Final = 600
 
 
 @attrs.frozen(kw_only=True)
@@ -126,12 +125,14 @@ def _bits_over_depth(rows: Sequence[Row]) -> Iterator[Markup]:
         if row.size.weights:
             blocks.setdefault(row.block or row.line.path, []).append(row)
     names = list(blocks)
-    if len(names) < 2 or len(names) > _COLUMNS:
+    if len(names) < 2:
         return
-    bits = [8 * _packed(own) / sum(row.size.weights for row in own) for own in blocks.values()]
+    each = [8 * _packed(own) / sum(row.size.weights for row in own) for own in blocks.values()]
+    bits = [value for value in thinned(each, lowest=False)[1] if value is not None]
     axis = Axis.around(bits, zero=True)
     title = "Bits per weight over depth"
-    text = f"The mean of each block, scales included: from {min(bits):.2f} to {max(bits):.2f}."
+    text = f"The mean of each block, scales included: from {min(each):.2f} to {max(each):.2f}."
+    text += " Of neighbours the highest is shown." if len(bits) < len(each) else ""
     shapes = joined([grid_of(axis, len(bits)), columns(bits, axis)])
     drawing = svg(title, text, shapes, width=len(bits))
     yield figure(title, text, framed(axis, "bits", drawing, (names[0], names[-1])))

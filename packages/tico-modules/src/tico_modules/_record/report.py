@@ -14,7 +14,7 @@ from tico_modules._facts.layer_report import LayerReport, line_values, not_a_rep
 from tico_modules._facts.model_facts import ModelFacts
 from tico_modules._page.comparison import Compared
 from tico_modules._page.report_page import report_page
-from tico_modules._record.report_table import markdown_table
+from tico_modules._record.report_table import bytes_sentence, markdown_table
 from tico_modules._storage.layout import Layout
 
 _SCHEMA: Final = 1
@@ -87,8 +87,10 @@ class Report:
 
         Experts of one list or parameter of which the same was made share a row, with the range of each figure
         and how many each note is about, unless there are few. With `every_expert` each has a row of its own.
+        Below it stands what is known of the bytes of the model.
         """
-        return markdown_table(self.layers, every_expert=every_expert)
+        table = markdown_table(self.layers, every_expert=every_expert)
+        return table if self.model is None else f"{table}\n\n{bytes_sentence(self.model)}"
 
     def to_html(self, path: str | PathLike[str], comparison: Compared | None = None) -> Path:
         """Write the report to the file `path` as one page that needs nothing else, and return its path.

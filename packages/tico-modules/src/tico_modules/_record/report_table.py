@@ -10,6 +10,8 @@ from typing import Final
 import attrs
 
 from tico_modules._facts.layer_report import LayerReport
+from tico_modules._facts.model_facts import ModelFacts
+from tico_modules._page.numbers import bytes_text
 
 _HEAD: Final = "| module | kind | algorithm | weight | activation | notes |\n|---|---|---|---|---|---|"
 _MANY: Final = 8
@@ -27,6 +29,21 @@ def markdown_table(layers: Sequence[LayerReport], *, every_expert: bool) -> str:
     | fc | Linear | gptq | float | float |  |
     """
     return "\n".join([_HEAD, *(map(_format_row, layers) if every_expert else _rows_of(layers))])
+
+
+def bytes_sentence(model: ModelFacts) -> str:
+    """Return how many bytes and bits there are.
+
+    >>> bytes_sentence(ModelFacts(name="Net", before=4000, after=1000))
+    'The model has 1 kB, and 4 kB in floating point.'
+    """
+    text = f"The model has {bytes_text(model.after)}, and {bytes_text(model.before)} in floating point"
+    bits = (
+        ""
+        if model.bits is None
+        else f": {model.bits:.2f} bits a quantized weight, with scales and zero points"
+    )
+    return f"{text}{bits}."
 
 
 def _rows_of(layers: Sequence[LayerReport]) -> Iterator[str]:

@@ -90,7 +90,7 @@ class Run:
         Raises:
             ArtifactError: a value is missing, wrong or left over.
         """
-        layout.require_keys(field.name for field in attrs.fields(cls) if field.eq)
+        layout.require_keys(field.name for field in attrs.fields(cls) if field.name != "seconds")
         config = layout.optional_child("config")
         versions = layout.child("versions")
         return Run(
