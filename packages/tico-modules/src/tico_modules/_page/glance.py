@@ -30,7 +30,7 @@ def _of_model(model: ModelFacts | None) -> Iterator[Markup]:
     yield _tile("Size", bytes_text(model.after), text)
     if model.bits is not None:
         whole = 8 * model.after / model.parameters if model.parameters else 0.0
-        text = f"with scales and zero points; {whole:.2f} over the whole model, with what is float"
+        text = f"with scales and zero points; {whole:.2f} over the whole model"
         yield _tile("Bits per quantized weight", f"{model.bits:.2f}", text)
     told = f"{count_text(sum(size.weights for size in model.sizes))} of them as codes"
     yield _tile("Parameters", count_text(model.parameters), told)
@@ -39,7 +39,7 @@ def _of_model(model: ModelFacts | None) -> Iterator[Markup]:
 def _of_rows(rows: Sequence[Row]) -> Iterator[Markup]:
     left = [row for row in rows if row.is_left]
     size, whole = sum(row.size.after for row in left), sum(row.size.after for row in rows)
-    more = f"of {len(rows):,}; they take {share_text(size, whole)} of the bytes"
+    more = f"of {len(rows):,} have neither codes nor grids; they take {share_text(size, whole)} of the bytes"
     yield _tile("Left in float", plural(len(left), "module"), more)
     known = [(row.sqnr, row.line.path) for row in rows if row.sqnr is not None]
     if known:

@@ -6,7 +6,7 @@ from typing import Final
 
 _BYTES: Final = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 _COUNTS: Final = ((10**9, "billion"), (10**6, "million"))
-_FEW: Final = 100
+_LEAST: Final = 0.1
 
 
 def bytes_text(size: float) -> str:
@@ -30,10 +30,11 @@ def count_text(count: int) -> str:
 def share_text(part: float, whole: float) -> str:
     """Return a share in percent.
 
-    >>> share_text(1, 8), share_text(1, 1000), share_text(0, 0)
-    ('12.5 %', '0.1 %', '0 %')
+    >>> share_text(1, 8), share_text(1, 5000), share_text(0, 0)
+    ('12.5 %', 'under 0.1 %', '0 %')
     """
-    return f"{100 * part / whole if whole else 0:.3g} %"
+    percent = 100 * part / whole if whole else 0.0
+    return "under 0.1 %" if 0 < percent < _LEAST else f"{percent:.3g} %"
 
 
 def plural(count: int, one: str, many: str = "") -> str:

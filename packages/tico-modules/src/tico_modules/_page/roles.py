@@ -49,8 +49,8 @@ def _cells(alike: Sequence[Row], axis: Axis) -> list[str]:
     first = alike[0].line
     return [
         _named(alike),
-        bytes_text(sum(row.size.before for row in alike)),
-        bytes_text(sum(row.size.after for row in alike)),
+        _size(sum(row.size.before for row in alike)),
+        _size(sum(row.size.after for row in alike)),
         ratio_text(known[0] if known else None),
         ratio_text(known[len(known) // 2] if known else None),
         _spark(alike, axis) if len(known) > 1 else Markup(),
@@ -59,11 +59,15 @@ def _cells(alike: Sequence[Row], axis: Axis) -> list[str]:
     ]
 
 
+def _size(size: int) -> str:
+    return bytes_text(size) if size else ""
+
+
 def _named(alike: Sequence[Row]) -> Markup:
     path = element("code", places(alike))
     if len(alike) == 1:
         return path
-    return element("span", path, " ", element("small", plural(len(alike), "module")))
+    return element("span", path, element("small", f" {plural(len(alike), 'module')}"))
 
 
 def places(alike: Sequence[Row]) -> str:

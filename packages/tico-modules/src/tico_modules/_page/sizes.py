@@ -16,6 +16,8 @@ from tico_modules._page.rows import Row
 from tico_modules._page.tables import bar, section, track
 
 _PARTS: Final = 8
+_LEAST: Final = 0.001
+"""The share of the bytes from which on a part is shown by itself."""
 
 
 @attrs.frozen(kw_only=True)
@@ -73,7 +75,8 @@ def _parts(rows: Sequence[Row], model: ModelFacts) -> Iterator[Part]:
         above = row.block.rpartition(".")[0] if row.block else row.line.path
         found.setdefault(above or "blocks", []).append(row)
     made = {name: _sum(_part_name(name, own), own) for name, own in found.items()}
-    kept = set(sorted(made, key=lambda name: -made[name].before)[:_PARTS])
+    largest = sorted(made, key=lambda name: -made[name].before)[:_PARTS]
+    kept = {name for name in largest if made[name].before >= _LEAST * model.before}
     shown = [part for name, part in made.items() if name in kept and (part.before or part.after)]
     yield from shown
     before, after = model.before - sum(p.before for p in shown), model.after - sum(p.after for p in shown)
