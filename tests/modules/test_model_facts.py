@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tico.quantization import convert, prepare
-from tico_config import ArtifactError, DType, GPTQConfig, PTQConfig
+from tico_config import ArtifactError, DType, GPTQConfig, PT2EConfig, PTQConfig
 from tico_modules import (
     SQNR,
     LayerSize,
@@ -100,7 +100,7 @@ def test_sizes_are_those_of_the_model_before_and_after() -> None:
     assert found.before == total_bytes(net())
     assert found.after == total_bytes(quantized())
     assert found.parameters == sum(each.numel() for each in net().parameters())
-    assert sum(size.before for size in found.sizes) == found.before
+    assert sum(size.before or 0 for size in found.sizes) == found.before
     assert sum(size.after for size in found.sizes) == found.after
     first = next(size for size in found.sizes if size.path == "0")
     assert (first.weights, first.before) == (16 * 32, (16 * 32 + 32) * 4)
@@ -154,6 +154,18 @@ def test_codes_of_the_worst_weights_are_counted() -> None:
             assert list(counted.counts) == [
                 codes.count(counted.lowest + number) for number in range(len(counted.counts))
             ]
+
+
+def test_what_a_graph_was_in_floats_is_not_known() -> None:
+    """Its codes are plain tensors, so that nothing is said of what they were."""
+    graph = prepare(net(), PT2EConfig(), args=(inputs(),), inplace=False)
+    graph(inputs())
+    found = report(convert(graph))
+    assert found.model is not None
+    assert (found.model.before, found.model.parameters, found.model.after > 0) == (None, None, True)
+    assert {size.before for size in found.model.sizes} == {None}
+    assert "floating point" not in found.to_markdown().splitlines()[-1]
+    assert Report.from_json(found.to_json()) == found
 
 
 def test_a_saved_model_has_the_same_report(tmp_path: object) -> None:

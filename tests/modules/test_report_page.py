@@ -124,7 +124,7 @@ def report_of(count: int) -> Report:
     facts = ModelFacts(
         name="LlamaForCausalLM",
         parameters=1010 * count,
-        before=sum(size.before for size in sizes),
+        before=sum(size.before or 0 for size in sizes),
         after=sum(size.after for size in sizes),
         runs=(
             RunFacts(
@@ -152,6 +152,15 @@ REPORTS: Final = {
     "empty model": report_of(0),
     "one": report_of(1),
     "many": report_of(55),
+    "graph": Report(
+        layers=(line(0),),
+        model=ModelFacts(
+            name="GraphModule",
+            parameters=None,
+            before=None,
+            sizes=(LayerSize(path=line(0).path, before=None, after=8),),
+        ),
+    ),
     "float": Report(
         layers=(LayerReport(path="", module="Linear", algorithm=""),),
         model=ModelFacts(name="Linear", sizes=(LayerSize(path="", before=0, after=0),)),

@@ -54,14 +54,14 @@ class LayerSize:
     Attributes:
         path: the path of the line.
         before: the bytes of the same in floating point: codes count as the floats that they stand for, and
-            grids of activations as nothing.
+            grids of activations as nothing. None for operators of a graph, whose codes are plain tensors.
         after: the bytes as they are, with codes, scales and zero points.
         packed: the bytes of codes, scales and zero points of its weights alone.
         weights: the number of weights that have codes.
     """
 
     path: str
-    before: int
+    before: int | None
     after: int
     packed: int = 0
     weights: int = 0
@@ -109,8 +109,8 @@ class ModelFacts:
 
     Attributes:
         name: the class of the model.
-        parameters: how many weights and other floating-point numbers it has.
-        before: the bytes of all its tensors in floating point, as in `LayerSize`.
+        parameters: how many weights and other floating-point numbers it has; None like `before`.
+        before: the bytes of all its tensors in floating point, as in `LayerSize`; None with a graph in it.
         after: the bytes of all its tensors.
         runs: the conversions, oldest first.
         earlier: the lines that newer runs have replaced, oldest first.
@@ -120,8 +120,8 @@ class ModelFacts:
     """
 
     name: str
-    parameters: int = 0
-    before: int = 0
+    parameters: int | None = 0
+    before: int | None = 0
     after: int = 0
     runs: tuple[RunFacts, ...] = ()
     earlier: tuple[LayerReport, ...] = ()
@@ -131,7 +131,7 @@ class ModelFacts:
 
     @property
     def bits(self) -> float | None:
-        """The mean bits of a weight that has codes, with scales and zero points; None where none has codes.
+        """The mean bits of a weight that has codes, with scales and zero points; None where none has.
 
         >>> ModelFacts(name="Net", sizes=(LayerSize(path="", before=8, after=3, packed=2, weights=4),)).bits
         4.0
@@ -176,7 +176,9 @@ class ModelFacts:
         layout.require_keys(field.name for field in attrs.fields(cls))
         return cls(
             name=layout.text("name"),
-            **{name: layout.integer(name) for name in ("parameters", "before", "after")},
+            parameters=layout.optional_integer("parameters"),
+            before=layout.optional_integer("before"),
+            after=layout.integer("after"),
             runs=tuple(map(_run, layout.objects("runs"))),
             earlier=parse_lines(layout.values["earlier"]),
             sizes=tuple(map(_size, layout.objects("sizes"))),
@@ -198,8 +200,8 @@ def _run(layout: Layout) -> RunFacts:
 
 def _size(layout: Layout) -> LayerSize:
     layout.require_keys(field.name for field in attrs.fields(LayerSize))
-    numbers = {name: layout.integer(name) for name in ("before", "after", "packed", "weights")}
-    return LayerSize(path=layout.text("path"), **numbers)
+    numbers = {name: layout.integer(name) for name in ("after", "packed", "weights")}
+    return LayerSize(path=layout.text("path"), before=layout.optional_integer("before"), **numbers)
 
 
 def _point(layout: Layout) -> PointRange:

@@ -25,15 +25,20 @@ def _tile(name: str, value: str, more: str) -> Markup:
 def _of_model(model: ModelFacts | None) -> Iterator[Markup]:
     if model is None:
         return
-    share = share_text(model.after, model.before)
-    text = f"of {bytes_text(model.before)} in floating point: {share}"
-    yield _tile("Size", bytes_text(model.after), text)
+    yield _tile("Size", bytes_text(model.after), _share_of(model))
     if model.bits is not None:
-        whole = 8 * model.after / model.parameters if model.parameters else 0.0
-        text = f"with scales and zero points; {whole:.2f} over the whole model"
+        text = "with scales and zero points"
+        text += f"; {8 * model.after / model.parameters:.2f} over the whole model" if model.parameters else ""
         yield _tile("Bits per quantized weight", f"{model.bits:.2f}", text)
-    told = f"{count_text(sum(size.weights for size in model.sizes))} of them as codes"
-    yield _tile("Parameters", count_text(model.parameters), told)
+    if model.parameters:
+        told = f"{count_text(sum(size.weights for size in model.sizes))} of them as codes"
+        yield _tile("Parameters", count_text(model.parameters), told)
+
+
+def _share_of(model: ModelFacts) -> str:
+    if model.before is None:
+        return "codes, scales and all else"
+    return f"of {bytes_text(model.before)} in floating point: {share_text(model.after, model.before)}"
 
 
 def _of_rows(rows: Sequence[Row]) -> Iterator[Markup]:

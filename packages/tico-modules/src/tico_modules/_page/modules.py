@@ -36,7 +36,7 @@ def modules(rows: Sequence[Row]) -> Markup:
 def _shown(rows: Sequence[Row]) -> Sequence[Row]:
     if len(rows) <= _MOST:
         return rows
-    largest = sorted(range(len(rows)), key=lambda place: -rows[place].size.before)[:_MOST]
+    largest = sorted(range(len(rows)), key=lambda place: -(rows[place].size.before or 0))[:_MOST]
     return [rows[place] for place in sorted(largest)]
 
 

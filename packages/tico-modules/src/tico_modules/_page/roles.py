@@ -49,7 +49,7 @@ def _cells(alike: Sequence[Row], axis: Axis) -> list[str]:
     first = alike[0].line
     return [
         _named(alike),
-        _size(sum(row.size.before for row in alike)),
+        _size(sum(row.size.before or 0 for row in alike)),
         _size(sum(row.size.after for row in alike)),
         ratio_text(known[0] if known else None),
         ratio_text(known[len(known) // 2] if known else None),

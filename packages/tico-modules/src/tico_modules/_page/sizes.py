@@ -40,16 +40,20 @@ def sizes(rows: Sequence[Row], model: ModelFacts | None) -> Markup:
     if model is None or not model.before:
         return Markup()
     return section(
-        "sizes", "Bytes and bits", _by_part(rows, model), *_by_format(rows), *_bits_over_depth(rows)
+        "sizes",
+        "Bytes and bits",
+        _by_part(rows, model.before, model.after),
+        *_by_format(rows),
+        *_bits_over_depth(rows),
     )
 
 
-def _by_part(rows: Sequence[Row], model: ModelFacts) -> Markup:
-    parts = list(_parts(rows, model))
+def _by_part(rows: Sequence[Row], before: int, after: int) -> Markup:
+    parts = list(_parts(rows, before, after))
     largest = max((part.before for part in parts), default=0) or 1
     items = joined(_part(part, largest) for part in parts)
     text = (
-        f"{bytes_text(model.before)} became {bytes_text(model.after)}. The grey bar is the size in floating"
+        f"{bytes_text(before)} became {bytes_text(after)}. The grey bar is the size in floating"
         " point; in it lies what codes and scales take, and what else there is, such as float weights."
     )
     keys = element(
@@ -68,7 +72,7 @@ def _part(part: Part, largest: int) -> Markup:
     return element("li", element("code", part.name), element("span", number, class_="number"), track(*bars))
 
 
-def _parts(rows: Sequence[Row], model: ModelFacts) -> Iterator[Part]:
+def _parts(rows: Sequence[Row], before: int, after: int) -> Iterator[Part]:
     """Yield the largest parts, in the order of the model, and then what is left together."""
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -76,10 +80,11 @@ def _parts(rows: Sequence[Row], model: ModelFacts) -> Iterator[Part]:
         found.setdefault(above or "blocks", []).append(row)
     made = {name: _sum(_part_name(name, own), own) for name, own in found.items()}
     largest = sorted(made, key=lambda name: -made[name].before)[:_PARTS]
-    kept = {name for name in largest if made[name].before >= _LEAST * model.before}
+    kept = {name for name in largest if made[name].before >= _LEAST * before}
     shown = [part for name, part in made.items() if name in kept and (part.before or part.after)]
     yield from shown
-    before, after = model.before - sum(p.before for p in shown), model.after - sum(p.after for p in shown)
+    before -= sum(part.before for part in shown)
+    after -= sum(part.after for part in shown)
     packed = sum(p.packed for name, p in made.items() if name not in kept)
     if before > 0 or after > 0:
         yield Part(name="everything else", before=max(before, 0), after=max(after, 0), packed=packed)
@@ -93,7 +98,7 @@ def _part_name(name: str, rows: Sequence[Row]) -> str:
 def _sum(name: str, rows: Sequence[Row]) -> Part:
     return Part(
         name=name,
-        before=sum(row.size.before for row in rows),
+        before=sum(row.size.before or 0 for row in rows),
         after=sum(row.size.after for row in rows),
         packed=sum(row.size.packed for row in rows),
     )

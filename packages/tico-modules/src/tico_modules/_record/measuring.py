@@ -34,17 +34,18 @@ def measure(
     paths = {line.path for line in lines}
     weights = dict(_weights(model, paths))
     grids = [(path, each) for path, each in named_modules(model) if isinstance(each, ActivationGrid)]
+    graphs = {path for path, each in named_modules(model) if "operator_paths" in vars(each)}
     after = total_bytes(model)
     gained = sum(_gain(each) for owned in weights.values() for each in owned)
     codes = sum(math.prod(each.shape) for owned in weights.values() for each in owned)
     return ModelFacts(
         name=type(model).__name__,
-        parameters=codes + _floats(model),
-        before=after + gained - sum(map(_bytes_of, (grid for _, grid in grids))),
+        parameters=None if graphs else codes + _floats(model),
+        before=None if graphs else after + gained - sum(map(_bytes_of, (grid for _, grid in grids))),
         after=after,
         runs=tuple(map(_facts_of, runs)),
         earlier=tuple(earlier),
-        sizes=tuple(_sizes(model, lines, weights, grids)),
+        sizes=tuple(_sizes(model, lines, weights, grids, graphs)),
         points=tuple(_range_of(point, grid) for point, grid in _points(model)),
         codes=tuple(_worst_codes((*earlier, *lines), weights)),
     )
@@ -90,6 +91,7 @@ def _sizes(
     lines: Sequence[LayerReport],
     weights: Weights,
     grids: Sequence[tuple[str, ActivationGrid]],
+    graphs: set[str],
 ) -> Iterator[LayerSize]:
     paths = [line.path for line in lines]
     known, after = set(paths), bytes_by_line(model, paths)
@@ -98,9 +100,10 @@ def _sizes(
         beside[line_above(path, known)] += _bytes_of(grid)
     for path, size in after.items():
         owned = weights.get(path, [])
+        before = size + sum(map(_gain, owned)) - beside[path]
         yield LayerSize(
             path=path,
-            before=size + sum(map(_gain, owned)) - beside[path],
+            before=before if line_above(path, graphs) is None else None,
             after=size,
             packed=sum(each.bytes for each in owned),
             weights=sum(math.prod(each.shape) for each in owned),

@@ -37,7 +37,8 @@ def bytes_sentence(model: ModelFacts) -> str:
     >>> bytes_sentence(ModelFacts(name="Net", before=4000, after=1000))
     'The model has 1 kB, and 4 kB in floating point.'
     """
-    text = f"The model has {bytes_text(model.after)}, and {bytes_text(model.before)} in floating point"
+    text = f"The model has {bytes_text(model.after)}"
+    text += "" if model.before is None else f", and {bytes_text(model.before)} in floating point"
     bits = (
         ""
         if model.bits is None
