@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from tico_modules._facts.model_facts import ModelFacts, RunFacts
-from tico_modules._page.markup import Markup, element
+from tico_modules._page.charts import Axis, columns, figure, framed, grid_of, svg, thinned
+from tico_modules._page.markup import Markup, element, joined
 from tico_modules._page.numbers import plural
 from tico_modules._page.rows import Row
 from tico_modules._page.tables import bar, section, track
 
 _TOKENS: Final = "tokens"
+_NAMED: Final = 5
 
 
 def runs(model: ModelFacts | None, rows: Sequence[Row]) -> Markup:
@@ -60,8 +62,17 @@ def _tokens(rows: Sequence[Row]) -> Iterator[Markup]:
 
 
 def _slowest(rows: Sequence[Row]) -> Iterator[Markup]:
-    known = sorted((row for row in rows if row.seconds), key=lambda row: -row.seconds)[:5]
-    if known:
-        whole = sum(row.seconds for row in rows)
-        names = "; ".join(f"{row.line.path} {row.seconds:.2f} s" for row in known)
-        yield element("p", f"All modules together took {whole:.1f} s. The slowest: {names}.")
+    known = [row for row in rows if row.seconds]
+    if not known:
+        return
+    whole = sum(row.seconds for row in known)
+    slowest = sorted(known, key=lambda row: -row.seconds)[:_NAMED]
+    names = "; ".join(f"{row.line.path} {row.seconds:.2f} s" for row in slowest)
+    text = f"What the algorithms took for each module, in the order of the model: {whole:.1f} s together."
+    text += f" The slowest: {names}."
+    values = [value or 0.0 for value in thinned([row.seconds for row in known], lowest=False)[1]]
+    text += " Of neighbours the slowest is shown." if len(values) < len(known) else ""
+    axis, title = Axis.around(values, zero=True), "Seconds over depth"
+    drawing = svg(title, text, joined([grid_of(axis, len(values)), columns(values, axis)]), width=len(values))
+    ends = (known[0].line.path, known[-1].line.path)
+    yield figure(title, text, framed(axis, "s", drawing, ends))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import attrs
 from torch import nn
@@ -57,6 +57,14 @@ def report(model: nn.Module) -> Report:
         newer = {layer.path: layer for layer in _move_lines(run.report, graphs or paths, places, graphs)}
         earlier += [known[path] for path in known if path in newer and known[path].algorithm]
         known |= newer
+    lines = _lines_of(model, known, operators)
+    return Report(layers=tuple(lines), model=measure(model, [run for run, _ in runs], lines, earlier))
+
+
+def _lines_of(
+    model: nn.Module, known: Mapping[str, LayerReport], operators: Collection[str]
+) -> list[LayerReport]:
+    """Return the lines that are `known`, and those of modules without any, in the order of the model."""
     lines: list[LayerReport] = []
     whole: list[str] = []
     for path, module in named_modules(model):
@@ -71,7 +79,7 @@ def report(model: nn.Module) -> Report:
         if runs_of(module) or stands_beside(module):
             whole.append(f"{path}." if path else "")
     lines += [known[path] for path in operators if path in known]
-    return Report(layers=tuple(lines), model=measure(model, [run for run, _ in runs], lines, earlier))
+    return lines
 
 
 def _find_operator_paths(model: nn.Module) -> Iterator[str]:
