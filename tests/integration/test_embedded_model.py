@@ -111,7 +111,7 @@ def test_saved_model_is_smaller_and_comes_back_bit_for_bit(
 
 def test_report_speaks_of_every_layer(complete: nn.Module) -> None:
     """Every module that computes is in the report, quantized or with the reason why it is float."""
-    lines = json.loads(report(complete).to_json())
+    lines = json.loads(report(complete).to_json())["layers"]
     linear = [line for line in lines if line["module"] == "QuantizedLinear" or line["path"] == "lm_head"]
     assert len(linear) == 7 * len(source_layers(complete)) + 1
     assert all(line["weight"] != "float" or line["activation"] != "float" or line["reason"] for line in lines)

@@ -3,6 +3,8 @@
 Enough to load and run a saved model, and what exporters stand on. No algorithm is in here.
 """
 
+from tico_modules._facts.layer_report import SQNR, LayerReport
+from tico_modules._facts.model_facts import CodeCounts, LayerSize, ModelFacts, PointRange, RunFacts
 from tico_modules._files.artifact import load_quantized, save_quantized
 from tico_modules._files.companions import Tokenizer, write_companions
 from tico_modules._files.float_checkpoint import map_checkpoint
@@ -31,9 +33,11 @@ from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_b
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.scaled_input import ScaledInput
 from tico_modules._layers.transposed_linear import TransposedLinear
+from tico_modules._page.comparison import Compared
 from tico_modules._record.fingerprint import DataFingerprint, all_tensors, model_fingerprint
 from tico_modules._record.history import remember, report, runs_of
-from tico_modules._record.report import LayerReport, Report
+from tico_modules._record.model_bytes import bytes_by_line, total_bytes
+from tico_modules._record.report import Report
 from tico_modules._record.run import Run, library_versions
 from tico_modules._record.stand_in import carry_over
 from tico_modules._storage.activation_grid import ActivationGrid
@@ -44,6 +48,7 @@ from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._storage.planned_weight import PlannedWeight
 from tico_modules._storage.read_only_weight import is_read_only, read_only
+from tico_modules._storage.weight_statistics import weight_sqnr
 from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.entry_points import find_entry_points
@@ -80,8 +85,11 @@ __all__ = [
     "INTEGER_MODULES",
     "PREPARED",
     "QUANT_METHOD",
+    "SQNR",
     "ActivationGrid",
     "BrokenPlugIn",
+    "CodeCounts",
+    "Compared",
     "ConvSettings",
     "ConvTransposeSettings",
     "DataFingerprint",
@@ -91,11 +99,14 @@ __all__ = [
     "FloatExpert",
     "Forward",
     "LayerReport",
+    "LayerSize",
     "Layout",
+    "ModelFacts",
     "Offload",
     "PackedWeight",
     "Parts",
     "PlannedWeight",
+    "PointRange",
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConv3d",
@@ -109,6 +120,7 @@ __all__ = [
     "Report",
     "RestorableModule",
     "Run",
+    "RunFacts",
     "SavedModel",
     "ScaledInput",
     "Tokenizer",
@@ -116,6 +128,7 @@ __all__ = [
     "add_result_mark",
     "all_tensors",
     "answer_for",
+    "bytes_by_line",
     "call_as",
     "carry_over",
     "child_path",
@@ -153,5 +166,7 @@ __all__ = [
     "select_below",
     "set_backend",
     "tensor_place",
+    "total_bytes",
+    "weight_sqnr",
     "write_companions",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Generic, Protocol, TypeVar, final
@@ -222,6 +223,7 @@ class Prepared(Generic[C, K]):
 
     def convert(self, model: nn.Module, edit: Edit, ranks: Ranks = ALONE) -> nn.Module:
         """Finish the work and return the root; hooks go and modules learn of it once all has succeeded."""
+        start = time.perf_counter()
         edit.on_commit(self.stop_watching)
         edit.on_undo(remember_hooks(model))
         self.calibration.pause(edit)
@@ -240,6 +242,7 @@ class Prepared(Generic[C, K]):
             data=data.text,
             calls=data.calls,
             versions=library_versions(),
+            seconds=time.perf_counter() - start,
         )
         remember(converted.modules, run, edit)
         return converted.root

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import attrs
 from torch import nn
 
-from tico_modules._record.report import LayerReport, Report
+from tico_modules._facts.layer_report import LayerReport
+from tico_modules._record.measuring import measure
+from tico_modules._record.report import Report
 from tico_modules._record.run import Run
-from tico_modules._tree.answers import HISTORY, StandIn
+from tico_modules._tree.answers import HISTORY, stands_beside
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.module_tree import child_path, children, named_modules
 from tico_modules._tree.requirements import require_module
@@ -35,8 +37,8 @@ def report(model: nn.Module) -> Report:
     """Return a report with a line for every module of a converted model.
 
     The line is from the newest run that has one for the module. A module without any is listed as float, with
-    the reason. `model` may be a part of the model that was converted, or hold it as a part: the paths in the
-    report are those in `model`.
+    the reason. What is known of the model as a whole is told beside the lines. `model` may be a part of the
+    model that was converted, or hold it as a part: the paths in the report are those in `model`.
 
     Raises:
         UnsupportedError: `model` is no module.
@@ -46,30 +48,38 @@ def report(model: nn.Module) -> Report:
     """
     require_module(model)
     known: dict[str, LayerReport] = {}
+    earlier: list[LayerReport] = []
     operators = dict.fromkeys(_find_operator_paths(model))
     places = {path for path, _ in named_modules(model)} | operators.keys()
-    for run, paths in _sort_runs(model):
+    runs = _sort_runs(model)
+    for run, paths in runs:
         graphs = [path for path in paths if "operator_paths" in vars(model.get_submodule(path))]
-        known |= {layer.path: layer for layer in _move_lines(run.report, graphs or paths, places, graphs)}
+        newer = {layer.path: layer for layer in _move_lines(run.report, graphs or paths, places, graphs)}
+        earlier += [known[path] for path in known if path in newer and known[path].algorithm]
+        known |= newer
+    lines = _lines_of(model, known, operators)
+    return Report(layers=tuple(lines), model=measure(model, [run for run, _ in runs], lines, earlier))
+
+
+def _lines_of(
+    model: nn.Module, known: Mapping[str, LayerReport], operators: Collection[str]
+) -> list[LayerReport]:
+    """Return the lines that are `known`, and those of modules without any, in the order of the model."""
     lines: list[LayerReport] = []
     whole: list[str] = []
     for path, module in named_modules(model):
         # What stands beside a module has the line of that module.
         if path in known and path not in operators:
             lines.append(known[path])
-        elif not _stands_beside(module) and not children(module) and not path.startswith(tuple(whole)):
+        elif not stands_beside(module) and not children(module) and not path.startswith(tuple(whole)):
             kind = type(module).__name__
             lines.append(
                 LayerReport(path=path, module=kind, algorithm="", reason="no algorithm was run on it")
             )
-        if runs_of(module) or _stands_beside(module):
+        if runs_of(module) or stands_beside(module):
             whole.append(f"{path}." if path else "")
     lines += [known[path] for path in operators if path in known]
-    return Report(layers=tuple(lines))
-
-
-def _stands_beside(module: nn.Module) -> bool:
-    return isinstance(module, StandIn) and module.stands_beside
+    return lines
 
 
 def _find_operator_paths(model: nn.Module) -> Iterator[str]:
@@ -88,7 +98,7 @@ def _sort_runs(model: nn.Module) -> list[tuple[Run, list[str]]]:
         for age, run in enumerate(runs_of(module)):
             runs[id(run)] = run
             ages[id(run)] = max(age, ages.get(id(run), 0))
-            served = path.rpartition(".")[0] if _stands_beside(module) else path
+            served = path.rpartition(".")[0] if stands_beside(module) else path
             paths.setdefault(id(run), []).append(served)
     return [(runs[key], paths[key]) for key in sorted(runs, key=lambda key: ages[key])]
 

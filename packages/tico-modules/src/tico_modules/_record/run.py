@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 import attrs
 from typing_extensions import Self
 
+from tico_modules._facts.layer_report import line_values, parse_lines
 from tico_modules._record.report import Report
 from tico_modules._storage.layout import Layout
 
@@ -46,6 +47,8 @@ class Run:
             whatever the order of the calls.
         calls: the number of these calls.
         versions: library and version.
+        seconds: the time that `convert` took, which files do not keep, and which is ignored when runs are
+            compared.
     """
 
     report: Report
@@ -54,20 +57,23 @@ class Run:
     data: str = ""
     calls: int = 0
     versions: tuple[tuple[str, str], ...] = ()
+    seconds: float = attrs.field(default=0.0, eq=False)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Return itself: nothing in it can change."""
         return self
 
     def to_values(self) -> dict[str, object]:
-        """Return the run as values for JSON, without the times in its report.
+        """Return the run as values for JSON, without times.
 
         >>> run = Run(report=Report(), model="ab", calls=3)
         >>> Run.from_layout(Layout("file", run.to_values())) == run
         True
         """
         config: object = json.loads(self.config) if self.config else None
-        report: object = json.loads(self.report.without_times().to_json())
+        report: object = json.loads(
+            json.dumps([line_values(line) for line in self.report.without_times().layers])
+        )
         return {
             "report": report,
             "config": config,
@@ -84,11 +90,11 @@ class Run:
         Raises:
             ArtifactError: a value is missing, wrong or left over.
         """
-        layout.require_keys(field.name for field in attrs.fields(cls))
+        layout.require_keys(field.name for field in attrs.fields(cls) if field.name != "seconds")
         config = layout.optional_child("config")
         versions = layout.child("versions")
         return Run(
-            report=Report.from_json(json.dumps(layout.values["report"])),
+            report=Report(layers=parse_lines(layout.values["report"])),
             config="" if config is None else _to_canonical(config.values),
             model=layout.text("model"),
             data=layout.text("data"),

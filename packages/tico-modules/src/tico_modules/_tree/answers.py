@@ -32,6 +32,15 @@ class StandIn(nn.Module):
         return self
 
 
+def stands_beside(module: nn.Module) -> bool:
+    """Return whether `module` is a child of the module that it serves, and not in its place.
+
+    >>> stands_beside(nn.Identity())
+    False
+    """
+    return isinstance(module, StandIn) and module.stands_beside
+
+
 def answer_for(old: nn.Module, new: M) -> M:
     """Let `new` answer what `old` answers about itself, such as ``stride`` or ``eps``, and return it.
 

@@ -10,10 +10,10 @@ import attrs
 from torch import nn
 
 from tico_config import Found, Problem, UnsupportedError
-from tico_modules import Edit, LayerReport, QuantizedExperts, Report, named_modules
+from tico_modules import SQNR, Edit, LayerReport, QuantizedExperts, Report, named_modules, weight_sqnr
 from tico_quantizers.conversion._opened_experts import close_experts
 from tico_quantizers.conversion._progress import Progress
-from tico_quantizers.layers import Layer, QuantizedWeight, shape, with_weight
+from tico_quantizers.layers import Layer, QuantizedWeight, matrix, shape, with_weight
 from tico_quantizers.protocol import Converted
 
 _LOG = logging.getLogger("tico_quantizers")
@@ -48,10 +48,11 @@ class Conversion:
             UnsupportedError: there is no layer to replace, or one of another shape.
         """
         layer = self.layer_for(weight)
+        line = _with_sqnr(weight, layer)
         new = with_weight(layer, weight.packed)
         self.root = self._edit.replace(self.root, layer, new)
         self._modules.append(new)
-        self.note(weight.line)
+        self.note(line)
 
     def layer_for(self, weight: QuantizedWeight) -> Layer:
         """Return the layer that `weight` is to replace.
@@ -135,3 +136,10 @@ class Conversion:
 
 def _is_below(path: str, parent: str) -> bool:
     return path.startswith(f"{parent}." if parent else "")
+
+
+def _with_sqnr(weight: QuantizedWeight, layer: Layer) -> LayerReport:
+    """Return the line of `weight` with how far its codes are from what `layer` has."""
+    sqnr = weight_sqnr(matrix(layer), weight.packed)
+    figures = () if sqnr is None else ((SQNR, sqnr),)
+    return attrs.evolve(weight.line, figures=(*weight.line.figures, *figures))

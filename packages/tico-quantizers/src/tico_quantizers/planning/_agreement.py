@@ -7,9 +7,8 @@ from typing import Final
 
 from torch import nn
 
-from tico_modules import LayerReport, report
+from tico_modules import LayerReport, bytes_by_line, report, total_bytes
 from tico_quantizers.calibration import UNCALLED
-from tico_quantizers.planning._bytes import bytes_by_line, total_bytes
 from tico_quantizers.planning._plan import Plan
 from tico_quantizers.planning._plan_line import PlanLine
 

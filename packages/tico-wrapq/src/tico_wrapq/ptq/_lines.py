@@ -7,9 +7,18 @@ from typing import TypeAlias
 
 from torch import nn
 
-from tico_modules import LayerReport, PackedWeight, QuantizedModule, children
+from tico_modules import (
+    SQNR,
+    LayerReport,
+    PackedWeight,
+    QuantizedModule,
+    children,
+    parameter,
+    weight_sqnr,
+)
 from tico_wrapq.base import QuantModuleBase
 from tico_wrapq.steps import StepPoints
+from tico_wrapq.torch_nn import LayerWrapper
 
 Holder: TypeAlias = tuple[str, str]
 """The path of a wrapper, and the name of a weight that it stands for."""
@@ -54,6 +63,15 @@ def line_of(path: str, wrapper: QuantModuleBase, new: nn.Module, note: str) -> L
         bits=None if packed is None else packed.bits,
         group_size=None if packed is None else packed.group_size,
     )
+
+
+def weight_figures(wrapper: QuantModuleBase, new: nn.Module) -> tuple[tuple[str, float], ...]:
+    """Return how far the codes of `new` are from the float weight of the layer that `wrapper` stands for."""
+    if not isinstance(wrapper, LayerWrapper) or not isinstance(new, QuantizedModule):
+        return ()
+    weight = parameter(wrapper.layer, "weight")
+    sqnr = None if weight is None else weight_sqnr(wrapper.rows_of(weight), new.packed)
+    return () if sqnr is None else ((SQNR, sqnr),)
 
 
 def _weight_label(wrapper: QuantModuleBase, new: nn.Module) -> str:

@@ -35,7 +35,7 @@ from tico_wrapq.base import (
     require_grids,
 )
 from tico_wrapq.ptq._folds import Fold, Folds, foldable
-from tico_wrapq.ptq._lines import joined_notes, line_of, tied_weights, untied_notes
+from tico_wrapq.ptq._lines import joined_notes, line_of, tied_weights, untied_notes, weight_figures
 from tico_wrapq.ptq._planning import planned
 from tico_wrapq.ptq._step_settling import IDLE, StepRefusal, idle_steps, settle_steps
 from tico_wrapq.ptq._work import Work
@@ -142,6 +142,7 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         for path, wrapper in wrappers.items():
             if path not in idle:
                 finished[path] = folded[path] if path in folded else wrapper.finish(weights, edit)
+                figures[path] += () if path in folded else weight_figures(wrapper, finished[path])
                 edit.settle(finished[path])
         folding, routers = calibration.folds.notes(), calibration.wrapped.notes
         notes = joined_notes(routers, untied_notes(tied, finished), folding, skipped, unfit)

@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tico_modules import child_path, named_modules
+from tico_modules._tree.module_tree import child_path, named_modules
 
 
 def total_bytes(model: nn.Module) -> int:
@@ -39,12 +39,13 @@ def bytes_by_line(model: nn.Module, paths: Collection[str]) -> dict[str, int]:
         if tensor.ndim == 3 and parts[path] == len(tensor):
             share = tensor.nbytes // len(tensor)
             found.update({child_path(path, str(number)): share for number in range(len(tensor))})
-        elif (owner := _owner(path, known)) is not None:
+        elif (owner := line_above(path, known)) is not None:
             found[owner] += tensor.nbytes
     return {path: found[path] for path in paths}
 
 
-def _owner(path: str, known: Collection[str]) -> str | None:
+def line_above(path: str, known: Collection[str]) -> str | None:
+    """Return the longest path in `known` that leads to `path`; None where there is none."""
     while path and path not in known:
         path = path.rpartition(".")[0]
     return path if path in known else None

@@ -1,0 +1,1 @@
+"""What a report tells, as values and as JSON."""
