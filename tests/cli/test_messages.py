@@ -151,7 +151,9 @@ def test_a_wrong_option_is_wrong_usage(tico: Run, source: Path) -> None:
     assert "--recipe" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["recipes", "plan", "quantize", "inspect"])
+@pytest.mark.parametrize(
+    "command", ["recipes", "plan", "quantize", "inspect", "eval", "compare", "report", "export"]
+)
 def test_help_shows_an_example(command: str, tico: Run) -> None:
     """Each command has one that can be copied."""
     assert f"\n  tico {command}" in tico(command, "--help").stdout

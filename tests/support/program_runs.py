@@ -71,7 +71,7 @@ def save_float_model(folder: Path) -> Path:
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
-        num_key_value_heads=1,
+        num_key_value_heads=2,
         max_position_embeddings=LIMIT,
         bos_token_id=0,
         eos_token_id=1,

@@ -106,7 +106,7 @@ def inspect_folder(folder: Path) -> Contents:
     runs = saved.manifest.runs
     lines = {line.path: line for run in runs for line in run.report.layers}
     sizes = _sizes(saved, lines)
-    for path in sizes.keys() - lines.keys():  # of modules that no algorithm has looked at
+    for path in [each for each in sizes if each not in lines]:  # of modules no algorithm has looked at
         lines[path] = LayerReport(path=path, module="", algorithm="", reason="no algorithm was run on it")
     return Contents(
         folder=folder,

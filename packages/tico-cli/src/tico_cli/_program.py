@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import attrs
 import typer
@@ -108,10 +108,7 @@ def plan(folder: FloatFolder, recipe: RecipeName = "w4a16", *, as_json: AsJson =
         from tico_cli._planning import plan_folder
 
         made = plan_folder(folder, chosen)
-        if as_json:
-            typer.echo(made.to_json())
-        else:
-            show(made.to_markdown())
+        _write(made, as_json=as_json)
 
 
 @_app.command()
@@ -143,10 +140,7 @@ def quantize(
         job = Job(source=folder, out=out, recipe=chosen, data=data, tokenizer=tokenizer)
         with told_failures(job.kept):
             done = quantize_folder(job)
-        if as_json:
-            typer.echo(done.to_json())
-        else:
-            show(done.to_markdown())
+        _write(done, as_json=as_json)
 
 
 def _with_data(recipe: Recipe, samples: int | None, tokens: int | None) -> Recipe:
@@ -174,7 +168,121 @@ def inspect(folder: QuantizedFolder, *, as_json: AsJson = False) -> None:
         from tico_cli._inspecting import inspect_folder
 
         found = inspect_folder(folder)
+        _write(found, as_json=as_json)
+
+
+Window = Annotated[int, typer.Option(metavar="N", help="Tokens of a window, unless the model takes fewer.")]
+Windows = Annotated[int | None, typer.Option(metavar="N", help="The first N windows only.")]
+Bos = Annotated[bool, typer.Option("--bos", help="Begin each window with the tokenizer's first token.")]
+Text = Annotated[Path, typer.Option("--data", metavar="FILE", help="A text in UTF-8.")]
+
+
+@_app.command("eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A model, quantized or float.")],
+    data: Text,
+    original: Annotated[
+        Path | None, typer.Option("--float", metavar="DIR", help="The float model to compare with.")
+    ] = None,
+    window: Window = 2048,
+    windows: Windows = None,
+    tokenizer: TokenizerFolder = None,
+    *,
+    bos: Bos = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure perplexity and speed on a text, and the divergence from the float model.
+
+    Windows follow each other without overlap and do not see each other.
+
+    \b
+    tico eval smollm2-w4 --data test.txt --float SmolLM2-135M
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        from tico_cli._evaluating import Text, evaluate_folder
+
+        text = Text(path=data, window=window, windows=windows, bos=bos, tokenizer=tokenizer)
+        _write(evaluate_folder(folder, text, original), as_json=as_json)
+
+
+@_app.command()
+def compare(
+    original: FloatFolder,
+    folder: QuantizedFolder,
+    data: Text,
+    window: Window = 512,
+    windows: Windows = 4,
+    tokenizer: TokenizerFolder = None,
+    *,
+    bos: Bos = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell in which block the error of a quantized model enters, and how it accumulates.
+
+    \b
+    tico compare SmolLM2-135M smollm2-w4 --data test.txt
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        from tico_cli._evaluating import Text, compare_folders
+
+        text = Text(path=data, window=window, windows=windows, bos=bos, tokenizer=tokenizer)
+        _write(compare_folders(original, folder, text), as_json=as_json)
+
+
+@_app.command()
+def report(folder: QuantizedFolder, *, as_json: AsJson = False) -> None:
+    """Tell what was done to each module, and why the others are float.
+
+    \b
+    tico report smollm2-w4
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        from tico_cli._reporting import report_folder
+
+        _write(report_folder(folder), as_json=as_json)
+
+
+@_app.command("export")
+def export_model(
+    folder: QuantizedFolder,
+    target: Annotated[str, typer.Option("--to", metavar="FORMAT", help="gguf, onnx, compressed-tensors, …")],
+    path: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="What to write.")],
+    data: Data = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the format.")
+    ] = None,
+    *,
+    require: Annotated[bool, typer.Option("--require", help="Fail if no runtime checks it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a quantized model in the format of a runtime, which checks it where it is installed.
+
+    \b
+    tico export smollm2-w4 --to gguf --out smollm2-w4.gguf
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        from tico_cli._exporting import export_folder, options_of, result_json, result_text, target_of
+
+        chosen = target_of(target, options_of(options or ()))
+        done = export_folder(folder, chosen, path, data=data, require=require)
         if as_json:
-            typer.echo(found.to_json())
+            typer.echo(result_json(done))
         else:
-            show(found.to_markdown())
+            show(result_text(done))
+
+
+class _Result(Protocol):
+    """What a command has found."""
+
+    def to_json(self) -> str:
+        """Return it for programs."""
+
+    def to_markdown(self) -> str:
+        """Return it for people."""
+
+
+def _write(result: _Result, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        show(result.to_markdown())

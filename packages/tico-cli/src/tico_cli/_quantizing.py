@@ -11,6 +11,7 @@ import attrs
 from torch import Tensor
 
 from tico_api import compare, load_quantized, map_checkpoint, quantize_checkpoint, report
+from tico_cli._exporting import export_folder, place_in, result_values, target_of
 from tico_cli._model_folders import (
     MANIFEST,
     Tokenizer,
@@ -25,6 +26,7 @@ from tico_cli._planning import plan_folder
 from tico_cli._recipe import Recipe
 from tico_cli._texts import read_samples, spread
 from tico_config import ConfigError, Found, Problem
+from tico_export import ExportResult, ExportTarget
 from tico_quantizers.evaluation import Comparison
 from tico_quantizers.planning import Plan
 
@@ -66,12 +68,14 @@ class Outcome:
         plan: what was planned, which the report agrees with.
         comparison: how far it is from the float model on text that calibration did not read; None without it.
         report: the file of the report.
+        exports: what became of the exports that the recipe asks for.
     """
 
     out: Path
     plan: Plan
     comparison: Comparison | None
     report: Path
+    exports: tuple[ExportResult, ...] = ()
 
     def to_json(self) -> str:
         """Return the outcome as JSON."""
@@ -83,6 +87,7 @@ class Outcome:
                 "bytes": self.plan.bytes,
                 "comparison": found,
                 "report": str(self.report),
+                "exports": [result_values(each) for each in self.exports],
             }
         )
 
@@ -96,11 +101,12 @@ class Outcome:
         if self.comparison is not None:
             kl, agreement = self.comparison.kl, self.comparison.agreement
             yield f"held-out text: KL divergence {kl:.4g} nats, same first choice {agreement:.2%}"
+        yield from (f"export: {each}" for each in self.exports)
         yield f"report: {self.report}"
 
 
 def quantize_folder(job: Job) -> Outcome:
-    """Plan, calibrate, convert, save, compare and report.
+    """Plan, calibrate, convert, save, compare, report and export.
 
     Raises:
         ConfigError: a path or the recipe is wrong, or there are no data for a recipe that needs some.
@@ -108,6 +114,7 @@ def quantize_folder(job: Job) -> Outcome:
         OSError: a file cannot be read or written.
     """
     _require_inputs(job)
+    targets = [target_of(step.format, dict(step.options)) for step in job.recipe.exports]
     made = plan_folder(job.source, job.recipe)
     tell(f"plan: {bytes_text(made.bytes_before)} become {bytes_text(made.bytes)}, by {job.recipe.name}")
     calibration, held_out = _samples(job)
@@ -122,7 +129,14 @@ def quantize_folder(job: Job) -> Outcome:
             found = compare(map_checkpoint(job.source), quantized, held_out)
     page = job.out / _REPORT
     page.write_text(_page(report(quantized).to_markdown(), found), encoding="utf-8")
-    return Outcome(out=job.out, plan=made, comparison=found, report=page)
+    exports = tuple(_export(job, target) for target in targets)
+    return Outcome(out=job.out, plan=made, comparison=found, report=page, exports=exports)
+
+
+def _export(job: Job, target: ExportTarget) -> ExportResult:
+    path = place_in(job.out, target)
+    path.parent.mkdir(exist_ok=True)
+    return export_folder(job.out, target, path, data=job.data)
 
 
 def _require_inputs(job: Job) -> None:
