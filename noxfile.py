@@ -44,6 +44,7 @@ PACKAGES: Final = {
     "tico-pt2e": ("tico_pt2e",),
     "tico-wrapq": ("tico_wrapq",),
     "tico-api": ("tico_api", "tico.quantization"),
+    "tico-cli": ("tico_cli",),
 }
 
 # The runtimes that presets are for, and what each asks for beside the packages.
@@ -276,7 +277,8 @@ def runtimes(session: nox.Session, runtime: str) -> None:
     environment = ENVIRONMENTS / f"runtimes-{runtime}"
     constraints = ROOT / "tests/runtimes/constraints" / f"{runtime}.txt"
     every = [*PACKAGES]
-    packages = every[: every.index("tico-wrapq")] if runtime in BELOW_THE_FACADE else every
+    # No runtime needs the program, and those that Samsung's package is for cannot have the facade.
+    packages = every[: every.index("tico-wrapq" if runtime in BELOW_THE_FACADE else "tico-cli")]
     _provide(session, environment, packages, RUNTIMES[runtime], constraints, UNASKED.get(runtime, ()))
     # Runtimes warn of themselves; the tests' own conftest.py asks for tools that are not there.
     alone = ("--confcutdir=tests/runtimes", "-p", "no:warnings")

@@ -11,6 +11,9 @@ from source_imports import SourceImport, source_imports
 
 CORE: Final = {"attrs", "typing-extensions"}
 
+# What a program needs that people use, and a library does not.
+PROGRAM: Final = {"rich", "transformers", "typer"}
+
 # Where the name to import is not the distribution's.
 DISTRIBUTION_OF: Final = {"typing_extensions": "typing-extensions"} | {
     module.partition(".")[0]: name for name, modules in MODULES.items() for module in modules
@@ -29,7 +32,8 @@ def test_siblings_are_the_layers_below(name: str) -> None:
 def test_core_needs_attrs_typing_extensions_and_torch_only(name: str) -> None:
     """Nothing else is installed with a distribution; anything else is an extra."""
     outside = {each.name for each in distribution(name).dependencies} - set(LAYERS)
-    assert outside == (CORE if name == "tico-config" else CORE | {"torch"})
+    more = {"tico-config": set(), "tico-cli": {"torch", *PROGRAM}}.get(name, {"torch"})
+    assert outside == CORE | more
 
 
 @every_layer

@@ -22,6 +22,7 @@ MODULES: Final = {
     "tico-pt2e": ("tico_pt2e",),
     "tico-wrapq": ("tico_wrapq",),
     "tico-api": ("tico_api", "tico.quantization"),
+    "tico-cli": ("tico_cli",),
 }
 
 LAYERS: Final = tuple(MODULES)

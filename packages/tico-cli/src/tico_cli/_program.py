@@ -1,0 +1,288 @@
+"""The commands of `tico`, their arguments and help; the work is in the modules that they import.
+
+Each command imports what does its work when it runs, so that help and completion do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import attrs
+import typer
+
+from tico_cli._failures import told_failures
+from tico_cli._output import config_text, show, table
+from tico_cli._recipe import DataNeed, Recipe
+from tico_cli._recipe_files import read_recipe, shipped_names, shipped_text
+
+_app = typer.Typer(
+    name="tico",
+    help="Quantize language models, and see what will happen and what has happened.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 done, 1 failed, 2 a wrong path, option or recipe, 130 interrupted.",
+)
+
+FloatFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A float model, saved by save_pretrained.")]
+QuantizedFolder = Annotated[Path, typer.Argument(metavar="OUT", help="A model that tico has quantized.")]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", "-r", metavar="NAME", help="A name of `tico recipes`, or a file .toml.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", metavar="FILE", help="A text, or a JSONL of texts or chats.")
+]
+TokenizerFolder = Annotated[
+    Path | None, typer.Option("--tokenizer", metavar="DIR", help="A tokenizer, if not in the model's folder.")
+]
+
+
+def main() -> None:
+    """Run the program with the arguments of the process."""
+    _app(prog_name="tico")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tico {version('tico-cli')}")
+        raise typer.Exit
+
+
+@_app.callback()
+def _every_command(
+    *,
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Quantize language models, and see what will happen and what has happened."""
+
+
+@_app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one as it is.")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """List the recipes that come along, or show one, to begin your own with.
+
+    \b
+    tico recipes
+    tico recipes w4a16 > mine.toml
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        if name is not None:
+            typer.echo(shipped_text(name), nl=False)
+            return
+        found = [read_recipe(each) for each in shipped_names()]
+        if as_json:
+            typer.echo(json.dumps([_recipe_values(each) for each in found]))
+        else:
+            show(table(("recipe", "what it makes"), [(each.name, each.description) for each in found]))
+
+
+def _recipe_values(recipe: Recipe) -> dict[str, object]:
+    return {
+        "name": recipe.name,
+        "description": recipe.description,
+        "stages": [config_text(stage) for stage in recipe.stages],
+        "data": None if recipe.data is None else attrs.asdict(recipe.data),
+        "exports": [each.format for each in recipe.exports],
+    }
+
+
+@_app.command()
+def plan(folder: FloatFolder, recipe: RecipeName = "w4a16", *, as_json: AsJson = False) -> None:
+    """Tell what a recipe will do to each module, in seconds; the config of the model is enough.
+
+    \b
+    tico plan SmolLM2-135M --recipe w4a16
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        chosen = read_recipe(recipe)
+        from tico_cli._planning import plan_folder
+
+        made = plan_folder(folder, chosen)
+        _write(made, as_json=as_json)
+
+
+@_app.command()
+def quantize(
+    folder: FloatFolder,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="The folder to be made.")],
+    recipe: RecipeName = "w4a16",
+    data: Data = None,
+    tokenizer: TokenizerFolder = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Samples to calibrate on, instead of the recipe's.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens of a sample, instead of the recipe's.")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model from folder to folder: plan, calibrate, convert, save, compare, report.
+
+    What is interrupted goes on with the same command.
+
+    \b
+    tico quantize SmolLM2-135M --recipe w4a16 \\
+        --data text.txt --out smollm2-w4
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        chosen = _with_data(read_recipe(recipe), samples, tokens)
+        from tico_cli._quantizing import Job, quantize_folder
+
+        job = Job(source=folder, out=out, recipe=chosen, data=data, tokenizer=tokenizer)
+        with told_failures(job.kept):
+            done = quantize_folder(job)
+        _write(done, as_json=as_json)
+
+
+def _with_data(recipe: Recipe, samples: int | None, tokens: int | None) -> Recipe:
+    """Return `recipe` with other numbers of samples and tokens, where it reads data."""
+    need = recipe.data
+    if need is None:
+        return recipe
+    return attrs.evolve(
+        recipe,
+        data=DataNeed(
+            samples=need.samples if samples is None else samples,
+            tokens=need.tokens if tokens is None else tokens,
+        ),
+    )
+
+
+@_app.command()
+def inspect(folder: QuantizedFolder, *, as_json: AsJson = False) -> None:
+    """Tell what a folder holds: configs, bits, bytes and fingerprints, with every byte checked.
+
+    \b
+    tico inspect smollm2-w4
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        from tico_cli._inspecting import inspect_folder
+
+        found = inspect_folder(folder)
+        _write(found, as_json=as_json)
+
+
+Window = Annotated[int, typer.Option(metavar="N", help="Tokens of a window, unless the model takes fewer.")]
+Windows = Annotated[int | None, typer.Option(metavar="N", help="The first N windows only.")]
+Bos = Annotated[bool, typer.Option("--bos", help="Begin each window with the tokenizer's first token.")]
+Text = Annotated[Path, typer.Option("--data", metavar="FILE", help="A text in UTF-8.")]
+
+
+@_app.command("eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A model, quantized or float.")],
+    data: Text,
+    original: Annotated[
+        Path | None, typer.Option("--float", metavar="DIR", help="The float model to compare with.")
+    ] = None,
+    window: Window = 2048,
+    windows: Windows = None,
+    tokenizer: TokenizerFolder = None,
+    *,
+    bos: Bos = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure perplexity and speed on a text, and the divergence from the float model.
+
+    Windows follow each other without overlap and do not see each other.
+
+    \b
+    tico eval smollm2-w4 --data test.txt --float SmolLM2-135M
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        from tico_cli._evaluating import Text, evaluate_folder
+
+        text = Text(path=data, window=window, windows=windows, bos=bos, tokenizer=tokenizer)
+        _write(evaluate_folder(folder, text, original), as_json=as_json)
+
+
+@_app.command()
+def compare(
+    original: FloatFolder,
+    folder: QuantizedFolder,
+    data: Text,
+    window: Window = 512,
+    windows: Windows = 4,
+    tokenizer: TokenizerFolder = None,
+    *,
+    bos: Bos = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell in which block the error of a quantized model enters, and how it accumulates.
+
+    \b
+    tico compare SmolLM2-135M smollm2-w4 --data test.txt
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        from tico_cli._evaluating import Text, compare_folders
+
+        text = Text(path=data, window=window, windows=windows, bos=bos, tokenizer=tokenizer)
+        _write(compare_folders(original, folder, text), as_json=as_json)
+
+
+@_app.command()
+def report(folder: QuantizedFolder, *, as_json: AsJson = False) -> None:
+    """Tell what was done to each module, and why the others are float.
+
+    \b
+    tico report smollm2-w4
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        from tico_cli._reporting import report_folder
+
+        _write(report_folder(folder), as_json=as_json)
+
+
+@_app.command("export")
+def export_model(
+    folder: QuantizedFolder,
+    target: Annotated[str, typer.Option("--to", metavar="FORMAT", help="gguf, onnx, compressed-tensors, …")],
+    path: Annotated[Path, typer.Option("--out", "-o", metavar="PATH", help="What to write.")],
+    data: Data = None,
+    options: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="An option of the format.")
+    ] = None,
+    *,
+    require: Annotated[bool, typer.Option("--require", help="Fail if no runtime checks it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a quantized model in the format of a runtime, which checks it where it is installed.
+
+    \b
+    tico export smollm2-w4 --to gguf --out smollm2-w4.gguf
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        from tico_cli._exporting import export_folder, options_of, result_json, result_text, target_of
+
+        chosen = target_of(target, options_of(options or ()))
+        done = export_folder(folder, chosen, path, data=data, require=require)
+        if as_json:
+            typer.echo(result_json(done))
+        else:
+            show(result_text(done))
+
+
+class _Result(Protocol):
+    """What a command has found."""
+
+    def to_json(self) -> str:
+        """Return it for programs."""
+
+    def to_markdown(self) -> str:
+        """Return it for people."""
+
+
+def _write(result: _Result, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(result.to_json())
+    else:
+        show(result.to_markdown())
