@@ -126,8 +126,10 @@ def test_channel_that_takes_the_range_stands_out() -> None:
 
 def test_sixteen_bits_need_no_warning() -> None:
     """They leave hundreds of codes for the other channels; the report names the point all the same."""
-    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU()).eval()
-    model = prepare(model, PTQConfig(overrides={"0.act_in": {"dtype": DType.uint(16)}}))
+    model = prepare(
+        nn.Sequential(nn.Linear(16, 16), nn.ReLU()).eval(),
+        PTQConfig(overrides={"0.act_in": {"dtype": DType.uint(16)}}),
+    )
     model(_outlier())
     convert(model)
     assert [path for path, _ in coverage(model).spoiled] == ["0.act_in"]
