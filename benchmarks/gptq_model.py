@@ -209,7 +209,7 @@ UNIFORM: Final = {"token_weights": "uniform"}
 PAPER: Final[Mapping[str, object]] = {"act_order": False, "static_groups": False, "observer": MinMaxSpec()}
 OURS: Final[Mapping[str, Quantize]] = {
     "ours": ours(),
-    "ours, paper's grids": ours(**PAPER),
+    "ours, as published": ours(**PAPER),
     "ours, ordered alone": ours(observer=MinMaxSpec()),
     "ours, scales tuned": tuned,
     "ours, rotated": rotated(ours()),

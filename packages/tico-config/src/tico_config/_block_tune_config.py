@@ -14,7 +14,6 @@ from tico_config._grid import PerChannel, PerGroup
 from tico_config._grid_format import GridFormat
 from tico_config._legal_weights import weight_choices
 from tico_config._module_config import ModuleConfig, OnUncalibrated
-from tico_config._observer_specs import HessianMSESpec
 from tico_config._problem import Problem
 from tico_config._registry import register_config
 from tico_config.validation import as_float, check_folder, check_integer, check_number, check_optional_integer
@@ -84,7 +83,7 @@ class BlockTuneConfig(ModuleConfig):
     ragged_groups: bool = False
     symmetric: bool = False
     start: Literal["gptq", "nearest"] = "gptq"
-    observer: GPTQObserver = attrs.field(factory=HessianMSESpec)
+    observer: GPTQObserver | None = None
     damping: float = attrs.field(default=0.01, converter=as_float)
     min_expert_tokens: int = 32
     steps: int = 32

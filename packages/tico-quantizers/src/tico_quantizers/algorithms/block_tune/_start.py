@@ -47,8 +47,6 @@ def as_gptq(config: BlockTuneConfig) -> GPTQConfig:
         symmetric=config.symmetric,
         observer=config.observer,
         damping=config.damping,
-        act_order=True,
-        static_groups=config.group_size is not None,
     )
 
 
@@ -64,10 +62,12 @@ def _started(
         found = _solutions(target, weights, hessians, factors)
     except TicoError as error:
         raise located(error, target.path) from None
-    pairs = zip(weights, hessians, strict=True)
+    triples = zip(weights, hessians, found, strict=True)
     figures = {
         "loss": sum(solution.loss for solution in found),
-        "loss if rounded to nearest": sum(loss_of_nearest(*pair, config) for pair in pairs),
+        "loss if rounded to nearest": sum(
+            loss_of_nearest(weight, hessian, config, own) for weight, hessian, own in triples
+        ),
         "tokens": read.rows,
     }
     line = _line(target, figures, time.perf_counter() - begin)
