@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 import pytest
 import torch
@@ -14,9 +16,12 @@ from tico.quantization import (
     PTQConfig,
     ScaleTuneConfig,
     SmoothQuantConfig,
+    calibrate,
     compare,
     convert,
+    load_quantized,
     prepare,
+    quantize_checkpoint,
     report,
 )
 from tico_config import (
@@ -31,7 +36,7 @@ from tico_config import (
 )
 from tico_modules import PackedWeight, named_modules
 from tico_quantizers.algorithms.scale_tune._divergence import divergence
-from tico_quantizers.testing import ResidualBlock, seeded, unchanged, values
+from tico_quantizers.testing import ResidualBlock, same_tensors, seeded, tensors_of, unchanged, values
 from tico_quantizers.tuning import Split
 from tiny_models import tiny_llama
 
@@ -188,6 +193,29 @@ def test_activations_on_grids_do_not_stop_derivatives() -> None:
     base = PTQConfig(weight=affine(DType.uint(3)), strict_wrap=False)
     found = figures(converted(attrs.evolve(QUIET, base=base)))
     assert found["divergence"] < found["divergence before"]
+
+
+def test_passes_may_end_early() -> None:
+    """Only their arguments are needed: the bits are those of whole passes."""
+    found = []
+    for early in (False, True):
+        config = attrs.evolve(QUIET, base=attrs.evolve(GPTQ, stop_after_capture=early))
+        work = prepare(model(), config)
+        outputs = [work(batch) for batch in torch.split(data(), 4)]
+        assert [output is None for output in outputs[1:]] == [early] * 3
+        found.append(weights(convert(work)))
+    assert all(torch.equal(each.scale, found[1][path].scale) for path, each in found[0].items())
+
+
+def test_checkpoint_is_quantized_to_the_same_bits(tmp_path: Path) -> None:
+    """From folder to folder, as in memory."""
+    batches = [{"input_ids": torch.arange(4 * 16).view(4, 16) % 32}]
+    tiny_llama().save_pretrained(tmp_path / "float")
+    quantize_checkpoint(tmp_path / "float", tmp_path / "integers", QUIET, batches)
+    expected = convert(calibrate(prepare(tiny_llama(), QUIET), batches, show_progress=False))
+    loaded = load_quantized(tmp_path / "integers", tiny_llama())
+    assert same_tensors(tensors_of(loaded), tensors_of(expected))
+    assert report(loaded) == report(expected)
 
 
 def test_language_model_is_tuned() -> None:
