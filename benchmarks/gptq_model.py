@@ -37,8 +37,18 @@ from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, 
 from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
-from tico_api import GPTQConfig, HQQConfig, PTQConfig, RotationConfig, calibrate, convert, perplexity, prepare
-from tico_config import DType, PerChannel, PerGroup, affine, no_quant
+from tico_api import (
+    BlockTuneConfig,
+    GPTQConfig,
+    HQQConfig,
+    PTQConfig,
+    RotationConfig,
+    calibrate,
+    convert,
+    perplexity,
+    prepare,
+)
+from tico_config import DType, HessianMSESpec, PerChannel, PerGroup, affine, no_quant
 
 MEGABYTE: Final = 1e6
 PROBE_TOKENS: Final = 1024
@@ -136,6 +146,21 @@ def ours(show: Callable[[nn.Module, Tensor], None] = calibrated, /, **options: o
     return quantize
 
 
+def tuned(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
+    """Return the model with rounding and scales learned block by block."""
+    config = BlockTuneConfig(
+        bits=task.bits,
+        group_size=task.group_size,
+        damping=task.damping,
+        ragged_groups=True,
+        show_progress=False,
+    )
+    model = prepare(model, config)
+    calibrated(model, calibration)
+    SHOWN.append(time.process_time())
+    return convert(model)
+
+
 def rotated(quantize: Quantize) -> Quantize:
     """Return the same for a model whose residual stream and value heads were rotated before."""
 
@@ -183,6 +208,8 @@ UNIFORM: Final = {"token_weights": "uniform"}
 OURS: Final[Mapping[str, Quantize]] = {
     "ours": ours(),
     "ours, ordered": ours(act_order=True, static_groups=True),
+    "ours, best grids": ours(act_order=True, static_groups=True, observer=HessianMSESpec()),
+    "ours, blocks tuned": tuned,
     "ours, rotated": rotated(ours()),
     "ours, ordered, rotated": rotated(ours(act_order=True, static_groups=True)),
     "ours, uniform": ours(**UNIFORM),
