@@ -38,6 +38,7 @@ from recorded import Recording, add_option, recording
 
 # Not by the name tico.quantization, which the peer has, too.
 from tico_api import (
+    BlockTuneConfig,
     GPTQConfig,
     HQQConfig,
     PTQConfig,
@@ -134,7 +135,19 @@ def ours(show: Callable[[nn.Module, Tensor], None] = calibrated, /, **options: o
     return quantize
 
 
-def tuned(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
+def block_tuned(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
+    """Return the model with rounding and scales learned block by block."""
+    config = BlockTuneConfig(
+        bits=task.bits,
+        group_size=task.group_size,
+        damping=task.damping,
+        ragged_groups=True,
+        show_progress=False,
+    )
+    return converted(model, calibration, config, calibrated)
+
+
+def scale_tuned(model: nn.Module, calibration: Tensor, task: Task) -> nn.Module:
     """Return GPTQ as this project does it, with scales that are tuned together afterwards."""
     config = ScaleTuneConfig(base=gptq_config(task, {}), show_progress=False)
     return converted(model, calibration, config, calibrated)
@@ -211,7 +224,8 @@ OURS: Final[Mapping[str, Quantize]] = {
     "ours": ours(),
     "ours, as published": ours(**PAPER),
     "ours, ordered alone": ours(observer=MinMaxSpec()),
-    "ours, scales tuned": tuned,
+    "ours, blocks tuned": block_tuned,
+    "ours, scales tuned": scale_tuned,
     "ours, rotated": rotated(ours()),
     "ours, uniform": ours(**UNIFORM),
     "ours, whole passes": ours(run, **UNIFORM),

@@ -25,6 +25,7 @@ from transformers import (
 
 from tico.quantization import (
     AWQConfig,
+    BlockTuneConfig,
     GPTQConfig,
     HQQConfig,
     Offload,
@@ -96,6 +97,13 @@ def test_a_list_gives_the_files_of_the_path_in_memory(source: Path, tmp_path: Pa
     configs = (SmoothQuantConfig(), GPTQ, PTQConfig())
     quantize_checkpoint(source, tmp_path / "out", configs, BATCHES)
     assert files(tmp_path / "out") == in_memory(source, tmp_path / "expected", *configs)
+
+
+def test_learned_rounding_gives_the_files_of_the_path_in_memory(source: Path, tmp_path: Path) -> None:
+    """What the float blocks give is kept beside what the changed ones do, with one block in memory."""
+    config = BlockTuneConfig(steps=8, show_progress=False)
+    quantize_checkpoint(source, tmp_path / "out", config, BATCHES)
+    assert files(tmp_path / "out") == in_memory(source, tmp_path / "expected", config)
 
 
 def test_an_algorithm_without_data_needs_no_batches(source: Path, tmp_path: Path) -> None:

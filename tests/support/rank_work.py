@@ -26,6 +26,7 @@ from expert_models import Mixture
 from fused_models import fused_model
 from tico.quantization import (
     AWQConfig,
+    BlockTuneConfig,
     CLEConfig,
     GPTQConfig,
     HQQConfig,
@@ -151,6 +152,7 @@ CASES: Final[Mapping[str, Case]] = {
     "smoothquant by search": Case(tiny_llama, SmoothQuantConfig(alpha="auto"), _tokens),
     "cle": Case(net, CLEConfig(), _images),
     "hqq": Case(net, HQQConfig(show_progress=False), _images),
+    "block tuning": Case(tiny_llama, BlockTuneConfig(group_size=8, steps=4, show_progress=False), _tokens),
     "awq": Case(tiny_llama, AWQConfig(group_size=8, show_progress=False), _tokens),
 }
 

@@ -24,9 +24,10 @@ from tico_config.validation import as_float, check_folder, check_integer, check_
 class BlockTuneConfig(ModuleConfig):
     """Weights whose rounding and scales are learned, block by block, from what the float block gives.
 
-    The gradients are those of SignRound, Cheng et al. 2023, arXiv 2309.05516; the blocks are those of BRECQ,
-    Li et al. 2021, arXiv 2102.05426. Every field up to `min_expert_tokens` can be set per module by
-    `overrides`, for example ``{"*.down_proj": {"bits": 8}}``.
+    Derivatives go straight through rounding, as in SignRound, Cheng et al. 2023, arXiv 2309.05516; a block is
+    what BRECQ tunes as a whole, Li et al. 2021, arXiv 2102.05426. A model without blocks is one. Every field
+    up to `min_expert_tokens` can be set per module by `overrides`, for example
+    ``{"*.down_proj": {"bits": 8}}``.
 
     Attributes:
         bits: width of a code, 2 to 8.
@@ -42,8 +43,9 @@ class BlockTuneConfig(ModuleConfig):
             every one.
         steps: how many steps each block makes; 0 leaves it at its start.
         samples: how many sequences a step learns from, one after the other.
-        rate: how far the first step moves a weight against its grid, in steps of the grid; the last ones
-            move it hardly at all.
+        rate: how far the first step of Adam moves a weight against its grid, in steps of the grid, and a
+            scale by a tenth of that share of itself; the last steps move them hardly at all. A weight starts
+            at most a quarter from its code, which changes when it is more than a half away.
         held_out: share of the sequences that no step learns from. The step with the smallest loss of these
             is the one that counts; if none lowers it, the block stays at its start.
         seed: the seed that says which sequences are held out, and in which order the others come.

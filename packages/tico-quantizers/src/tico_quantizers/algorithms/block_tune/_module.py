@@ -69,9 +69,10 @@ class BlockTuneQuantizer(BlockQuantizer[BlockTuneConfig]):
 
     def problems(self, target: Target[BlockTuneConfig]) -> Iterator[Problem]:
         """Yield why the grid that is asked for cannot be had for the weight of a layer."""
-        path, layer, config = target.path, target.layer, target.config
-        found = (group_size_problem(path, layer, config.group_size, ragged=config.ragged_groups),)
-        yield from filter(None, found)
+        size, ragged = target.config.group_size, target.config.ragged_groups
+        problem = group_size_problem(target.path, target.layer, size, ragged=ragged)
+        if problem is not None:
+            yield problem
 
     def bound(self, plan: LayerPlan[BlockTuneConfig]) -> list[Problem]:
         """Return that steps need the data themselves."""
