@@ -185,6 +185,12 @@ def test_page_is_well_formed_and_needs_nothing_else(
     assert links <= {*names}
 
 
+def test_reports_are_compared_by_their_lines() -> None:
+    """Data in other batches are another run, and may give the same model."""
+    assert report_of(5) == Report(layers=report_of(5).layers)
+    assert report_of(5) != Report(layers=report_of(4).layers, model=report_of(5).model)
+
+
 def test_same_report_is_the_same_page(tmp_path: Path) -> None:
     """There is no time or chance in it."""
     assert text_of(report_of(55), tmp_path, Compared()) == text_of(report_of(55), tmp_path, Compared())

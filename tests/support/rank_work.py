@@ -171,7 +171,7 @@ def prepared(case: Case, batches: Sequence[Batch]) -> nn.Module:
 
 def digest(model: nn.Module) -> str:
     """Return a text that tells apart converted models, and what their reports say."""
-    return f"{model_fingerprint(model)} {report(model).without_times().to_json()}"
+    return f"{model_fingerprint(model)} {report(model).without_times().layers}"
 
 
 def parts_of(ranks: int) -> list[range]:

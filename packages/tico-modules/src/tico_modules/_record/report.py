@@ -26,7 +26,8 @@ class Report:
 
     Attributes:
         layers: the lines.
-        model: what is known of the model as a whole; None in the report of one run.
+        model: what is known of the model as a whole, ignored when reports are compared; None in the report of
+            one run.
 
     >>> line = LayerReport(path="fc", module="Linear", algorithm="gptq", weight="uint4 per row")
     >>> print(Report(layers=(line,)).to_markdown())
@@ -36,7 +37,7 @@ class Report:
     """
 
     layers: tuple[LayerReport, ...] = ()
-    model: ModelFacts | None = None
+    model: ModelFacts | None = attrs.field(default=None, eq=False)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         """Return itself: nothing in it can change."""
