@@ -114,6 +114,18 @@ def test_a_full_disk_says_what_is_kept(
     assert "make room" in stopped.stderr
 
 
+def test_a_disk_that_is_full_after_saving_says_that_the_model_is_whole(
+    tico: Run, source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the report is missing, and the message names the command for it."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("tico_cli._quantizing.report", stopping(report, 0, full))
+    stopped = tico("quantize", source, "--data", text, "--samples", "2", "--out", tmp_path / "out")
+    assert stopped.exit_code == 1
+    assert "the disk is full" in stopped.stderr
+    assert f"`tico report {tmp_path / 'out'}` shows it" in stopped.stderr
+
+
 def test_a_plan_says_what_the_files_then_hold(tico: Run, source: Path, text: Path, tmp_path: Path) -> None:
     """The plan from the config alone has the lines of the report, module by module, and the bytes."""
     recipe = read_recipe("w4a16")

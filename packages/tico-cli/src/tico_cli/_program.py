@@ -27,10 +27,23 @@ _app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 a wrong path, option or recipe, 130 interrupted.",
 )
 
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """Return what a shell completes the name of a recipe by."""
+    return [name for name in shipped_names() if name.startswith(incomplete)]
+
+
 FloatFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A float model, saved by save_pretrained.")]
 QuantizedFolder = Annotated[Path, typer.Argument(metavar="OUT", help="A model that tico has quantized.")]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", "-r", metavar="NAME", help="A name of `tico recipes`, or a file .toml.")
+    str,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="NAME",
+        help="A name of `tico recipes`, or a file .toml.",
+        autocompletion=_recipe_names,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
 Data = Annotated[
