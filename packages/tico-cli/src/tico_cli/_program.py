@@ -17,6 +17,9 @@ from tico_cli._failures import told_failures
 from tico_cli._output import config_text, show, table
 from tico_cli._recipe import DataNeed, Recipe
 from tico_cli._recipe_files import read_recipe, shipped_names, shipped_text
+from tico_config import ConfigError, Problem
+
+_NO_NUMBERS = "leave --samples and --tokens out"
 
 _app = typer.Typer(
     name="tico",
@@ -159,8 +162,13 @@ def quantize(
 def _with_data(recipe: Recipe, samples: int | None, tokens: int | None) -> Recipe:
     """Return `recipe` with other numbers of samples and tokens, where it reads data."""
     need = recipe.data
-    if need is None:
+    if samples is None and tokens is None:
         return recipe
+    if need is None:
+        expected, sentence = "left out", f"the recipe {recipe.name} learns nothing from data"
+        raise ConfigError(
+            Problem(field="samples", value=samples, expected=expected, sentence=sentence, remedy=_NO_NUMBERS)
+        )
     return attrs.evolve(
         recipe,
         data=DataNeed(
