@@ -159,6 +159,12 @@ def test_help_shows_an_example(command: str, tico: Run) -> None:
     assert f"\n  tico {command}" in tico(command, "--help").stdout
 
 
+def test_a_shell_completes_the_names_of_recipes() -> None:
+    """What was begun is completed to the recipes that begin so."""
+    done = run_program(_TICO_COMPLETE="complete_bash", COMP_WORDS="tico plan DIR --recipe w3", COMP_CWORD="4")
+    assert done.stdout.split() == ["w3a16"]
+
+
 def test_output_into_a_pipe_has_no_colours_and_no_width() -> None:
     """What reads a pipe gets the table in Markdown, each row on a line."""
     done = run_program("recipes", FORCE_COLOR="1", COLUMNS="20")

@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 import pytest
 import torch
 
-from program_runs import Run, text_of
+from program_runs import LIMIT, Run, text_of
 from tico.quantization import compare, load_quantized, plan, report
 from tico_cli import read_recipe
 from tico_cli._model_folders import load_tokenizer, skeleton
@@ -65,6 +65,34 @@ def test_a_recipe_without_data_needs_none(tico: Run, source: Path, tmp_path: Pat
     assert json.loads(done.stdout)["comparison"] is None
 
 
+def test_a_recipe_without_data_compares_on_the_text_that_is_given(
+    tico: Run, source: Path, text: Path, tmp_path: Path
+) -> None:
+    """Nothing is calibrated, and four windows are compared."""
+    done = tico("quantize", source, "-r", "w8a16", "--data", text, "-o", tmp_path / "out", "--json")
+    assert json.loads(done.stdout)["comparison"]["rows"] == 4 * LIMIT
+
+
+def test_a_text_of_one_window_is_calibrated_on_and_not_compared(
+    tico: Run, source: Path, tmp_path: Path
+) -> None:
+    """It is told that the comparison is left out, and why."""
+    short = tmp_path / "short.txt"
+    short.write_text(text_of(20), encoding="utf-8")
+    done = tico("quantize", source, "--data", short, "-o", tmp_path / "out", "--json")
+    assert json.loads(done.stdout)["comparison"] is None
+    assert "comparison: left out" in done.stderr
+
+
+def test_numbers_of_samples_are_refused_where_nothing_is_read(
+    tico: Run, source: Path, tmp_path: Path
+) -> None:
+    """An option that has no effect is not passed over."""
+    done = tico("quantize", source, "-r", "w8a16", "--samples", "4", "-o", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "the recipe w8a16 learns nothing from data; leave --samples and --tokens out" in done.stderr
+
+
 def test_an_interrupted_run_says_what_is_kept_and_goes_on(
     tico: Run, source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +140,18 @@ def test_a_full_disk_says_what_is_kept(
     assert stopped.exit_code == 1
     assert "the disk is full" in stopped.stderr
     assert "make room" in stopped.stderr
+
+
+def test_a_disk_that_is_full_after_saving_says_that_the_model_is_whole(
+    tico: Run, source: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the report is missing, and the message names the command for it."""
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("tico_cli._quantizing.report", stopping(report, 0, full))
+    stopped = tico("quantize", source, "--data", text, "--samples", "2", "--out", tmp_path / "out")
+    assert stopped.exit_code == 1
+    assert "the disk is full" in stopped.stderr
+    assert f"`tico report {tmp_path / 'out'}` shows it" in stopped.stderr
 
 
 def test_a_plan_says_what_the_files_then_hold(tico: Run, source: Path, text: Path, tmp_path: Path) -> None:

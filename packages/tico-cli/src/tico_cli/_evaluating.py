@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,19 +97,19 @@ class Evaluation:
     comparison: Comparison | None = None
 
     def to_json(self) -> str:
-        """Return the evaluation as JSON."""
+        """Return the evaluation as JSON; what is infinite or no number is null."""
         count, length = self.windows
         found = self.comparison
         return json.dumps(
             {
-                "perplexity": self.perplexity,
+                "perplexity": _number(self.perplexity),
                 "tokens_per_second": self.tokens_per_second,
                 "windows": count,
                 "window": length,
                 "stride": length,
                 "bos": self.bos,
-                "float_perplexity": self.float_perplexity,
-                "kl": None if found is None else found.kl,
+                "float_perplexity": _number(self.float_perplexity),
+                "kl": None if found is None else _number(found.kl),
                 "agreement": None if found is None else found.agreement,
             }
         )
@@ -131,6 +132,10 @@ class Evaluation:
             yield "KL divergence from the float model, nats", f"{self.comparison.kl:.4g}"
             yield "same first choice", f"{self.comparison.agreement:.2%}"
         yield "tokens a second, reading", f"{self.tokens_per_second:.1f}"
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def evaluate_folder(folder: Path, text: Text, float_folder: Path | None = None) -> Evaluation:

@@ -15,6 +15,7 @@ from tico_config import ConfigError, TicoError
 FAILED: Final = 1
 WRONG: Final = 2
 INTERRUPTED: Final = 130
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _nothing_lost() -> str:
@@ -36,7 +37,8 @@ def told_failures(kept: Callable[[], str] = _nothing_lost) -> Iterator[None]:
     except (TicoError, OSError) as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:  # whoever reads has enough
             raise
-        tell(f"error: {error}")
+        is_full = isinstance(error, OSError) and error.errno in _FULL and not isinstance(error, TicoError)
+        tell(f"error: {error}" if not is_full else f"error: the disk is full ({error}); make room; {kept()}")
         raise typer.Exit(WRONG if isinstance(error, ConfigError) else FAILED) from None
     except KeyboardInterrupt:
         tell(f"interrupted: {kept()}")

@@ -17,6 +17,9 @@ from tico_cli._failures import told_failures
 from tico_cli._output import config_text, show, table
 from tico_cli._recipe import DataNeed, Recipe
 from tico_cli._recipe_files import read_recipe, shipped_names, shipped_text
+from tico_config import ConfigError, Problem
+
+_NO_NUMBERS = "leave --samples and --tokens out"
 
 _app = typer.Typer(
     name="tico",
@@ -27,10 +30,23 @@ _app = typer.Typer(
     epilog="Exit codes: 0 done, 1 failed, 2 a wrong path, option or recipe, 130 interrupted.",
 )
 
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """Return what a shell completes the name of a recipe by."""
+    return [name for name in shipped_names() if name.startswith(incomplete)]
+
+
 FloatFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A float model, saved by save_pretrained.")]
 QuantizedFolder = Annotated[Path, typer.Argument(metavar="OUT", help="A model that tico has quantized.")]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", "-r", metavar="NAME", help="A name of `tico recipes`, or a file .toml.")
+    str,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="NAME",
+        help="A name of `tico recipes`, or a file .toml.",
+        autocompletion=_recipe_names,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
 Data = Annotated[
@@ -146,8 +162,13 @@ def quantize(
 def _with_data(recipe: Recipe, samples: int | None, tokens: int | None) -> Recipe:
     """Return `recipe` with other numbers of samples and tokens, where it reads data."""
     need = recipe.data
-    if need is None:
+    if samples is None and tokens is None:
         return recipe
+    if need is None:
+        expected, sentence = "left out", f"the recipe {recipe.name} learns nothing from data"
+        raise ConfigError(
+            Problem(field="samples", value=samples, expected=expected, sentence=sentence, remedy=_NO_NUMBERS)
+        )
     return attrs.evolve(
         recipe,
         data=DataNeed(

@@ -33,6 +33,7 @@ from tico_quantizers.planning import Plan
 _UNFINISHED: Final = ".unfinished"
 _REPORT: Final = "report.md"
 _HELD_OUT: Final = 4
+_WINDOW: Final = 512
 
 
 @final
@@ -156,22 +157,21 @@ def _samples(job: Job) -> tuple[list[Tensor], list[Tensor]]:
     need = job.recipe.data
     if job.data is None:
         return [], []
-    length = _length(job, 512 if need is None else need.tokens)
-    samples = read_samples(job.data, _tokenizer(job), length)
-    held_out = samples[len(samples) - min(_HELD_OUT, len(samples) // 8 or len(samples) - 1) :]
-    if len(samples) < 2:
-        held_out = []
-        tell(f"comparison: left out, as {job.data} has no more text than calibration reads")
+    samples = read_samples(job.data, _tokenizer(job), _length(job, _WINDOW if need is None else need.tokens))
     if need is None:
-        return [], held_out or samples
-    return spread(samples[: len(samples) - len(held_out)], need.samples), held_out
+        return [], samples[-_HELD_OUT:]
+    if len(samples) < 2:
+        tell(f"comparison: left out, as {job.data} has no more text than calibration reads")
+        return samples, []
+    count = min(_HELD_OUT, max(1, len(samples) // 8))
+    return spread(samples[:-count], need.samples), samples[-count:]
 
 
 def _length(job: Job, wanted: int) -> int:
     limit = longest_window(job.source)
     if limit is None or limit >= wanted:
         return wanted
-    tell(f"calibration: samples of {limit} tokens instead of {wanted}, as the model takes no more")
+    tell(f"data: samples of {limit} tokens instead of {wanted}, as the model takes no more")
     return limit
 
 
