@@ -70,9 +70,9 @@ class ScaleTuneConfig(ModuleConfig):
     norms: bool = False
     steps: int = 32
     samples: int = 2
-    learning_rate: float = attrs.field(default=2e-3, converter=as_float)
+    learning_rate: float = attrs.field(default=3e-3, converter=as_float)
     held_out: float = attrs.field(default=0.25, converter=as_float)
-    check_every: int = 4
+    check_every: int = 8
     seed: int = 0
     show_progress: bool = True
 
