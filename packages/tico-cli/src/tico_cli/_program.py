@@ -14,7 +14,7 @@ import attrs
 import typer
 
 from tico_cli._failures import told_failures
-from tico_cli._output import config_text, show, table
+from tico_cli._output import config_text, show, table, tell
 from tico_cli._recipe import DataNeed, Recipe
 from tico_cli._recipe_files import read_recipe, shipped_names, shipped_text
 from tico_config import ConfigError, Problem
@@ -251,16 +251,27 @@ def compare(
 
 
 @_app.command()
-def report(folder: QuantizedFolder, *, as_json: AsJson = False) -> None:
+def report(
+    folder: QuantizedFolder,
+    page: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures there.")
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
     """Tell what was done to each module, and why the others are float.
 
     \b
     tico report smollm2-w4
+    tico report smollm2-w4 --html report.html
     """  # noqa: D301  # \b keeps the lines of the example apart
     with told_failures():
         from tico_cli._reporting import report_folder
 
-        _write(report_folder(folder), as_json=as_json)
+        found = report_folder(folder)
+        if page is not None:
+            tell(f"page: {found.to_html(page)}")
+        _write(found, as_json=as_json)
 
 
 @_app.command("export")

@@ -31,7 +31,7 @@ from tico_quantizers.evaluation import Comparison
 from tico_quantizers.planning import Plan
 
 _UNFINISHED: Final = ".unfinished"
-_REPORT: Final = "report.md"
+_REPORT: Final = "report.html"
 _HELD_OUT: Final = 4
 _WINDOW: Final = 512
 
@@ -128,8 +128,7 @@ def quantize_folder(job: Job) -> Outcome:
         if held_out:
             tell(f"comparison: {sum(each.numel() for each in held_out):,} tokens held out")
             found = compare(map_checkpoint(job.source), quantized, held_out)
-    page = job.out / _REPORT
-    page.write_text(_page(report(quantized).to_markdown(), found), encoding="utf-8")
+    page = report(quantized).to_html(job.out / _REPORT, found)
     exports = tuple(_export(job, target) for target in targets)
     return Outcome(out=job.out, plan=made, comparison=found, report=page, exports=exports)
 
@@ -177,8 +176,3 @@ def _length(job: Job, wanted: int) -> int:
 
 def _tokenizer(job: Job) -> Tokenizer:
     return load_tokenizer(job.source if job.tokenizer is None else job.tokenizer)
-
-
-def _page(lines: str, found: Comparison | None) -> str:
-    compared = "" if found is None else f"## Compared with the float model\n\n{found.to_markdown()}\n\n"
-    return f"# Report\n\n{compared}## What was done to every module\n\n{lines}\n"
