@@ -127,6 +127,25 @@ def test_a_block_without_derivatives_stays_at_its_start() -> None:
     assert reason(model, "0.inner.first") == "its block has no derivatives, so it stays at its start"
 
 
+class _Overflowing(nn.Module):
+    """A block whose output is beyond the finite numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ResidualBlock()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the product of what the inner block gives and the largest number."""
+        found: Tensor = self.inner(x) * torch.finfo(torch.float32).max
+        return found.nan_to_num(0.0, 1e30, -1e30)
+
+
+def test_a_block_whose_error_is_not_finite_stays_at_its_start() -> None:
+    """The squares of its outputs are infinite, which does not tell one step from another."""
+    model = tuned(seeded(_Overflowing))
+    assert reason(model, "inner.first") == "what its block gives is not finite, so it stays at its start"
+
+
 class _Mixing(nn.Module):
     """A block in which samples of a batch depend on each other."""
 
