@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import attrs
 from torch import nn
@@ -31,6 +31,7 @@ from tico_wrapq.base import (
     PointCalibration,
     QuantModuleBase,
     QuantPoint,
+    Role,
     WeightCodes,
     require_grids,
 )
@@ -46,6 +47,8 @@ from tico_wrapq.torch_nn import multiplies
 
 SUSPICIOUS = 1e8
 """From this magnitude on, which may be a mask's stand-in for minus infinity, the report names a point."""
+
+_ENDS: Final = (Role.ACTIVATION_IN, Role.ACTIVATION_OUT)
 
 CALL_ENDS = ("smallest of call", "largest of call")
 """Of a point whose module is called several times in a pass, with ranges that differ by a lot."""
@@ -86,8 +89,12 @@ class PTQCalibration(PointCalibration):
         return measured + [(path, inside[path]) for path in left if multiplies(inside[path])]
 
     def spoiled(self) -> dict[str, float]:
-        """Return the points of at most 8 bits of whose range one channel takes nearly all, by path."""
-        few = (point for point in self.points if point.spec.dtype.bits <= 8)
+        """Return the inputs and outputs of at most 8 bits whose range one channel takes, by path.
+
+        Tables of positions, which are other points, have channels of very different size by their nature.
+        """
+        ends = (point for point in self.points if point.declaration.role in _ENDS)
+        few = (point for point in ends if point.spec.dtype.bits <= 8)
         shares = ((point.path, point.taken_by_one) for point in few)
         return {path: share for path, share in shares if share is not None and share >= SPOILED}
 
