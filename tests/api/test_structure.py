@@ -137,6 +137,7 @@ def _modules(model: nn.Module) -> list[nn.Module]:
 
 
 @every_config
+@pytest.mark.filterwarnings("ignore:one channel or part")  # two channels, of which one may well be small
 def test_time_grows_with_the_number_of_modules(config: BaseConfig) -> None:
     """Eight times the modules take nowhere near sixty-four times as long."""
     times = {}
