@@ -145,7 +145,7 @@ def test_file_serves_another_algorithm_as_the_data_do(saved: Save, source: str, 
     [
         GPTQ,
         attrs.evolve(GPTQ, bits=8, group_size=4),
-        attrs.evolve(GPTQ, bits=3, symmetric=True, act_order=True, damping=0.1),
+        attrs.evolve(GPTQ, bits=3, symmetric=True, act_order=False, damping=0.1),
         attrs.evolve(GPTQ, bits=2, overrides={"head": no_quant(), "layers.0.*": {"bits": 5}}),
     ],
     ids=["defaults", "groups", "act_order", "overrides"],

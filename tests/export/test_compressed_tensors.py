@@ -363,7 +363,7 @@ def _gpt2() -> nn.Module:
 def _ordered() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = GPTQConfig(bits=4, group_size=32, act_order=True, show_progress=False)
+        config = GPTQConfig(bits=4, group_size=32, static_groups=False, show_progress=False)
         return quantized(config)
 
 

@@ -542,7 +542,7 @@ def test_layers_that_are_no_blocks_are_refused(tmp_path: Path) -> None:
 def test_columns_in_the_order_of_their_activations_are_refused(tmp_path: Path) -> None:
     """Their groups are no runs of columns."""
     model = llama(num_hidden_layers=1)
-    config = GPTQConfig(bits=4, group_size=32, act_order=True, symmetric=True, show_progress=False)
+    config = GPTQConfig(bits=4, group_size=32, static_groups=False, symmetric=True, show_progress=False)
     model = convert(_run(prepare(model, config)))
     with pytest.raises(UnsupportedError, match=r"no runs of 32.*act_order=False"):
         written(model, tmp_path / "m.gguf", GGUF())

@@ -109,7 +109,7 @@ SCHEMES: Final = {
     "2 bits": gptq(2),
     "3 bits": gptq(3),
     "8 bits": gptq(8),
-    "columns in an order of their own": gptq(act_order=True),
+    "columns in an order of their own": gptq(static_groups=False),
     "round to nearest": PTQConfig(
         activation=no_quant(),
         weight=affine(DType.int(4)),
@@ -189,7 +189,7 @@ def test_the_result_says_what_was_rounded_and_that_nothing_was_verified(
 REFUSED: Final[dict[str, tuple[BaseConfig, ExportTarget, str]]] = {
     "bits": (gptq(5), GPTQFormat(), r"takes weights of 2, 3, 4, 8 bits, and this one has uint5"),
     "bits of AWQ": (gptq(8), AWQFormat(), r"takes weights of 4 bits, and this one has uint8"),
-    "an order": (gptq(act_order=True), AWQFormat(), r"act_order=False"),
+    "an order": (gptq(static_groups=False), AWQFormat(), r"act_order=False"),
     "groups": (gptq(group_size=40, ragged_groups=True), GPTQFormat(), r"64 columns in groups of 40"),
     "a size without a kernel": (gptq(group_size=8), GPTQFormat(), r"groups of 16, 32, 64"),
     "mixed": (

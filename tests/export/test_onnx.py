@@ -160,10 +160,10 @@ def test_groups_that_are_no_blocks_are_refused(tmp_path: Path) -> None:
     """Columns in the order of their activations have no block, and the layer is named."""
     layers = nn.Sequential(nn.Linear(64, 8)).eval()
     x = torch.randn(80, 64, generator=torch.Generator().manual_seed(0)) * torch.linspace(1, 9, 64)
-    prepared = prepare(layers, GPTQConfig(group_size=32, act_order=True, show_progress=False), args=(x,))
+    prepared = prepare(layers, GPTQConfig(group_size=32, static_groups=False, show_progress=False), args=(x,))
     prepared(x)
     model = convert(prepared)
-    with pytest.raises(UnsupportedError, match=r"0: its groups are no even runs.*act_order=False"):
+    with pytest.raises(UnsupportedError, match=r"0: its groups are no even runs.*static_groups=True"):
         export(model, tmp_path / "m.onnx", Onnx(), args=(x,))
     assert list(tmp_path.iterdir()) == []
 

@@ -86,8 +86,8 @@ def test_what_is_rotated_is_up_to_the_data(name: str, configs: Sequence[BaseConf
 @pytest.mark.parametrize(
     "config",
     [
-        GPTQConfig(group_size=8, act_order=True),
-        GPTQConfig(group_size=8, act_order=True, static_groups=True, symmetric=True),
+        GPTQConfig(group_size=8, static_groups=False),
+        GPTQConfig(group_size=8, symmetric=True),
         GPTQConfig(per_tensor=True, bits=8, symmetric=True),
         GPTQConfig(group_size=16, super_block=SuperBlock(columns=32, scale_bits=6, offset_bits=6)),
         GPTQConfig(overrides={"lm_head": {"bits": 8}, "*.0.self_attn": no_quant()}),

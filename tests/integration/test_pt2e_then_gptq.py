@@ -85,7 +85,7 @@ def test_groups_order_and_signs() -> None:
     layer, x = nn.Linear(16, 8), values(0, 64, 16)
     float_activations = PT2EConfig(activation=no_quant(), weight=affine(DType.uint(8)))
     for config in (
-        GPTQConfig(group_size=4, act_order=True, show_progress=False),
+        GPTQConfig(group_size=4, static_groups=False, show_progress=False),
         GPTQConfig(group_size=8, symmetric=True, show_progress=False),
         GPTQConfig(per_tensor=True, show_progress=False),
     ):

@@ -297,7 +297,7 @@ def test_work_that_was_interrupted_goes_on_from_a_checkpoint(tmp_path: Path) -> 
 
 SETTINGS: Mapping[str, Mapping[str, object]] = {
     "groups": {"group_size": 8, "symmetric": True},
-    "order of activations": {"act_order": True, "group_size": 8},
+    "groups in order of activations": {"static_groups": False, "group_size": 8},
     "one stage after the other": {"true_sequential": True},
     "asymmetric": {"asymmetric": 0.25},
 }

@@ -58,7 +58,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("fields", [{}, {"true_sequential": True}, {"group_size": 4, "act_order": True}])
+@pytest.mark.parametrize("fields", [{}, {"true_sequential": True}, {"group_size": 4, "static_groups": False}])
 def test_an_interrupted_conversion_goes_on(
     tmp_path: Path, solved: list[int], fields: dict[str, object]
 ) -> None:

@@ -76,7 +76,7 @@ def test_graphs_subtract_them(order: bool) -> None:
     """A graph whose weights GPTQ has rounded computes with the values of its solution."""
     model, x = nn.Sequential(nn.Linear(32, 16, bias=False)).eval(), values(4, 64, 32)
     model[0].weight.data = values(3, 16, 32)
-    config = attrs.evolve(CONFIG, act_order=order)
+    config = attrs.evolve(CONFIG, act_order=order, static_groups=not order)
     layer = prepare(model, config, inplace=False)
     layer(x)
     made = convert(layer).get_submodule("0")

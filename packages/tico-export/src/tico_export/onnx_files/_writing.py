@@ -56,7 +56,7 @@ def onnx_problems(source: Source) -> Iterator[Problem]:
                 value=Found("groups of columns that are no neighbours, or of several sizes"),
                 expected="even runs of columns",
                 sentence="its groups are no even runs of columns, and DequantizeLinear knows blocks only",
-                remedy="quantize with act_order=False and a group_size that divides the columns",
+                remedy="quantize with static_groups=True and a group_size that divides the columns",
             )
 
 
