@@ -34,7 +34,7 @@ from tico_modules import (
     report,
     save_quantized,
 )
-from tico_quantizers.algorithms.gptq import quantize_weight
+from tico_quantizers.algorithms.gptq import solve
 from tico_quantizers.layers import FusedExperts, fused_experts
 from tico_quantizers.solvers import Grid, best_shares
 from tico_quantizers.testing import refused
@@ -128,7 +128,7 @@ def test_each_expert_is_solved_for_the_rows_that_go_to_it(name: str) -> None:
     found, read = packed_of(quantized(fused_model(name), PLAIN)), read_by_definition(name)
     assert len(read) == 8
     for path, (matrix, x) in read.items():
-        expected = quantize_weight(matrix, (x.double().T @ x.double()).float(), bits=4)
+        expected = solve(matrix, (x.double().T @ x.double()).float(), GPTQConfig(bits=4))
         assert torch.equal(found[path].integer_codes(), expected.codes.to(torch.int32)), path
 
 

@@ -16,8 +16,9 @@ from transformers.pytorch_utils import Conv1D
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import ConfigError
 from tico_modules._layers.quantized_conv_transpose import ConvTransposeSettings
-from tico_quantizers import QuantizedLinear, QuantizedModule, load_quantized, quantize_weight, save_quantized
+from tico_quantizers import QuantizedLinear, QuantizedModule, load_quantized, save_quantized
 from tico_quantizers.layers import as_layer, columns, groups, input_rows, output_added, shape
+from tico_quantizers.solvers import solve
 from tico_quantizers.testing import refused, same_tensors, tensors_of
 from tiny_models import TOKENS, logits, values
 
@@ -123,7 +124,7 @@ def test_each_group_is_solved_for_its_own_rows(name: str) -> None:
     weight = weight.T if isinstance(layer, Conv1D) else weight.flatten(1)
     parts = zip(weight.chunk(groups(view)), rows_by_probes(layer, case, x), strict=True)
     for part, rows in parts:
-        expected.append(quantize_weight(part, rows.T @ rows, bits=4).codes)  # whole numbers: exact
+        expected.append(solve(part, rows.T @ rows, GPTQConfig(bits=4)).codes)  # whole numbers: exact
     prepared = prepare(layer, CONFIG)
     call(prepared, case, x)
     new = convert(prepared)
