@@ -15,12 +15,15 @@ from tico_modules._tree.requirements import require_module
 from tico_observers import tensor_digest
 
 
-def all_tensors(model: nn.Module, *, empty: bool = False) -> Iterator[tuple[str, Tensor]]:
+def all_tensors(
+    model: nn.Module, *, empty: bool = False, every_path: bool = True
+) -> Iterator[tuple[str, Tensor]]:
     """Yield every parameter and buffer, also the buffers that a state dict leaves out.
 
     The empty parameters that only tell the dtype of a float weight are none of them, except with `empty`.
+    Those of a shared module come with each of its paths, or with the first alone.
     """
-    for path, module in named_modules(model, every_path=True):
+    for path, module in named_modules(model, every_path=every_path):
         parameters: dict[str, nn.Parameter | None] = module._parameters
         buffers: dict[str, Tensor | None] = module._buffers
         unsaved = module.unsaved if isinstance(module, StandIn) and not empty else frozenset()

@@ -80,7 +80,7 @@ def _floats(model: nn.Module) -> int:
     """Return how many floating-point parameters there are, with biases that are buffers of integer layers."""
     tensors = {
         id(tensor): tensor
-        for name, tensor in all_tensors(model)
+        for name, tensor in all_tensors(model, every_path=False)
         if _is_parameter(name, tensor) and not is_lazy(tensor) and tensor.is_floating_point()
     }
     return sum(tensor.numel() for tensor in tensors.values())
