@@ -63,7 +63,8 @@ class NamelessConfig(BaseConfig):
 )
 def test_what_an_author_forgot_is_told(config: BaseConfig, way: str) -> None:
     """At prepare, in one sentence."""
-    registry = Registry([QuantizerEntry(type(config), LeavingQuantizer)])  # type: ignore[arg-type]
+    entry = QuantizerEntry(type(config), lambda config, _: LeavingQuantizer(config))  # type: ignore[arg-type]
+    registry = Registry([entry])
     model = nn.Sequential(nn.Linear(4, 4)).eval()
     with unchanged(model), pytest.raises(ConfigError, match=way) as caught:
         prepare(model, config, registry=registry)
