@@ -12,6 +12,7 @@ from expert_models import Mixture, tokens
 from tico.quantization import GPTQConfig, convert, prepare
 from tico_config import CalibrationError
 from tico_quantizers import LayerReport, QuantizedLinear, report
+from tico_quantizers.solvers import nearest
 from tico_quantizers.testing import refused
 from tiny_models import values
 
@@ -29,7 +30,8 @@ def test_experts_that_saw_too_few_tokens_are_rounded_and_named(
     model = nn.Sequential(*(Mixture() for _ in range(depth))).eval()
     first = model.get_submodule("0.experts.2.0")
     assert isinstance(first, nn.Linear)
-    prepared = prepare(model, GPTQConfig(min_expert_tokens=10, show_progress=False), inplace=False)
+    config = GPTQConfig(min_expert_tokens=10, show_progress=False)
+    prepared = prepare(model, config, inplace=False)
     with torch.no_grad():
         prepared(tokens((40, 10, 9, 0)))
     with caplog.at_level(logging.WARNING, logger="tico_quantizers"):
@@ -43,10 +45,9 @@ def test_experts_that_saw_too_few_tokens_are_rounded_and_named(
     assert "read 9 tokens" in about["0.experts.2.0"].reason
     assert dict(about["0.experts.1.0"].figures)["tokens"] == 10
     assert all(any(path in message for message in caplog.messages) for path in starved)
-    nearest = QuantizedLinear.from_float(first, found.get_submodule("0.experts.2.0.packed").dtype)  # type: ignore[arg-type]
     new = found.get_submodule("0.experts.2.0")
     assert isinstance(new, QuantizedLinear)
-    assert torch.equal(new.packed.integer_codes(), nearest.packed.integer_codes())
+    assert torch.equal(new.packed.integer_codes(), nearest(first.weight, config).codes)
 
 
 def test_data_for_every_expert_can_be_required() -> None:
