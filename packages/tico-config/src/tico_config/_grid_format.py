@@ -45,6 +45,16 @@ class GridFormat(NamedFields):
         granularity = spec.granularity_or(default)
         return cls(dtype=spec.dtype, granularity=granularity, symmetric=spec.is_symmetric)
 
+    @classmethod
+    def of_weight(cls, *, bits: int, group_size: int | None, symmetric: bool) -> GridFormat:
+        """Return that of a weight with a scale for each group of columns, or for each row.
+
+        >>> str(GridFormat.of_weight(bits=4, group_size=None, symmetric=True))
+        'int4 symmetric, a scale a channel'
+        """
+        unit = PerChannel(0) if group_size is None else PerGroup(size=group_size)
+        return cls(dtype=DType(bits, signed=symmetric), granularity=unit, symmetric=symmetric)
+
     def __str__(self) -> str:
         """Return the format in words."""
         scheme = {True: " symmetric", False: " asymmetric", None: ""}[self.symmetric]

@@ -8,8 +8,6 @@ from typing import ClassVar
 import attrs
 
 from tico_config._deployment_profile import DeploymentProfile
-from tico_config._dtype import DType
-from tico_config._grid import PerChannel, PerGroup
 from tico_config._grid_format import GridFormat
 from tico_config._legal_weights import weight_choices
 from tico_config._module_config import ModuleConfig
@@ -67,11 +65,7 @@ class HQQConfig(ModuleConfig):
 
     def weight_format(self) -> GridFormat:
         """Return the format that the weights of a layer get."""
-        return GridFormat(
-            dtype=DType(self.bits, signed=self.symmetric),
-            granularity=PerChannel(0) if self.group_size is None else PerGroup(size=self.group_size),
-            symmetric=self.symmetric,
-        )
+        return GridFormat.of_weight(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
 
     @classmethod
     def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:
