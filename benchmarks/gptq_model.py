@@ -49,7 +49,16 @@ from tico_api import (
     perplexity,
     prepare,
 )
-from tico_config import BaseConfig, DType, MinMaxSpec, PerChannel, PerGroup, affine, no_quant
+from tico_config import (
+    BaseConfig,
+    DType,
+    HessianMSESpec,
+    MinMaxSpec,
+    PerChannel,
+    PerGroup,
+    affine,
+    no_quant,
+)
 
 MEGABYTE: Final = 1e6
 PROBE_TOKENS: Final = 1024
@@ -224,6 +233,7 @@ OURS: Final[Mapping[str, Quantize]] = {
     "ours": ours(),
     "ours, as published": ours(**PAPER),
     "ours, ordered alone": ours(observer=MinMaxSpec()),
+    "ours, searched": ours(observer=HessianMSESpec(steps=20)),
     "ours, blocks tuned": block_tuned,
     "ours, scales tuned": scale_tuned,
     "ours, rotated": rotated(ours()),

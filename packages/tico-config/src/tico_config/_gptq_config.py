@@ -156,9 +156,9 @@ class GPTQConfig(ModuleConfig):
 
     @property
     def grid_observer(self) -> GPTQObserver:
-        """The `observer`; where it is None, a search by the Hessian, but with 2 bits the whole range.
+        """The `observer` that is used: where it is None, a search by the Hessian, or the whole range at 2 bits.
 
-        Four levels leave so little that what a search cuts off costs more than it gains.
+        With four levels, the values that a search cuts off cost more than finer steps gain.
 
         >>> GPTQConfig().grid_observer, GPTQConfig(bits=2).grid_observer
         (HessianMSESpec(steps=20), MinMaxSpec())
