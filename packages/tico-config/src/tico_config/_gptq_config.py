@@ -156,7 +156,7 @@ class GPTQConfig(ModuleConfig):
 
     @property
     def grid_observer(self) -> GPTQObserver:
-        """The `observer` that is used: where it is None, a search by the Hessian, or the whole range at 2 bits.
+        """The `observer` that is used; for None a search by the Hessian, or the whole range at 2 bits.
 
         With four levels, the values that a search cuts off cost more than finer steps gain.
 
