@@ -13,6 +13,7 @@ from tico_config import (
     CLEConfig,
     GPTQConfig,
     HQQConfig,
+    KVCacheConfig,
     PT2EConfig,
     PTQConfig,
     RotationConfig,
@@ -26,6 +27,7 @@ from tico_quantizers import (
     BlockTuneQuantizer,
     CLEQuantizer,
     HQQQuantizer,
+    KVCacheQuantizer,
     Registry,
     RotationQuantizer,
     ScaleTuneQuantizer,
@@ -46,6 +48,7 @@ BUILT_IN = Registry(
         quantizer_entry(BlockTuneConfig, BlockTuneQuantizer),
         quantizer_entry(CLEConfig, CLEQuantizer),
         quantizer_entry(HQQConfig, HQQQuantizer),
+        quantizer_entry(KVCacheConfig, KVCacheQuantizer),
         quantizer_entry(RotationConfig, RotationQuantizer),
         composed_entry(ScaleTuneConfig, ScaleTuneQuantizer, ScaleTuneConfig.aimed_base),
     )

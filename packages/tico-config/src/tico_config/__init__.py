@@ -25,6 +25,7 @@ from tico_config._grid_format import GridFormat, LayerFormat
 from tico_config._grid_rule import GridRule, LayerRule
 from tico_config._hqq_config import HQQConfig
 from tico_config._json import fingerprint, from_json, to_json
+from tico_config._kv_cache_config import KVCacheConfig
 from tico_config._layer_blocks import LayerBlocks
 from tico_config._module_config import ModuleConfig, OnUncalibrated
 from tico_config._observer_specs import (
@@ -90,6 +91,7 @@ __all__ = [
     "HQQConfig",
     "HessianMSESpec",
     "HistogramSpec",
+    "KVCacheConfig",
     "LayerBlocks",
     "LayerFormat",
     "LayerRule",

@@ -3,6 +3,21 @@
 Enough to load and run a saved model, and what exporters stand on. No algorithm is in here.
 """
 
+from tico_modules._cache.key_value_cache import (
+    KV_CACHE,
+    KeyValueCache,
+    cache_bytes,
+    caching_is_on,
+    find_cache,
+    given_arguments,
+    is_quantized_layer,
+    quantized_cache,
+    reasons_against_codes,
+    takes_cache,
+    text_config,
+    with_cache,
+)
+from tico_modules._cache.layer_cache import LayerCache, grid_shape, over_units
 from tico_modules._facts.layer_report import SQNR, LayerReport
 from tico_modules._facts.model_facts import CodeCounts, LayerSize, ModelFacts, PointRange, RunFacts
 from tico_modules._files.artifact import load_quantized, save_quantized
@@ -78,11 +93,13 @@ INTEGER_MODULES = (
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
     QuantizedExperts,
+    KeyValueCache,
 )
 
 __all__ = [
     "INDEX_NAME",
     "INTEGER_MODULES",
+    "KV_CACHE",
     "PREPARED",
     "QUANT_METHOD",
     "SQNR",
@@ -98,6 +115,8 @@ __all__ = [
     "ExpertWeights",
     "FloatExpert",
     "Forward",
+    "KeyValueCache",
+    "LayerCache",
     "LayerReport",
     "LayerSize",
     "Layout",
@@ -129,6 +148,8 @@ __all__ = [
     "all_tensors",
     "answer_for",
     "bytes_by_line",
+    "cache_bytes",
+    "caching_is_on",
     "call_as",
     "carry_over",
     "child_path",
@@ -139,9 +160,13 @@ __all__ = [
     "drop_broken_ties",
     "drop_stale_ties",
     "empty_copy",
+    "find_cache",
     "find_entry_points",
     "find_tied_paths",
+    "given_arguments",
+    "grid_shape",
     "is_prepared",
+    "is_quantized_layer",
     "is_read_only",
     "keep_dequantized",
     "library_versions",
@@ -153,9 +178,12 @@ __all__ = [
     "mark_result",
     "model_fingerprint",
     "named_modules",
+    "over_units",
     "own_tensor",
     "parameter",
+    "quantized_cache",
     "read_only",
+    "reasons_against_codes",
     "record_outputs",
     "remember",
     "report",
@@ -165,8 +193,11 @@ __all__ = [
     "save_stage",
     "select_below",
     "set_backend",
+    "takes_cache",
     "tensor_place",
+    "text_config",
     "total_bytes",
     "weight_sqnr",
+    "with_cache",
     "write_companions",
 ]

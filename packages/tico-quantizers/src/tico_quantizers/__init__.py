@@ -52,6 +52,7 @@ from tico_quantizers.algorithms.block_tune import BlockTuneQuantizer
 from tico_quantizers.algorithms.cle import CLEQuantizer
 from tico_quantizers.algorithms.gptq import GPTQQuantizer
 from tico_quantizers.algorithms.hqq import HQQQuantizer
+from tico_quantizers.algorithms.kv_cache import KVCacheQuantizer
 from tico_quantizers.algorithms.rotation import RotationQuantizer
 from tico_quantizers.algorithms.scale_tune import ScaleTuneQuantizer
 from tico_quantizers.algorithms.smoothquant import SmoothQuantQuantizer
@@ -93,6 +94,7 @@ __all__ = [
     "Example",
     "GPTQQuantizer",
     "HQQQuantizer",
+    "KVCacheQuantizer",
     "LayerReport",
     "Layout",
     "PackedWeight",

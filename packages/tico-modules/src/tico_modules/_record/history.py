@@ -11,7 +11,7 @@ from tico_modules._facts.layer_report import LayerReport
 from tico_modules._record.measuring import measure
 from tico_modules._record.report import Report
 from tico_modules._record.run import Run
-from tico_modules._tree.answers import HISTORY, stands_beside
+from tico_modules._tree.answers import HISTORY, shares_line, stands_beside
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.module_tree import child_path, children, named_modules
 from tico_modules._tree.requirements import require_module
@@ -68,7 +68,7 @@ def _lines_of(
     lines: list[LayerReport] = []
     whole: list[str] = []
     for path, module in named_modules(model):
-        # What stands beside a module has the line of that module.
+        # What stands beside a module has the line of that module, or one of its own.
         if path in known and path not in operators:
             lines.append(known[path])
         elif not stands_beside(module) and not children(module) and not path.startswith(tuple(whole)):
@@ -98,7 +98,7 @@ def _sort_runs(model: nn.Module) -> list[tuple[Run, list[str]]]:
         for age, run in enumerate(runs_of(module)):
             runs[id(run)] = run
             ages[id(run)] = max(age, ages.get(id(run), 0))
-            served = path.rpartition(".")[0] if stands_beside(module) else path
+            served = path.rpartition(".")[0] if shares_line(module) else path
             paths.setdefault(id(run), []).append(served)
     return [(runs[key], paths[key]) for key in sorted(runs, key=lambda key: ages[key])]
 

@@ -22,6 +22,8 @@ class StandIn(nn.Module):
     unsaved: ClassVar[frozenset[str]] = frozenset()
     stands_beside: ClassVar[bool] = False
     """Whether it is a child of the module that it serves, which stays, and not in the module's place."""
+    has_own_line: ClassVar[bool] = False
+    """Whether a report has a line for it, where it stands beside the module that it serves."""
 
     def take_dtype(self, dtype: torch.dtype) -> None:
         """Answer from now on that the float weight has `dtype`, where the module has one to answer for."""
@@ -39,6 +41,11 @@ def stands_beside(module: nn.Module) -> bool:
     False
     """
     return isinstance(module, StandIn) and module.stands_beside
+
+
+def shares_line(module: nn.Module) -> bool:
+    """Return whether a report tells of `module` in the line of the module that it stands beside."""
+    return isinstance(module, StandIn) and module.stands_beside and not module.has_own_line
 
 
 def answer_for(old: nn.Module, new: M) -> M:

@@ -22,9 +22,11 @@ from tico_quantizers.calibration._forward_watch import (
 from tico_quantizers.calibration._gram_memory import gram_bytes, memory_problem
 from tico_quantizers.calibration._grouped_gram import GroupedGram
 from tico_quantizers.calibration._hooks import (
+    Arguments,
     Hook,
     after_call,
     before_call,
+    changed_call,
     is_observing,
     is_watched,
     remember_hooks,
@@ -70,6 +72,7 @@ __all__ = [
     "UNCALLED",
     "UNREACHED",
     "ActivationStore",
+    "Arguments",
     "Batch",
     "BlockCalls",
     "BlockInputs",
@@ -98,6 +101,7 @@ __all__ = [
     "after_call",
     "attempted_twice",
     "before_call",
+    "changed_call",
     "checkpoint_folder",
     "float_statistics",
     "gram_bytes",

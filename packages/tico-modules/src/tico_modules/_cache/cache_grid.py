@@ -1,0 +1,172 @@
+"""The grids of cached keys or values (batch, heads, tokens, channels): fixed ones, or those of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import attrs
+import torch
+from torch import Tensor
+
+from tico_config import DType, PerGroup, PerToken, Problem, UnsupportedError
+from tico_config.validation import check_instance, refuse
+from tico_observers import pack, params_from_range, require_finite, unpack
+
+_TOKENS: Final = -2
+
+
+@attrs.frozen(eq=False)
+class Codes:
+    """Integers that stand for some tokens of keys or values.
+
+    Attributes:
+        packed: uint8 (batch, heads, tokens, bytes of a row), the codes less `qmin`.
+        scale: broadcasts against the values; bfloat16 where it comes from them; None where it is fixed.
+        zero_point: uint8, the code of 0 less `qmin`; None where grids are symmetric or fixed.
+    """
+
+    packed: Tensor
+    scale: Tensor | None
+    zero_point: Tensor | None
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that are there."""
+        return [each for each in (self.packed, self.scale, self.zero_point) if each is not None]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Codes:
+        """Return codes with `tensors`, in the order of `tensors()`, in the place of those that are there."""
+        packed, *others = tensors
+        scale = None if self.scale is None else others[0]
+        return Codes(packed, scale, None if self.zero_point is None else others[-1])
+
+    def map(self, action: Callable[[Tensor], Tensor]) -> Codes:
+        """Return codes with what `action` returns for each tensor."""
+        return self.with_tensors([action(each) for each in self.tensors()])
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class CacheGrid:
+    """How keys or values become integers of 2 to 8 bits.
+
+    A dynamic grid, of `granularity` ``PerToken()``, ``PerGroup(-1, size)`` or ``PerGroup(-2, size)``, is the
+    min/max grid of the values that share it, with its scale rounded up to bfloat16. A fixed one is
+    in `scale` (float32) and `zero_point` (int32), which broadcast against the values.
+
+    Raises:
+        ConfigError: a field has the wrong type.
+
+    >>> grid = CacheGrid(dtype=DType.int(8), symmetric=True, granularity=PerToken())
+    >>> x = torch.tensor([127.0, 0.4]).view(1, 1, 1, 2)
+    >>> grid.dequantize(grid.quantize(x), 2, torch.float32).flatten().tolist()
+    [127.0, 0.0]
+    """
+
+    dtype: DType
+    symmetric: bool
+    granularity: PerToken | PerGroup | None = None
+    scale: Tensor | None = None
+    zero_point: Tensor | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a grid that is neither dynamic nor fixed."""
+        if self.granularity is None:
+            refuse(
+                check_instance("scale", self.scale, Tensor, "a tensor where granularity is None"),
+                check_instance("zero_point", self.zero_point, Tensor, "a tensor where granularity is None"),
+            )
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens share a grid, and have to become integers together."""
+        granularity = self.granularity
+        together = isinstance(granularity, PerGroup) and granularity.axis == _TOKENS
+        return granularity.size if together and isinstance(granularity, PerGroup) else 1
+
+    def quantize(self, x: Tensor) -> Codes:
+        """Return the codes of `x` (batch, heads, tokens, channels); tokens are a multiple of `tokens`.
+
+        A code is ``clamp(round(x * (1 / scale)) + zero_point, qmin, qmax)``, in float32 as everywhere.
+
+        Raises:
+            NumericsError: `x` holds NaN or infinity.
+        """
+        require_finite(x, "the cache")
+        wide = x.detach().to(torch.float32)
+        scale, zero_point = self._grid_of(wide)
+        full, offset = self._spread(scale, wide.shape), self._spread(zero_point, wide.shape)
+        steps = (wide * full.reciprocal()).round_().add_(offset).clamp_(self.dtype.qmin, self.dtype.qmax)
+        packed = pack((steps - self.dtype.qmin).to(torch.uint8), self.dtype.bits)
+        if self.granularity is None:
+            return Codes(packed, None, None)
+        kept = None if self.symmetric else (zero_point - self.dtype.qmin).to(torch.uint8)
+        return Codes(packed, scale.to(torch.bfloat16), kept)
+
+    def dequantize(self, codes: Codes, channels: int, dtype: torch.dtype) -> Tensor:
+        """Return the values ``(code - zero_point) * scale``, (batch, heads, tokens, `channels`)."""
+        qmin = self.dtype.qmin
+        shape = (*codes.packed.shape[:-1], channels)
+        steps = unpack(codes.packed, self.dtype.bits, shape).to(torch.float32)
+        scale = self.scale if codes.scale is None else codes.scale.to(torch.float32)
+        if scale is None:
+            raise _without_scale()
+        if codes.zero_point is not None:
+            steps -= self._spread(codes.zero_point.to(torch.float32), steps.shape)
+        elif codes.scale is None and self.zero_point is not None:
+            steps -= (self.zero_point - qmin).to(torch.float32)
+        else:
+            steps += qmin
+        largest = torch.finfo(dtype).max
+        values = steps.mul_(self._spread(scale, steps.shape)).clamp_(-largest, largest)
+        return values.to(dtype)
+
+    def _grid_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point, float32 and one for each grid."""
+        if self.granularity is None and self.scale is not None and self.zero_point is not None:
+            return self.scale, self.zero_point.to(torch.float32)
+        low, high = (self._extremes(x, largest=largest) for largest in (False, True))
+        granularity = PerToken()
+        params = params_from_range(low, high, self.dtype, symmetric=self.symmetric, granularity=granularity)
+        scale = rounded_up(params.scale)
+        if self.symmetric:
+            return scale, torch.zeros_like(scale)
+        levels = self.dtype.qmax - self.dtype.qmin
+        offset = (low.clamp(max=0.0) / scale).round_().clamp_(min=-levels)
+        return scale, self.dtype.qmin - offset
+
+    def _extremes(self, x: Tensor, *, largest: bool) -> Tensor:
+        """Return the largest or smallest value of each grid."""
+        granularity = self.granularity
+        if not isinstance(granularity, PerGroup):
+            return x.amax(-1, keepdim=True) if largest else x.amin(-1, keepdim=True)
+        axis, size = granularity.axis, granularity.size
+        missing = -x.shape[axis] % size
+        if missing:  # the last value again changes no range
+            last = x.narrow(axis, x.shape[axis] - 1, 1)
+            x = torch.cat([x, last.repeat_interleave(missing, axis)], axis)
+        at = axis % x.ndim
+        groups = x.reshape(*x.shape[:at], -1, size, *x.shape[at + 1 :])
+        return groups.amax(axis) if largest else groups.amin(axis)
+
+    def _spread(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Return `values`, one for each grid, in a shape that broadcasts against `shape`."""
+        granularity = self.granularity
+        if not isinstance(granularity, PerGroup):
+            return values
+        axis = granularity.axis
+        return values.repeat_interleave(granularity.size, axis).narrow(axis, 0, shape[axis])
+
+
+def rounded_up(scale: Tensor) -> Tensor:
+    """Return float32 `scale`, positive, with the bits of the next number of bfloat16 that is no smaller.
+
+    >>> rounded_up(torch.tensor([1.0, 1.0001])).tolist()
+    [1.0, 1.0078125]
+    """
+    bits = scale.contiguous().view(torch.int32)
+    return ((bits + 0xFFFF) & ~0xFFFF).view(torch.float32)
+
+
+def _without_scale() -> UnsupportedError:
+    sentence = "codes of a fixed grid need its scale, and there is none"
+    return UnsupportedError(Problem(field="scale", value=None, expected="a tensor", sentence=sentence))

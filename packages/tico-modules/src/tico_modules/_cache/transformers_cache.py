@@ -1,0 +1,186 @@
+"""The cache of integers, of the classes of transformers, which is imported here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicCache,
+    DynamicLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+from tico_config import Found, Problem, UnsupportedError
+from tico_modules._cache.key_value_cache import KeyValueCache, cache_bytes
+from tico_modules._cache.layer_cache import LayerCache
+
+AnyLayer: TypeAlias = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer
+
+
+class QuantizedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    """Keys and values of one layer as integers, and those of the most recent tokens as floats.
+
+    What attention reads is the value that each integer stands for, followed by the floats.
+    """
+
+    def __init__(self, layer: LayerCache) -> None:
+        self.stores = layer.stores()
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @property
+    def keys(self) -> Tensor | None:
+        """What attention reads of keys (batch, heads, tokens, channels); None without any."""
+        return self.stores[0].read() if self.is_initialized else None
+
+    @keys.setter
+    def keys(self, value: Tensor | None) -> None:
+        _refuse_states(value)
+
+    @property
+    def values(self) -> Tensor | None:
+        """What attention reads of values, as `keys`."""
+        return self.stores[1].read() if self.is_initialized else None
+
+    @values.setter
+    def values(self, value: Tensor | None) -> None:
+        _refuse_states(value)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of integers, scales and floats."""
+        return sum(store.nbytes for store in self.stores)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the dtype and the device of what comes."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Take in the keys and values of the next tokens; return those of all tokens, as they are kept."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        for store, states in zip(self.stores, (key_states, value_states), strict=True):
+            store.append(states)
+        key, value = self.stores
+        return key.read(), value.read()
+
+    def get_seq_length(self) -> int:
+        """Return the number of tokens."""
+        return self.stores[0].count
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        for store in self.stores:
+            store.clear()
+        self.is_initialized = False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens, so many as the negative `tokens_to_remove` says.
+
+        Raises:
+            UnsupportedError: it is positive.
+        """
+        if tokens_to_remove > 0:
+            expected = "a negative number of tokens, or 0"
+            problem = Problem(field="tokens_to_remove", value=tokens_to_remove, expected=expected)
+            raise UnsupportedError(problem)
+        for store in self.stores:
+            store.crop(max(store.count + tokens_to_remove, 0))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Put the samples of the batch in the order `beam_idx`."""
+        self._change(lambda each: each.index_select(0, beam_idx.to(each.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each sample of the batch."""
+        self._change(lambda each: each.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the samples `indices` of the batch."""
+        self._change(lambda each: each[indices, ...])
+
+    def offload(self) -> None:
+        """Move what is kept to the processor."""
+        self._change(lambda each: each.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        """Move what is kept to the device of the layer."""
+        self._change(lambda each: each.to(self.device, non_blocking=True))
+
+    def _change(self, action: Callable[[Tensor], Tensor]) -> None:
+        for store in self.stores:
+            store.change(action)
+
+
+class QuantizedCache(DynamicCache):
+    """A cache whose keys and values are integers, for ``past_key_values`` of a model of transformers.
+
+    Args:
+        formats: how each layer is kept.
+        config: that of the model. Layers without a format have what `DynamicCache` gives them.
+
+    Raises:
+        UnsupportedError: the config is not that of a model with so many layers.
+    """
+
+    def __init__(self, formats: KeyValueCache, config: object) -> None:
+        Cache.__init__(self, layers=_layers(formats, config))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of integers, scales and floats of all layers."""
+        return cache_bytes(self)
+
+
+def quantize_empty(cache: object, formats: KeyValueCache, config: object) -> None:
+    """Let the empty dynamic cache `cache` hold integers; leave any other as it is."""
+    if type(cache) is not DynamicCache or any(map(_is_used, cache.layers)):
+        return
+    cache.layers = _layers(formats, config)
+    cache.layer_class_to_replicate = None
+
+
+def _is_used(layer: object) -> bool:
+    return type(layer) is QuantizedLayer or bool(getattr(layer, "is_initialized", False))
+
+
+def _layers(formats: KeyValueCache, config: object) -> list[AnyLayer]:
+    known = float_layers(config)
+    if len(known) != formats.count:
+        found, expected = Found(f"one of {len(known)} layers"), f"one of {formats.count} layers"
+        raise UnsupportedError(Problem(field="config", value=found, expected=expected))
+    pairs = zip(known, formats.layers, strict=True)
+    return [layer if each is None else QuantizedLayer(each) for layer, each in pairs]
+
+
+def float_layers(config: object) -> list[AnyLayer]:
+    """Return the empty layers of the float cache of a model with `config`."""
+    if not isinstance(config, PreTrainedConfig):
+        expected = "the config of a transformers model"
+        raise UnsupportedError(Problem(field="config", value=config, expected=expected))
+    return DynamicCache(config=config).layers
+
+
+def reasons_against(config: object) -> list[str | None]:
+    """Return, for each layer, why its cache stays float, or None where it can hold integers."""
+    return [None if type(each) is DynamicLayer else _reason(each) for each in float_layers(config)]
+
+
+def _reason(layer: object) -> str:
+    return f"its cache is a {type(layer).__name__}, whose size does not grow with the text"
+
+
+def _refuse_states(value: Tensor | None) -> None:
+    if value is not None:
+        sentence = "the states of a quantized cache are set by update alone"
+        raise UnsupportedError(
+            Problem(field="states", value=Found("a tensor"), expected="None", sentence=sentence)
+        )
