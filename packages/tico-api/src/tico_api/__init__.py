@@ -16,7 +16,17 @@ from tico_config import (
     ScaleTuneConfig,
     SmoothQuantConfig,
 )
-from tico_modules import Offload, Report, load_quantized, map_checkpoint, report, save_quantized, set_backend
+from tico_modules import (
+    Offload,
+    Report,
+    cache_bytes,
+    load_quantized,
+    map_checkpoint,
+    quantized_cache,
+    report,
+    save_quantized,
+    set_backend,
+)
 from tico_quantizers import Registry, quantizer_entry
 from tico_quantizers.evaluation import compare, perplexity
 from tico_quantizers.lifecycle import calibrate, convert
@@ -38,6 +48,7 @@ __all__ = [
     "RotationConfig",
     "ScaleTuneConfig",
     "SmoothQuantConfig",
+    "cache_bytes",
     "calibrate",
     "compare",
     "convert",
@@ -49,6 +60,7 @@ __all__ = [
     "plan",
     "prepare",
     "quantize_checkpoint",
+    "quantized_cache",
     "quantizer_entry",
     "report",
     "save_calibration",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import ConfigError, Found, Problem
+from tico_modules import find_cache
 from tico_observers import products
 from tico_quantizers.calibration import unchanged_process
 from tico_quantizers.evaluation._outputs import device_of, logits_of, require_finished
@@ -15,8 +16,9 @@ def perplexity(model: nn.Module, windows: Tensor, batch: int = 8) -> float:
     """Return exp of the mean negative log likelihood of each token but the first of its window.
 
     Args:
-        model: a causal language model, which is called with token numbers and ``use_cache=False`` if it takes
-            that, and gives logits.
+        model: a causal language model, which is called with token numbers and gives logits. If it takes
+            ``use_cache`` that is False, unless `KVCacheConfig` has converted it: attention then reads
+            the cache.
         windows: token numbers (windows, tokens). Windows do not see each other: a window of 2048 tokens gives
             2047 losses. Whether one begins with a token of its own, such as BOS, is up to the caller.
         batch: windows a call. The result is the same up to the rounding of the model's own products.
@@ -43,7 +45,8 @@ def perplexity(model: nn.Module, windows: Tensor, batch: int = 8) -> float:
 
 def _loss(model: nn.Module, rows: Tensor) -> Tensor:
     """Return the sum of the losses of `rows`, a number in float64."""
-    named = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+    caches = hasattr(getattr(model, "config", None), "use_cache")
+    named = {"use_cache": find_cache(model) is not None} if caches else {}
     logits = logits_of(model(rows, **named), "model")[:, :-1].flatten(0, 1)
     losses = nn.functional.cross_entropy(logits.float(), rows[:, 1:].flatten(), reduction="none")
     return products.total(losses).cpu()
