@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cache_definition import group_of, kept
-from tico_config import DType, KVCacheConfig, PerGroup, PerToken, QuantSpec, affine
+from tico_config import DType, Granularity, KVCacheConfig, PerGroup, PerToken, QuantSpec, affine
 from tico_modules import LayerCache
 from tico_modules._cache.token_store import TokenStore
 
 HEADS, CHANNELS = 2, 6
-GRANULARITIES = (PerToken(), PerGroup(-1, 4), PerGroup(-2, 3), PerGroup(-2, 1))
+GRANULARITIES: tuple[Granularity, ...] = (PerToken(), PerGroup(-1, 4), PerGroup(-2, 3), PerGroup(-2, 1))
 
 
 @attrs.frozen
@@ -54,7 +54,7 @@ def drawn_keys(draw: st.DrawFn) -> Drawn:
     keys = torch.randn(2, HEADS, sum(counts), CHANNELS, generator=generator) * scale
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
     keys = keys.to(dtype)
-    return Drawn(LayerCache(config), keys, keys.split(counts, dim=-2))
+    return Drawn(LayerCache(config), keys, torch.split(keys, counts, dim=-2))
 
 
 @given(drawn_keys())

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, StaticCache
+from transformers.cache_utils import DynamicLayer
 
 from cache_definition import kept
 from cache_models import DefinedCache, texts, two_heads
@@ -119,7 +120,7 @@ def test_without_a_window_reading_is_writing_token_by_token(config: KVCacheConfi
     """
     model, tokens = converted(config), texts(4, tokens=20)
     cache = quantized_cache(model)
-    parts = [logits(model, part, past_key_values=cache) for part in tokens.split(1, dim=1)]
+    parts = [logits(model, part, past_key_values=cache) for part in torch.split(tokens, 1, dim=1)]
     torch.testing.assert_close(torch.cat(parts, 1), logits(model, tokens), atol=2e-5, rtol=0)
 
 
@@ -143,7 +144,7 @@ def test_a_cache_can_be_given() -> None:
     sequences, _ = generated(model, tokens, past_key_values=cache)
     assert cache.get_seq_length() == 12 + 14 - 1
     assert torch.equal(sequences, generated(model, tokens)[0])
-    empty = DynamicCache(config=model.config)
+    empty = DynamicCache(config=two_heads().config)
     logits(model, tokens, past_key_values=empty)
     assert cache_bytes(empty) < cache_bytes(DynamicCache([(torch.ones(2, 2, 12, 8),) * 2] * 2))
 
@@ -151,14 +152,14 @@ def test_a_cache_can_be_given() -> None:
 def test_other_caches_stay_as_they_are() -> None:
     """A cache with tokens, or of another class, is no cache that the model has made."""
     model, tokens = converted(TWO_BITS), texts(5, tokens=12)
-    for cache in (DynamicCache(config=model.config), StaticCache(model.config, max_cache_len=30)):
-        float_model = two_heads()
-        expected = logits(float_model, tokens, past_key_values=cache)
-        cache.reset() if isinstance(cache, StaticCache) else cache.crop(-6)
-        given = tokens if isinstance(cache, StaticCache) else tokens[:, 6:]
-        assert torch.allclose(
-            logits(model, given, past_key_values=cache), expected[:, -given.shape[1] :], atol=1e-5
-        )
+    float_model = two_heads()
+    cache, config = DynamicCache(config=float_model.config), float_model.config
+    expected = logits(float_model, tokens, past_key_values=cache)
+    cache.crop(-6)
+    found = logits(model, tokens[:, 6:], past_key_values=cache)
+    torch.testing.assert_close(found, expected[:, 6:], atol=2e-5, rtol=0)
+    found = logits(model, tokens, past_key_values=StaticCache(config, max_cache_len=30))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
 
 
 def test_crop_and_choice_of_samples() -> None:
@@ -189,6 +190,7 @@ def test_static_grids_span_what_was_seen() -> None:
     assert formats is not None
     for layer, states in zip(formats.layers, seen.layers, strict=True):
         assert layer is not None
+        assert isinstance(states, DynamicLayer)
         assert isinstance(states.keys, Tensor)
         low, high = states.keys.amin((0, 2, 3)), states.keys.amax((0, 2, 3))
         # Of a batch of two texts and one of four, products differ in the last bits.

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from tico_config import DType, PerChannel, PerGroup, PerToken, QuantSpec
+from tico_config import DType, PerGroup, PerToken, QuantSpec
 from tico_modules import LayerCache
 
 TOKENS, CHANNELS = -2, -1
@@ -24,7 +24,7 @@ def kept(x: Tensor, layer: LayerCache, part: str) -> Tensor:
     together = group_of(spec)[0]
     coded = max(x.shape[TOKENS] - layer.config.residual_length, 0) // together * together
     if fixed is not None and zero is not None:
-        scale, offset = torch.broadcast_tensors(fixed, zero)
+        scale, offset = fixed, zero
         old = x[:, :, :coded].float()
         steps = (torch.round(old * (1 / scale)) + offset).clamp(spec.dtype.qmin, spec.dtype.qmax)
         result[:, :, :coded] = ((steps - offset) * scale).to(x.dtype)
@@ -47,7 +47,7 @@ def group_of(spec: QuantSpec) -> tuple[int, int]:
             return size, 1
         case PerGroup(size=size):
             return 1, size
-        case PerChannel() | _:
+        case _:
             return 1, 1
 
 

@@ -28,7 +28,8 @@ def two_heads(attention: str = "sdpa") -> LlamaForCausalLM:
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
+        model = LlamaForCausalLM(config)
+    model.train(False)
     for layer in model.model.layers:  # weights as large as those of trained models
         for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
             part.weight.data *= 12

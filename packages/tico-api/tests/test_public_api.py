@@ -9,6 +9,9 @@ class TestPublicAPI(PublicAPI):
     package = "tico_api"
     hidden = ("transformers", "torchao")
     names = (
+        "KVCacheConfig",
+        "cache_bytes",
+        "quantized_cache",
         "BUILT_IN",
         "AWQConfig",
         "BlockTuneConfig",
@@ -48,6 +51,9 @@ class TestPublicAlias(PublicAPI):
     package = "tico.quantization"
     hidden = ("transformers", "torchao")
     names = (
+        "KVCacheConfig",
+        "cache_bytes",
+        "quantized_cache",
         "BUILT_IN",
         "AWQConfig",
         "BlockTuneConfig",
@@ -87,6 +93,7 @@ class TestPublicConfigAlias(PublicAPI):
     package = "tico.quantization.config"
     hidden = ("transformers", "torchao")
     names = (
+        "KVCacheConfig",
         "INT4",
         "INT8",
         "INT16",

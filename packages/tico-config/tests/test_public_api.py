@@ -9,6 +9,7 @@ class TestPublicAPI(PublicAPI):
     package = "tico_config"
     hidden = ("torch", "tico_observers", "tico_quantizers", "tico_wrapq", "tico_api", "tico")
     names = (
+        "KVCacheConfig",
         "INT4",
         "INT8",
         "INT16",

@@ -9,6 +9,17 @@ class TestPublicAPI(PublicAPI):
     package = "tico_modules"
     hidden = ("tico_quantizers", "tico_pt2e", "tico_wrapq", "tico_api", "tico")
     names = (
+        "KV_CACHE",
+        "KeyValueCache",
+        "LayerCache",
+        "WatchedCall",
+        "cache_bytes",
+        "find_cache",
+        "given_arguments",
+        "over_units",
+        "quantized_cache",
+        "reasons_against_codes",
+        "watched_call",
         "BrokenPlugIn",
         "INDEX_NAME",
         "INTEGER_MODULES",

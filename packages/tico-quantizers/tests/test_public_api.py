@@ -9,6 +9,7 @@ class TestPublicAPI(PublicAPI):
     package = "tico_quantizers"
     hidden = ("tico_pt2e", "tico_wrapq", "tico_api", "tico")
     names = (
+        "KVCacheQuantizer",
         "INTEGER_MODULES",
         "AWQQuantizer",
         "ActivationGrid",
@@ -168,6 +169,8 @@ class TestCalibration(PublicNames):
 
     package = "tico_quantizers.calibration"
     names = (
+        "Arguments",
+        "changed_call",
         "ExpertLayers",
         "Finish",
         "ABSMAX",
@@ -440,6 +443,13 @@ class TestScaleTune(PublicNames):
 
     package = "tico_quantizers.algorithms.scale_tune"
     names = ("ScaleTuneQuantizer",)
+
+
+class TestKVCache(PublicNames):
+    """What the room `tico_quantizers.algorithms.kv_cache` promises."""
+
+    package = "tico_quantizers.algorithms.kv_cache"
+    names = ("KVCacheQuantizer",)
 
 
 class TestHQQ(PublicNames):

@@ -7,17 +7,13 @@ from tico_modules._cache.key_value_cache import (
     KV_CACHE,
     KeyValueCache,
     cache_bytes,
-    caching_is_on,
     find_cache,
     given_arguments,
-    is_quantized_layer,
     quantized_cache,
     reasons_against_codes,
-    takes_cache,
-    text_config,
-    with_cache,
 )
-from tico_modules._cache.layer_cache import LayerCache, grid_shape, over_units
+from tico_modules._cache.layer_cache import LayerCache, over_units
+from tico_modules._cache.watched_call import WatchedCall, watched_call
 from tico_modules._facts.layer_report import SQNR, LayerReport
 from tico_modules._facts.model_facts import CodeCounts, LayerSize, ModelFacts, PointRange, RunFacts
 from tico_modules._files.artifact import load_quantized, save_quantized
@@ -144,12 +140,12 @@ __all__ = [
     "ScaledInput",
     "Tokenizer",
     "TransposedLinear",
+    "WatchedCall",
     "add_result_mark",
     "all_tensors",
     "answer_for",
     "bytes_by_line",
     "cache_bytes",
-    "caching_is_on",
     "call_as",
     "carry_over",
     "child_path",
@@ -164,9 +160,7 @@ __all__ = [
     "find_entry_points",
     "find_tied_paths",
     "given_arguments",
-    "grid_shape",
     "is_prepared",
-    "is_quantized_layer",
     "is_read_only",
     "keep_dequantized",
     "library_versions",
@@ -193,11 +187,9 @@ __all__ = [
     "save_stage",
     "select_below",
     "set_backend",
-    "takes_cache",
     "tensor_place",
-    "text_config",
     "total_bytes",
+    "watched_call",
     "weight_sqnr",
-    "with_cache",
     "write_companions",
 ]

@@ -25,7 +25,7 @@ from tico_modules._tree.module_tree import children
 from tico_observers import AffineParams
 
 if TYPE_CHECKING:
-    from tico_modules._cache.transformers_cache import QuantizedCache
+    from tico_modules._cache._transformers import QuantizedCache
 
 KV_CACHE: Final = "kv_cache"
 """The name of the child of a language model that says how its keys and values are kept."""
@@ -150,7 +150,7 @@ def quantized_cache(model: nn.Module) -> QuantizedCache:
             )
         )
     require_transformers()
-    from tico_modules._cache.transformers_cache import QuantizedCache
+    from tico_modules._cache._transformers import QuantizedCache
 
     return QuantizedCache(formats, getattr(model, "config", None))
 
@@ -179,7 +179,7 @@ def _give_cache(
     given = given_arguments(model, args, kwargs)
     cache = given.get(CACHE_ARGUMENT)
     if cache is not None:
-        from tico_modules._cache.transformers_cache import quantize_empty
+        from tico_modules._cache._transformers import quantize_empty
 
         quantize_empty(cache, formats, getattr(model, "config", None))
         return None
@@ -222,26 +222,42 @@ def text_config(model: nn.Module) -> object:
     return found
 
 
-def takes_cache(model: nn.Module) -> bool:
-    """Tell whether `model` takes a cache as one of its arguments."""
-    return CACHE_ARGUMENT in _names(model)
-
-
 def reasons_against_codes(model: nn.Module) -> list[str | None]:
-    """Return, for each layer of a transformers model, why its cache stays float; None where it need not.
+    """Return, for each layer of a language model, why its cache stays float; None where it need not.
 
     Raises:
+        UnsupportedError: `model` is no decoder of transformers that is given a cache.
         MissingExtraError: transformers is not installed.
     """
+    _require_language_model(model)
     require_transformers()
-    from tico_modules._cache.transformers_cache import reasons_against
+    from tico_modules._cache._transformers import reasons_against
 
     return reasons_against(getattr(model, "config", None))
 
 
-def is_quantized_layer(layer: object) -> bool:
-    """Tell whether `layer` of a cache holds integers."""
-    return hasattr(layer, "stores")
+def _require_language_model(model: nn.Module) -> None:
+    kind, language = type(model).__name__, text_config(model)
+    if language is None or CACHE_ARGUMENT not in _names(model):
+        raise _no_language_model(f"a {kind}, which takes no past_key_values")
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise _no_language_model(f"a {kind}, which has an encoder, whose keys are in another cache")
+    taken = hasattr(model, KV_CACHE) and find_cache(model) is None
+    if taken:
+        expected = f"no attribute {KV_CACHE} of its own"
+        found = Found(f"a {kind} with one")
+        raise UnsupportedError(Problem(field="model", value=found, expected=expected))
+
+
+def _no_language_model(found: str) -> UnsupportedError:
+    return UnsupportedError(
+        Problem(
+            field="model",
+            value=Found(found),
+            expected="a decoder of transformers that keeps keys and values, such as LlamaForCausalLM",
+            remedy="prepare the language model itself, with the module that is called",
+        )
+    )
 
 
 def cache_bytes(cache: object) -> int:

@@ -15,7 +15,7 @@ from tico_config import (
     UnsupportedError,
     unmatched_overrides,
 )
-from tico_modules import KV_CACHE, find_cache, named_modules, reasons_against_codes, takes_cache, text_config
+from tico_modules import named_modules, reasons_against_codes
 
 
 @attrs.frozen
@@ -41,7 +41,6 @@ def cached_layers(model: nn.Module, config: KVCacheConfig) -> CachedLayers:
         MissingExtraError: transformers is not installed.
         ConfigError: an override matches no attention module, or all are left out.
     """
-    _require_language_model(model)
     against = reasons_against_codes(model)
     paths = _attention_paths(model, len(against))
     problems = unmatched_overrides(config.overrides, list(paths.values()))
@@ -64,30 +63,6 @@ def cached_layers(model: nn.Module, config: KVCacheConfig) -> CachedLayers:
             )
         )
     return CachedLayers(paths, configs, reasons)
-
-
-def _require_language_model(model: nn.Module) -> None:
-    kind, language = type(model).__name__, text_config(model)
-    if language is None or not takes_cache(model):
-        raise _no_language_model(f"a {kind}, which takes no past_key_values")
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise _no_language_model(f"a {kind}, which has an encoder, whose keys are in another cache")
-    taken = hasattr(model, KV_CACHE) and find_cache(model) is None
-    if taken:
-        expected = f"no attribute {KV_CACHE} of its own"
-        found = Found(f"a {kind} with one")
-        raise UnsupportedError(Problem(field="model", value=found, expected=expected))
-
-
-def _no_language_model(found: str) -> UnsupportedError:
-    return UnsupportedError(
-        Problem(
-            field="model",
-            value=Found(found),
-            expected="a decoder of transformers that keeps keys and values, such as LlamaForCausalLM",
-            remedy="prepare the language model itself, with the module that is called",
-        )
-    )
 
 
 def _attention_paths(model: nn.Module, count: int) -> dict[int, str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, final
 
 from torch import nn
 
-from tico_modules import caching_is_on, given_arguments, with_cache
+from tico_modules import WatchedCall, given_arguments, watched_call
 from tico_quantizers.algorithms.kv_cache._recorder import RangeRecorder
 from tico_quantizers.calibration import Arguments, Calibration, after_call, changed_call
 
@@ -22,8 +21,7 @@ class KVCacheCalibration(Calibration):
         super().__init__(*filter(None, [recorder]))
         self.model = (model,)  # a tuple, so that the model does not hold itself
         self.recorder = recorder
-        self._made: object = None
-        self._asked = True
+        self._call: WatchedCall | None = None
 
     def watch(self) -> None:
         """Give the model a cache that records, from its next call on."""
@@ -35,10 +33,10 @@ class KVCacheCalibration(Calibration):
         self, modal: list[tuple[str, nn.Module]], args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
         """Start to learn from a pass; the cache that was made for it is none of its data."""
-        made = self._made
-        if made is not None:
-            args = tuple(None if each is made else each for each in args)
-            kwargs = {name: each for name, each in kwargs.items() if each is not made}
+        call = self._call
+        if call is not None:
+            args = tuple(None if call.is_own(each) else each for each in args)
+            kwargs = {name: each for name, each in kwargs.items() if not call.is_own(each)}
         super().begin(modal, args, kwargs)
         if self.recorder is not None:
             (model,) = self.model
@@ -46,28 +44,14 @@ class KVCacheCalibration(Calibration):
 
     def _give(self, args: tuple[object, ...], kwargs: dict[str, object]) -> Arguments | None:
         """Return the arguments of a call with a cache that records."""
-        from tico_quantizers.algorithms.kv_cache._recording_cache import record_in, recording_cache
-
         (model,) = self.model
+        self._call = None
         if self.recorder is None or not self.watching:
             return None
-        config: object = getattr(model, "config", None)
-        given = given_arguments(model, args, kwargs)
-        cache, self._made = given.get("past_key_values"), None
-        if cache is not None:
-            record_in(cache, self.recorder, config)
-            return None
-        self._asked = caching_is_on(model, given)
-        self._made = recording_cache(self.recorder, config)
-        return with_cache(model, args, kwargs, self._made)
+        self._call = watched_call(model, args, kwargs, self.recorder.paths, self.recorder.note)
+        return self._call.args, self._call.kwargs
 
     def _take_back(self, args: object, kwargs: object, output: object) -> object:
         """Return the output of a call without the cache that it would not have made."""
-        made, self._made = self._made, None
-        if made is None or self._asked:
-            return None
-        if isinstance(output, tuple):
-            return tuple(each for each in output if each is not made)
-        if isinstance(output, Mapping):
-            return type(output)(**{name: each for name, each in output.items() if each is not made})
-        return None
+        call, self._call = self._call, None
+        return None if call is None else call.output(output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 from torch import Tensor
@@ -16,9 +16,10 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from tico_config import Found, Problem, UnsupportedError
+from tico_config import CalibrationError, Found, Problem, UnsupportedError
 from tico_modules._cache.key_value_cache import KeyValueCache, cache_bytes
 from tico_modules._cache.layer_cache import LayerCache
+from tico_modules._cache.watched_call import Note
 
 AnyLayer: TypeAlias = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLayer
 
@@ -184,3 +185,53 @@ def _refuse_states(value: Tensor | None) -> None:
         raise UnsupportedError(
             Problem(field="states", value=Found("a tensor"), expected="None", sentence=sentence)
         )
+
+
+class RecordingLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    """A float layer that tells `note` of the keys and values that it is given."""
+
+    def __init__(self, number: int, note: Note) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.number = number
+        self.note = note
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Tell of the states of the next tokens, and keep them."""
+        self.note(self.number, key_states, value_states)
+        key, value = super().update(key_states, value_states, *args, **kwargs)
+        return key, value
+
+
+def recording_cache(config: object, layers: Collection[int], note: Note) -> DynamicCache:
+    """Return an empty float cache for a model with `config`, which tells `note` of what it is given."""
+    cache = DynamicCache()
+    record_in(cache, config, layers, note)
+    return cache
+
+
+def record_in(cache: object, config: object, layers: Collection[int], note: Note) -> None:
+    """Let `cache`, which is given to a model, tell `note` of what it is given from now on.
+
+    Raises:
+        CalibrationError: it holds tokens that were not seen, or is of another kind.
+    """
+    if not isinstance(cache, DynamicCache):
+        raise _not_seen(cache)
+    if any(isinstance(each, RecordingLayer) and each.note == note for each in cache.layers):
+        return
+    if any(getattr(each, "is_initialized", False) for each in cache.layers):
+        raise _not_seen(cache)
+    cache.layers = [
+        RecordingLayer(number, note) if number in layers else each
+        for number, each in enumerate(float_layers(config))
+    ]
+    cache.layer_class_to_replicate = None
+
+
+def _not_seen(cache: object) -> CalibrationError:
+    expected = "None, or an empty DynamicCache, while the model is calibrated"
+    found = Found(f"a {type(cache).__name__}")
+    remedy = "run the text from its first token on, without a cache of your own"
+    return CalibrationError(Problem(field="past_key_values", value=found, expected=expected, remedy=remedy))
