@@ -114,7 +114,7 @@ def _open(model: PreTrainedModel, files: Sequence[Path]) -> SavedModel:
 def _is_base_of(saved: SavedModel, model: PreTrainedModel) -> bool:
     """Tell whether `model` is the base of the saved model, as a LLaMA is of one with a head."""
     prefix = model.base_model_prefix
-    held = any(path.startswith(f"{prefix}.") for path in saved.manifest.modules)
+    held = any(name.startswith(f"{prefix}.") for name in saved.tensors)
     return saved.architecture != type(model).__name__ and held and prefix not in children(model)
 
 
