@@ -16,7 +16,7 @@ from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 from transformers.cache_utils import DynamicLayer
 
 from cache_definition import kept
-from cache_models import DefinedCache, texts, two_heads
+from cache_models import DefinedCache, all_at_once, half_sliding, texts, two_heads, with_encoder
 from tico.quantization import (
     GPTQConfig,
     KVCacheConfig,
@@ -377,9 +377,23 @@ def test_models_without_such_a_cache_are_refused() -> None:
     for model, message in (
         (nn.Sequential(nn.Linear(2, 2)), "which takes no past_key_values"),
         (two_heads().model.layers[0], "which takes no past_key_values"),
+        (all_at_once(), "sees all tokens at once"),
+        (with_encoder(), "an encoder"),
     ):
         with unchanged(model), pytest.raises(UnsupportedError, match=message):
             prepare(model, DYNAMIC)
+
+
+def test_sliding_windows_stay_float() -> None:
+    """Their caches do not grow; what generate tells them holds, so that tokens can be taken back."""
+    model = converted(DYNAMIC, half_sliding())
+    cache = model(texts(0), use_cache=True).past_key_values
+    assert [type(layer).__name__ for layer in cache.layers] == ["DynamicSlidingWindowLayer", "QuantizedLayer"]
+    line = next(line for line in report(model).layers if line.path == "kv_cache")
+    assert line.reason.startswith("model.layers.0.self_attn: its cache is a DynamicSlidingWindowLayer")
+    text = texts(1, 1)
+    looked_up, _ = generated(model, text, prompt_lookup_num_tokens=3)
+    assert torch.equal(looked_up, generated(model, text)[0])
 
 
 def test_perplexity_reads_the_cache() -> None:

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    DynamicCache,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.cache_utils import DynamicLayer
 
 from cache_definition import kept
@@ -33,6 +43,41 @@ def two_heads(attention: str = "sdpa") -> LlamaForCausalLM:
     for layer in model.model.layers:  # weights as large as those of trained models
         for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
             part.weight.data *= 12
+    return model
+
+
+def half_sliding() -> Gemma3ForCausalLM:
+    """Return a random Gemma 3 whose first layer sees the last 8 tokens, and whose second sees all."""
+    config = Gemma3TextConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=8,
+        layer_types=["sliding_attention", "full_attention"],
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Gemma3ForCausalLM(config)
+    model.train(False)
+    return model
+
+
+def all_at_once() -> nn.Module:
+    """Return an encoder, which has the arguments of a decoder."""
+    sizes = BertConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    model: nn.Module = BertModel(sizes).train(False)
+    return model
+
+
+def with_encoder() -> nn.Module:
+    """Return a model with an encoder and a decoder."""
+    sizes = T5Config(d_model=8, d_ff=8, num_layers=1, num_heads=2)
+    model: nn.Module = T5ForConditionalGeneration(sizes).train(False)
     return model
 
 

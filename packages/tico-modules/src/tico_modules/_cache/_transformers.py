@@ -133,7 +133,7 @@ class QuantizedCache(DynamicCache):
     """
 
     def __init__(self, formats: KeyValueCache, config: object) -> None:
-        Cache.__init__(self, layers=_layers(formats, config))
+        Cache.__init__(self, layers=_layers(formats, float_layers(config)))
 
     @property
     def nbytes(self) -> int:
@@ -142,10 +142,13 @@ class QuantizedCache(DynamicCache):
 
 
 def quantize_empty(cache: object, formats: KeyValueCache, config: object) -> None:
-    """Let the empty dynamic cache `cache` hold integers; leave any other as it is."""
+    """Let the empty dynamic cache `cache` hold integers; leave any other as it is.
+
+    Layers that stay float are those that it has: they may have been told to remember more than their window.
+    """
     if type(cache) is not DynamicCache or any(map(_is_used, cache.layers)):
         return
-    cache.layers = _layers(formats, config)
+    cache.layers = _layers(formats, cache.layers or float_layers(config))
     cache.layer_class_to_replicate = None
 
 
@@ -153,8 +156,7 @@ def _is_used(layer: object) -> bool:
     return type(layer) is QuantizedLayer or bool(getattr(layer, "is_initialized", False))
 
 
-def _layers(formats: KeyValueCache, config: object) -> list[AnyLayer]:
-    known = float_layers(config)
+def _layers(formats: KeyValueCache, known: list[AnyLayer]) -> list[AnyLayer]:
     if len(known) != formats.count:
         found, expected = Found(f"one of {len(known)} layers"), f"one of {formats.count} layers"
         raise UnsupportedError(Problem(field="config", value=found, expected=expected))
@@ -225,7 +227,7 @@ def record_in(cache: object, config: object, layers: Collection[int], note: Note
         raise _not_seen(cache)
     cache.layers = [
         RecordingLayer(number, note) if number in layers else each
-        for number, each in enumerate(float_layers(config))
+        for number, each in enumerate(cache.layers or float_layers(config))
     ]
     cache.layer_class_to_replicate = None
 

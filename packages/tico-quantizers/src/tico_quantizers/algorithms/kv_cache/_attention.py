@@ -39,7 +39,7 @@ def cached_layers(model: nn.Module, config: KVCacheConfig) -> CachedLayers:
     Raises:
         UnsupportedError: `model` is no language model with a cache that grows with the text.
         MissingExtraError: transformers is not installed.
-        ConfigError: an override matches no attention module, or all are left out.
+        ConfigError: an override matches no attention module.
     """
     against = reasons_against_codes(model)
     paths = _attention_paths(model, len(against))
@@ -49,7 +49,7 @@ def cached_layers(model: nn.Module, config: KVCacheConfig) -> CachedLayers:
     reasons: dict[int, str] = {}
     configs: dict[int, KVCacheConfig] = {}
     for number, why in enumerate(against):
-        reason = why or config.reason_to_leave(paths[number])
+        reason = why or _not_causal(model, paths[number]) or config.reason_to_leave(paths[number])
         if reason is None:
             configs[number] = config.resolve(paths[number]).spec
         else:
@@ -63,6 +63,13 @@ def cached_layers(model: nn.Module, config: KVCacheConfig) -> CachedLayers:
             )
         )
     return CachedLayers(paths, configs, reasons)
+
+
+def _not_causal(model: nn.Module, path: str) -> str | None:
+    """Return that the attention at `path` keeps nothing for later tokens, as it sees all of them at once."""
+    found = dict(named_modules(model)).get(path)
+    sees_all = found is not None and vars(found).get("is_causal") is False
+    return "its attention sees all tokens at once, and keeps none" if sees_all else None
 
 
 def _attention_paths(model: nn.Module, count: int) -> dict[int, str]:
