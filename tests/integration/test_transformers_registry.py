@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
+    DynamicCache,
     GenerationConfig,
     LlamaForSequenceClassification,
     LlamaModel,
@@ -36,6 +37,7 @@ from references import same_bits
 from tico.quantization import (
     AWQConfig,
     GPTQConfig,
+    KVCacheConfig,
     PTQConfig,
     SmoothQuantConfig,
     convert,
@@ -57,6 +59,7 @@ CONVERSIONS: dict[str, tuple[BaseConfig, ...]] = {
     "A": (PTQConfig(),),
     "AWQ": (AWQConfig(group_size=8, show_progress=False),),
     "SmoothQuant, GPTQ": (SmoothQuantConfig(), GPTQConfig(show_progress=False)),
+    "KV": (KVCacheConfig(residual_length=2, group_size=2),),
     "GPTQ, PTQ": (GPTQConfig(show_progress=False), PTQConfig()),
 }
 every_conversion = pytest.mark.parametrize("name", CONVERSIONS)
@@ -221,6 +224,16 @@ def test_base_of_a_saved_model_is_loaded_alone(name: str, tmp_path: Path) -> Non
     assert isinstance(base, PreTrainedModel)
     save(base, tmp_path / "base")
     assert same_bits(load(tmp_path / "base")(TOKENS).last_hidden_state, base(TOKENS).last_hidden_state)
+
+
+def test_base_of_a_model_with_a_quantized_cache_is_float(tmp_path: Path) -> None:
+    """The cache is that of the model which was converted; its base makes one of floats."""
+    model = converted("KV")
+    save(model, tmp_path)
+    load: Callable[[Path], nn.Module] = AutoModel.from_pretrained
+    base = load(tmp_path)(TOKENS)
+    assert same_bits(base.last_hidden_state, model.get_submodule("model")(TOKENS).last_hidden_state)
+    assert type(base.past_key_values) is DynamicCache
 
 
 def test_head_that_was_not_saved_is_refused(tmp_path: Path) -> None:
