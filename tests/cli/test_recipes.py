@@ -12,6 +12,7 @@ from tico.quantization import plan
 from tico.quantization.config import (
     DType,
     GPTQConfig,
+    KVCacheConfig,
     MSESpec,
     PerToken,
     PTQConfig,
@@ -62,6 +63,11 @@ def test_stages_have_the_values_of_configs() -> None:
         weight = "float"
         activation = { dtype = "int8", granularity = "per_token" }
         overrides."*.down_proj.act_in" = { dtype = "int16" }
+
+        [[stage]]
+        algorithm = "kv_cache"
+        key = { dtype = "uint4" }
+        value = "float"
         """,
     )
     assert recipe.data == DataNeed(samples=8)
@@ -80,6 +86,7 @@ def test_stages_have_the_values_of_configs() -> None:
             activation=affine(DType.int(8), granularity=PerToken()),
             overrides={"*.down_proj.act_in": {"dtype": DType.int(16)}},
         ),
+        KVCacheConfig(key=affine(DType.uint(4)), value=no_quant()),
     )
 
 

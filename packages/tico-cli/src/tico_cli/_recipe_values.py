@@ -58,8 +58,8 @@ _OBSERVERS: Final[Mapping[str, type[_Observer]]] = {
 def field_value(name: str, value: object) -> object:
     """Return what the field `name` of a config is given for `value` in a recipe.
 
-    ``weight`` and ``activation`` are ``"float"`` or a table of a `QuantSpec`, where ``dtype`` is a text such
-    as ``"int8"``, ``granularity`` one such as ``"group_64"``, and ``observer`` a name or a table with
+    ``weight``, ``activation``, ``key`` and ``value`` are ``"float"`` or a table of a `QuantSpec`, where
+    ``dtype`` is a text such as ``"int8"``, ``granularity`` one such as ``"group_64"``, and ``observer`` a name or a table with
     ``kind``. ``target`` is the name of a profile. ``overrides`` map paths to ``"float"`` or to a table of
     fields. All else stays as it is, for the config to check.
 
@@ -138,10 +138,12 @@ _READERS: Final[Mapping[str, Callable[[object], object]]] = {
     "activation": _spec,
     "dtype": _dtype,
     "granularity": _granularity,
+    "key": _spec,
     "observer": _observer,
     "overrides": _overrides,
     "qscheme": _scheme,
     "super_block": _super_block,
     "target": _target,
+    "value": _spec,
     "weight": _spec,
 }

@@ -54,6 +54,10 @@ class KVCacheConfig(ModuleConfig):
     ``PerChannel(-1)``          each channel of each head                               yes
     ==========================  ======================================================  ==========
 
+    Attention reads what the cache holds, also of the tokens that are being read: the values that integers
+    stand for, and floats of the most recent tokens. So a text that is read at once meets nearly all of its
+    tokens as integers; read token by token, it meets those just before as floats.
+
     A dynamic grid comes from the values that it is for; its scale is rounded up to bfloat16. A static one
     comes from the smallest and the largest value in all calibration data. Where PTQ has given the points
     ``key`` and ``value`` of attention grids too, values lie on these first; leave the points out by
