@@ -59,9 +59,9 @@ def field_value(name: str, value: object) -> object:
     """Return what the field `name` of a config is given for `value` in a recipe.
 
     ``weight``, ``activation``, ``key`` and ``value`` are ``"float"`` or a table of a `QuantSpec`, where
-    ``dtype`` is a text such as ``"int8"``, ``granularity`` one such as ``"group_64"``, and ``observer`` a name or a table with
-    ``kind``. ``target`` is the name of a profile. ``overrides`` map paths to ``"float"`` or to a table of
-    fields. All else stays as it is, for the config to check.
+    ``dtype`` is a text such as ``"int8"``, ``granularity`` one such as ``"group_64"``, and ``observer`` a
+    name or a table with ``kind``. ``target`` is the name of a profile. ``overrides`` map paths to
+    ``"float"`` or to a table of fields. All else stays as it is, for the config to check.
 
     Raises:
         ConfigError: a text is none of those that have a meaning there.
