@@ -355,7 +355,7 @@ def compare_perplexities(
         for text, tokens in zip(task.texts(), (task.tokens, heldout_tokens), strict=True)
     )
     record.table(f"float: {_perplexity(source.model, heldout):.2f}", *names, width=20)
-    for bits, group_size in map(_grid, grids):
+    for bits, group_size in map(grid_of, grids):
         if group_size is not None and task.folder == WIKI_LLAMA and group_size > 128:
             continue
         row = f"W{bits} " + ("per channel" if group_size is None else f"group {group_size}")
@@ -370,7 +370,7 @@ def compare_perplexities(
         record.row(row, *found)
 
 
-def _grid(text: str) -> tuple[int, int | None]:
+def grid_of(text: str) -> tuple[int, int | None]:
     """Return bits and group size of `text`, such as ``4`` or ``3,64``."""
     bits, _, group_size = text.partition(",")
     return int(bits), int(group_size) if group_size else None
@@ -381,7 +381,8 @@ def _perplexity(model: nn.Module, heldout: Tensor) -> float:
     return found if math.isfinite(found) else math.inf
 
 
-def _folder(name: str) -> Path:
+def folder_of(name: str) -> Path:
+    """Return the folder of the model called ``smollm2`` or ``wiki``, or of another one."""
     if name == "smollm2":
         return smollm2_directory()
     return WIKI_LLAMA if name == "wiki" else Path(name)
@@ -415,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = options_from(given)
     sys.path += arguments.peer_path
     task = Task(
-        folder=_folder(arguments.model),
+        folder=folder_of(arguments.model),
         bits=arguments.bits,
         group_size=arguments.group_size or None,
         window=arguments.window,

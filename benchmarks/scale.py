@@ -3,11 +3,13 @@
 python benchmarks/scale.py                         two depths of a random LLaMA in float32, four algorithms
 python benchmarks/scale.py --layers 8 --only GPTQ
 python benchmarks/scale.py --gigabytes 4           a random LLaMA in bfloat16, W4 in groups of 128
-python benchmarks/scale.py --smollm2               SmolLM2 in memory and from folder to folder
+python benchmarks/scale.py --smollm2               SmolLM2 in memory, from folder to folder, on two processes
+python benchmarks/scale.py --texts 32 128 512      two layers of SmolLM2, more and more texts of 2,048 tokens
 python benchmarks/scale.py --shapes 8B 70B         a layer of each, measured, and the model, computed
 
 Each row is a process of its own. Memory is the peak of what no file backs (``RssAnon``, which Linux alone
-tells), in the first table above what the process had after it had quantized a model of two layers.
+tells), in the first table above what the process had after it had quantized a model of two layers. Of two
+processes it is that of the first. Disk is the peak of what open files without a name hold.
 """
 
 from __future__ import annotations
@@ -16,18 +18,23 @@ import argparse
 import hashlib
 import json
 import re
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
+import attrs
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from process_memory import resident
@@ -50,14 +57,44 @@ from tico.quantization.config import BaseConfig
 from tico_observers import tensor_digest
 
 GPTQ: Final = GPTQConfig(group_size=128, show_progress=False)
+SMOLLM2_GPTQ: Final = GPTQConfig(group_size=64, show_progress=False)  # 576 columns
 CONFIGS: Final[Mapping[str, Sequence[BaseConfig]]] = {
     "GPTQ": (GPTQ,),
     "PTQ": (PTQConfig(),),
     "AWQ": (AWQConfig(group_size=128, show_progress=False),),
     "SmoothQuant, GPTQ, PTQ": (SmoothQuantConfig(), GPTQ, PTQConfig()),
 }
-WAYS: Final = ("in memory", "from folder to folder")
+WAYS: Final = ("in memory", "from folder to folder", "on two processes")
 MB: Final = 2**20
+
+
+@attrs.frozen
+class Task:
+    """What a large model is quantized with: so many texts of so many tokens, random ones or SmolLM2's."""
+
+    texts: int
+    length: int
+    smollm2: bool
+
+    @property
+    def config(self) -> GPTQConfig:
+        """What is asked for."""
+        return SMOLLM2_GPTQ if self.smollm2 else GPTQ
+
+    def batches(self) -> list[Tensor]:
+        """Return the texts, each (1, length)."""
+        made = smollm2_tokens if self.smollm2 else random_tokens
+        return made(self.texts, self.length)
+
+    def to_options(self) -> list[str]:
+        """Return the options of this script that say it."""
+        kind = "smollm2" if self.smollm2 else "random"
+        return ["--data", kind, str(self.texts), str(self.length)]
+
+    @classmethod
+    def of_options(cls, kind: str, texts: str, length: str) -> Task:
+        """Return what options say."""
+        return cls(int(texts), int(length), kind == "smollm2")
 
 
 def batches() -> list[Tensor]:
@@ -82,14 +119,29 @@ def write(folder: Path, layers: int) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
+def anonymous_bytes() -> int:
+    """Return the memory of this process that no file backs."""
+    return resident("RssAnon")
+
+
+def nameless_bytes() -> int:
+    """Return what the open files of this process hold on disk that have no name any more."""
+    held = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed since it was listed
+            found = link.stat()
+            held += found.st_blocks * 512 if stat.S_ISREG(found.st_mode) and not found.st_nlink else 0
+    return held
+
+
 @contextmanager
-def peak() -> Iterator[list[int]]:
-    """Give a list that holds the largest anonymous memory when the context ends."""
-    seen, ended = [resident("RssAnon")], threading.Event()
+def peak(measured: Callable[[], int] = anonymous_bytes) -> Iterator[list[int]]:
+    """Give a list that holds the largest number of bytes `measured` when the context ends."""
+    seen, ended = [measured()], threading.Event()
 
     def watch() -> None:
         while not ended.wait(0.005):
-            seen[0] = max(seen[0], resident("RssAnon"))
+            seen[0] = max(seen[0], measured())
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -150,17 +202,38 @@ def digest_of_codes(folder: Path) -> str:
     return content.hexdigest()
 
 
-def measure_large(way: str, source: Path, out: Path, data: Sequence[Tensor]) -> None:
-    """Print the figures of quantizing `source` with GPTQ as JSON."""
+def quantize_part(rank: int, count: int, place: str, source: Path, out: Path, task: Task) -> None:
+    """Quantize `source` with the other ranks, each on its part of the data; the first leaves its figures."""
     torch.set_num_threads(1)
+    meeting, limit = f"file://{place}/meeting", timedelta(minutes=60)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count, timeout=limit)
+    batches = task.batches()
+    own = batches[rank * len(batches) // count : (rank + 1) * len(batches) // count]
     start = time.process_time()
     with peak() as most:
+        quantize_checkpoint(source, out, task.config, own, group=dist.group.WORLD)
+    figures = {"memory": most[0], "resident": peak_resident(), "seconds": time.process_time() - start}
+    (Path(place) / f"{rank}.json").write_text(json.dumps(figures))
+    dist.destroy_process_group()
+
+
+def measure_large(way: str, source: Path, place: Path, task: Task) -> None:
+    """Print the figures of quantizing `source` as JSON."""
+    torch.set_num_threads(1)
+    out = place / "out"
+    if way == "on two processes":
+        spawn(quantize_part, (2, str(place), source, out, task), nprocs=2)  # type: ignore[no-untyped-call]  # torch's
+        found = json.loads((place / "0.json").read_text())
+        print(json.dumps(found | {"disk": 0, "digest": digest_of_codes(out)}))
+        return
+    start = time.process_time()
+    with peak() as most, peak(nameless_bytes) as disk:
         if way == "in memory":
-            in_memory(source, out, (GPTQ,), data)
+            in_memory(source, out, (task.config,), task.batches())
         else:
-            quantize_checkpoint(source, out, GPTQ, data)
+            quantize_checkpoint(source, out, task.config, task.batches())
     seconds = time.process_time() - start
-    figures = {"memory": most[0], "resident": peak_resident(), "seconds": seconds}
+    figures = {"memory": most[0], "resident": peak_resident(), "disk": disk[0], "seconds": seconds}
     print(json.dumps(figures | {"digest": digest_of_codes(out)}))
 
 
@@ -171,21 +244,15 @@ def row_of(*arguments: str) -> dict[str, object]:
     return found
 
 
-def print_large(
-    record: Recording, title: str, folder: Path, size: int, ways: Sequence[str], data: str
-) -> None:
-    """Print a table with a row for each of `ways` to quantize the model in `folder`, of `size` bytes."""
-    record.table(title, "source", "memory", "resident", "CPU s", "codes", width=34)
-    for way in ways:
-        found = row_of("--large", way, "--source", str(folder), "--data", data)
-        record.row(
-            way,
-            f"{size / MB:.0f} MB",
-            f"{int(str(found['memory'])) / MB:.0f} MB",
-            f"{int(str(found['resident'])) / MB:.0f} MB",
-            f"{float(str(found['seconds'])):.0f}",
-            str(found["digest"])[:12],
-        )
+def print_large(record: Recording, title: str, folder: Path, size: int, rows: Mapping[str, Task]) -> None:
+    """Print a table with a row for each way to quantize the model in `folder`, of `size` bytes."""
+    record.table(title, "source", "memory", "resident", "disk", "CPU s", "codes", width=34)
+    for name, task in rows.items():
+        way = name if name in WAYS else WAYS[1]
+        found = row_of("--large", way, "--source", str(folder), *task.to_options())
+        figures = (f"{int(str(found[each])) / MB:.0f} MB" for each in ("memory", "resident", "disk"))
+        seconds = f"{float(str(found['seconds'])):.0f}"
+        record.row(name, f"{size / MB:.0f} MB", *figures, seconds, str(found["digest"])[:12])
 
 
 def print_layers(record: Recording, names: Sequence[str], shrink: int, tokens: int) -> None:
@@ -242,16 +309,16 @@ def main() -> None:
     parser.add_argument("--shrink", type=int, default=4, help="what the solver's sides are divided by")
     parser.add_argument("--large", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--data", help=argparse.SUPPRESS)
+    parser.add_argument("--texts", type=int, nargs="+", help="of 2,048 tokens, for two layers of SmolLM2")
+    parser.add_argument("--data", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write is not None:
         write(options.write, options.layers[0])
     elif options.row is not None:
         measure(options.row, options.layers[0])
     elif options.large is not None:
-        data = smollm2_tokens(16, 512) if options.data == "smollm2" else random_tokens(4, int(options.data))
-        with tempfile.TemporaryDirectory(dir=options.source.parent) as out:
-            measure_large(options.large, options.source, Path(out) / "out", data)
+        with tempfile.TemporaryDirectory(dir=options.source.parent) as place:
+            measure_large(options.large, options.source, Path(place), Task.of_options(*options.data))
     else:
         print_tables(options)
 
@@ -266,10 +333,15 @@ def print_tables(options: argparse.Namespace) -> None:
         elif options.gigabytes is not None:
             size = write_random(folder, options.gigabytes)
             title = f"a random LLaMA in bfloat16, 4 x {options.tokens} tokens"
-            print_large(record, title, folder, size, WAYS[1:], str(options.tokens))
+            print_large(record, title, folder, size, {WAYS[1]: Task(4, options.tokens, smollm2=False)})
         elif options.smollm2:
             size = write_smollm2(folder)
-            print_large(record, "SmolLM2, 16 x 512 tokens", folder, size, WAYS, "smollm2")
+            whole = Task(16, 512, smollm2=True)
+            print_large(record, "SmolLM2, 16 x 512 tokens", folder, size, dict.fromkeys(WAYS, whole))
+        elif options.texts:
+            size = write_smollm2(folder, layers=2)
+            rows = {f"{count} x 2,048 tokens": Task(count, 2048, smollm2=True) for count in options.texts}
+            print_large(record, "two layers of SmolLM2, from folder to folder", folder, size, rows)
         else:
             print_memory(record, options.only, options.layers)
 

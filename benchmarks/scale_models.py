@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,18 +98,26 @@ def random_tokens(texts: int, length: int) -> list[Tensor]:
     return [torch.randint(0, VOCABULARY, (1, length), generator=chance) for _ in range(texts)]
 
 
-def write_smollm2(folder: Path) -> int:
-    """Write SmolLM2 in float32 in shards of 100 MB; return the bytes of its files."""
-    AutoModelForCausalLM.from_pretrained(smollm2_directory()).save_pretrained(folder, max_shard_size="100MB")
+def write_smollm2(folder: Path, layers: int | None = None) -> int:
+    """Write SmolLM2, or its first `layers`, in float32 in shards of 100 MB; return the bytes of its files."""
+    model = AutoModelForCausalLM.from_pretrained(smollm2_directory())
+    if layers is not None:
+        model.model.layers = model.model.layers[:layers]
+        model.config.num_hidden_layers = layers
+    model.save_pretrained(folder, max_shard_size="100MB")
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def smollm2_tokens(texts: int, length: int) -> list[Tensor]:
-    """Return the first tokens of calibration text for SmolLM2: so many texts, each (1, length)."""
+    """Return the first tokens of calibration text for SmolLM2: so many texts, each (1, length).
+
+    Where there is too little of it, it begins anew.
+    """
     tokenizer = AutoTokenizer.from_pretrained(smollm2_directory())
     found: list[int] = []
     for article in wiki_articles()[CALIBRATION_ARTICLES]:
         found += tokenizer(article)["input_ids"]
         if len(found) >= texts * length:
             break
-    return list(torch.tensor(found[: texts * length]).view(texts, 1, length))
+    needed = itertools.islice(itertools.cycle(found), texts * length)
+    return list(torch.tensor(list(needed)).view(texts, 1, length))
