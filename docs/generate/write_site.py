@@ -34,7 +34,7 @@ def main() -> None:
     for page, text in _pages(modules):
         _write(WRITTEN / "source" / page, text)
     for path in DOCS.rglob("*"):
-        if path.suffix in {".css", ".svg", ".png"}:
+        if path.suffix in {".css", ".js", ".svg"}:
             target = WRITTEN / "source" / path.relative_to(DOCS)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
