@@ -57,6 +57,15 @@ def test_result_has_the_figures_of_its_file() -> None:
     assert recorded["commit"] in text
 
 
+def test_readme_shows_recorded_figures() -> None:
+    """The table of the first page is that of the file that it names."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- shows: ([\w-]+) -->\n\n(.+?</small>)", text, re.DOTALL)
+    assert found is not None
+    place = f"<!-- result: {found[1]} -->"
+    assert found[2] == result_tables.with_results(place, ROOT / "benchmarks" / "results")
+
+
 def test_result_that_is_not_there_is_an_error() -> None:
     """A page does not lose a table because a benchmark has renamed it."""
     with pytest.raises(ValueError, match="has 'no such title' in its title"):

@@ -1,4 +1,4 @@
-"""Every algorithm after every other: the table of tico-api's README says what happens, and it does."""
+"""Every algorithm after every other: a table of the documentation says what happens, and it does."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ REFUSALS: Final = {
 
 
 def _table() -> dict[tuple[str, str], str]:
-    """Return the cells of the table in the README, by the first and the second algorithm."""
-    text = (ROOT / "packages/tico-api/README.md").read_text(encoding="utf-8")
-    lines = text.partition("### Which may follow which")[2].strip().partition("\n\n")[0].splitlines()
+    """Return the cells of the table, by the first and the second algorithm."""
+    text = (ROOT / "docs/how-to/combine-algorithms.md").read_text(encoding="utf-8")
+    lines = text.partition("## Which may follow which")[2].strip().partition("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     header, _, *body = rows
     return {(row[0], second): cell for row in body for second, cell in zip(header[1:], row[1:], strict=True)}
