@@ -16,6 +16,8 @@ import repository_links
 import result_tables
 from distributions import LAYERS, ROOT
 from tico import quantization
+from tico.quantization import BUILT_IN
+from tico.quantization.config import BaseConfig
 
 CONFIGURATION: Final = (ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8")
 PAGES: Final = sorted(path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md"))
@@ -44,6 +46,14 @@ def test_every_public_module_has_a_page() -> None:
         assert {*each.members} <= {*names}
     facade = next(each for each in pages if each.title == "tico.quantization")
     assert [*facade.members] == sorted(quantization.__all__)
+
+
+@pytest.mark.parametrize("kind", BUILT_IN.config_types, ids=lambda kind: kind.__name__)
+def test_every_config_has_its_fields_listed(kind: type[BaseConfig]) -> None:
+    """An algorithm that is added has its config in the reference."""
+    text = (ROOT / "docs" / "reference" / "configs.md").read_text(encoding="utf-8")
+    assert f"## {kind.__name__}\n" in text
+    assert f"<!-- fields: {kind.__name__} -->" in text
 
 
 def test_result_has_the_figures_of_its_file() -> None:
