@@ -32,6 +32,7 @@ DEVELOPMENT: Final = ENVIRONMENTS / f"development-{sys.version_info.major}.{sys.
 LOWEST: Final = ENVIRONMENTS / f"lowest-{sys.version_info.major}.{sys.version_info.minor}"
 WHEELS: Final = ENVIRONMENTS / "wheels"
 RELEASE: Final = ENVIRONMENTS / "release"
+SITE: Final = ENVIRONMENTS / "site"
 CONSTRAINTS: Final = ROOT / "constraints.txt"
 
 # Bottom-up, with the names to import; a package may import those before it only.
@@ -187,7 +188,7 @@ def properties(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check the types of the sources, the tests, the examples, the benchmarks and this file."""
     _develop(session)
-    folders = _existing("packages/*/src", "tests", "examples", "benchmarks")
+    folders = _existing("packages/*/src", "tests", "docs/generate", "examples", "benchmarks")
     _run(session, DEVELOPMENT, "mypy", *folders, "noxfile.py")
     # Modules of the same name can't be checked together.
     for package_tests in _existing("packages/*/tests"):
@@ -216,6 +217,22 @@ def docs(session: nox.Session) -> None:
     """Run every code block of the documents and every example of the docstrings."""
     _develop(session)
     _pytest(session, "tests/docs")
+
+
+@nox.session(python=False)
+def site(session: nox.Session) -> None:
+    """Build the documentation site below out/docs/site; a dead link or an unknown name is an error."""
+    stamp, fingerprint = SITE / "installed.sha256", _fingerprint(_tools("site"), CONSTRAINTS)
+    if not stamp.exists() or stamp.read_text() != fingerprint:
+        _create(session, SITE)
+        _install(session, SITE, *_tools("site"))
+        stamp.write_text(fingerprint)
+    sources = {"PYTHONPATH": str(ROOT / "packages" / "tico-config" / "src")}
+    _run(session, SITE, "python", "docs/generate/write_site.py", **sources)
+    # The note that is switched off is about the generator's own future.
+    build = ("mkdocs", "build", "--strict", "--config-file", "out/docs/mkdocs.yml")
+    _run(session, SITE, *build, NO_MKDOCS_2_WARNING="1")
+    session.log("built out/docs/site/index.html")
 
 
 @nox.session(python=False, default=False)

@@ -248,7 +248,19 @@ FOREIGN: dict[tuple[type, str], str] = {
     (SmoothQuantConfig, "ignore"): "overrides",
     (AWQConfig, "q_group_size"): "group_size",
     (AWQConfig, "w_bit"): "bits",
-    (BlockTuneConfig, "iters"): "bits",
+    (BlockTuneConfig, "iters"): "steps",
+    (GPTQConfig, "wbits"): "bits",
+    (GPTQConfig, "quantize_lm_head"): "overrides",
+    (GPTQConfig, "dynamic"): "overrides",
+    (GPTQConfig, "gptaq"): "asymmetric",
+    (GPTQConfig, "offload_hessians"): "gram_memory",
+    (GPTQConfig, "zero_point"): "symmetric",
+    (PTQConfig, "weight_dtype"): "weight",
+    (PTQConfig, "norm_weight"): "overrides",
+    (SmoothQuantConfig, "custom_alpha_map"): "overrides",
+    (CLEConfig, "pairs"): "mappings",
+    (CLEConfig, "max_iter"): "sweeps",
+    (RotationConfig, "init_method"): "matrix",
     (HQQConfig, "lp_nrom"): "lp_norm",
     (PT2EConfig, "operator"): "operators",
     (EMASpec, "momentun"): "momentum",
@@ -276,6 +288,31 @@ def test_foreign_names_in_overrides_are_answered_too() -> None:
     """A rule has the fields of its config."""
     with pytest.raises(ConfigError, match=r"overrides\['a'\] names 'percdamp'.*the nearest is 'damping'"):
         GPTQConfig(overrides={"a": {"percdamp": 0.1}})
+
+
+INSTEAD: dict[tuple[type, str], str] = {
+    (GPTQConfig, "block_size"): "it changes no result here; leave it out",
+    (GPTQConfig, "config_groups"): "set the width, the groups and the symmetry by fields of their own",
+    (GPTQConfig, "dataset"): r"pass the data to calibrate\(model, batches\)",
+    (GPTQConfig, "pack_dtype"): "choose the format of a file when it is exported",
+    (PTQConfig, "model_args"): "leave it out, sizes are read from the model",
+    (SmoothQuantConfig, "acts_from"): "leave it out, what the layers read decides",
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), INSTEAD, ids=[f"{kind.__name__}.{name}" for kind, name in INSTEAD])
+def test_names_without_a_counterpart_are_answered_with_what_to_do(kind: type, name: str) -> None:
+    """Nobody is sent to a field whose name is similar and whose meaning is not."""
+    with pytest.raises(ConfigError, match=f"has no field '{name}'; {INSTEAD[kind, name]}"):
+        kind(**{name: 1})
+
+
+@pytest.mark.parametrize("value", [{"dtype": DType.int(16)}, affine(DType.int(16)), {"act_in": {"bits": 8}}])
+@pytest.mark.parametrize("kind", [PTQConfig, GPTQConfig])
+def test_nested_overrides_are_answered_with_a_path(kind: type, value: object) -> None:
+    """The keys of overrides are whole paths; TICO's are nested."""
+    with pytest.raises(ConfigError, match=r"'q_proj'.*overrides are not nested, write each path"):
+        kind(overrides={"model.layers.0": {"q_proj": value}})
 
 
 def test_names_like_no_field_are_answered_with_all() -> None:

@@ -1,4 +1,4 @@
-"""Every algorithm after every other: the table of tico-api's README says what happens, and it does."""
+"""Every algorithm after every other: a table of the documentation says what happens, and it does."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import re
 from typing import Final
 
 import pytest
+import torch
 from torch import nn
 
+from cache_models import two_heads
 from distributions import ROOT
 from tico.quantization import (
     BUILT_IN,
@@ -16,11 +18,14 @@ from tico.quantization import (
     CLEConfig,
     GPTQConfig,
     HQQConfig,
+    KVCacheConfig,
     PT2EConfig,
     PTQConfig,
     RotationConfig,
     ScaleTuneConfig,
     SmoothQuantConfig,
+    cache_bytes,
+    calibrate,
     convert,
     prepare,
 )
@@ -48,9 +53,9 @@ REFUSALS: Final = {
 
 
 def _table() -> dict[tuple[str, str], str]:
-    """Return the cells of the table in the README, by the first and the second algorithm."""
-    text = (ROOT / "packages/tico-api/README.md").read_text(encoding="utf-8")
-    lines = text.partition("### Which may follow which")[2].strip().partition("\n\n")[0].splitlines()
+    """Return the cells of the table, by the first and the second algorithm."""
+    text = (ROOT / "docs/how-to/combine-algorithms.md").read_text(encoding="utf-8")
+    lines = text.partition("## Which may follow which")[2].strip().partition("\n\n")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     header, _, *body = rows
     return {(row[0], second): cell for row in body for second, cell in zip(header[1:], row[1:], strict=True)}
@@ -71,8 +76,9 @@ def _model() -> nn.Module:
 
 
 def test_table_has_every_pair_of_algorithms() -> None:
-    """An algorithm that is added is added to the table."""
-    assert {type(config) for config in CONFIGS.values()} == set(BUILT_IN.config_types)
+    """An algorithm that is added is added to the table; that of the cache needs other models."""
+    others = set(BUILT_IN.config_types) - {KVCacheConfig}
+    assert {type(config) for config in CONFIGS.values()} == others
     assert set(TABLE) == {(first, second) for first in CONFIGS for second in CONFIGS}
 
 
@@ -91,3 +97,20 @@ def test_pair_does_what_the_table_says(first: str, second: str) -> None:
         assert re.search(REFUSALS[cell], str(caught.value))
         assert len(caught.value.problems) == 1
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "PT2E"])
+def test_cache_goes_before_and_after(name: str) -> None:
+    """Whichever is first, tokens meet the same integers: what one does the other keeps."""
+    tokens = torch.arange(64).view(2, 32) % 40
+    cache = KVCacheConfig(residual_length=0)
+    found = []
+    for configs in ((cache, CONFIGS[name]), (CONFIGS[name], cache)):
+        model: nn.Module = two_heads()
+        for config in configs:
+            prepared = prepare(model, config)
+            model = convert(calibrate(prepared, [{"input_ids": tokens, "use_cache": False}]))
+        output = model(tokens)
+        assert cache_bytes(output.past_key_values) > 0
+        found.append(output.logits.detach())
+    assert torch.equal(*found)

@@ -5,40 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
 
 import attrs
 from typing_extensions import Self
 
 from tico_config._errors import CallError
+from tico_config._foreign_names import INSTEAD, SAME
 from tico_config._problem import Found, Problem, describe
-
-_ELSEWHERE: Final[Mapping[str, Sequence[str]]] = {
-    "actorder": ("act_order",),
-    "damp_percent": ("damping",),
-    "dampening_frac": ("damping",),
-    "default_dtype": ("activation", "dtype"),
-    "default_observer": ("activation", "observer"),
-    "default_qscheme": ("activation", "qscheme"),
-    "desc_act": ("act_order",),
-    "ignore": ("overrides",),
-    "migration_strength": ("alpha",),
-    "modules_to_not_convert": ("overrides",),
-    "mse": ("observer",),
-    "num_bits": ("bits", "dtype", "weight"),
-    "percdamp": ("damping",),
-    "perchannel": ("per_tensor", "granularity"),
-    "q_group_size": ("group_size",),
-    "smoothing_strength": ("alpha",),
-    "sym": ("symmetric", "qscheme"),
-    "targets": ("overrides",),
-    "w_bit": ("bits", "weight"),
-    "wbits": ("bits", "weight"),
-    "weight_bits": ("bits", "weight"),
-    "weight_bits_overrides": ("overrides",),
-    "wrapper_variant": ("variant",),
-}
-"""What other libraries call a field, and what the fields here that mean the same are called."""
 
 
 class NamedFields:
@@ -64,16 +37,24 @@ def unknown_field(owner: str, name: str, names: Sequence[str]) -> Problem:
     >>> str(unknown_field("GPTQConfig", "groupsize", ["bits", "group_size"]))
     "GPTQConfig has no field 'groupsize'; the nearest is 'group_size'"
     """
-    same = [known for known in _ELSEWHERE.get(name, ()) if known in names]
-    near = same or difflib.get_close_matches(name, names, n=1)
-    fields = f"the fields are {', '.join(names)}" if names else "it has no fields"
     return Problem(
         field=name,
         value=Found(repr(name)),
         expected=f"one of {', '.join(names)}",
-        remedy=f"the nearest is {near[0]!r}" if near else fields,
+        remedy=_remedy(name, names),
         sentence=f"{owner} has no field {describe(name)}",
     )
+
+
+def _remedy(name: str, names: Sequence[str]) -> str:
+    """Return which of `names` is meant by `name`, or what to do in its place."""
+    near = [known for known in SAME.get(name, ()) if known in names]
+    if not near and name in INSTEAD:
+        return INSTEAD[name]
+    near = near or difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"the nearest is {near[0]!r}"
+    return f"the fields are {', '.join(names)}" if names else "it has no fields"
 
 
 @attrs.frozen

@@ -10,6 +10,7 @@ import attrs
 from tico_config._errors import ConfigError
 from tico_config._named_fields import unknown_field
 from tico_config._problem import Problem, describe, move
+from tico_config._quant_spec import QuantSpec
 from tico_config.validation import refuse
 
 A = TypeVar("A", bound=attrs.AttrsInstance)
@@ -31,7 +32,7 @@ def apply_partial(whole: A, field: str, partial: object, fixed: frozenset[str] =
     if not isinstance(partial, Mapping) or not partial:
         expected = f"a non-empty mapping with some of {', '.join(names)}"
         raise ConfigError(Problem(field=field, value=partial, expected=expected))
-    refuse(*(_unknown_field(field, name, names) for name in partial if name not in names))
+    refuse(*(_unknown_field(field, name, names, partial[name]) for name in partial if name not in names))
     try:
         changed: A = attrs.evolve(whole, **partial)  # type: ignore[misc]  # attrs wants a concrete class
         return changed
@@ -55,6 +56,10 @@ def partial_problems(
     return ()
 
 
-def _unknown_field(field: str, name: str, names: list[str]) -> Problem:
+def _unknown_field(field: str, name: str, names: list[str], value: object) -> Problem:
     sentence = f"{field} names {describe(name)}, which is no field that can be set there"
-    return attrs.evolve(unknown_field(field, name, names), field=field, sentence=sentence)
+    problem = attrs.evolve(unknown_field(field, name, names), field=field, sentence=sentence)
+    if not isinstance(value, Mapping | QuantSpec):
+        return problem
+    nested = "overrides are not nested, write each path as one key with dots: 'model.layers.0.q_proj'"
+    return attrs.evolve(problem, remedy=nested)

@@ -17,7 +17,7 @@ from tico_wrapq.base import QuantPoint
 class WrapperCase:
     """A float module, what it is called with, and the config that it is quantized with.
 
-    Args:
+    Attributes:
         make: makes the module; called for every model anew, always with the same random numbers.
         inputs: positional arguments; floating-point tensors among them are the data of the calibration.
         config: says how to quantize.

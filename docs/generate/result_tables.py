@@ -1,0 +1,61 @@
+"""Tables of recorded benchmarks as Markdown, so that no figure on the site is copied by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, TypedDict
+
+PLACE: Final = re.compile(r"^<!-- result: (?P<name>[\w-]+)(?: \| (?P<title>.+?))? -->$", re.MULTILINE)
+
+
+class _Row(TypedDict):
+    name: str
+    cells: list[str]
+
+
+class _Table(TypedDict):
+    title: str
+    columns: list[str]
+    rows: list[_Row]
+
+
+def with_results(text: str, folder: Path) -> str:
+    """Return `text` with tables in the place of lines ``<!-- result: NAME | TITLE -->``.
+
+    NAME is a file of `folder`; TITLE, where it is given, a part of the titles of the tables to show.
+
+    Raises:
+        ValueError: no table of the file has such a title.
+    """
+    return PLACE.sub(lambda found: _shown(folder, found["name"], found["title"] or ""), text)
+
+
+def _shown(folder: Path, name: str, title: str) -> str:
+    recorded: Mapping[str, object] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    every: list[_Table] = json.loads(json.dumps(recorded["tables"]))
+    tables = [table for table in every if title in table["title"]]
+    if not tables:
+        raise ValueError(f"no table of {name}.json has {title!r} in its title")
+    machine = [str(recorded[key]) for key in ("processor",) if key in recorded]
+    torch = [f"torch {recorded['torch']}"] if "torch" in recorded else []
+    origin = ", ".join([*machine, *torch, str(recorded["date"]), f"commit `{recorded['commit']}`"])
+    shown = "\n\n".join("\n".join(_lines(table, name)) for table in tables)
+    return f"{shown}\n\n<small>{origin}. All figures: `benchmarks/results/{name}.json`.</small>"
+
+
+def _lines(table: _Table, name: str) -> Iterator[str]:
+    if table["title"]:
+        yield f"*{table['title']}*"
+        yield ""
+    width = len(table["columns"])
+    yield _line(["", *table["columns"]])
+    yield _line(["---", *["--:"] * width])
+    for row in table["rows"]:
+        yield _line([row["name"], *row["cells"], *[""] * (width - len(row["cells"]))])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
