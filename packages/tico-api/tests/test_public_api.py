@@ -102,7 +102,6 @@ class TestPublicConfigAlias(PublicAPI):
         "ArtifactError",
         "BaseConfig",
         "BlockTuneConfig",
-        "Budget",
         "CLEConfig",
         "CalibrationError",
         "ConfigError",
