@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import final
@@ -90,13 +91,12 @@ class Analysis:
 
     def to_json(self) -> str:
         """Return the analysis as JSON, with the overrides of the config."""
-        points = [*self.curve, self.chosen]
         return json.dumps(
             {
                 "candidates": [dict(each) for each in self.candidates],
                 "overrides": {path: _plain(change) for path, change in self.config.overrides.items()},
-                "chosen": attrs.asdict(self.chosen),
-                "curve": [attrs.asdict(each) for each in points[:-1]],
+                "chosen": _point_values(self.chosen),
+                "curve": [*map(_point_values, self.curve)],
                 "lines": [attrs.asdict(each) for each in self.lines],
             },
             default=str,
@@ -141,6 +141,16 @@ def label(candidate: Mapping[str, object]) -> str:
     'bits=4 group_size=32'
     """
     return " ".join(f"{name}={value}" for name, value in candidate.items())
+
+
+def _point_values(point: CurvePoint) -> dict[str, object]:
+    """Return a point as values for JSON; what is infinite or no number is None."""
+    values: dict[str, object] = attrs.asdict(point)
+    return values | {
+        name: number if math.isfinite(number) else None
+        for name, number in values.items()
+        if isinstance(number, float)
+    }
 
 
 def _plain(change: object) -> object:

@@ -15,7 +15,7 @@ from tico_quantizers.analysis._candidates import as_batches, convert_candidates
 from tico_quantizers.analysis._choice import require_solver
 from tico_quantizers.analysis._layers import Layers
 from tico_quantizers.analysis._measuring import Sample, measure, on_device_of
-from tico_quantizers.analysis._overriding import Change
+from tico_quantizers.analysis._overriding import Change, with_choices
 from tico_quantizers.analysis._search import Search
 from tico_quantizers.calibration import Batch, TokenMask, micro_batches
 from tico_quantizers.lifecycle import calibrate, convert, plan, prepare
@@ -52,11 +52,13 @@ def analyze(  # noqa: PLR0913  # what an analysis depends on, by name
     samples, tests = _samples(model, batches, heldout, mask)
     made = convert_candidates(model, paths, base, candidates, samples, registry)
     layers = Layers.of(model, made, together)
+    first = plan(model, with_choices(base, dict.fromkeys(layers.paths, candidates[0])), registry=registry)
     search = Search(
         model=model,
         base=base,
         candidates=tuple(candidates),
         layers=_fitted(model, layers, tests, show_progress=show_progress),
+        rest=first.bytes - sum(sizes[0] for sizes in layers.sizes),
         samples=tests,
         converted=lambda config: _converted(model, config, samples, registry),
         show_progress=show_progress,

@@ -27,7 +27,6 @@ class Candidate:
         losses: what GPTQ says that a layer loses, by its path.
         bytes: of the weight of a layer.
         weights: how many there are of a layer.
-        rest: the bytes of everything else.
     """
 
     modules: Mapping[str, nn.Module]
@@ -35,7 +34,6 @@ class Candidate:
     losses: Mapping[str, float]
     bytes: Mapping[str, int]
     weights: Mapping[str, int]
-    rest: int
 
 
 def as_batches(samples: Sequence[Sample]) -> list[Batch]:
@@ -109,14 +107,12 @@ def _candidate(model: nn.Module, converted: nn.Module) -> Candidate:
     }
     owners = {path: _owner(path, known) for path in losses}
     weights = {path: _weight_at(converted, path) for path in losses}
-    sizes = {path: total_bytes(weight) for path, weight in weights.items()}
     return Candidate(
         modules={owner: converted.get_submodule(owner) for owner in owners.values()},
         owners=owners,
         losses=losses,
-        bytes=sizes,
+        bytes={path: total_bytes(weight) for path, weight in weights.items()},
         weights={path: math.prod(weight.shape) for path, weight in weights.items()},
-        rest=total_bytes(converted) - sum(sizes.values()),
     )
 
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import attrs
 
-from tico_config import GPTQConfig, winning_rule
+from tico_config import GPTQConfig, apply_partial, winning_rule
 
 Change: TypeAlias = Mapping[str, object]
 """Fields of a layer's config, with new values."""
@@ -16,12 +16,15 @@ Change: TypeAlias = Mapping[str, object]
 def with_choices(base: GPTQConfig, choices: Mapping[str, Change]) -> GPTQConfig:
     """Return `base` with an override for each layer that is to be otherwise than it says.
 
-    What an override of `base` says of a layer holds for it still, but for the fields that are chosen.
+    What an override of `base` says of a layer holds for it still, but for the fields that are chosen. A model
+    that is a layer itself, with an empty path, has no name for an override, and so gets other fields.
 
     >>> found = with_choices(GPTQConfig(overrides={"*.down": {"damping": 0.1}}), {"a.down": {"bits": 8}})
     >>> dict(found.overrides["a.down"])
     {'damping': 0.1, 'bits': 8}
     """
+    if "" in choices:
+        return apply_partial(base, "candidates", choices[""])
     overrides: dict[str, object] = dict(base.overrides)
     for path, change in choices.items():
         now = base.resolve(path).spec

@@ -25,14 +25,15 @@ Choices = tuple[int, ...]
 class Search:
     """A search for the bits of `layers`, whose losses are estimates of the divergence.
 
-    `samples` are held out. `converted` returns what `prepare` and `convert` make of a copy of `model` by a
-    config.
+    `rest` are the bytes of everything but the weights of the layers, and `samples` are held out. `converted`
+    returns what `prepare` and `convert` make of a copy of `model` by a config.
     """
 
     model: nn.Module
     base: GPTQConfig
     candidates: tuple[Change, ...]
     layers: Layers
+    rest: int
     samples: Sequence[Sample]
     converted: Callable[[GPTQConfig], nn.Module]
     show_progress: bool
@@ -84,7 +85,7 @@ class Search:
         size = self._size(choices)
         pairs = zip(self.layers.losses, choices, strict=True)
         return CurvePoint(
-            bytes=size + self.layers.made[0].rest,
+            bytes=size + self.rest,
             bits=8 * size / sum(self.layers.weights),
             loss=sum(own[choice] for own, choice in pairs),
             divergence=result.divergence,
@@ -113,7 +114,7 @@ class Search:
         Raises:
             ConfigError: the smallest candidates take more.
         """
-        count, rest, (least, _) = sum(self.layers.weights), self.layers.made[0].rest, self._ends()
+        count, rest, (least, _) = sum(self.layers.weights), self.rest, self._ends()
         if budget.bits is not None:
             most = int(budget.bits * count / 8)
             name, given, fits = "bits", budget.bits, f"{_rounded_up(8 * least / count)} or more"
@@ -142,31 +143,22 @@ class Search:
         """
         fitting = [point for point in curve if point.error <= error]
         tried = self._between(error, curve, fitting[0]) if fitting else []
+        found = [point.error for point in curve if point.error > error]
         for point in sorted({*fitting, *tried}, key=lambda each: each.bytes):
             model = self.converted(self.config(point.choices))
             (result,) = self._measure([{"": model}])
             if result.error <= error:
                 return attrs.evolve(point, divergence=result.divergence, error=result.error)
-        best = min(curve, key=lambda each: each.error)
-        labels = ", ".join(map(label, self.candidates))
-        sentence = f"no choice of {labels} was measured to err by so little: the least is {best.error:.3g}"
-        raise ConfigError(
-            Problem(
-                field="budget.error",
-                value=error,
-                expected=f"{best.error:.3g} or more",
-                sentence=sentence,
-                remedy="allow more, or add a candidate with more bits",
-            )
-        )
+            found.append(result.error)
+        raise ConfigError(_unmet(error, min(found), self.candidates))
 
     def _between(self, error: float, curve: Sequence[CurvePoint], fits: CurvePoint) -> list[CurvePoint]:
         """Return smaller choices than `fits` that were measured to err by `error` at most."""
-        rest, found = self.layers.made[0].rest, []
+        found: list[CurvePoint] = []
         below = [point.bytes for point in curve if point.bytes < fits.bytes]
         low, high = (max(below) if below else fits.bytes), fits.bytes
         for _ in range(_HALVINGS if below else 0):
-            middle = self.choices((low + high) // 2 - rest)
+            middle = self.choices((low + high) // 2 - self.rest)
             (point,) = self.measured([middle]).values()
             if point.error <= error:
                 found.append(point)
@@ -190,3 +182,14 @@ def _sums(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
 
 def _rounded_up(bits: float) -> float:
     return -(-bits * 1000 // 1) / 1000
+
+
+def _unmet(error: float, least: float, candidates: Sequence[Change]) -> Problem:
+    labels = ", ".join(map(label, candidates))
+    return Problem(
+        field="budget.error",
+        value=error,
+        expected=f"{least:.3g} or more",
+        sentence=f"no choice of {labels} was measured to err by {error:g} at most: the least is {least:.3g}",
+        remedy="allow more, or add a candidate with more bits",
+    )
