@@ -21,7 +21,7 @@ def with_choices(base: GPTQConfig, choices: Mapping[str, Change]) -> GPTQConfig:
 
     >>> found = with_choices(GPTQConfig(overrides={"*.down": {"damping": 0.1}}), {"a.down": {"bits": 8}})
     >>> dict(found.overrides["a.down"])
-    {'damping': 0.1, 'bits': 8}
+    {'bits': 8, 'damping': 0.1}
     """
     if "" in choices:
         return apply_partial(base, "candidates", choices[""])
