@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import attrs
 import pytest
@@ -263,6 +264,19 @@ def test_tables_and_json_have_the_same_numbers(found: Analysis) -> None:
     assert f"| {found.chosen.bytes:,} (chosen) | {found.chosen.bits:.3f} |" in shown
     assert shown == str(found)
     assert all(f"| {line.path} | {line.weights:,} |" in shown for line in found.lines)
+
+
+def test_the_picture_has_every_point(found: Analysis) -> None:
+    """A circle each, further right for more bytes and further down for less divergence; one is filled."""
+    root = ET.fromstring(found.to_svg())  # noqa: S314  # what was just written
+    circles = [each.attrib for each in root.iter("{http://www.w3.org/2000/svg}circle")]
+    assert len(circles) == len(found.curve)
+    across, down = ([float(each[name]) for each in circles] for name in ("cx", "cy"))
+    assert across == sorted(across)
+    pairs = zip(found.curve, down, strict=True)
+    assert down == [y for _, y in sorted(pairs, key=lambda pair: -pair[0].divergence)]
+    assert [each["fill"] for each in circles].count("currentColor") == 1
+    assert circles[found.curve.index(found.chosen)]["fill"] == "currentColor"
 
 
 @pytest.mark.parametrize(

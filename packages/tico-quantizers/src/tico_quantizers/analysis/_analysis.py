@@ -12,6 +12,7 @@ import attrs
 
 from tico_config import GPTQConfig
 from tico_quantizers.analysis._overriding import with_choices
+from tico_quantizers.analysis._picture import Mark, draw_curve
 
 
 @final
@@ -106,6 +107,23 @@ class Analysis:
         """Return two tables: the curve, and the layers with what was chosen for them."""
         return "\n\n".join(["\n".join(self._curve_rows()), "\n".join(self._line_rows())])
 
+    def to_svg(self) -> str:
+        """Return the curve as a picture: divergence by bytes, estimated and measured; the choice is filled."""
+        return draw_curve([self._mark(point) for point in self._points()])
+
+    def _points(self) -> list[CurvePoint]:
+        """Return the curve with what was chosen, in the order of sizes."""
+        return sorted({*self.curve, self.chosen}, key=lambda point: (point.bytes, point.loss))
+
+    def _mark(self, point: CurvePoint) -> Mark:
+        return Mark(
+            size=point.bytes / 1e6,
+            estimated=point.loss,
+            measured=point.divergence,
+            text=f"{point.bits:.3f} bits, {point.bytes:,} bytes: divergence {point.divergence:.4g}",
+            chosen=point == self.chosen,
+        )
+
     def __str__(self) -> str:
         """Return the tables."""
         return self.to_markdown()
@@ -113,8 +131,7 @@ class Analysis:
     def _curve_rows(self) -> Iterator[str]:
         yield "| bytes | bits | estimated loss | divergence | error | layers of each candidate |"
         yield "|---|---|---|---|---|---|"
-        points = sorted({*self.curve, self.chosen}, key=lambda point: (point.bytes, point.loss))
-        for point in points:
+        for point in self._points():
             mark = " (chosen)" if point == self.chosen else ""
             counts = Counter(point.choices)
             shares = ", ".join(f"{counts[at]} of {label(each)}" for at, each in enumerate(self.candidates))
