@@ -108,7 +108,7 @@ class Analysis:
         return "\n\n".join(["\n".join(self._curve_rows()), "\n".join(self._line_rows())])
 
     def to_svg(self) -> str:
-        """Return the curve as a picture: divergence by bytes, estimated and measured; the choice is filled."""
+        """Return a picture of the curve, with what was estimated and measured; the choice is filled."""
         return draw_curve([self._mark(point) for point in self._points()])
 
     def _points(self) -> list[CurvePoint]:
