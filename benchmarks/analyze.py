@@ -4,7 +4,9 @@ Run with ``python benchmarks/analyze.py --model wiki``. Every config is converte
 in groups of 64. ``3 | 4`` has the first half of the blocks in 3 bits and the others in 4, ``4 | 3`` the other
 way round, ``3, 4, …`` takes turns, and ``attention 3`` has its blocks' other layers in 4 bits. Under each
 split is what `analyze` chooses from 3, 4 and 8 bits within the same bytes, and at the end what it chooses
-within those of 4 bits everywhere. Bits count codes, scales and zero points as files hold them.
+within those of 4 bits everywhere. Bits count codes, scales and zero points as files hold them. With
+``--error 0.01`` the budget is a perplexity that is one percent above that of the float model, measured on
+every other window of the text; the remaining ones tell what it is elsewhere.
 """
 
 from __future__ import annotations
@@ -139,6 +141,30 @@ def report(arguments: argparse.Namespace, record: Recording) -> None:
     _curve(record, found)
 
 
+def report_error(arguments: argparse.Namespace, record: Recording) -> None:
+    """Print what is chosen so that perplexity grows by a share at most."""
+    task = task_of(arguments)
+    parts = task.test[::2], task.test[1::2]
+    start = time.process_time()
+    found = analyze(
+        task.model,
+        [task.calibration],
+        budget=Budget(error=arguments.error),
+        base=BASE,
+        candidates=CANDIDATES,
+        heldout=[parts[0]],
+        show_progress=False,
+    )
+    seconds = time.process_time() - start
+    record.table("perplexity", "bits", "MB", "held out", "elsewhere", "CPU s", width=30)
+    record.row("float", "", "", *(f"{perplexity(task.model, part):.3f}" for part in parts), "")
+    for name, config in (("4", BASE), (f"chosen for {arguments.error:.1%} at most", found.config)):
+        model = converted(task, config)
+        size, bits = plan(task.model, config).bytes / 1e6, bits_of(task, config)
+        values = [f"{perplexity(model, part):.3f}" for part in parts]
+        record.row(name, f"{bits:.2f}", f"{size:.2f}", *values, f"{seconds:.0f}" if config != BASE else "")
+
+
 def _row(record: Recording, task: Task, name: str, config: GPTQConfig, seconds: float | None = None) -> None:
     result = perplexity(converted(task, config), task.test)
     size, bits = plan(task.model, config).bytes / 1e6, bits_of(task, config)
@@ -163,11 +189,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--test-tokens", type=int, default=8192)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--split", action="append", help="this split only; may be given several times")
+    parser.add_argument("--error", type=float, help="choose for this growth of perplexity instead")
     add_option(parser)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     with recording(arguments.result) as record:
-        report(arguments, record)
+        (report if arguments.error is None else report_error)(arguments, record)
 
 
 if __name__ == "__main__":

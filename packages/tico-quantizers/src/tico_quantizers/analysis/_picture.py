@@ -11,7 +11,7 @@ import attrs
 _WIDTH: Final = 640
 _HEIGHT: Final = 360
 _LEFT: Final = 72
-_RIGHT: Final = 24
+_RIGHT: Final = 40
 _TOP: Final = 32
 _BOTTOM: Final = 48
 
