@@ -17,6 +17,7 @@ from tico_config import CalibrationError, ConfigError, GPTQConfig, LifecycleErro
 from tico_modules import report, total_bytes
 from tico_quantizers import GPTQQuantizer, QuantizedLinear, Registry, analysis, quantizer_entry
 from tico_quantizers.analysis import Analysis, Budget
+from tico_quantizers.analysis._measuring import measure
 from tico_quantizers.evaluation import compare, perplexity
 from tico_quantizers.lifecycle import (
     calibrate,
@@ -96,6 +97,37 @@ def test_batches_and_repetitions_do_not_matter(found: Analysis) -> None:
     assert analyze(tiny_llama(), *torch.split(DATA, 3), budget=Budget(bits=12)) == found
 
 
+def test_padding_does_not_matter(found: Analysis) -> None:
+    """Tokens that the mask leaves out are neither calibrated on nor measured."""
+    padding = torch.full((8, 5), 3)
+    mask = torch.cat([torch.zeros_like(padding), torch.ones_like(DATA)], 1)
+    padded = {"input_ids": torch.cat([padding, DATA], 1), "attention_mask": mask}
+    other = analysis.analyze(
+        tiny_llama(),
+        [padded],
+        budget=Budget(bits=12),
+        base=BASE,
+        candidates=CANDIDATES,
+        heldout=[{name: tensor[::2] for name, tensor in padded.items()}],
+        points=4,
+        show_progress=False,
+        registry=REGISTRY,
+    )
+    plain = analysis.analyze(
+        tiny_llama(),
+        [DATA],
+        budget=Budget(bits=12),
+        base=BASE,
+        candidates=CANDIDATES,
+        heldout=[DATA[::2]],
+        points=4,
+        show_progress=False,
+        registry=REGISTRY,
+    )
+    assert other == plain
+    assert plain.chosen != found.chosen
+
+
 def test_what_is_measured_is_the_divergence_of_the_converted_model(found: Analysis, tmp_path: Path) -> None:
     """That of a model that was converted by the same config from what layers read in the float one."""
     model = tiny_llama()
@@ -117,6 +149,18 @@ def test_losses_of_a_block_are_its_divergence(found: Analysis, tmp_path: Path) -
     # Seven products and their sum, each rounded once.
     assert sum(own) == pytest.approx(compare(model, made, [TEST]).kl, rel=2**-49)
     assert all(list(line.loss) == sorted(line.loss, reverse=True) for line in found.lines)
+
+
+def test_a_model_that_fails_is_left_as_it_was() -> None:
+    """What stood in for a layer is taken out again."""
+
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise ArithmeticError
+
+    model = tiny_llama()
+    with unchanged(model), pytest.raises(ArithmeticError):
+        measure(model, [{"model.layers.0.mlp.up_proj": Failing()}], [((DATA,), {})], show_progress=False)
 
 
 def test_the_curve_falls(found: Analysis) -> None:
