@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -12,13 +12,12 @@ from typing_extensions import Self
 
 from tico_config import ConfigError, Found, Problem
 from tico_quantizers.analysis._candidates import Candidate
+from tico_quantizers.analysis._measuring import Stand
 from tico_quantizers.analysis._scaling import fit_losses
 from tico_quantizers.analysis._together import share_bits
 from tico_quantizers.layers import find_blocks, layers_in
 
 _DIGITS: Final = re.compile(r"\d+")
-
-Stand = Mapping[str, nn.Module]
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -104,10 +103,9 @@ class Layers:
         return attrs.evolve(self, losses=tuple(tuple(factor * loss for loss in own) for factor, own in pairs))
 
 
-def _block_of(path: str, blocks: Iterable[str]) -> str:
+def _block_of(path: str, blocks: Collection[str]) -> str:
     """Return the block that a module is in; empty where it is in none."""
-    known = set(blocks)
-    while path and path not in known:
+    while path and path not in blocks:
         path = path.rpartition(".")[0]
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -117,10 +118,10 @@ class Search:
         count, rest, (least, _) = sum(self.layers.weights), self.rest, self._ends()
         if budget.bits is not None:
             most = int(budget.bits * count / 8)
-            name, given, fits = "bits", budget.bits, f"{_rounded_up(8 * least / count)} or more"
+            name, given, fits = "bits", budget.bits, f"{math.ceil(8000 * least / count) / 1000} or more"
         elif budget.bytes is not None:
             most = budget.bytes - rest
-            name, given, fits = "bytes", float(budget.bytes), f"{least + rest} or more"
+            name, given, fits = "bytes", budget.bytes, f"{least + rest} or more"
         else:
             return None
         if most < least:
@@ -178,10 +179,6 @@ class Search:
 
 def _sums(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
     return tuple(map(sum, zip(*rows, strict=True)))
-
-
-def _rounded_up(bits: float) -> float:
-    return -(-bits * 1000 // 1) / 1000
 
 
 def _unmet(error: float, least: float, candidates: Sequence[Change]) -> Problem:
