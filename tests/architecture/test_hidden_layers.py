@@ -11,7 +11,7 @@ from distributions import LAYERS, MODULES, modules_above
 from hidden_modules import run_without
 
 # What an environment need not hold for any package to import.
-EXTRAS: Final = ("hypothesis", "numpy", "pytest", "torchao", "tqdm", "transformers")
+EXTRAS: Final = ("hypothesis", "numpy", "pytest", "scipy", "torchao", "tqdm", "transformers")
 
 IMPORT: Final = """
 import importlib

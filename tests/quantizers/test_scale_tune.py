@@ -35,7 +35,7 @@ from tico_config import (
     profiles,
 )
 from tico_modules import PackedWeight, named_modules
-from tico_quantizers.algorithms.scale_tune._divergence import divergence
+from tico_quantizers.algorithms.scale_tune._divergence import mean_divergence
 from tico_quantizers.testing import ResidualBlock, same_tensors, seeded, tensors_of, unchanged, values
 from tico_quantizers.tuning import Split
 from tiny_models import tiny_llama
@@ -237,7 +237,7 @@ def test_divergence_is_its_definition(rows: int) -> None:
     expected, found = 2 * values(0, rows, 9), (2 * values(1, rows, 9)).requires_grad_()
     p, q = (each.double().log_softmax(-1) for each in (expected, found))
     defined = (p.exp() * (p - q)).sum() / rows
-    told = divergence(expected, found)
+    told = mean_divergence(expected, found)
     assert float(told.detach()) == pytest.approx(float(defined.detach()), abs=2**-16)
     (slope,) = torch.autograd.grad(told, found)
     assert torch.allclose(slope.double(), (q.exp() - p.exp()).detach() / rows, rtol=0, atol=2**-20 / rows)
@@ -246,4 +246,4 @@ def test_divergence_is_its_definition(rows: int) -> None:
 def test_classes_without_probability_count_nothing() -> None:
     """Logits of minus infinity in both models, as masked classes have."""
     logits = torch.tensor([[0.0, -torch.inf, 1.0]])
-    assert float(divergence(logits, logits)) == 0.0
+    assert float(mean_divergence(logits, logits)) == 0.0

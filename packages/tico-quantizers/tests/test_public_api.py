@@ -366,6 +366,7 @@ class TestLifecycle(PublicNames):
     package = "tico_quantizers.lifecycle"
     names = (
         "calibrate",
+        "calibration_of",
         "convert",
         "convert_together",
         "detached_copy",
@@ -421,7 +422,14 @@ class TestEvaluation(PublicNames):
     """What the room `tico_quantizers.evaluation` promises."""
 
     package = "tico_quantizers.evaluation"
-    names = ("BlockError", "Comparison", "compare", "logits_of", "perplexity", "rows_of")
+    names = ("BlockError", "Comparison", "compare", "divergence", "logits_of", "perplexity", "rows_of")
+
+
+class TestAnalysis(PublicNames):
+    """What the room `tico_quantizers.analysis` promises."""
+
+    package = "tico_quantizers.analysis"
+    names = ("CANDIDATES", "Analysis", "AnalysisLine", "Budget", "CurvePoint", "analyze", "choose")
 
 
 class TestBlockTune(PublicNames):

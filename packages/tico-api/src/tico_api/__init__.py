@@ -1,5 +1,6 @@
 """Post-training quantization in three steps: prepare, calibrate, convert."""
 
+from tico_api._analysis import analyze
 from tico_api._checkpoints import quantize_checkpoint
 from tico_api._facade import BUILT_IN, prepare
 from tico_api._planning import plan
@@ -28,6 +29,7 @@ from tico_modules import (
     set_backend,
 )
 from tico_quantizers import Registry, quantizer_entry
+from tico_quantizers.analysis import Budget
 from tico_quantizers.evaluation import compare, perplexity
 from tico_quantizers.lifecycle import calibrate, convert
 from tico_wrapq import coverage, load_calibration, save_calibration
@@ -36,6 +38,7 @@ __all__ = [
     "BUILT_IN",
     "AWQConfig",
     "BlockTuneConfig",
+    "Budget",
     "CLEConfig",
     "GPTQConfig",
     "HQQConfig",
@@ -48,6 +51,7 @@ __all__ = [
     "RotationConfig",
     "ScaleTuneConfig",
     "SmoothQuantConfig",
+    "analyze",
     "cache_bytes",
     "calibrate",
     "compare",

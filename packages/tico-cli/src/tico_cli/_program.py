@@ -159,6 +159,65 @@ def quantize(
         _write(done, as_json=as_json)
 
 
+@_app.command()
+def analyze(  # noqa: PLR0913  # an option each
+    folder: FloatFolder,
+    *,
+    data: Annotated[
+        Path, typer.Option("--data", metavar="FILE", help="A text, or a JSONL of texts or chats.")
+    ],
+    bits: Annotated[
+        float | None, typer.Option(help="Bits a weight on average, scales and zero points included.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--bytes", metavar="N", help="Bytes of the whole model.")
+    ] = None,
+    error: Annotated[
+        float | None, typer.Option(help="By how much perplexity may grow: 0.01 is one percent.")
+    ] = None,
+    recipe: RecipeName = "w4a16",
+    widths: Annotated[str, typer.Option(metavar="N,N", help="The bits that a layer may get.")] = "2,3,4,8",
+    together: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Layers of one parent that share their bits; more than once."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Write a recipe .toml or a config .json."),
+    ] = None,
+    tokenizer: TokenizerFolder = None,
+    samples: Annotated[int, typer.Option(help="Samples to read; every fourth is held out.")] = 16,
+    tokens: Annotated[int, typer.Option(help="Tokens of a sample.")] = 512,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the bits of each layer within a budget, and show what other budgets would give.
+
+    \b
+    tico analyze SmolLM2-135M --data text.txt --bits 4.5 \\
+        --out mixed.toml
+    tico quantize SmolLM2-135M --recipe mixed.toml \\
+        --data text.txt --out smollm2-mixed
+    """  # noqa: D301  # \b keeps the lines of the example apart
+    with told_failures():
+        chosen = read_recipe(recipe)
+        from tico_cli._analyzing import Question, analyze_folder, budget_of, widths_of
+
+        budget = budget_of(bits, size, error)
+        need = DataNeed(samples=samples, tokens=tokens)
+        question = Question(
+            source=folder,
+            recipe=recipe,
+            data=data,
+            samples=need.samples,
+            tokens=need.tokens,
+            widths=widths_of(widths),
+            together=tuple(together or ()),
+            tokenizer=tokenizer,
+            out=out,
+        )
+        _write(analyze_folder(question, budget, chosen), as_json=as_json)
+
+
 def _with_data(recipe: Recipe, samples: int | None, tokens: int | None) -> Recipe:
     """Return `recipe` with other numbers of samples and tokens, where it reads data."""
     need = recipe.data

@@ -44,8 +44,18 @@ def read_recipe(named: str) -> Recipe:
     >>> read_recipe("w4a16").stages[0].bits
     4
     """
+    name = Path(named).name if named.endswith(_ENDING) else named
+    return Recipe.parse(name, recipe_text(named))
+
+
+def recipe_text(named: str) -> str:
+    """Return the text of the recipe `named`, as `read_recipe` reads it.
+
+    Raises:
+        ConfigError: there is none.
+        OSError: the file cannot be read.
+    """
     if not named.endswith(_ENDING):
-        return Recipe.parse(named, shipped_text(named))
-    path = Path(named)
-    require_file(path, "recipe")
-    return Recipe.parse(path.name, path.read_text(encoding="utf-8"))
+        return shipped_text(named)
+    require_file(Path(named), "recipe")
+    return Path(named).read_text(encoding="utf-8")

@@ -2,7 +2,8 @@
 
 from tico_quantizers.evaluation._compare import compare
 from tico_quantizers.evaluation._comparison import BlockError, Comparison
+from tico_quantizers.evaluation._divergence import divergence
 from tico_quantizers.evaluation._outputs import logits_of, rows_of
 from tico_quantizers.evaluation._perplexity import perplexity
 
-__all__ = ["BlockError", "Comparison", "compare", "logits_of", "perplexity", "rows_of"]
+__all__ = ["BlockError", "Comparison", "compare", "divergence", "logits_of", "perplexity", "rows_of"]

@@ -28,6 +28,7 @@ from tico_quantizers.calibration import (
     unchanged_process,
 )
 from tico_quantizers.evaluation._comparison import BlockError, Comparison
+from tico_quantizers.evaluation._divergence import divergence
 from tico_quantizers.evaluation._outputs import (
     Select,
     device_of,
@@ -190,9 +191,7 @@ class _LogitSums:
             raise CalibrationError(Problem(field="logits", value=shapes, expected=expected_shapes))
         pairs = (torch.split(each, _ROWS) for each in (expected, found.to(expected.device)))
         for one, other in zip(*pairs, strict=True):
-            p, q = (each.double().log_softmax(-1) for each in (one, other))
-            # Where p is 0 its logarithm is minus infinity, and the product counts nothing.
-            self.kl += float(products.total(torch.where(p.isneginf(), 0.0, p.exp() * (p - q))))
+            self.kl += float(products.total(divergence(one.double(), other.double())))
             self.equal += int((one.argmax(-1) == other.argmax(-1)).sum())
             self.rows += len(one)
 

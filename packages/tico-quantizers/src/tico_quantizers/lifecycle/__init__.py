@@ -5,9 +5,11 @@ from tico_quantizers.lifecycle._calibration_files import load_calibration, save_
 from tico_quantizers.lifecycle._copies import detached_copy
 from tico_quantizers.lifecycle._lifecycle import convert, convert_together, prepare
 from tico_quantizers.lifecycle._planning import plan
+from tico_quantizers.lifecycle._stages import calibration_of
 
 __all__ = [
     "calibrate",
+    "calibration_of",
     "convert",
     "convert_together",
     "detached_copy",

@@ -14,20 +14,20 @@ from torch.utils.checkpoint import checkpoint
 
 from tico_config import CalibrationError, Found, Problem
 from tico_quantizers.calibration import Call, Replay, quiet_runs
-from tico_quantizers.evaluation import logits_of, rows_of
+from tico_quantizers.evaluation import divergence, logits_of, rows_of
 from tico_quantizers.tuning import Factor, TreeState, lent
 
 _ROWS: Final = 64
 """How many rows of logits are compared at a time."""
 
 
-def divergence(expected: Tensor, found: Tensor) -> Tensor:
+def mean_divergence(expected: Tensor, found: Tensor) -> Tensor:
     """Return the mean over rows of KL(p ‖ q), for distributions p by `expected` and q by `found`.
 
-    Both are logits (rows, classes). Kullback and Leibler 1951; in float32 whatever the logits are in. What
-    the derivatives need is computed again for some rows at a time.
+    Both are logits (rows, classes); in float32 whatever they are in. What the derivatives need is computed
+    again for some rows at a time.
 
-    >>> round(float(divergence(torch.zeros(1, 2), torch.tensor([[0.0, 1.0986]]))), 4)
+    >>> round(float(mean_divergence(torch.zeros(1, 2), torch.tensor([[0.0, 1.0986]]))), 4)
     0.1438
     """
     pairs = zip(torch.split(expected, _ROWS), torch.split(found, _ROWS), strict=True)
@@ -43,9 +43,7 @@ def _summed(expected: Tensor, found: Tensor) -> Tensor:
 
 
 def _divergences(expected: Tensor, found: Tensor) -> Tensor:
-    p, q = (each.to(torch.float32).log_softmax(-1) for each in (expected, found))
-    # Where p is 0 its logarithm is minus infinity, and the product counts nothing.
-    return torch.where(p.isneginf(), 0.0, p.exp() * (p - q)).sum(-1).sum()
+    return divergence(expected.to(torch.float32), found.to(torch.float32)).sum(-1).sum()
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -72,7 +70,7 @@ class Divergences:
             raise CalibrationError(
                 Problem(field="logits", value=shapes, expected="of one shape before and after quantization")
             )
-        return divergence(expected, found)
+        return mean_divergence(expected, found)
 
     @contextmanager
     def lending(self) -> Iterator[None]:
