@@ -10,13 +10,13 @@ from torch import nn
 
 from tico.quantization import PTQConfig, prepare
 from tico.quantization.config import (
+    MXFP8,
     CalibrationError,
     DType,
     LifecycleError,
     QuantSpec,
     UnsupportedError,
     affine,
-    mx,
     no_quant,
 )
 from tico_config import PerToken
@@ -138,7 +138,7 @@ def test_grid_per_token_needs_no_data() -> None:
 def test_microscaling_is_refused() -> None:
     """A format that the integer modules cannot hold is an error when the point is made, with a way out."""
     with refused(None, UnsupportedError, field="spec", module="fc.act_in") as error:
-        _point(mx())
+        _point(affine(MXFP8()))
     assert "PerToken()" in str(error.value)
 
 
@@ -146,7 +146,7 @@ def test_microscaling_of_weights_is_refused() -> None:
     """The error says which grids a weight can have."""
     model = nn.Sequential(nn.Linear(4, 4)).eval()
     with refused(model, UnsupportedError, field="spec", module="0.weight") as error:
-        prepare(model, PTQConfig(weight=mx()))
+        prepare(model, PTQConfig(weight=affine(MXFP8())))
     assert "an integer grid of at most 16 bits" in str(error.value)
 
 

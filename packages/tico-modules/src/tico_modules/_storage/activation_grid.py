@@ -23,6 +23,7 @@ from tico_config import (
     Problem,
     TicoError,
     UnsupportedError,
+    integer_format,
 )
 from tico_modules._storage.exact_module import ExactModule, has_values
 from tico_modules._storage.exported import (
@@ -82,7 +83,7 @@ class ActivationGrid(ExactModule):
         return cls(
             params.scale,
             params.zero_point,
-            dtype=params.dtype,
+            dtype=integer_format(params.dtype),
             granularity=params.granularity,
             symmetric=symmetric,
         )

@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.overrides import handle_torch_function
 from typing_extensions import Self
 
-from tico_config import DType, GridFormat, PerChannel, PerGroup, Problem, SuperBlock, TicoError
+from tico_config import (
+    DType,
+    GridFormat,
+    PerChannel,
+    PerGroup,
+    Problem,
+    SuperBlock,
+    TicoError,
+    integer_format,
+)
 from tico_modules._storage.code_mark import CopiedCodes, mark_of
 from tico_modules._storage.dequantization import dequantize_rows, spread_groups
 from tico_modules._storage.exact_module import ExactModule
@@ -161,7 +170,7 @@ class PackedWeight(ExactModule):
             codes,
             scale,
             zero_point,
-            dtype=params.dtype,
+            dtype=integer_format(params.dtype),
             shape=tuple(weight.shape),
             group_size=group_size,
             float_dtype=weight.dtype,

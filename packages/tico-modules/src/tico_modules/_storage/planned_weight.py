@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 
-from tico_config import GridFormat
+from tico_config import GridFormat, integer_format
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._storage.weight_format import WeightFormat
 
@@ -57,7 +57,9 @@ class PlannedWeight(PackedWeight):
         torch.Size([2, 2])
         """
         size: int | None = getattr(grid.granularity, "size", None)
-        form = WeightFormat(dtype=grid.dtype, shape=shape, group_size=size, super_block=grid.super_block)
+        form = WeightFormat(
+            dtype=integer_format(grid.dtype), shape=shape, group_size=size, super_block=grid.super_block
+        )
         return cls(form, symmetric=grid.symmetric is True, indexed=not grid.even)
 
     @property

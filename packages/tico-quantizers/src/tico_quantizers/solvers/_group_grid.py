@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 from torch import Tensor
 
-from tico_config import DType
+from tico_config import DType, integer_format
 from tico_observers import AffineParams
 
 
@@ -32,7 +32,7 @@ class GroupGrid:
     @property
     def dtype(self) -> DType:
         """The format of the codes."""
-        return self.params.dtype
+        return integer_format(self.params.dtype)
 
     @property
     def zero(self) -> Tensor:

@@ -6,7 +6,17 @@ import enum
 
 import attrs
 
-from tico_config import Found, Granularity, MXSpec, PerChannel, PerGroup, PerTensor, Problem, QuantSpec
+from tico_config import (
+    DType,
+    FloatFormat,
+    Found,
+    Granularity,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    Problem,
+    QuantSpec,
+)
 
 
 class Role(enum.Enum):
@@ -46,7 +56,7 @@ def spec_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> P
     granularity = spec.granularity_or(declaration.granularity)
     along_groups = isinstance(granularity, PerGroup) and granularity.axis in (1, -1)
     along_rows = isinstance(granularity, PerTensor) or granularity == PerChannel(0)
-    integer = not isinstance(spec.observer, MXSpec) and spec.dtype.bits <= 16
+    integer = isinstance(spec.dtype, DType) and spec.dtype.bits <= 16
     if integer and (along_rows or along_groups):
         return None
     expected = "an integer grid of at most 16 bits per tensor, per channel 0, or per group of axis 1"
@@ -59,8 +69,8 @@ def spec_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> P
 
 def _activation_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> Problem | None:
     """Return why activations cannot have the grid that `spec` asks for, or None."""
-    if isinstance(spec.observer, MXSpec):
-        return _microscaling_problem(path, spec)
+    if isinstance(spec.dtype, FloatFormat):
+        return _float_problem(path, spec)
     asked = spec.granularity_or(declaration.granularity)
     if isinstance(asked, PerGroup):
         return _group_problem(path, asked)
@@ -69,7 +79,7 @@ def _activation_problem(path: str, declaration: PointDeclaration, spec: QuantSpe
     return None
 
 
-def _microscaling_problem(path: str, spec: QuantSpec) -> Problem:
+def _float_problem(path: str, spec: QuantSpec) -> Problem:
     return Problem(
         module=path,
         field="spec",

@@ -20,6 +20,7 @@ from tico_config import (
     Problem,
     QuantSpec,
     UnsupportedError,
+    integer_format,
 )
 from tico_modules import ActivationGrid, Edit
 from tico_observers import LARGEST_PLAUSIBLE, AnyObserver, observer_for
@@ -231,7 +232,9 @@ class QuantPoint(nn.Module):
             case Passing():
                 if not (self.spec.is_quantized and self.is_dynamic):
                     return None
-                return ActivationGrid.per_token(self.spec.dtype, symmetric=self.spec.is_symmetric)
+                return ActivationGrid.per_token(
+                    integer_format(self.spec.dtype), symmetric=self.spec.is_symmetric
+                )
             case unreachable:
                 assert_never(unreachable)
 
