@@ -9,6 +9,8 @@ class TestPublicAPI(PublicAPI):
     package = "tico_modules"
     hidden = ("tico_quantizers", "tico_pt2e", "tico_wrapq", "tico_api", "tico")
     names = (
+        "FloatWeight",
+        "is_fixed",
         "BrokenPlugIn",
         "INDEX_NAME",
         "INTEGER_MODULES",

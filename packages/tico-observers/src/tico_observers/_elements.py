@@ -67,7 +67,9 @@ def decode_elements(codes: Tensor, element: Element, dtype: torch.dtype = torch.
     [-6.0, 0.5, 0.0]
     """
     flat = codes.reshape(-1).to(torch.int32)
-    return element_values(element).to(codes.device, dtype).index_select(0, flat).view(codes.shape)
+    # A trace has to see the table made.
+    values = element_values.__wrapped__ if torch.compiler.is_compiling() else element_values
+    return values(element).to(codes.device, dtype).index_select(0, flat).view(codes.shape)
 
 
 @functools.cache

@@ -100,7 +100,7 @@ def constant_of_groups(
     Columns that are no neighbours in their group are put there by an index; `shape` is the weight's own, the
     outputs in front.
     """
-    graph, dtype, codes = model.graph, packed.dtype, packed.integer_codes()
+    graph, dtype, codes = model.graph, integer_format(packed.dtype), packed.integer_codes()
     order = None if packed.group_index is None else torch.argsort(packed.group_index, stable=True)
     kept = (codes if order is None else codes[:, order]).to(code_dtype(dtype))
     limits = (dtype.qmin, dtype.qmax, code_dtype(dtype), packed.group_size, torch.float32)

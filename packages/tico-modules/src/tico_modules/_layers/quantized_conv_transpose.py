@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from tico_config import DType
+from tico_config import NumberFormat
 from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
 from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
@@ -103,7 +103,7 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
     def from_float(
         cls,
         conv: FloatConvTranspose,
-        dtype: DType,
+        dtype: NumberFormat,
         *,
         symmetric: bool = False,
         group_size: int | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from tico_config import DType
+from tico_config import NumberFormat
 from tico_modules._kernels.native_linear import Backend, NativeLinear
 from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
 from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
@@ -47,7 +47,7 @@ class QuantizedLinear(QuantizedModule):
 
     @classmethod
     def from_float(
-        cls, linear: nn.Linear, dtype: DType, *, symmetric: bool = False, group_size: int | None = None
+        cls, linear: nn.Linear, dtype: NumberFormat, *, symmetric: bool = False, group_size: int | None = None
     ) -> QuantizedLinear:
         """Return `linear` with its weight rounded to nearest, a grid for each row or group of columns.
 

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from tico_config import Granularity, PerTensor, PTQConfig, integer_format
+from tico_config import Granularity, PerTensor, PTQConfig
 from tico_modules import ActivationGrid, Edit, LayerReport, Report, child_path, named_modules, parameter
 from tico_quantizers import Converted, Planned
 from tico_quantizers.conversion import SKIPPED
@@ -97,7 +97,7 @@ def _grid(point: QuantPoint, granularity: Granularity) -> ActivationGrid:
     return ActivationGrid(
         torch.empty(size, device="meta"),
         torch.empty(size, dtype=torch.int32, device="meta"),
-        dtype=integer_format(point.spec.dtype),
+        dtype=point.spec.dtype,
         granularity=granularity,
         symmetric=point.spec.is_symmetric,
     )
