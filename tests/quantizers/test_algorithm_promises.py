@@ -9,6 +9,7 @@ import attrs
 from torch import Tensor, nn
 
 from tico_config import (
+    NVFP4,
     AWQConfig,
     BlockTuneConfig,
     CLEConfig,
@@ -32,6 +33,12 @@ class TestGPTQ(AlgorithmPromises):
     """GPTQ keeps the promises of an algorithm."""
 
     config = GPTQConfig(show_progress=False)
+
+
+class TestGPTQOfFloats(AlgorithmPromises):
+    """GPTQ keeps them with a format of floating-point elements."""
+
+    config = GPTQConfig(dtype=NVFP4(), show_progress=False)
 
 
 class TestAWQ(AlgorithmPromises):
