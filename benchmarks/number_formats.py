@@ -21,7 +21,7 @@ from torch import Tensor, nn
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
 from language_models import WIKI_LLAMA, load, text_of
-from real_models import smollm2_directory
+from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
 from recorded import add_option, recording
 from tico_api import GPTQConfig, PTQConfig, RotationConfig, calibrate, convert, perplexity, prepare
 from tico_config import (
@@ -87,6 +87,14 @@ def quantized(model: nn.Module, configs: tuple[BaseConfig, ...], calibration: Te
     return model
 
 
+def texts_for(model: str) -> tuple[str, str]:
+    """Return the texts to calibrate on and to evaluate, those of ``gptq_model.py --perplexity``."""
+    if model == "embedded":
+        return text_of("calibration"), text_of("heldout")
+    articles = wiki_articles()
+    return "\n\n".join(articles[CALIBRATION_ARTICLES]), "\n\n".join(articles[TEST_ARTICLES])
+
+
 def main() -> None:
     """Measure the rows asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -97,10 +105,9 @@ def main() -> None:
     add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    folder = smollm2_directory() if arguments.model == "smollm2" else WIKI_LLAMA
-    source = load(folder, WINDOW)
-    calibration = source.windows(text_of("calibration"), arguments.calibration)
-    heldout = source.windows(text_of("heldout"), arguments.heldout)
+    source = load(smollm2_directory() if arguments.model == "smollm2" else WIKI_LLAMA, WINDOW)
+    texts, tokens = texts_for(arguments.model), (arguments.calibration, arguments.heldout)
+    calibration, heldout = (source.windows(*pair) for pair in zip(texts, tokens, strict=True))
     title = f"{arguments.model}: calibrated on {calibration.numel()} tokens, {heldout.numel()} held out"
     with recording(arguments.result) as record:
         record.table(title, "perplexity", "CPU s", width=52)

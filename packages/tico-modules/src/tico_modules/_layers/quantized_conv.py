@@ -135,6 +135,7 @@ class QuantizedConv2d(_QuantizedConv):
     """A two-dimensional convolution with an integer weight.
 
     >>> import torch
+    >>> from tico_config import DType
     >>> layer = QuantizedConv2d.from_float(nn.Conv2d(3, 4, 3, padding=1), DType.uint(8))
     >>> layer(torch.zeros(1, 3, 5, 5)).shape
     torch.Size([1, 4, 5, 5])

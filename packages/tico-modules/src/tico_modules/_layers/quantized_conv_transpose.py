@@ -179,6 +179,7 @@ class QuantizedConvTranspose2d(_QuantizedConvTranspose):
     """A two-dimensional transposed convolution with an integer weight.
 
     >>> import torch
+    >>> from tico_config import DType
     >>> layer = QuantizedConvTranspose2d.from_float(nn.ConvTranspose2d(3, 4, 2, stride=2), DType.uint(8))
     >>> layer(torch.zeros(1, 3, 5, 5)).shape, layer.packed.shape, layer.dequantize().shape
     (torch.Size([1, 4, 10, 10]), (4, 3, 2, 2), torch.Size([3, 4, 2, 2]))
