@@ -47,6 +47,12 @@ class TestAWQ(AlgorithmPromises):
     config = AWQConfig(group_size=None, show_progress=False)
 
 
+class TestAWQOfFloats(AlgorithmPromises):
+    """AWQ keeps them with a format of floating-point elements."""
+
+    config = AWQConfig(dtype=NVFP4(), show_progress=False)
+
+
 class TestBlockTune(AlgorithmPromises):
     """Learned rounding keeps the promises of an algorithm."""
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Literal, TypeAlias
 
 import attrs
 
 from tico_config._deployment_profile import DeploymentProfile
 from tico_config._dtype import DType
-from tico_config._float_format import FloatFormat, NumberFormat, as_number_format
+from tico_config._float_format import FloatFormat, NumberFormat
+from tico_config._float_weights import as_float_format, dtype_problems
 from tico_config._grid import PerChannel, PerGroup, PerTensor, SuperBlock
 from tico_config._grid_format import GridFormat
 from tico_config._legal_weights import weight_choices
@@ -26,10 +27,6 @@ TokenWeights: TypeAlias = Literal["auto", "uniform"] | tuple[float, ...]
 
 def _as_weights(value: object) -> object:
     return tuple(as_float(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def _as_float_format(value: FloatFormat | type[FloatFormat] | None) -> FloatFormat | None:
-    return as_number_format(value)  # type: ignore[return-value]  # the check refuses anything else
 
 
 @register_config
@@ -127,7 +124,7 @@ class GPTQConfig(ModuleConfig):
     ragged_groups: bool = False
     super_block: SuperBlock | None = None
     symmetric: bool = False
-    dtype: FloatFormat | None = attrs.field(default=None, converter=_as_float_format)
+    dtype: FloatFormat | None = attrs.field(default=None, converter=as_float_format)
     observer: GPTQObserver | None = None
     static_groups: bool = True
     act_order: bool = True
@@ -153,7 +150,9 @@ class GPTQConfig(ModuleConfig):
             check_integer("bits", self.bits, 2, 8),
             check_optional_integer("group_size", self.group_size, 1),
             self._two_units_problem(),
-            *self._dtype_problems(),
+            *dtype_problems(
+                self, self.dtype, ("bits", "symmetric", "super_block"), ("group_size", "per_tensor")
+            ),
             self._super_block_problem(),
             check_number("damping", self.damping, 0.0, 1.0, open_low=True),
             check_integer("min_expert_tokens", self.min_expert_tokens, 0),
@@ -220,18 +219,6 @@ class GPTQConfig(ModuleConfig):
         remedy = "leave one of the two out, an override can set group_size to None"
         expected = "None with per_tensor"
         return Problem(field="group_size", value=self.group_size, expected=expected, remedy=remedy)
-
-    def _dtype_problems(self) -> Iterator[Problem]:
-        dtype = self.dtype
-        if not isinstance(dtype, FloatFormat):
-            return
-        fixed: dict[str, object] = {"bits": 4, "symmetric": False, "super_block": None}
-        if dtype.block_size is not None:
-            fixed |= {"group_size": None, "per_tensor": False}
-        for field, default in fixed.items():
-            if getattr(self, field) != default:
-                expected = f"left out, since the dtype {dtype} says it"
-                yield Problem(field=field, value=getattr(self, field), expected=expected)
 
     def _super_block_problem(self) -> Problem | None:
         block, size = self.super_block, self.group_size
