@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import (
+    NVFP4,
     BaseConfig,
     CalibrationError,
     ConfigError,
@@ -17,7 +18,6 @@ from tico.quantization.config import (
     NumericsError,
     UnsupportedError,
     affine,
-    mx,
     no_quant,
 )
 from tico_config import PerChannel, PerToken
@@ -212,11 +212,11 @@ def test_contradicting_rules_are_refused() -> None:
 
 
 def test_formats_that_points_cannot_have_are_all_refused_by_prepare() -> None:
-    """Weights per input channel and Microscaling activations are found before calibration."""
+    """Weights per input channel and NVFP4 activations are found before calibration."""
     weight = affine(DType.uint(8), granularity=PerChannel(1))
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
     with refused(model, UnsupportedError, field="spec", module="0.act_in") as error:
-        prepare(model, PTQConfig(activation=mx(), weight=weight))
+        prepare(model, PTQConfig(activation=affine(NVFP4()), weight=weight))
     points = [problem.module for problem in error.value.problems]
     assert points == ["0.act_in", "0.weight", "0.act_out", "1.act_in", "1.act_out"]
 

@@ -15,6 +15,9 @@ import pytest
 import torch
 
 from tico_config import (
+    FP8,
+    MXFP6,
+    MXFP8,
     AWQConfig,
     BaseConfig,
     BlockTuneConfig,
@@ -30,7 +33,6 @@ from tico_config import (
     MinMaxSpec,
     ModuleConfig,
     MSESpec,
-    MXSpec,
     NoQuant,
     PercentileSpec,
     PerChannel,
@@ -75,7 +77,9 @@ SPECS = (
         MSESpec,
         HessianMSESpec,
         EntropySpec,
-        MXSpec,
+        MXFP6,
+        MXFP8,
+        FP8,
         NoQuant,
     ),
 )

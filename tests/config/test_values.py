@@ -9,15 +9,19 @@ import attrs
 import pytest
 
 from tico_config import (
+    FP8,
     INT32,
+    MXFP4,
+    MXFP6,
+    MXINT8,
+    NVFP4,
     ConfigError,
     DType,
     EMASpec,
     EntropySpec,
     GPTQConfig,
     MSESpec,
-    MXFormat,
-    MXSpec,
+    NoQuant,
     PercentileSpec,
     PerChannel,
     PerGroup,
@@ -29,7 +33,6 @@ from tico_config import (
     RotationConfig,
     SmoothQuantConfig,
     affine,
-    mx,
     no_quant,
 )
 
@@ -53,14 +56,21 @@ ANYTHING_ELSE: list[tuple[Callable[[], object], str]] = [
     (lambda: PercentileSpec(math.nan, 99.0), "lower"),
     (lambda: MSESpec(0), "steps"),
     (lambda: EntropySpec(10_001), "steps"),
-    (lambda: MXSpec("mxint8"), "format"),  # type: ignore[arg-type]
-    (lambda: MXSpec(MXFormat.MXINT8, 9), "axis"),
+    (lambda: FP8("e3m4"), "element"),  # type: ignore[arg-type]
+    (lambda: MXFP6(4), "element"),  # type: ignore[arg-type]
     (lambda: affine(DType.uint(8), QScheme.PER_TENSOR_SYMM), "qscheme"),
     (lambda: affine(DType.int(8), QScheme.PER_TENSOR_SYMM, granularity=PerChannel(0)), "granularity"),
     (lambda: affine(DType.int(8), on_nonfinite="drop"), "on_nonfinite"),  # type: ignore[arg-type]
-    (lambda: QuantSpec(observer=MXSpec(), on_nonfinite="ignore"), "on_nonfinite"),
+    (lambda: QuantSpec(observer=NoQuant(), on_nonfinite="ignore"), "on_nonfinite"),
     (lambda: affine("int8"), "dtype"),  # type: ignore[arg-type]
-    (lambda: QuantSpec(dtype=DType.int(8), observer=MXSpec()), "dtype"),
+    (lambda: QuantSpec(dtype=DType.int(8), observer=NoQuant()), "dtype"),
+    (lambda: affine(FP8(), QScheme.PER_TENSOR_ASYMM), "qscheme"),
+    (lambda: affine(FP8(), QScheme.PER_TENSOR_SYMM, granularity=PerChannel(0)), "granularity"),
+    (lambda: affine(FP8(), observer=EntropySpec()), "observer"),
+    (lambda: affine(MXFP4(), QScheme.PER_TENSOR_SYMM), "qscheme"),
+    (lambda: affine(MXFP4(), granularity=PerGroup(-1, 16)), "granularity"),
+    (lambda: affine(NVFP4(), granularity=PerToken()), "granularity"),
+    (lambda: affine(MXINT8(), observer=EMASpec()), "observer"),
     (lambda: GPTQConfig(bits=64), "bits"),
     (lambda: GPTQConfig(group_size=0), "group_size"),
     (lambda: GPTQConfig(group_size=-1), "group_size"),
@@ -140,6 +150,9 @@ def test_signed_formats_are_symmetric_unless_told_otherwise() -> None:
         (affine(DType.int(8), QScheme.PER_CHANNEL_SYMM), PerChannel(1)),
         (affine(DType.int(8), granularity=PerGroup(-1, 32)), PerGroup(-1, 32)),
         (affine(DType.int(8), granularity=PerToken()), PerToken()),
+        (affine(FP8()), PerChannel(1)),
+        (affine(MXFP4()), PerGroup(-1, 32)),
+        (affine(NVFP4(), granularity=PerGroup(0, 16)), PerGroup(0, 16)),
     ],
 )
 def test_granularity_comes_from_the_most_explicit_source(spec: QuantSpec, granularity: object) -> None:
@@ -151,7 +164,9 @@ def test_granularity_comes_from_the_most_explicit_source(spec: QuantSpec, granul
     ("spec", "text"),
     [
         (no_quant(), "float"),
-        (mx(MXFormat.MXFP4_E2M1), "mxfp4_e2m1"),
+        (affine(MXFP4()), "mxfp4"),
+        (affine(MXFP6("e3m2"), granularity=PerGroup(0, 32)), "mxfp6_e3m2"),
+        (affine(FP8(), granularity=PerToken()), "fp8_e4m3 per token"),
         (affine(DType.int(4), granularity=PerGroup(-1, 32)), "int4 symmetric group 32"),
         (affine(DType.int(8), granularity=PerChannel(1)), "int8 symmetric per channel 1"),
         (affine(DType.uint(8), granularity=PerToken()), "uint8 asymmetric per token"),

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from tico_config import (
+    FP8,
+    MXFP4,
     CalibrationError,
     ConfigError,
     DType,
@@ -25,7 +27,6 @@ from tico_config import (
     LifecycleError,
     MinMaxSpec,
     MSESpec,
-    MXFormat,
     NumericsError,
     ObserverSpec,
     PercentileSpec,
@@ -36,7 +37,6 @@ from tico_config import (
     QScheme,
     UnsupportedError,
     affine,
-    mx,
     no_quant,
 )
 from tico_observers import (
@@ -332,6 +332,9 @@ def test_settings_are_checked_when_they_are_made() -> None:
         (lambda: EntropyObserver(steps=0), "steps"),
         (lambda: MinMaxObserver(qscheme=QScheme.PER_TENSOR_SYMM), "qscheme"),
         (lambda: MXObserver(axis=9), "axis"),
+        (lambda: MXObserver(dtype=DType.int(8)), "dtype"),
+        (lambda: MXObserver(dtype=FP8), "dtype"),
+        (lambda: EntropyObserver(dtype=FP8()), "dtype"),
     ):
         with pytest.raises(ConfigError) as caught:
             make()
@@ -355,8 +358,7 @@ def test_identity_observer_changes_nothing() -> None:
 
 def test_mx_observer_needs_no_data() -> None:
     """Each block brings its own scale; there is no scale and zero point to compute."""
-    observer = observer_for(mx(MXFormat.MXFP4_E2M1), "x", PerTensor())
-    assert isinstance(observer, MXObserver)
+    observer = MXObserver("x", MXFP4())
     x = torch.tensor([7.0, 1.2, -0.3])
     assert observer.fake_quant(x).tolist() == [6.0, 1.0, -0.5]
     observer.collect(x)

@@ -9,12 +9,15 @@ from torch import nn
 
 from tico.quantization import GPTQConfig, PT2EConfig, convert, prepare
 from tico.quantization.config import (
+    FP8,
     INT32,
+    MXFP4,
     UINT8,
     ConfigError,
     DeploymentProfile,
     DType,
     PerTensor,
+    UnsupportedError,
     affine,
     no_quant,
     profiles,
@@ -107,3 +110,20 @@ def test_gptq_in_a_graph_has_a_target_too() -> None:
     with pytest.raises(ConfigError, match="XNNPACK takes weights of int8, and the weight is uint4"):
         prepare(graph, GPTQConfig(target=profiles.XNNPACK, show_progress=False))
     prepare(graph, profiles.XNNPACK.config(GPTQConfig, show_progress=False))
+
+
+@pytest.mark.parametrize("field", ["weight", "activation"])
+def test_graphs_have_no_floating_point_formats(field: str) -> None:
+    """The dialect has integers alone: a spec of another format is refused by prepare."""
+    config = attrs.evolve(PT2EConfig(), **{field: affine(FP8())})  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="fp8_e4m3"):
+        prepare(stack(), config, args=(X,), inplace=False)
+
+
+def test_gptq_in_a_graph_has_no_floating_point_formats() -> None:
+    """It would leave codes for which there is no operator; the error names every weight."""
+    graph = prepare(stack(), attrs.evolve(PT2EConfig.xnnpack(), weight=no_quant()), args=(X,), inplace=False)
+    graph(X)
+    graph = convert(graph)
+    with pytest.raises(UnsupportedError, match="None for a graph of PT2E"):
+        prepare(graph, GPTQConfig(dtype=MXFP4(), show_progress=False))

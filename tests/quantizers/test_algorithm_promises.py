@@ -9,6 +9,7 @@ import attrs
 from torch import Tensor, nn
 
 from tico_config import (
+    NVFP4,
     AWQConfig,
     BlockTuneConfig,
     CLEConfig,
@@ -34,10 +35,22 @@ class TestGPTQ(AlgorithmPromises):
     config = GPTQConfig(show_progress=False)
 
 
+class TestGPTQOfFloats(AlgorithmPromises):
+    """GPTQ keeps them with a format of floating-point elements."""
+
+    config = GPTQConfig(dtype=NVFP4(), show_progress=False)
+
+
 class TestAWQ(AlgorithmPromises):
     """AWQ keeps the promises of an algorithm."""
 
     config = AWQConfig(group_size=None, show_progress=False)
+
+
+class TestAWQOfFloats(AlgorithmPromises):
+    """AWQ keeps them with a format of floating-point elements."""
+
+    config = AWQConfig(dtype=NVFP4(), show_progress=False)
 
 
 class TestBlockTune(AlgorithmPromises):

@@ -12,7 +12,19 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from tico_config import DType, Granularity, MXFormat, PerChannel, PerGroup, PerTensor, PerToken
+from tico_config import (
+    MXFP4,
+    MXFP6,
+    MXFP8,
+    MXINT8,
+    DType,
+    FloatFormat,
+    Granularity,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    PerToken,
+)
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
@@ -73,17 +85,17 @@ def bit_string(codes: Sequence[int], bits: int) -> list[int]:
 
 
 # Smallest and largest exponent, bits after the point, and largest value: MX specification, section 5.3.
-MX_ELEMENTS = {
-    MXFormat.MXFP8_E4M3: (-6, 8, 3, Fraction(448)),
-    MXFormat.MXFP8_E5M2: (-14, 15, 2, Fraction(57344)),
-    MXFormat.MXFP6_E2M3: (0, 2, 3, Fraction(15, 2)),
-    MXFormat.MXFP6_E3M2: (-2, 4, 2, Fraction(28)),
-    MXFormat.MXFP4_E2M1: (0, 2, 1, Fraction(6)),
-    MXFormat.MXINT8: (0, 0, 6, Fraction(127, 64)),
+MX_ELEMENTS: dict[FloatFormat, tuple[int, int, int, Fraction]] = {
+    MXFP8("e4m3"): (-6, 8, 3, Fraction(448)),
+    MXFP8("e5m2"): (-14, 15, 2, Fraction(57344)),
+    MXFP6("e2m3"): (0, 2, 3, Fraction(15, 2)),
+    MXFP6("e3m2"): (-2, 4, 2, Fraction(28)),
+    MXFP4(): (0, 2, 1, Fraction(6)),
+    MXINT8(): (0, 0, 6, Fraction(127, 64)),
 }
 
 
-def mx_block(values: Sequence[float], element: MXFormat) -> list[float]:
+def mx_block(values: Sequence[float], element: FloatFormat) -> list[float]:
     """Return the values of one block as Microscaling holds them, in exact arithmetic."""
     lowest, highest, mantissa, largest = MX_ELEMENTS[element]
     top = max(map(abs, values))

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from tico.quantization import PTQConfig, prepare
 from tico.quantization.config import (
+    MXFP8,
+    NVFP4,
     CalibrationError,
     DType,
     LifecycleError,
     QuantSpec,
     UnsupportedError,
     affine,
-    mx,
     no_quant,
 )
 from tico_config import PerToken
-from tico_observers import AffineParams, params_per_token
+from tico_observers import AffineParams, fake_quantize_blocks, params_per_token
 from tico_quantizers import ActivationGrid, Calibration, Edit
 from tico_quantizers.testing import refused
 from tico_wrapq import ACT_IN, Frozen, Mode, Passing, QuantLinear, QuantPoint, Watching
@@ -135,19 +135,23 @@ def test_grid_per_token_needs_no_data() -> None:
     assert len(set(params.scale.tolist())) == 4
 
 
-def test_microscaling_is_refused() -> None:
-    """A format that the integer modules cannot hold is an error when the point is made, with a way out."""
+def test_a_block_format_needs_no_data() -> None:
+    """A point in an MX format is dynamic: it watches nothing, and each block has the scale of its values."""
+    point = _point(affine(MXFP8()))
+    point.watch()
+    assert isinstance(point.state, Passing)
+    edit = Edit()
+    with edit:
+        point.fix(point.determine_grid(), edit)
+    x = values(0, 2, 40)
+    assert torch.equal(point(x), fake_quantize_blocks(x, MXFP8()))
+
+
+def test_nvfp4_is_refused() -> None:
+    """Its scale of the tensor would come from the batch: an error when the point is made, with a way out."""
     with refused(None, UnsupportedError, field="spec", module="fc.act_in") as error:
-        _point(mx())
-    assert "PerToken()" in str(error.value)
-
-
-def test_microscaling_of_weights_is_refused() -> None:
-    """The error says which grids a weight can have."""
-    model = nn.Sequential(nn.Linear(4, 4)).eval()
-    with refused(model, UnsupportedError, field="spec", module="0.weight") as error:
-        prepare(model, PTQConfig(weight=mx()))
-    assert "an integer grid of at most 16 bits" in str(error.value)
+        _point(affine(NVFP4()))
+    assert "affine(MXFP4())" in str(error.value)
 
 
 def test_unknown_point_is_refused() -> None:

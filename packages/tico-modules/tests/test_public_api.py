@@ -20,6 +20,8 @@ class TestPublicAPI(PublicAPI):
         "quantized_cache",
         "reasons_against_codes",
         "watched_call",
+        "FloatWeight",
+        "is_fixed",
         "BrokenPlugIn",
         "INDEX_NAME",
         "INTEGER_MODULES",

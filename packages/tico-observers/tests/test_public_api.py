@@ -1,6 +1,6 @@
 """The public names of tico_observers."""
 
-from public_api import PublicAPI
+from public_api import PublicAPI, PublicNames
 
 
 class TestPublicAPI(PublicAPI):
@@ -43,10 +43,11 @@ class TestPublicAPI(PublicAPI):
         "channel_extremes",
         "dequantize",
         "fake_quantize",
-        "fake_quantize_mx",
+        "fake_quantize_blocks",
         "have_numbers",
         "is_scripted",
         "least_divergence_range",
+        "least_error_params",
         "least_error_range",
         "load_statistics",
         "locked_folder",
@@ -76,4 +77,24 @@ class TestPublicAPI(PublicAPI):
         "tensor_digest",
         "unpack",
         "write_sealed",
+    )
+
+
+class TestPublicFloatFormats(PublicNames):
+    """What `tico_observers.float_formats` promises."""
+
+    package = "tico_observers.float_formats"
+    names = (
+        "decode_elements",
+        "decode_scales",
+        "element_values",
+        "encode_elements",
+        "encode_scales",
+        "nearby_scales",
+        "params_from_largest",
+        "require_numbers",
+        "round_elements",
+        "round_elements_",
+        "scales_of",
+        "tensor_scale_of",
     )

@@ -8,6 +8,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from tico_cli._nearest import unknown
 from tico_config import (
+    FLOAT_FORMATS,
     ConfigError,
     DType,
     EMASpec,
@@ -17,6 +18,7 @@ from tico_config import (
     HistogramSpec,
     MinMaxSpec,
     MSESpec,
+    NumberFormat,
     PercentileSpec,
     PerChannel,
     PerGroup,
@@ -54,14 +56,16 @@ _OBSERVERS: Final[Mapping[str, type[_Observer]]] = {
     "percentile": PercentileSpec,
 }
 
+_DTYPES: Final = "a text such as 'int8', 'uint4', 'fp8_e4m3' or 'mxfp4'"
+
 
 def field_value(name: str, value: object) -> object:
     """Return what the field `name` of a config is given for `value` in a recipe.
 
     ``weight``, ``activation``, ``key`` and ``value`` are ``"float"`` or a table of a `QuantSpec`, where
-    ``dtype`` is a text such as ``"int8"``, ``granularity`` one such as ``"group_64"``, and ``observer`` a
-    name or a table with ``kind``. ``target`` is the name of a profile. ``overrides`` map paths to
-    ``"float"`` or to a table of fields. All else stays as it is, for the config to check.
+    ``dtype`` is a text such as ``"int8"`` or ``"mxfp4"``, ``granularity`` one such as ``"group_64"``, and
+    ``observer`` a name or a table with ``kind``. ``target`` is the name of a profile. ``overrides`` map paths
+    to ``"float"`` or to a table of fields. All else stays as it is, for the config to check.
 
     Raises:
         ConfigError: a text is none of those that have a meaning there.
@@ -95,10 +99,13 @@ def _table(value: object, expected: str) -> Mapping[str, object]:
     return value
 
 
-def _dtype(value: object) -> DType:
+def _dtype(value: object) -> NumberFormat:
+    for dtype in FLOAT_FORMATS:
+        if value == str(dtype):
+            return dtype
     match = _DTYPE.fullmatch(value) if isinstance(value, str) else None
     if match is None:
-        raise ConfigError(Problem(field="dtype", value=value, expected="a text such as 'int8' or 'uint4'"))
+        raise ConfigError(Problem(field="dtype", value=value, expected=_DTYPES))
     return DType(int(match[2]), signed=not match[1])
 
 

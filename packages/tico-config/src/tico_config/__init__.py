@@ -6,7 +6,8 @@ from tico_config._base_config import BaseConfig
 from tico_config._block_tune_config import BlockTuneConfig
 from tico_config._cle_config import CLEConfig
 from tico_config._deployment_profile import DeploymentProfile
-from tico_config._dtype import INT4, INT8, INT16, INT32, UINT4, UINT8, UINT16, DType, MXFormat
+from tico_config._dtype import INT4, INT8, INT16, INT32, UINT4, UINT8, UINT16, DType
+from tico_config._element import Element
 from tico_config._errors import (
     ArtifactError,
     CalibrationError,
@@ -17,6 +18,19 @@ from tico_config._errors import (
     NumericsError,
     TicoError,
     UnsupportedError,
+)
+from tico_config._float_format import (
+    FLOAT_FORMATS,
+    FP8,
+    MXFP4,
+    MXFP6,
+    MXFP8,
+    MXINT8,
+    NVFP4,
+    FloatFormat,
+    NumberFormat,
+    ScaleFormat,
+    integer_format,
 )
 from tico_config._frozen_mapping import FrozenMapping
 from tico_config._gptq_config import GPTQConfig, TokenWeights
@@ -36,7 +50,6 @@ from tico_config._observer_specs import (
     HistogramSpec,
     MinMaxSpec,
     MSESpec,
-    MXSpec,
     NoQuant,
     ObserverSpec,
     PercentileSpec,
@@ -53,7 +66,7 @@ from tico_config._partial import apply_partial, partial_problems
 from tico_config._problem import Found, Problem
 from tico_config._pt2e_config import PT2EConfig
 from tico_config._ptq_config import PTQConfig
-from tico_config._quant_spec import QuantSpec, affine, is_left_out, mx, no_quant
+from tico_config._quant_spec import QuantSpec, affine, is_left_out, no_quant
 from tico_config._registry import register_config, register_observer_spec
 from tico_config._rotation_config import RotationConfig
 from tico_config._scale_tune_config import ScaleTuneConfig
@@ -62,10 +75,17 @@ from tico_config._smoothquant_config import SmoothQuantConfig
 from tico_config._spec_config import SpecConfig
 
 __all__ = [
+    "FLOAT_FORMATS",
+    "FP8",
     "INT4",
     "INT8",
     "INT16",
     "INT32",
+    "MXFP4",
+    "MXFP6",
+    "MXFP8",
+    "MXINT8",
+    "NVFP4",
     "UINT4",
     "UINT8",
     "UINT16",
@@ -81,7 +101,9 @@ __all__ = [
     "DeploymentProfile",
     "DiskFullError",
     "EMASpec",
+    "Element",
     "EntropySpec",
+    "FloatFormat",
     "Found",
     "FrozenMapping",
     "GPTQConfig",
@@ -97,12 +119,11 @@ __all__ = [
     "LayerRule",
     "LifecycleError",
     "MSESpec",
-    "MXFormat",
-    "MXSpec",
     "MinMaxSpec",
     "MissingExtraError",
     "ModuleConfig",
     "NoQuant",
+    "NumberFormat",
     "NumericsError",
     "ObserverSpec",
     "OnUncalibrated",
@@ -119,6 +140,7 @@ __all__ = [
     "Resolution",
     "RotationConfig",
     "Rule",
+    "ScaleFormat",
     "ScaleTuneConfig",
     "SmoothQuantConfig",
     "SmoothingConfig",
@@ -131,8 +153,8 @@ __all__ = [
     "apply_partial",
     "fingerprint",
     "from_json",
+    "integer_format",
     "is_left_out",
-    "mx",
     "no_quant",
     "partial_problems",
     "pattern_problems",

@@ -8,6 +8,10 @@ from typing import ClassVar
 import attrs
 
 from tico_config._deployment_profile import DeploymentProfile
+from tico_config._dtype import DType
+from tico_config._float_format import FloatFormat, NumberFormat
+from tico_config._float_weights import as_float_format, dtype_problems
+from tico_config._grid import PerChannel, PerGroup
 from tico_config._grid_format import GridFormat
 from tico_config._legal_weights import weight_choices
 from tico_config._module_config import OnUncalibrated
@@ -32,6 +36,9 @@ class AWQConfig(SmoothingConfig):
         ragged_groups: let the last group of a row be a shorter one where `group_size` is no divisor of the
             columns; otherwise such a layer is refused.
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
+        dtype: a format of floating-point elements, such as `MXFP4()`, in the place of integers of `bits`. It
+            says `bits` and `symmetric` itself, and a format of blocks `group_size` too: these then keep their
+            defaults. None stands for integers.
         n_grid: how many shares of the activations' magnitude are tried for the scales of a pair, from 0 on in
             steps of ``1 / n_grid``; 1 scales nothing.
         clip: whether the range of each group is cut off where that lowers the error of the layer's outputs.
@@ -60,6 +67,7 @@ class AWQConfig(SmoothingConfig):
     group_size: int | None = 64
     ragged_groups: bool = False
     symmetric: bool = False
+    dtype: FloatFormat | None = attrs.field(default=None, converter=as_float_format)
     n_grid: int = 20
     clip: bool = False
     round_weights: bool = True
@@ -71,15 +79,37 @@ class AWQConfig(SmoothingConfig):
         return [
             check_integer("bits", self.bits, 2, 8),
             check_optional_integer("group_size", self.group_size, 1),
+            *dtype_problems(self, self.dtype, ("bits", "symmetric"), ("group_size",)),
             check_integer("n_grid", self.n_grid, 1, 1000),
             *super().field_problems(),
         ]
+
+    @property
+    def number_format(self) -> NumberFormat:
+        """The format of a code: `dtype`, or integers of `bits`.
+
+        >>> str(AWQConfig(bits=3).number_format)
+        'uint3'
+        """
+        return DType(self.bits, signed=self.symmetric) if self.dtype is None else self.dtype
+
+    @property
+    def shared_columns(self) -> int | None:
+        """The number of columns that share a scale: the blocks of `dtype`, or `group_size`.
+
+        >>> from tico_config import NVFP4
+        >>> AWQConfig(dtype=NVFP4()).shared_columns
+        16
+        """
+        return (self.dtype and self.dtype.block_size) or self.group_size
 
     def weight_format(self) -> GridFormat | None:
         """Return the format that the weights of a layer get; None where another algorithm rounds them."""
         if not self.round_weights:
             return None
-        return GridFormat.of_weight(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+        size, dtype = self.shared_columns, self.number_format
+        unit = PerChannel(0) if size is None else PerGroup(size=size)
+        return GridFormat(dtype=dtype, granularity=unit, symmetric=dtype.signed)
 
     @classmethod
     def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:

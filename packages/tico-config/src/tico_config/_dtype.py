@@ -1,9 +1,8 @@
-"""Number formats: integers of 2 to 16 bits, the int32 of biases, and the Microscaling formats."""
+"""Integer formats of 2 to 16 bits, and the int32 of biases."""
 
 from __future__ import annotations
 
 import builtins
-import enum
 
 import attrs
 
@@ -65,18 +64,3 @@ INT32 = DType.int(32)
 UINT4 = DType.uint(4)
 UINT8 = DType.uint(8)
 UINT16 = DType.uint(16)
-
-
-class MXFormat(enum.Enum):
-    """Element formats of OCP Microscaling (MX) v1.0, section 5: blocks of 32 that share an E8M0 scale.
-
-    >>> MXFormat("mxfp4_e2m1").name
-    'MXFP4_E2M1'
-    """
-
-    MXFP8_E4M3 = "mxfp8_e4m3"
-    MXFP8_E5M2 = "mxfp8_e5m2"
-    MXFP6_E2M3 = "mxfp6_e2m3"
-    MXFP6_E3M2 = "mxfp6_e3m2"
-    MXFP4_E2M1 = "mxfp4_e2m1"
-    MXINT8 = "mxint8"

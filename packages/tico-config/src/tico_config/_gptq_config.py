@@ -9,6 +9,8 @@ import attrs
 
 from tico_config._deployment_profile import DeploymentProfile
 from tico_config._dtype import DType
+from tico_config._float_format import FloatFormat, NumberFormat
+from tico_config._float_weights import as_float_format, dtype_problems
 from tico_config._grid import PerChannel, PerGroup, PerTensor, SuperBlock
 from tico_config._grid_format import GridFormat
 from tico_config._legal_weights import weight_choices
@@ -45,6 +47,9 @@ class GPTQConfig(ModuleConfig):
             also their offsets, which unsigned codes then have in the place of zero points; both are on
             their grids before codes are chosen. None makes each scale a float32 of its own.
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
+        dtype: a format of floating-point elements, such as `MXFP4()`, in the place of integers of `bits`. It
+            says `bits` and `symmetric` itself, and a format of blocks `group_size` too: these then keep their
+            defaults. None stands for integers.
         observer: how a grid follows from the weights that share it: `MinMaxSpec` spans them all, `MSESpec`
             and `HessianMSESpec` search each row's share of that range, `PercentileSpec` counts from both
             ends; see `static_groups` for which values the weights have then. None chooses by `bits`, see
@@ -119,6 +124,7 @@ class GPTQConfig(ModuleConfig):
     ragged_groups: bool = False
     super_block: SuperBlock | None = None
     symmetric: bool = False
+    dtype: FloatFormat | None = attrs.field(default=None, converter=as_float_format)
     observer: GPTQObserver | None = None
     static_groups: bool = True
     act_order: bool = True
@@ -144,6 +150,9 @@ class GPTQConfig(ModuleConfig):
             check_integer("bits", self.bits, 2, 8),
             check_optional_integer("group_size", self.group_size, 1),
             self._two_units_problem(),
+            *dtype_problems(
+                self, self.dtype, ("bits", "symmetric", "super_block"), ("group_size", "per_tensor")
+            ),
             self._super_block_problem(),
             check_number("damping", self.damping, 0.0, 1.0, open_low=True),
             check_integer("min_expert_tokens", self.min_expert_tokens, 0),
@@ -167,14 +176,34 @@ class GPTQConfig(ModuleConfig):
             return self.observer
         return MinMaxSpec() if self.bits == 2 else HessianMSESpec(steps=20)
 
+    @property
+    def number_format(self) -> NumberFormat:
+        """The format of a code: `dtype`, or integers of `bits`.
+
+        >>> str(GPTQConfig(bits=3).number_format)
+        'uint3'
+        """
+        return DType(self.bits, signed=self.symmetric) if self.dtype is None else self.dtype
+
+    @property
+    def shared_columns(self) -> int | None:
+        """The number of columns that share a scale: the blocks of `dtype`, or `group_size`.
+
+        >>> from tico_config import NVFP4
+        >>> GPTQConfig(dtype=NVFP4()).shared_columns
+        16
+        """
+        return (self.dtype and self.dtype.block_size) or self.group_size
+
     def weight_format(self) -> GridFormat:
         """Return the format that the weights of a layer get."""
-        grouped = self.group_size is not None
+        size = self.shared_columns
+        grouped = size is not None
         alone = PerTensor() if self.per_tensor else PerChannel(0)
         return GridFormat(
-            dtype=DType(self.bits, signed=self.symmetric),
-            granularity=alone if self.group_size is None else PerGroup(size=self.group_size),
-            symmetric=self.symmetric,
+            dtype=self.number_format,
+            granularity=alone if size is None else PerGroup(size=size),
+            symmetric=self.number_format.signed,
             even=not (grouped and self.act_order and not self.static_groups),
             super_block=self.super_block,
         )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import attrs
 
 from tico_config._dtype import DType
+from tico_config._float_format import FloatFormat, NumberFormat
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, SuperBlock
 from tico_config._named_fields import NamedFields
-from tico_config._observer_specs import MXSpec
 from tico_config._quant_spec import QuantSpec
 
 
 @attrs.frozen(kw_only=True)
 class GridFormat(NamedFields):
-    """A format of integers with scales, asked for or found.
+    """A format of codes with scales, asked for or found.
 
     Attributes:
         dtype: the number format of a code.
@@ -26,7 +26,7 @@ class GridFormat(NamedFields):
     'int4 symmetric, groups of 32'
     """
 
-    dtype: DType
+    dtype: NumberFormat
     granularity: Granularity = PerTensor()
     symmetric: bool | None = None
     even: bool = True
@@ -34,13 +34,13 @@ class GridFormat(NamedFields):
 
     @classmethod
     def of(cls, spec: QuantSpec, default: Granularity) -> GridFormat | None:
-        """Return what `spec` asks for at a point whose granularity is `default`; None without integers.
+        """Return what `spec` asks for at a point whose granularity is `default`; None for floats.
 
         >>> from tico_config import INT8, affine
         >>> str(GridFormat.of(affine(INT8), PerChannel(0)))
         'int8 symmetric, a scale a channel'
         """
-        if not spec.is_quantized or isinstance(spec.observer, MXSpec):
+        if not spec.is_quantized:
             return None
         granularity = spec.granularity_or(default)
         return cls(dtype=spec.dtype, granularity=granularity, symmetric=spec.is_symmetric)
@@ -57,7 +57,10 @@ class GridFormat(NamedFields):
 
     def __str__(self) -> str:
         """Return the format in words."""
+        if isinstance(self.dtype, FloatFormat) and self.dtype.block_size:
+            return str(self.dtype)
         scheme = {True: " symmetric", False: " asymmetric", None: ""}[self.symmetric]
+        scheme = "" if isinstance(self.dtype, FloatFormat) else scheme
         match self.granularity:
             case PerTensor():
                 unit = "one scale"

@@ -9,7 +9,7 @@ from typing import Final, Literal, TypeAlias, TypeVar
 import attrs
 
 from tico_config._declared_types import field_problems
-from tico_config._dtype import DType
+from tico_config._float_format import NumberFormat
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, SuperBlock
 from tico_config._grid_format import GridFormat, LayerFormat
 from tico_config._named_fields import NamedFields
@@ -58,7 +58,7 @@ class GridRule(NamedFields):
     True
     """
 
-    dtypes: tuple[DType, ...]
+    dtypes: tuple[NumberFormat, ...]
     symmetric: bool | None = None
     units: tuple[Unit, ...] = ("tensor",)
     group_sizes: tuple[int, ...] = ()

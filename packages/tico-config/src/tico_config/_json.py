@@ -25,8 +25,8 @@ _MAX_CHARACTERS = 2**20
 _MAX_DEPTH = 32
 _NAMED = "named"
 """The key of a built-in profile, which stands in the text by its name."""
-_SILENT = frozenset({"target", "super_block", "offset_bits"})
-"""Fields that are left out where they are None."""
+_SILENT = frozenset({"target", "super_block", "offset_bits", "dtype"})
+"""Fields that are left out where they are None, and that may be."""
 
 
 def to_json(config: BaseConfig) -> str:
@@ -246,8 +246,9 @@ def _decoded_value(
     arguments = _arguments(kind)
     if issubclass(kind, DeploymentProfile) and set(rest) == {_NAMED}:
         return _named_profile(rest[_NAMED], where)
-    for name in _SILENT - rest.keys():
-        arguments.pop(name, None)
+    for field in attrs.fields(kind):
+        if field.name in _SILENT - rest.keys() and field.default is None:
+            arguments.pop(field.name, None)
     if set(rest) != set(arguments):
         raise _other_fields(sorted(rest), sorted(arguments), where)
     fields = {alias: _decoded(rest[name], f"{where}.{name}", depth + 1) for name, alias in arguments.items()}

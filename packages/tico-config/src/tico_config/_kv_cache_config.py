@@ -10,7 +10,7 @@ import attrs
 from tico_config._dtype import UINT4, DType
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._module_config import ModuleConfig
-from tico_config._observer_specs import MinMaxSpec, MXSpec
+from tico_config._observer_specs import MinMaxSpec
 from tico_config._problem import Found, Problem
 from tico_config._quant_spec import QuantSpec, affine
 from tico_config._registry import register_config
@@ -130,7 +130,7 @@ class KVCacheConfig(ModuleConfig):
     def _spec_problems(self, name: str, spec: QuantSpec) -> Iterator[Problem]:
         if not spec.is_quantized:
             return
-        if isinstance(spec.observer, MXSpec) or not isinstance(spec.dtype, DType):
+        if not isinstance(spec.dtype, DType):
             sentence = f"the cache holds integers, and {name} asks for {spec}"
             expected, remedy = "integers of 2 to 8 bits", f"give {name}=affine(DType.int(8)), or fewer bits"
             found = Found(str(spec))

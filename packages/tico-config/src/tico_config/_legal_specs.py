@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tico_config._deployment_profile import DeploymentProfile
-from tico_config._dtype import DType
+from tico_config._float_format import FloatFormat, NumberFormat
 from tico_config._grid import Granularity, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._grid_rule import GridRule, LayerRule, Part
 from tico_config._quant_spec import QuantSpec, affine, no_quant
@@ -46,9 +46,9 @@ def specs_of(rule: GridRule, part: Part) -> Iterator[QuantSpec]:
                 yield affine(dtype, scheme, granularity=granularity)
 
 
-def _schemes(rule: GridRule, dtype: DType, part: Part) -> list[bool]:
+def _schemes(rule: GridRule, dtype: NumberFormat, part: Part) -> list[bool]:
     """Return the schemes that `dtype` can have, that of weights or of activations of few bits first."""
-    possible = [True, False] if dtype.signed else [False]
+    possible = [True] if isinstance(dtype, FloatFormat) else [True, False] if dtype.signed else [False]
     if part == "activation" and dtype.bits <= 8:
         possible.reverse()
     return [each for each in possible if rule.symmetric in (None, each)]

@@ -8,10 +8,9 @@ from typing import TypeAlias
 import attrs
 
 from tico_config._declared_types import field_problems
-from tico_config._dtype import MXFormat
 from tico_config._named_fields import NamedFields
 from tico_config._problem import Problem
-from tico_config.validation import as_float, check_instance, check_integer, check_number, refuse
+from tico_config.validation import as_float, check_integer, check_number, refuse
 
 
 @attrs.frozen
@@ -119,25 +118,6 @@ class EntropySpec(NamedFields):
 
 
 @attrs.frozen
-class MXSpec(NamedFields):
-    """Microscaling: blocks of 32 along `axis` share a power-of-two scale taken from the block itself.
-
-    >>> MXSpec(MXFormat.MXINT8).axis
-    -1
-    """
-
-    format: MXFormat = MXFormat.MXFP8_E4M3
-    axis: int = -1
-
-    def __attrs_post_init__(self) -> None:
-        """Validate format and axis."""
-        refuse(
-            check_instance("format", self.format, MXFormat, "an MXFormat"),
-            check_integer("axis", self.axis, -8, 7),
-        )
-
-
-@attrs.frozen
 class NoQuant(NamedFields):
     """The tensor stays in floating point.
 
@@ -178,7 +158,6 @@ ObserverSpec: TypeAlias = (
     | PercentileSpec
     | MSESpec
     | EntropySpec
-    | MXSpec
     | NoQuant
     | CustomObserverSpec
 )

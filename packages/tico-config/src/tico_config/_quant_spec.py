@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Final, Literal
 
 import attrs
 
-from tico_config._dtype import UINT8, DType, MXFormat
+from tico_config._dtype import UINT8
+from tico_config._float_format import FloatFormat, NumberFormat, as_number_format
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._named_fields import NamedFields
-from tico_config._observer_specs import MinMaxSpec, MXSpec, NoQuant, ObserverSpec
+from tico_config._observer_specs import EntropySpec, MinMaxSpec, MSESpec, NoQuant, ObserverSpec
 from tico_config._problem import Problem
 from tico_config.validation import check_choice, check_instance, refuse
+
+_FORMAT: Final = "a number format such as DType.uint(8) or FP8()"
 
 
 @attrs.frozen(kw_only=True)
@@ -21,17 +25,20 @@ class QuantSpec(NamedFields):
     `qscheme=None` stands for: symmetric if `dtype` is signed, asymmetric if it is not.
     `on_nonfinite` says whether NaN and infinity in the data are an error, or are left out and counted.
     `granularity=None` stands for what `qscheme` says, else for the point's own: weights per output
-    channel, activations per tensor. `MXSpec` and `NoQuant` observers leave the other fields unused, so
+    channel, activations per tensor. A `dtype` of blocks, such as `MXFP4()`, fixes it: each run of as many
+    values along an axis, the last one unless `granularity` names another. The class of a floating-point
+    format stands for its default. A `NoQuant` observer leaves the other fields unused, so
     these must keep their defaults: equal meanings are equal values.
 
     Raises:
         ConfigError: a field has the wrong type, or two fields contradict each other.
 
+    >>> from tico_config import DType
     >>> affine(DType.uint(8)).is_symmetric
     False
     """
 
-    dtype: DType = UINT8
+    dtype: NumberFormat = attrs.field(default=UINT8, converter=as_number_format)
     qscheme: QScheme | None = None
     granularity: Granularity | None = None
     observer: ObserverSpec = attrs.field(factory=MinMaxSpec)
@@ -40,7 +47,7 @@ class QuantSpec(NamedFields):
     def __attrs_post_init__(self) -> None:
         """Validate every field, then what they say together."""
         kinds = (
-            check_instance("dtype", self.dtype, DType, "a DType such as DType.uint(8)"),
+            check_instance("dtype", self.dtype, NumberFormat, _FORMAT),
             check_instance("qscheme", self.qscheme, QScheme | None, "a QScheme or None"),
             check_instance("granularity", self.granularity, Granularity | None, "a Granularity or None"),
             check_instance("observer", self.observer, ObserverSpec, "an observer spec such as MinMaxSpec()"),
@@ -50,19 +57,47 @@ class QuantSpec(NamedFields):
         refuse(*self._contradictions())
 
     def _contradictions(self) -> list[Problem]:
-        if isinstance(self.observer, MXSpec | NoQuant):
+        if isinstance(self.observer, NoQuant):
             return self._unused_fields()
+        if isinstance(self.dtype, FloatFormat):
+            return list(self._float_contradictions(self.dtype))
         found = []
         if self.qscheme is not None and self.qscheme.is_symmetric and not self.dtype.signed:
             remedy = "take a signed dtype or an asymmetric qscheme"
             expected = f"asymmetric for the unsigned {self.dtype}"
             found.append(Problem(field="qscheme", value=self.qscheme, expected=expected, remedy=remedy))
-        if self.qscheme is not None and self.granularity is not None:
-            per_channel = isinstance(self.granularity, PerChannel | PerGroup)
-            if per_channel != self.qscheme.is_per_channel:
-                expected = f"one that agrees with qscheme {self.qscheme.value}"
-                found.append(Problem(field="granularity", value=self.granularity, expected=expected))
+        if self._scheme_disagrees():
+            found.append(Problem(field="granularity", value=self.granularity, expected=self._agreeing()))
         return found
+
+    def _scheme_disagrees(self) -> bool:
+        if self.qscheme is None or self.granularity is None:
+            return False
+        return isinstance(self.granularity, PerChannel | PerGroup) != self.qscheme.is_per_channel
+
+    def _agreeing(self) -> str:
+        return f"one that agrees with qscheme {'' if self.qscheme is None else self.qscheme.value}"
+
+    def _float_contradictions(self, dtype: FloatFormat) -> Iterator[Problem]:
+        size, found = dtype.block_size, self.granularity
+        if self.qscheme is not None and not self.qscheme.is_symmetric:
+            expected = f"symmetric for {dtype}, which has no zero point"
+            yield Problem(field="qscheme", value=self.qscheme, expected=expected)
+        elif self.qscheme is not None and size is not None and not self.qscheme.is_per_channel:
+            expected = f"left out, since each block of {size} values of {dtype} has a scale"
+            yield Problem(field="qscheme", value=self.qscheme, expected=expected)
+        elif self._scheme_disagrees():
+            yield Problem(field="granularity", value=found, expected=self._agreeing())
+        is_block = isinstance(found, PerGroup) and found.size == size
+        if size is not None and found is not None and not is_block:
+            expected = f"left out or PerGroup(axis, {size}), the blocks of {dtype}"
+            yield Problem(field="granularity", value=found, expected=expected)
+        if size is not None and not isinstance(self.observer, MinMaxSpec | MSESpec):
+            expected = f"MinMaxSpec() or MSESpec(), from which the scales of {dtype} follow"
+            yield Problem(field="observer", value=self.observer, expected=expected)
+        elif isinstance(self.observer, EntropySpec):
+            expected = f"another than EntropySpec with {dtype}, since it compares integer grids"
+            yield Problem(field="observer", value=self.observer, expected=expected)
 
     def _unused_fields(self) -> list[Problem]:
         kind = type(self.observer).__name__
@@ -88,6 +123,8 @@ class QuantSpec(NamedFields):
         """Return the granularity asked for, or what `default` makes of the scheme."""
         if self.granularity is not None:
             return self.granularity
+        if isinstance(self.dtype, FloatFormat) and self.dtype.block_size is not None:
+            return PerGroup(axis=-1, size=self.dtype.block_size)
         if self.qscheme is None:
             return default
         if not self.qscheme.is_per_channel:
@@ -99,10 +136,10 @@ class QuantSpec(NamedFields):
         match self.observer:
             case NoQuant():
                 return "float"
-            case MXSpec(format=element):
-                return element.value
             case _:
                 grid = "" if self.granularity is None else f" {_granularity_name(self.granularity)}"
+                if isinstance(self.dtype, FloatFormat):
+                    return f"{self.dtype}{'' if self.dtype.block_size else grid}"
                 return f"{self.dtype} {'symmetric' if self.is_symmetric else 'asymmetric'}{grid}"
 
 
@@ -119,34 +156,26 @@ def _granularity_name(granularity: Granularity) -> str:
 
 
 def affine(
-    dtype: DType,
+    dtype: NumberFormat | type[FloatFormat],
     qscheme: QScheme | None = None,
     *,
     granularity: Granularity | None = None,
     observer: ObserverSpec | None = None,
     on_nonfinite: Literal["error", "ignore"] = "error",
 ) -> QuantSpec:
-    """Return the spec of an integer grid, with a min/max observer unless another is named.
+    """Return the spec of a grid of integers or floats, with a min/max observer unless another is named.
 
-    >>> str(affine(DType.int(8)))
-    'int8 symmetric'
+    >>> from tico_config import FP8, DType
+    >>> str(affine(DType.int(8))), str(affine(FP8("e4m3"), granularity=PerToken()))
+    ('int8 symmetric', 'fp8_e4m3 per token')
     """
     return QuantSpec(
-        dtype=dtype,
+        dtype=dtype() if isinstance(dtype, type) else dtype,
         qscheme=qscheme,
         granularity=granularity,
         observer=MinMaxSpec() if observer is None else observer,
         on_nonfinite=on_nonfinite,
     )
-
-
-def mx(format: MXFormat = MXFormat.MXFP8_E4M3, *, axis: int = -1) -> QuantSpec:  # noqa: A002  # MX's word
-    """Return the spec of a Microscaling format along `axis`.
-
-    >>> str(mx(MXFormat.MXINT8))
-    'mxint8'
-    """
-    return QuantSpec(observer=MXSpec(format, axis))
 
 
 def no_quant() -> QuantSpec:

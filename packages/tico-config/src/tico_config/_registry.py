@@ -10,8 +10,9 @@ import attrs
 
 from tico_config._base_config import BaseConfig
 from tico_config._deployment_profile import DeploymentProfile
-from tico_config._dtype import DType, MXFormat
+from tico_config._dtype import DType
 from tico_config._errors import ConfigError
+from tico_config._float_format import FP8, MXFP4, MXFP6, MXFP8, MXINT8, NVFP4
 from tico_config._grid import PerChannel, PerGroup, PerTensor, PerToken, QScheme, SuperBlock
 from tico_config._grid_rule import GridRule, LayerRule
 from tico_config._observer_specs import (
@@ -22,7 +23,6 @@ from tico_config._observer_specs import (
     HistogramSpec,
     MinMaxSpec,
     MSESpec,
-    MXSpec,
     NoQuant,
     PercentileSpec,
 )
@@ -40,6 +40,12 @@ MAPPING: Final = "Mapping"
 
 _VALUES: Final[tuple[type[attrs.AttrsInstance], ...]] = (
     DType,
+    FP8,
+    MXFP4,
+    MXFP6,
+    MXFP8,
+    MXINT8,
+    NVFP4,
     PerTensor,
     PerChannel,
     PerGroup,
@@ -52,14 +58,13 @@ _VALUES: Final[tuple[type[attrs.AttrsInstance], ...]] = (
     MSESpec,
     HessianMSESpec,
     EntropySpec,
-    MXSpec,
     NoQuant,
     QuantSpec,
     GridRule,
     LayerRule,
     DeploymentProfile,
 )
-ENUMS: Final[Mapping[str, type[enum.Enum]]] = {kind.__name__: kind for kind in (QScheme, MXFormat)}
+ENUMS: Final[Mapping[str, type[enum.Enum]]] = {kind.__name__: kind for kind in (QScheme,)}
 _KINDS: Final[dict[str, type[attrs.AttrsInstance]]] = {kind.__name__: kind for kind in _VALUES}
 
 

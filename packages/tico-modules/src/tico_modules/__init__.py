@@ -51,9 +51,10 @@ from tico_modules._record.model_bytes import bytes_by_line, total_bytes
 from tico_modules._record.report import Report
 from tico_modules._record.run import Run, library_versions
 from tico_modules._record.stand_in import carry_over
-from tico_modules._storage.activation_grid import ActivationGrid
+from tico_modules._storage.activation_grid import ActivationGrid, is_fixed
 from tico_modules._storage.exact_module import ExactModule
 from tico_modules._storage.exported import code_dtype, dialect_operator
+from tico_modules._storage.float_weight import FloatWeight
 from tico_modules._storage.kept_weights import keep_dequantized
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
@@ -110,6 +111,7 @@ __all__ = [
     "ExactModule",
     "ExpertWeights",
     "FloatExpert",
+    "FloatWeight",
     "Forward",
     "KeyValueCache",
     "LayerCache",
@@ -160,6 +162,7 @@ __all__ = [
     "find_entry_points",
     "find_tied_paths",
     "given_arguments",
+    "is_fixed",
     "is_prepared",
     "is_read_only",
     "keep_dequantized",

@@ -9,6 +9,7 @@ from tico_observers._affine_params import (
     require_fit,
     statistic_shape,
 )
+from tico_observers._block_rounding import fake_quantize_blocks
 from tico_observers._channel_range import (
     ChannelRangeReader,
     ChannelRangeStatistic,
@@ -32,7 +33,6 @@ from tico_observers._histogram_observers import (
 )
 from tico_observers._identity import IdentityStatistic
 from tico_observers._mapped_bytes import mapped_bytes
-from tico_observers._mx import fake_quantize_mx
 from tico_observers._observer import Observer
 from tico_observers._observer_factory import observer_for
 from tico_observers._packing import pack, packed_width, unpack
@@ -41,6 +41,7 @@ from tico_observers._range_observers import EMAObserver, MinMaxObserver
 from tico_observers._range_search import least_divergence_range, least_error_range, percentile_range
 from tico_observers._replaced_file import locked_folder, replaced_file
 from tico_observers._round_to_grid import round_to_grid
+from tico_observers._scale_search import least_error_params
 from tico_observers._sealed_file import SealedFile, read_sealed, seal, tensor_digest, write_sealed
 from tico_observers._statistic import Statistic
 from tico_observers._statistic_records import Record, register_statistic
@@ -94,10 +95,11 @@ __all__ = [
     "channel_extremes",
     "dequantize",
     "fake_quantize",
-    "fake_quantize_mx",
+    "fake_quantize_blocks",
     "have_numbers",
     "is_scripted",
     "least_divergence_range",
+    "least_error_params",
     "least_error_range",
     "load_statistics",
     "locked_folder",

@@ -11,8 +11,10 @@ from typing_extensions import assert_never
 
 from tico_config import (
     DType,
+    FloatFormat,
     Found,
     Granularity,
+    NumberFormat,
     NumericsError,
     PerChannel,
     PerGroup,
@@ -22,6 +24,7 @@ from tico_config import (
     UnsupportedError,
 )
 from tico_config.validation import check_instance, refuse
+from tico_observers._float_scales import decode_scales, encode_scales, scales_of, tensor_scale_of
 
 SMALLEST_SCALE = torch.finfo(torch.float32).smallest_normal
 
@@ -73,19 +76,37 @@ def _exact_zero_point(value: object) -> Tensor:
     return rounded
 
 
+def _optional_scale(value: object) -> Tensor | None:
+    return None if value is None else _float_scale(value)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
+def _zero_points(dtype: NumberFormat) -> tuple[int, int]:
+    """Return the lowest and the highest zero point of grids of `dtype`."""
+    return (0, 0) if isinstance(dtype, FloatFormat) else (dtype.qmin, dtype.qmax)
+
+
 @attrs.frozen(kw_only=True)
 class AffineParams:
-    """A grid: code q stands for the value ``(q - zero_point) * scale``.
+    """A grid: code q stands for the value ``(q - zero_point) * scale``, or ``element(q) * scale``.
+
+    The latter is the grid of a `FloatFormat`, whose codes are those of its standard, with the zero point 0.
 
     `scale` is float32, `zero_point` int32, both of the same shape: ``()`` per tensor, ``(channels,)`` per
     channel, the tensor's shape with `axis` divided into groups per group, and the shape without the last
-    axis per token.
+    axis per token. `tensor_scale`, float32 of shape (), is what the scales of `NVFP4` are
+    multiples of.
 
     Raises:
-        ConfigError: `dtype` is no `DType`, or `granularity` no granularity.
+        ConfigError: `dtype` is no number format, or `granularity` no granularity.
         UnsupportedError: `scale` or `zero_point` holds no real numbers.
-        NumericsError: a scale is not a positive normal float, a zero point is not a code, or the two are of
-            different shapes.
+        NumericsError: a scale is not a positive normal float, or none that the format can store, a zero
+            point is not a code, or the two are of different shapes.
 
     >>> print(AffineParams(scale=torch.tensor(0.5), zero_point=torch.tensor(3), dtype=DType.uint(4)))
     uint4, scale 0.5, zero point 3
@@ -95,16 +116,19 @@ class AffineParams:
 
     scale: Tensor = attrs.field(converter=_float_scale, eq=attrs.cmp_using(eq=torch.equal))
     zero_point: Tensor = attrs.field(converter=_exact_zero_point, eq=attrs.cmp_using(eq=torch.equal))
-    dtype: DType
+    dtype: NumberFormat
     granularity: Granularity = PerTensor()
+    tensor_scale: Tensor | None = attrs.field(
+        default=None, converter=_optional_scale, eq=attrs.cmp_using(eq=_same)
+    )
 
     def __attrs_post_init__(self) -> None:
         """Validate both tensors, then keep the zero point as int32."""
         refuse(
-            check_instance("dtype", self.dtype, DType, "a DType such as DType.uint(8)"),
+            check_instance("dtype", self.dtype, NumberFormat, "a number format such as DType.uint(8)"),
             check_instance("granularity", self.granularity, Granularity, "a Granularity such as PerTensor()"),
         )
-        problem = self._shape_problem() or self._range_problem()
+        problem = self._shape_problem() or self._range_problem() or self._float_problem()
         if problem is not None:
             raise NumericsError(problem)
         object.__setattr__(self, "zero_point", self.zero_point.to(torch.int32))
@@ -133,13 +157,30 @@ class AffineParams:
             return Problem(
                 field="scale", value=wrong, expected="positive, normal and finite", sentence=sentence
             )
-        inside = (self.zero_point >= self.dtype.qmin) & (self.zero_point <= self.dtype.qmax)
+        lowest, highest = _zero_points(self.dtype)
+        inside = (self.zero_point >= lowest) & (self.zero_point <= highest)
         if not bool(inside.all()):
             wrong = Found(str(self.zero_point[~inside].flatten()[:4].tolist()))
-            expected = f"from {self.dtype.qmin} to {self.dtype.qmax}, the codes of {self.dtype}"
+            expected = f"from {lowest} to {highest}, the codes of {self.dtype}"
             sentence = f"a zero point is a code, {expected}, and these are none: {wrong}"
             return Problem(field="zero_point", value=wrong, expected=expected, sentence=sentence)
         return None
+
+    def _float_problem(self) -> Problem | None:
+        dtype, unit = self.dtype, self.tensor_scale
+        needed = isinstance(dtype, FloatFormat) and dtype.scale_format == "e4m3"
+        if needed is not (unit is not None) or (unit is not None and unit.ndim):
+            expected = f"a single number for {dtype}" if needed else f"None for {dtype}"
+            found = Found("None" if unit is None else f"a tensor of shape {tuple(unit.shape)}")
+            return Problem(field="tensor_scale", value=found, expected=expected)
+        if not isinstance(dtype, FloatFormat):
+            return None
+        stored = decode_scales(encode_scales(self.scale, dtype, unit), dtype, unit)
+        if torch.equal(stored, self.scale):
+            return None
+        wrong = Found(str(self.scale[stored != self.scale].flatten()[:4].tolist()))
+        expected = f"scales that {dtype} stores as {dtype.scale_format}"
+        return Problem(field="scale", value=wrong, expected=expected)
 
     def _are_in_range(self) -> bool:
         """Tell whether both are in range by their ends, which takes less time than to find what is not."""
@@ -147,27 +188,43 @@ class AffineParams:
         return all(self._is_in_range(scale.item(), int(zero_point.item())) for scale, zero_point in ends)
 
     def _is_in_range(self, scale: float, zero_point: int) -> bool:
-        return SMALLEST_SCALE <= scale < math.inf and self.dtype.qmin <= zero_point <= self.dtype.qmax
+        low, high = _zero_points(self.dtype)
+        return SMALLEST_SCALE <= scale < math.inf and low <= zero_point <= high
 
     def to(self, device: torch.device) -> AffineParams:
         """Return the same grid with its tensors on `device`."""
-        return attrs.evolve(self, scale=self.scale.to(device), zero_point=self.zero_point.to(device))
+        scale, zero_point = self.scale.to(device), self.zero_point.to(device)
+        unit = None if self.tensor_scale is None else self.tensor_scale.to(device)
+        return attrs.evolve(self, scale=scale, zero_point=zero_point, tensor_scale=unit)
 
     def __str__(self) -> str:
         """Return a short name, for example ``uint8 scale 0.0123 zero point 12``."""
         if self.scale.numel() != 1:
             return f"{self.dtype}, {self.scale.numel()} scales"
+        if isinstance(self.dtype, FloatFormat):
+            return f"{self.dtype}, scale {self.scale.item():.4g}"
         return f"{self.dtype}, scale {self.scale.item():.4g}, zero point {int(self.zero_point.item())}"
 
 
 def params_from_range(
-    minimum: Tensor, maximum: Tensor, dtype: DType, *, symmetric: bool, granularity: Granularity
+    minimum: Tensor,
+    maximum: Tensor,
+    dtype: NumberFormat,
+    *,
+    symmetric: bool,
+    granularity: Granularity,
+    tensor_scale: Tensor | None = None,
 ) -> AffineParams:
     """Return the smallest grid that holds 0 and every value from `minimum` to `maximum`.
 
     Computed in float64. Asymmetric: ``scale = (max - min) / (qmax - qmin)``. Symmetric:
     ``scale = max(max / qmax, min / qmin)``, zero point 0. A range of zero width at 0 gets scale 1. Ends too
     small for a normal float32 are 0, as they are where the processor flushes them to zero.
+
+    The grid of a `FloatFormat` has the scales of its standard for the largest magnitude of each unit, see
+    `scales_of`. The powers of two of MX formats are those of OCP Microscaling Formats 1.0, section 6.3, with
+    which values beyond the largest element saturate. `tensor_scale` is that of `NVFP4`; None stands for the
+    one of all ranges given.
 
     Raises:
         NumericsError: the range needs a scale that float32 cannot hold.
@@ -178,6 +235,9 @@ def params_from_range(
     >>> round(params.scale.item(), 4), params.zero_point.item()
     (0.2667, 4)
     """
+    if isinstance(dtype, FloatFormat):
+        low, high = _normal(minimum), _normal(maximum)
+        return params_from_largest(torch.maximum(-low, high), dtype, granularity, tensor_scale)
     if minimum.ndim == 0 and minimum.is_cpu and math.isfinite(maximum.item() - minimum.item()):
         ends = (minimum.item(), maximum.item())
         return _of_one_range(*ends, dtype, symmetric=symmetric, granularity=granularity)
@@ -193,6 +253,29 @@ def params_from_range(
         offset = torch.round(low / scale.to(torch.float64)).clamp(min=dtype.qmin - dtype.qmax)
         zero_point = (dtype.qmin - offset).to(torch.int32)
     return AffineParams(scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity)
+
+
+def params_from_largest(
+    largest: Tensor, dtype: FloatFormat, granularity: Granularity, tensor_scale: Tensor | None = None
+) -> AffineParams:
+    """Return the grid of a floating-point format for the largest magnitude of each unit.
+
+    `tensor_scale` is that of `NVFP4`; None stands for the one of all of `largest`.
+
+    >>> from tico_config import MXFP4
+    >>> print(params_from_largest(torch.tensor(5.0), MXFP4(), PerTensor()))
+    mxfp4, scale 1
+    """
+    if dtype.scale_format == "e4m3" and tensor_scale is None:
+        tensor_scale = tensor_scale_of(largest)
+    scale = scales_of(largest, dtype, tensor_scale)
+    return AffineParams(
+        scale=scale,
+        zero_point=torch.zeros_like(scale, dtype=torch.int32),
+        dtype=dtype,
+        granularity=granularity,
+        tensor_scale=tensor_scale,
+    )
 
 
 def _normal(end: Tensor) -> Tensor:
@@ -217,7 +300,7 @@ def _of_one_range(
     return AffineParams(scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity)
 
 
-def params_per_token(x: Tensor, dtype: DType, *, symmetric: bool) -> AffineParams:
+def params_per_token(x: Tensor, dtype: NumberFormat, *, symmetric: bool) -> AffineParams:
     """Return the grid of each vector along the last axis of `x`, from its own range (dynamic).
 
     >>> params_per_token(torch.tensor([[254.0, 0.0], [127.0, 0.0]]), DType.int(8), symmetric=True).scale

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tico_config import DType, Found, NumericsError, Problem
+from tico_config import FloatFormat, Found, NumberFormat, NumericsError, Problem
 from tico_observers._affine_params import AffineParams, broadcast, require_fit
+from tico_observers._elements import decode_elements, element_values, encode_elements
+from tico_observers._float_grid import element_steps
 from tico_observers._round_to_grid import narrowed, round_to_grid, wide_dtype
 from tico_observers._tensor_checks import (
     arithmetic_dtype,
@@ -31,6 +33,9 @@ def quantize(x: Tensor, params: AffineParams) -> Tensor:
     The arithmetic is float32, or float64 for float64 values and 32-bit codes. Codes are int8 or uint8 up to
     8 bits, int16 or int32 above.
 
+    For a `FloatFormat` it is the code, uint8, of the element nearest to ``x / scale``; what is beyond the
+    largest element saturates.
+
     Raises:
         UnsupportedError: `x` is not a dense floating-point tensor.
         NumericsError: `x` holds NaN or infinity, or its shape does not fit the grid.
@@ -43,6 +48,9 @@ def quantize(x: Tensor, params: AffineParams) -> Tensor:
     require_float_tensor(x, "quantize")
     require_fit(params, x.shape)
     require_finite(x, "quantize")
+    if isinstance(params.dtype, FloatFormat):
+        steps = element_steps(x, params.scale, params.dtype, params.granularity)
+        return encode_elements(steps, params.dtype.encoding)
     wide, codes = wide_dtype(arithmetic_dtype(x), params.dtype), _code_dtype(params)
     scale, zero_point = (
         broadcast(each, params.granularity, x.shape).to(wide) for each in (params.scale, params.zero_point)
@@ -57,11 +65,14 @@ def quantize(x: Tensor, params: AffineParams) -> Tensor:
 def dequantize(codes: Tensor, params: AffineParams, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the value of each code, ``(codes - zero_point) * scale``, computed in float32 or wider.
 
+    For a `FloatFormat` it is ``element(code) * scale``.
+
     A value beyond the finite numbers of `dtype` becomes the largest of them.
 
     Raises:
         UnsupportedError: `codes` are no integers, or `dtype` is no floating-point format.
-        NumericsError: a code is none of the grid's format, or the shape does not fit the grid.
+        NumericsError: a code is none of the grid's format, or stands for infinity or NaN, or the shape does
+            not fit the grid.
 
     >>> from tico_config import DType
     >>> params = AffineParams(scale=torch.tensor(0.5), zero_point=torch.tensor(2), dtype=DType.uint(4))
@@ -71,15 +82,20 @@ def dequantize(codes: Tensor, params: AffineParams, dtype: torch.dtype = torch.f
     _require_codes(codes, params.dtype)
     require_fit(params, codes.shape, "codes")
     require_float_kind(dtype, "dequantize")
-    wide = wide_dtype(dtype, params.dtype)
+    form, largest = params.dtype, torch.finfo(dtype).max
+    if isinstance(form, FloatFormat):
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        scale = broadcast(params.scale, params.granularity, codes.shape).to(wide)
+        values = decode_elements(codes, form.encoding, wide)
+        return narrowed((values * scale).clamp_(-largest, largest), dtype)
+    wide = wide_dtype(dtype, form)
     scale = broadcast(params.scale, params.granularity, codes.shape).to(wide)
     zero_point = broadcast(params.zero_point, params.granularity, codes.shape)
-    steps = (codes.to(torch.int64 if params.dtype.bits > 16 else torch.int32) - zero_point).to(wide)
-    largest = torch.finfo(dtype).max
+    steps = (codes.to(torch.int64 if form.bits > 16 else torch.int32) - zero_point).to(wide)
     return narrowed((steps * scale).clamp_(-largest, largest), dtype)
 
 
-def _require_codes(codes: Tensor, dtype: DType) -> None:
+def _require_codes(codes: Tensor, dtype: NumberFormat) -> None:
     """Refuse what is no code of `dtype`."""
     require_integers(codes, "codes", "dequantize")
     low, high = (int(end) for end in torch.aminmax(codes)) if codes.numel() else (dtype.qmin, dtype.qmin)
@@ -87,10 +103,28 @@ def _require_codes(codes: Tensor, dtype: DType) -> None:
         found, span = Found(f"{low} to {high}"), f"from {dtype.qmin} to {dtype.qmax}"
         sentence = f"the codes go from {low} to {high}, and those of {dtype} {span}"
         raise NumericsError(Problem(field="codes", value=found, expected=span, sentence=sentence))
+    if isinstance(dtype, FloatFormat):
+        require_numbers(codes, dtype)
+
+
+def require_numbers(codes: Tensor, dtype: FloatFormat) -> None:
+    """Refuse codes that stand for infinity or NaN.
+
+    Raises:
+        NumericsError: with the first of them.
+    """
+    if not dtype.encoding.has_nan:
+        return
+    finite = element_values(dtype.encoding).isfinite().to(codes.device)
+    wrong = codes.flatten()[~finite[codes.flatten().to(torch.int32)]]
+    if len(wrong):
+        found, expected = Found(f"{int(wrong[0]):#04x}"), "codes of finite numbers"
+        sentence = f"the code {found} of {dtype} stands for infinity or NaN"
+        raise NumericsError(Problem(field="codes", value=found, expected=expected, sentence=sentence))
 
 
 def fake_quantize(x: Tensor, params: AffineParams) -> Tensor:
-    """Return each value moved to the nearest one of the grid, in the dtype of `x`.
+    """Return each value moved to the nearest one of the grid, integer or `FloatFormat`, in the dtype of `x`.
 
     The same bits as dequantizing the codes. The gradient passes straight through. NaN stays NaN; infinity
     saturates; a zero is never negative.

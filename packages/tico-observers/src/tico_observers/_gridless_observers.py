@@ -9,20 +9,23 @@ import torch
 from torch import Tensor
 
 from tico_config import (
-    DType,
+    MXFP8,
+    ConfigError,
+    FloatFormat,
     Found,
     Granularity,
-    MXFormat,
-    MXSpec,
+    NumberFormat,
+    PerGroup,
     PerTensor,
     Problem,
     QScheme,
     TicoError,
     UnsupportedError,
 )
+from tico_config.validation import check_integer, refuse
 from tico_observers._affine_params import AffineParams
+from tico_observers._block_rounding import fake_quantize_blocks
 from tico_observers._identity import IdentityStatistic
-from tico_observers._mx import fake_quantize_mx
 from tico_observers._observer import Observer, S, located
 from tico_observers._range import RangeStatistic
 from tico_observers._tensor_checks import OnNonfinite
@@ -90,14 +93,18 @@ class IdentityObserver(_GridlessObserver[IdentityStatistic]):
 
 @final
 class MXObserver(_GridlessObserver[RangeStatistic]):
-    """Microscaling: blocks of 32 along `axis` take their scale from themselves, so no data are needed.
+    """Blocks along an axis take their scale from the values that come, so no data are needed.
+
+    `dtype` is a format of blocks, by default `MXFP8`; `axis`, or a `granularity` of its blocks, says along
+    which axis they run.
 
     What is collected, the range, is for reports.
 
     Raises:
-        ConfigError: `format` is not an `MXFormat`, or `axis` not an axis.
+        ConfigError: `dtype` is no format of blocks, or `axis` not an axis.
 
-    >>> observer = MXObserver("act_in", format=MXFormat.MXFP4_E2M1)
+    >>> from tico_config import MXFP4
+    >>> observer = MXObserver("act_in", MXFP4())
     >>> observer.fake_quant(torch.tensor([7.0, 1.2])).tolist()
     [6.0, 1.0]
     """
@@ -105,19 +112,25 @@ class MXObserver(_GridlessObserver[RangeStatistic]):
     def __init__(
         self,
         name: str = "act_in",
-        dtype: DType | None = None,
+        dtype: NumberFormat | type[FloatFormat] | None = None,
         qscheme: QScheme | None = None,
         channel_axis: int | None = None,
         *,
         granularity: Granularity | None = None,
         on_nonfinite: OnNonfinite = "error",
-        format: MXFormat = MXFormat.MXFP8_E4M3,  # noqa: A002  # the specification's word
         axis: int = -1,
     ) -> None:
-        self.spec = MXSpec(format, axis)
+        refuse(check_integer("axis", axis, -8, 7))
+        form = MXFP8() if dtype is None else dtype
         super().__init__(
-            name, dtype, qscheme, channel_axis, granularity=granularity, on_nonfinite=on_nonfinite
+            name, form, qscheme, channel_axis, granularity=granularity, on_nonfinite=on_nonfinite
         )
+        blocks = self.granularity
+        if not isinstance(self.dtype, FloatFormat) or not isinstance(blocks, PerGroup):
+            expected = "a format of blocks, such as MXFP4()"
+            raise ConfigError(Problem(field="dtype", value=self.dtype, expected=expected))
+        self.format = self.dtype
+        self.axis = axis if granularity is None else blocks.axis
 
     def _empty(self) -> RangeStatistic:
         return RangeStatistic(granularity=PerTensor(), on_nonfinite=self.on_nonfinite)
@@ -130,10 +143,10 @@ class MXObserver(_GridlessObserver[RangeStatistic]):
             CalibrationError: `x` has no such axis.
         """
         try:
-            return fake_quantize_mx(x, self.spec)
+            return fake_quantize_blocks(x, self.format, self.axis)
         except TicoError as error:
             raise located(error, self.name) from None
 
     def __repr__(self) -> str:
         """Return kind, name and format."""
-        return f"MXObserver({self.name!r}, {self.spec.format.value}, axis {self.spec.axis})"
+        return f"MXObserver({self.name!r}, {self.dtype}, axis {self.axis})"

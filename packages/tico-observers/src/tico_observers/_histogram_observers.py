@@ -7,20 +7,35 @@ from typing import final
 
 import torch
 
-from tico_config import DType, EntropySpec, Granularity, MSESpec, PercentileSpec, QScheme
+from tico_config import (
+    ConfigError,
+    EntropySpec,
+    FloatFormat,
+    Granularity,
+    MSESpec,
+    NumberFormat,
+    PercentileSpec,
+    Problem,
+    QScheme,
+)
 from tico_observers._affine_params import AffineParams
 from tico_observers._histogram import HistogramStatistic
 from tico_observers._observer import Observer
 from tico_observers._range import Extremes, seen_extremes
 from tico_observers._range_search import least_divergence_range, least_error_range, percentile_range
+from tico_observers._scale_search import least_error_params
 from tico_observers._tensor_checks import OnNonfinite
 
 
 class _HistogramBasedObserver(Observer[HistogramStatistic], ABC):
-    """An observer whose range is computed from the histogram of what was seen."""
+    """An observer whose grid is computed from the histogram of what was seen."""
 
     def _empty(self) -> HistogramStatistic:
         return HistogramStatistic(granularity=self.granularity, on_nonfinite=self.on_nonfinite)
+
+
+class _HistogramRangeObserver(_HistogramBasedObserver, ABC):
+    """An observer whose range is computed from the histogram of what was seen."""
 
     def _grid(self) -> AffineParams:
         return self._spanning(self._chosen_range())
@@ -31,10 +46,11 @@ class _HistogramBasedObserver(Observer[HistogramStatistic], ABC):
 
 
 @final
-class HistogramObserver(_HistogramBasedObserver):
+class HistogramObserver(_HistogramRangeObserver):
     """The grid spans the exact range; the counts are there for whoever wants to look at them.
 
     >>> import torch
+    >>> from tico_config import DType
     >>> observer = HistogramObserver("act_in", DType.uint(8))
     >>> observer.collect(torch.tensor([0.0, 1.0, 1.0, 255.0]))
     >>> observer.compute_qparams()[0].item(), observer.statistics.counts.tolist()
@@ -46,7 +62,7 @@ class HistogramObserver(_HistogramBasedObserver):
 
 
 @final
-class PercentileObserver(_HistogramBasedObserver):
+class PercentileObserver(_HistogramRangeObserver):
     """The grid spans the values between two percentiles of everything seen, in percent.
 
     Where both are 0 although other values were seen, as in a map with one peak, it spans the whole range: no
@@ -56,6 +72,7 @@ class PercentileObserver(_HistogramBasedObserver):
         ConfigError: the percentiles are not from 0 to 100, the lower one below the upper one.
 
     >>> import torch
+    >>> from tico_config import DType
     >>> observer = PercentileObserver("act_in", DType.uint(8), lower=0.0, upper=99.0)
     >>> observer.collect(torch.cat([torch.full((999,), 51.0), torch.tensor([1e6])]))
     >>> round(observer.compute_qparams()[0].item(), 6)
@@ -65,7 +82,7 @@ class PercentileObserver(_HistogramBasedObserver):
     def __init__(
         self,
         name: str = "act_in",
-        dtype: DType | None = None,
+        dtype: NumberFormat | type[FloatFormat] | None = None,
         qscheme: QScheme | None = None,
         channel_axis: int | None = None,
         *,
@@ -96,6 +113,7 @@ class MSEObserver(_HistogramBasedObserver):
         ConfigError: `steps` is not from 1 to 10,000.
 
     >>> import torch
+    >>> from tico_config import DType
     >>> observer = MSEObserver("act_in", DType.int(4))
     >>> observer.collect(torch.cat([torch.linspace(-1.0, 1.0, 9999), torch.tensor([8.0])]))
     >>> observer.compute_qparams()[0].item() < 0.4
@@ -105,7 +123,7 @@ class MSEObserver(_HistogramBasedObserver):
     def __init__(
         self,
         name: str = "act_in",
-        dtype: DType | None = None,
+        dtype: NumberFormat | type[FloatFormat] | None = None,
         qscheme: QScheme | None = None,
         channel_axis: int | None = None,
         *,
@@ -118,8 +136,12 @@ class MSEObserver(_HistogramBasedObserver):
             name, dtype, qscheme, channel_axis, granularity=granularity, on_nonfinite=on_nonfinite
         )
 
-    def _chosen_range(self) -> Extremes:
-        return least_error_range(self._seen, self.search, self.dtype, symmetric=self.symmetric)
+    def _grid(self) -> AffineParams:
+        if isinstance(self.dtype, FloatFormat):
+            return least_error_params(self._seen, self.search, self.dtype)
+        return self._spanning(
+            least_error_range(self._seen, self.search, self.dtype, symmetric=self.symmetric)
+        )
 
 
 @final
@@ -127,9 +149,10 @@ class EntropyObserver(_HistogramBasedObserver):
     """The grid spans the part of the range that has the smallest divergence, among `steps` candidates.
 
     Raises:
-        ConfigError: `steps` is not from 1 to 10,000.
+        ConfigError: `steps` is not from 1 to 10,000, or `dtype` is no `DType`.
 
     >>> import torch
+    >>> from tico_config import DType
     >>> observer = EntropyObserver("act_in", DType.int(8), steps=10)
     >>> observer.collect(torch.linspace(-1.0, 1.0, 999))
     >>> observer.compute_qparams()[0].item() <= 1 / 127
@@ -139,7 +162,7 @@ class EntropyObserver(_HistogramBasedObserver):
     def __init__(
         self,
         name: str = "act_in",
-        dtype: DType | None = None,
+        dtype: NumberFormat | type[FloatFormat] | None = None,
         qscheme: QScheme | None = None,
         channel_axis: int | None = None,
         *,
@@ -151,6 +174,13 @@ class EntropyObserver(_HistogramBasedObserver):
         super().__init__(
             name, dtype, qscheme, channel_axis, granularity=granularity, on_nonfinite=on_nonfinite
         )
+        form = self.dtype
+        if isinstance(form, FloatFormat):
+            raise ConfigError(
+                Problem(field="dtype", value=form, expected="integers, whose grids are compared")
+            )
+        self._integers = form
 
-    def _chosen_range(self) -> Extremes:
-        return least_divergence_range(self._seen, self.search, self.dtype, symmetric=self.symmetric)
+    def _grid(self) -> AffineParams:
+        found = least_divergence_range(self._seen, self.search, self._integers, symmetric=self.symmetric)
+        return self._spanning(found)

@@ -17,9 +17,11 @@ from typing_extensions import Self
 from tico_config import (
     CalibrationError,
     DType,
+    FloatFormat,
     Found,
     Granularity,
     LifecycleError,
+    NumberFormat,
     PerChannel,
     PerTensor,
     Problem,
@@ -80,7 +82,7 @@ class Observer(ABC, Generic[S]):
     def __init__(
         self,
         name: str = "act_in",
-        dtype: DType | None = None,
+        dtype: NumberFormat | type[FloatFormat] | None = None,
         qscheme: QScheme | None = None,
         channel_axis: int | None = None,
         *,

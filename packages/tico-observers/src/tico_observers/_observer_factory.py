@@ -15,13 +15,12 @@ from tico_config import (
     HistogramSpec,
     MinMaxSpec,
     MSESpec,
-    MXSpec,
     NoQuant,
     PercentileSpec,
     QuantSpec,
 )
 from tico_observers._custom_observers import AnyObserver, custom_observer
-from tico_observers._gridless_observers import IdentityObserver, MXObserver
+from tico_observers._gridless_observers import IdentityObserver
 from tico_observers._histogram import HistogramStatistic
 from tico_observers._histogram_observers import (
     EntropyObserver,
@@ -59,8 +58,6 @@ def _unnamed(spec: QuantSpec, default: Granularity) -> AnyObserver:
             return MinMaxObserver(*grid, granularity=units, on_nonfinite=on_nonfinite)
         case EMASpec(momentum=momentum):
             return EMAObserver(*grid, granularity=units, on_nonfinite=on_nonfinite, momentum=momentum)
-        case MXSpec(format=element, axis=axis):
-            return MXObserver(name, format=element, axis=axis)
         case NoQuant():
             return IdentityObserver(name)
         case CustomObserverSpec() as own:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import final
 
-from tico_config import DType, EMASpec, Granularity, QScheme
+from tico_config import EMASpec, FloatFormat, Granularity, NumberFormat, QScheme
 from tico_observers._affine_params import AffineParams
 from tico_observers._ema import EMAStatistic
 from tico_observers._observer import Observer
@@ -17,6 +17,7 @@ class MinMaxObserver(Observer[RangeStatistic]):
     """The grid spans the smallest and the largest value seen.
 
     >>> import torch
+    >>> from tico_config import DType
     >>> observer = MinMaxObserver("act_in", DType.uint(8))
     >>> observer.collect(torch.tensor([-1.0, 4.1]))
     >>> scale, zero_point = observer.compute_qparams()
@@ -39,6 +40,7 @@ class EMAObserver(Observer[EMAStatistic]):
         ConfigError: the momentum is not from 0 to 1, 1 excluded.
 
     >>> import torch
+    >>> from tico_config import DType
     >>> observer = EMAObserver("act_in", DType.uint(8), momentum=0.5)
     >>> observer.collect(torch.tensor([0.0, 255.0]))
     >>> observer.compute_qparams()[0].item()
@@ -48,7 +50,7 @@ class EMAObserver(Observer[EMAStatistic]):
     def __init__(
         self,
         name: str = "act_in",
-        dtype: DType | None = None,
+        dtype: NumberFormat | type[FloatFormat] | None = None,
         qscheme: QScheme | None = None,
         channel_axis: int | None = None,
         *,

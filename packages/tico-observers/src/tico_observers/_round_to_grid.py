@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.fx import Proxy
 
-from tico_config import DType, Granularity, PerChannel, PerGroup, PerTensor, PerToken
+from tico_config import DType, FloatFormat, Granularity, NumberFormat, PerTensor
 from tico_observers._affine_params import broadcast
+from tico_observers._float_grid import call_operator, round_to_elements
+from tico_observers._grid_units import granularity_of, settings_of
 from tico_observers._tensor_checks import arithmetic_dtype, have_numbers
 
 _ZEROS: Final = {dtype: torch.zeros((), dtype=dtype) for dtype in (torch.float32, torch.float64)}
@@ -36,12 +38,13 @@ def wide_dtype(values: torch.dtype, codes: DType) -> torch.dtype:
 
 
 def round_to_grid(
-    x: Tensor, scale: Tensor, zero_point: Tensor, *, dtype: DType, granularity: Granularity
+    x: Tensor, scale: Tensor, zero_point: Tensor, *, dtype: NumberFormat, granularity: Granularity
 ) -> Tensor:
     """Return `fake_quantize` of `x` for a grid given by its parts, which are not checked.
 
     For modules that keep `scale` and `zero_point` as buffers and use them in every forward pass. In a graph
-    that `torch.fx.symbolic_trace` makes it is one call of the operator ``tico::fake_quantize``.
+    that `torch.fx.symbolic_trace` makes it is one call of the operator ``tico::fake_quantize``, or of
+    ``tico::fake_quantize_float``.
 
     >>> from tico_config import DType, PerTensor
     >>> scale, zero_point = torch.tensor(0.5), torch.tensor(0)
@@ -49,8 +52,12 @@ def round_to_grid(
     >>> round_to_grid(x, scale, zero_point, dtype=DType.int(4), granularity=PerTensor()).tolist()
     [-4.0, 0.5]
     """
+    if isinstance(dtype, FloatFormat):
+        if _is_recorded(x):
+            return call_operator(x, scale, dtype, granularity)
+        return with_gradient_of(x, round_to_elements(x.detach(), scale, dtype, granularity))
     if _is_recorded(x):
-        called: Tensor = _operator(x, scale, zero_point, dtype.qmin, dtype.qmax, *_settings(granularity))
+        called: Tensor = _operator(x, scale, zero_point, dtype.qmin, dtype.qmax, *settings_of(granularity))
         return called
     return with_gradient_of(x, _rounded(x.detach(), scale, zero_point, dtype, granularity))
 
@@ -111,24 +118,6 @@ def _tangent_of(x: Tensor) -> Tensor | None:
     return tangent
 
 
-_UNITS = {PerTensor: "tensor", PerChannel: "channel", PerGroup: "group", PerToken: "token"}
-
-
-def _settings(granularity: Granularity) -> tuple[str, int, int]:
-    """Return the unit of `granularity`, its axis and its group size; what does not apply is 0."""
-    axis = granularity.axis if isinstance(granularity, PerChannel | PerGroup) else 0
-    size = granularity.size if isinstance(granularity, PerGroup) else 0
-    return _UNITS[type(granularity)], axis, size
-
-
-def _granularity(unit: str, axis: int, size: int) -> Granularity:
-    if unit == "channel":
-        return PerChannel(axis)
-    if unit == "group":
-        return PerGroup(axis, size)
-    return PerTensor() if unit == "tensor" else PerToken()
-
-
 _SCHEMA = (
     "(Tensor x, Tensor scale, Tensor zero_point, int quant_min, int quant_max, str unit, int axis, int size)"
     " -> Tensor"
@@ -147,7 +136,7 @@ def _operator(
     size: int,
 ) -> Tensor:
     dtype = DType((quant_max - quant_min).bit_length(), signed=quant_min < 0)
-    return _rounded(x.detach(), scale, zero_point, dtype, _granularity(unit, axis, size))
+    return _rounded(x.detach(), scale, zero_point, dtype, granularity_of(unit, axis, size))
 
 
 @_operator.register_fake

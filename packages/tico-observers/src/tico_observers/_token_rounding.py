@@ -8,7 +8,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from tico_config import DType
+from tico_config import DType, FloatFormat, NumberFormat, PerToken
+from tico_observers._float_grid import round_to_elements
+from tico_observers._float_scales import scales_of
 from tico_observers._round_to_grid import narrowed, wide_dtype, with_gradient_of
 from tico_observers._tensor_checks import arithmetic_dtype, have_numbers
 
@@ -16,12 +18,12 @@ _TINY: Final = torch.finfo(torch.float32).tiny
 _BELOW_TINY: Final = math.nextafter(_TINY, 0.0)
 
 
-def can_round_tokens(x: object, dtype: DType, *, symmetric: bool) -> bool:
+def can_round_tokens(x: object, dtype: NumberFormat, *, symmetric: bool) -> bool:
     """Tell whether `round_tokens` can be called: the numbers of `x` can be read, and there are some."""
     return isinstance(x, Tensor) and have_numbers(x) and x.numel() > 0 and (dtype.signed or not symmetric)
 
 
-def round_tokens(x: Tensor, dtype: DType, *, symmetric: bool) -> Tensor:
+def round_tokens(x: Tensor, dtype: NumberFormat, *, symmetric: bool) -> Tensor:
     """Return `x` with each vector along its last axis on the min/max grid of its values.
 
     The same bits as `fake_quantize` with `params_per_token`, in half as many operators: for a few tokens
@@ -30,7 +32,16 @@ def round_tokens(x: Tensor, dtype: DType, *, symmetric: bool) -> Tensor:
     >>> round_tokens(torch.tensor([[-1.0, 0.7, 3.0]]), DType.uint(2), symmetric=False).tolist()
     [[-1.3333333730697632, 1.3333333730697632, 2.6666667461395264]]
     """
+    if isinstance(dtype, FloatFormat):
+        return with_gradient_of(x, _to_elements(x.detach(), dtype))
     return with_gradient_of(x, _rounded(x.detach(), dtype, symmetric))
+
+
+def _to_elements(x: Tensor, dtype: FloatFormat) -> Tensor:
+    largest = x.abs().amax(-1).to(torch.float64) if x.shape[-1] else x.new_zeros(x.shape[:-1])
+    scale = scales_of(torch.threshold(largest, _BELOW_TINY, 0.0), dtype)
+    values = round_to_elements(x, scale, dtype, PerToken())
+    return torch.where(largest.isfinite().unsqueeze(-1), values, torch.nan)
 
 
 def _rounded(x: Tensor, dtype: DType, symmetric: bool) -> Tensor:

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor
 
 from tico_config import (
+    FLOAT_FORMATS,
     DType,
     EMASpec,
     EntropySpec,
+    FloatFormat,
     Granularity,
     HistogramSpec,
     MinMaxSpec,
     MissingExtraError,
     MSESpec,
-    MXFormat,
-    MXSpec,
     ObserverSpec,
     PercentileSpec,
     PerChannel,
@@ -38,7 +38,6 @@ from tico_config import (
     Problem,
     QuantSpec,
     affine,
-    mx,
     no_quant,
 )
 from tico_observers._affine_params import AffineParams, statistic_shape
@@ -58,6 +57,7 @@ except ImportError as error:
 __all__ = [
     "affine_specs",
     "float_dtypes",
+    "float_formats",
     "granularities",
     "integer_dtypes",
     "layouts",
@@ -195,11 +195,18 @@ def affine_specs(draw: st.DrawFn, observer: ObserverSpec | None = None) -> Quant
 
 
 def quant_specs() -> st.SearchStrategy[QuantSpec]:
-    """Draw any spec: affine, Microscaling, or none."""
-    element = st.builds(MXSpec, st.sampled_from(MXFormat), st.integers(-2, 1))
-    return st.one_of(
-        affine_specs(), element.map(lambda spec: mx(spec.format, axis=spec.axis)), st.builds(no_quant)
-    )
+    """Draw any spec: of integers, of floating-point elements, or none."""
+    return st.one_of(affine_specs(), st.builds(affine, float_formats()), st.builds(no_quant))
+
+
+def float_formats() -> st.SearchStrategy[FloatFormat]:
+    """Draw a format of floating-point elements.
+
+    >>> from hypothesis import find
+    >>> find(float_formats(), lambda dtype: dtype.bits == 6)
+    MXFP6(element='e2m3')
+    """
+    return st.sampled_from(FLOAT_FORMATS)
 
 
 @st.composite

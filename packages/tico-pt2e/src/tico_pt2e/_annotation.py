@@ -10,8 +10,8 @@ from typing_extensions import Self
 
 from tico_config import (
     ConfigError,
+    DType,
     Found,
-    MXSpec,
     PerChannel,
     PerTensor,
     Problem,
@@ -159,7 +159,7 @@ def _possible(
 ) -> bool:
     if not spec.is_quantized:
         return True
-    affine = not isinstance(spec.observer, MXSpec) and spec.dtype.bits <= 16
+    affine = isinstance(spec.dtype, DType) and spec.dtype.bits <= 16
     return affine and spec.granularity_or(default) in tuple(units)
 
 

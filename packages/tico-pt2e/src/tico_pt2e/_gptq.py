@@ -6,13 +6,21 @@ is run on, as on any model. Their integers then become the graph's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, final
 
 import attrs
 from torch import Tensor, fx, nn
 
-from tico_config import DType, GPTQConfig, PerChannel, PerTensor, unmatched_problems
+from tico_config import (
+    Found,
+    GPTQConfig,
+    PerChannel,
+    PerTensor,
+    Problem,
+    UnsupportedError,
+    unmatched_problems,
+)
 from tico_modules import Edit, LayerReport, PackedWeight, QuantizedModule, Report, children, named_modules
 from tico_observers import AffineParams
 from tico_pt2e._graph import QuantGraph, become, draft_of
@@ -47,6 +55,7 @@ class GPTQEverywhere(BaseQuantizer[GPTQConfig, Calibration]):
             return GPTQQuantizer(self.config).prepare(model, example, edit)
         draft = draft_of(model)
         views = _views(draft)
+        self._require_integers(views)
         kept = [view.site.path for view in views if self._keeps(view)]
         layers = {
             view.site.path: (view, layer)
@@ -65,6 +74,21 @@ class GPTQEverywhere(BaseQuantizer[GPTQConfig, Calibration]):
                 draft.graph.call_module(f"{_LAYERS}.{path}", (seen,))
         become(model, draft, edit)
         return model, calibration
+
+    def _require_integers(self, views: Sequence[SiteView]) -> None:
+        """Refuse formats of floating-point elements, for which the dialect of graphs has no operators.
+
+        Raises:
+            UnsupportedError: with every weight that was to have one.
+        """
+        asked = {view.site.path: self.config.resolve(view.site.path).spec.dtype for view in views}
+        problems = [
+            Problem(module=path, field="dtype", value=Found(str(dtype)), expected="None for a graph of PT2E")
+            for path, dtype in asked.items()
+            if dtype is not None
+        ]
+        if problems:
+            raise UnsupportedError(*problems)
 
     def convert(self, model: nn.Module, calibration: Calibration, edit: Edit) -> Converted:
         """Put the new integers in the place of the weights."""
@@ -101,8 +125,8 @@ class GPTQEverywhere(BaseQuantizer[GPTQConfig, Calibration]):
         asked = self.config.resolve(view.site.path).spec
         found = grid_of(view.weight_node)
         unit = PerTensor() if asked.per_tensor else PerChannel(view.site.axis)
-        dtype = DType(asked.bits, signed=asked.symmetric)
-        return view.site.operator != "embedding" and asked.group_size is None and found == (dtype, unit)
+        is_plain = view.site.operator != "embedding" and asked.shared_columns is None
+        return is_plain and found == (asked.number_format, unit)
 
     def _without(self, kept: list[str], layers: list[str]) -> GPTQConfig:
         """Return the config without the overrides that hold for weights that are kept, and for no others."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import Argument
 
-from tico_config import INT32, DType, PerChannel, PerTensor
+from tico_config import INT32, DType, PerChannel, PerTensor, integer_format
 from tico_modules import PackedWeight, code_dtype, dialect_operator
 from tico_observers import AffineParams, quantize
 from tico_pt2e._graph import QuantGraph
@@ -28,7 +28,7 @@ def moved_to_grid(graph: fx.Graph, source: fx.Node, params: AffineParams, point:
 
     `point` is the path of the point whose grid it is.
     """
-    dtype = params.dtype
+    dtype = integer_format(params.dtype)
     grid = (params.scale.item(), int(params.zero_point.item()), dtype.qmin, dtype.qmax, code_dtype(dtype))
     codes = graph.call_function(dialect_operator("quantize_per_tensor"), (source, *grid))
     value = value_of(source)
@@ -53,7 +53,7 @@ def constant_of_codes(
     model: QuantGraph, owner: str, name: str, codes: Tensor, params: AffineParams, out: torch.dtype
 ) -> fx.Node:
     """Return a node that dequantizes `codes`, which are kept as a constant, to the format `out`."""
-    graph, dtype = model.graph, params.dtype
+    graph, dtype = model.graph, integer_format(params.dtype)
     kept = codes.to(code_dtype(dtype))
     stored = new_constant(model, graph, owner, f"{name}_codes", kept)
     limits = (dtype.qmin, dtype.qmax, code_dtype(dtype))
@@ -100,7 +100,7 @@ def constant_of_groups(
     Columns that are no neighbours in their group are put there by an index; `shape` is the weight's own, the
     outputs in front.
     """
-    graph, dtype, codes = model.graph, packed.dtype, packed.integer_codes()
+    graph, dtype, codes = model.graph, integer_format(packed.dtype), packed.integer_codes()
     order = None if packed.group_index is None else torch.argsort(packed.group_index, stable=True)
     kept = (codes if order is None else codes[:, order]).to(code_dtype(dtype))
     limits = (dtype.qmin, dtype.qmax, code_dtype(dtype), packed.group_size, torch.float32)

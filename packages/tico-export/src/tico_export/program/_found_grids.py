@@ -8,7 +8,16 @@ from typing import Literal
 import attrs
 from torch import fx
 
-from tico_config import DType, Granularity, GridFormat, LayerFormat, PerChannel, PerGroup, PerTensor
+from tico_config import (
+    DType,
+    Granularity,
+    GridFormat,
+    LayerFormat,
+    NumberFormat,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+)
 from tico_export.program._rewriting import input_of, operator_of
 from tico_export.source import Grid, IntegerWeight, Source
 
@@ -31,7 +40,7 @@ class FoundGrid:
     step: float | None = None
 
     @property
-    def dtype(self) -> DType:
+    def dtype(self) -> NumberFormat:
         """The number format of a code."""
         return self.format.dtype
 

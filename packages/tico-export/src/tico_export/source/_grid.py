@@ -6,7 +6,7 @@ import attrs
 from torch import Tensor
 from typing_extensions import Self
 
-from tico_config import DType, Granularity, GridFormat, PerToken
+from tico_config import DType, Granularity, GridFormat, PerToken, integer_format
 from tico_modules import ActivationGrid
 
 
@@ -44,7 +44,7 @@ class Grid:
         """Return the numbers of `module`."""
         dynamic = isinstance(module.granularity, PerToken)
         return cls(
-            dtype=module.dtype,
+            dtype=integer_format(module.dtype),
             granularity=module.granularity,
             symmetric=module.symmetric,
             scale=None if dynamic else module.scale,

@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, GridFormat
+from tico_config import DType, GridFormat, integer_format
 from tico_export.source._grid import Grid
 from tico_modules import PackedWeight, QuantizedModule
 
@@ -65,7 +65,7 @@ class IntegerWeight:
     @property
     def dtype(self) -> DType:
         """The number format of a code."""
-        return self.packed.dtype
+        return integer_format(self.packed.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -8,11 +8,12 @@ from functools import cached_property
 import attrs
 from torch import Tensor, nn
 
-from tico_config import Found, LifecycleError, Problem, UnsupportedError
+from tico_config import FloatFormat, Found, LifecycleError, Problem, UnsupportedError
 from tico_export.source._grid import Grid
 from tico_export.source._integer_weight import IntegerWeight
 from tico_modules import (
     ActivationGrid,
+    PackedWeight,
     QuantizedModule,
     RestorableModule,
     is_prepared,
@@ -49,11 +50,12 @@ class Source:
         """Return what `model` holds.
 
         Raises:
-            UnsupportedError: it is no module, or was not converted.
+            UnsupportedError: it is no module, was not converted, or has codes that are no integers.
             LifecycleError: it is in training mode.
         """
         _require_converted(model)
         modules = dict(named_modules(model))
+        _require_integers(modules)
         layers = {path: each for path, each in modules.items() if isinstance(each, QuantizedModule)}
         inside = [f"{path}." if path else "" for path in layers]
         weights = {path: IntegerWeight.of(path, layer) for path, layer in layers.items()}
@@ -174,6 +176,28 @@ def _saved_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in own.items():
             if tensor is not None and name not in unsaved:
                 yield prefix + name, tensor
+
+
+def _require_integers(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse weights and activations in formats of floating-point elements.
+
+    Raises:
+        UnsupportedError: with each of them.
+    """
+    problems = [
+        Problem(
+            module=path,
+            field="dtype",
+            value=Found(str(each.dtype)),
+            expected="integers",
+            sentence=f"its codes are {each.dtype}, and no file format here has a place for them",
+            remedy="save it by save_quantized, or quantize to integers what is to be exported",
+        )
+        for path, each in modules.items()
+        if isinstance(each, PackedWeight | ActivationGrid) and isinstance(each.dtype, FloatFormat)
+    ]
+    if problems:
+        raise UnsupportedError(*problems)
 
 
 def _ties(weights: Mapping[str, IntegerWeight]) -> Iterator[tuple[str, str]]:

@@ -13,6 +13,9 @@ _WORDS: Final = (
     "first byte on; zero bits pad a row to whole bytes. The width is `bits`, and 16 where that is above 8.",
     "Stored is the code less the smallest code: 0 for unsigned codes, -(2 ** (bits - 1)) for signed ones.",
     "Signed codes of 8 bits are the exception: they are stored as they are, as int8.",
+    "Where `format` is given, codes are bit patterns of that format of floating-point elements: a value is",
+    "element(code) * scale. The scales are in .stored_scale: as float32, as e8m0, 2 ** (code - 127), or as",
+    "e4m3 numbers times .tensor_scale; there is no .scale and no .zero_point.",
     "The group of a column is column // group_size, group_index[column], or 0 where `group_size` is null.",
 )
 

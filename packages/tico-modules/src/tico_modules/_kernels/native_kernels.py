@@ -26,7 +26,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, PerToken
+from tico_config import DType, PerToken, integer_format
 from tico_modules._kernels import native_operators as operators
 from tico_modules._kernels.float_pieces import RowwiseCodes, has_one_scale_a_row, multiply_in_pieces
 from tico_modules._storage.activation_grid import ActivationGrid, compute_token_grids
@@ -114,9 +114,9 @@ class IntegerProduct:
         """Return the product for a grid around zero for each token, whose scale is finite if the token is."""
         scale: Tensor | float
         if len(x) == 1:  # outside of tensors, which takes less time
-            total = scale = _find_symmetric_scale(*x.aminmax(), self.grid.dtype)
+            total = scale = _find_symmetric_scale(*x.aminmax(), self._dtype)
         else:
-            scale = compute_token_grids(x, self.grid.dtype, symmetric=True)[0].unsqueeze(-1)
+            scale = compute_token_grids(x, self._dtype, symmetric=True)[0].unsqueeze(-1)
             total = float(scale.sum())
         if not math.isfinite(total):
             return None
@@ -134,8 +134,14 @@ class IntegerProduct:
         product = operators.sum_int8_products(_to_bytes(steps), offset, self.packed)
         return product if sums is None or self.zero is None else product.addr_(sums, self.zero, alpha=-1)
 
+    @property
+    def _dtype(self) -> DType:
+        return integer_format(self.grid.dtype)
+
     def _multiply_per_token(self, x: Tensor, bias: Tensor | None) -> Tensor | None:
-        scale, zero_point = compute_token_grids(x, self.grid.dtype, symmetric=self.grid.symmetric)
+        scale, zero_point = compute_token_grids(
+            x, integer_format(self.grid.dtype), symmetric=self.grid.symmetric
+        )
         offsets = (zero_point - self.grid.dtype.qmin).to(torch.float32)
         if math.isnan(float(scale.sum())):
             return None

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from tico_config import PerTensor, PerToken
+from tico_config import DType, FloatFormat, PerTensor, PerToken
 from tico_modules._kernels import native_operators as operators
 from tico_modules._kernels.float_pieces import has_one_scale_a_row
 from tico_modules._kernels.native_kernels import (
@@ -106,6 +106,8 @@ def _find_obstacle(weight: PackedWeight) -> str:
     """Return the reason why no kernel can multiply by `weight`, or an empty text."""
     if not weight.codes.is_cpu:
         return f"its codes are on {weight.codes.device}"
+    if isinstance(weight.dtype, FloatFormat):
+        return f"codes of {weight.dtype} have no kernel"
     if weight.bits > 8:
         return f"codes of {weight.bits} bits have no kernel"
     if weight.offset is not None:
@@ -122,7 +124,13 @@ def _make_kernel(weight: PackedWeight, grid: ActivationGrid | None) -> Kernel:
 
 def _suits_integers(grid: ActivationGrid, columns: int) -> bool:
     unit = isinstance(grid.granularity, PerTensor | PerToken)
-    return unit and grid.dtype.bits <= 8 and columns <= MOST_COLUMNS and operators.int8_works()
+    return (
+        unit
+        and isinstance(grid.dtype, DType)
+        and grid.dtype.bits <= 8
+        and columns <= MOST_COLUMNS
+        and operators.int8_works()
+    )
 
 
 def _list_buffers(module: nn.Module) -> Iterator[tuple[dict[str, Tensor | None], str, Tensor, int]]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from tico_config import DType
+from tico_config import NumberFormat
 from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
 from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
@@ -83,7 +83,7 @@ class _QuantizedConv(ConvolutionModule[ConvSettings]):
     def from_float(
         cls,
         conv: FloatConv,
-        dtype: DType,
+        dtype: NumberFormat,
         *,
         symmetric: bool = False,
         group_size: int | None = None,
@@ -135,6 +135,7 @@ class QuantizedConv2d(_QuantizedConv):
     """A two-dimensional convolution with an integer weight.
 
     >>> import torch
+    >>> from tico_config import DType
     >>> layer = QuantizedConv2d.from_float(nn.Conv2d(3, 4, 3, padding=1), DType.uint(8))
     >>> layer(torch.zeros(1, 3, 5, 5)).shape
     torch.Size([1, 4, 5, 5])

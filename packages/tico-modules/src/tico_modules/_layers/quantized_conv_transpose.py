@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from tico_config import DType
+from tico_config import NumberFormat
 from tico_modules._layers.convolution import ConvolutionModule, KernelSettings
 from tico_modules._layers.quantized_module import Parts, copy_bias
 from tico_modules._storage.layout import Layout
@@ -103,7 +103,7 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
     def from_float(
         cls,
         conv: FloatConvTranspose,
-        dtype: DType,
+        dtype: NumberFormat,
         *,
         symmetric: bool = False,
         group_size: int | None = None,
@@ -179,6 +179,7 @@ class QuantizedConvTranspose2d(_QuantizedConvTranspose):
     """A two-dimensional transposed convolution with an integer weight.
 
     >>> import torch
+    >>> from tico_config import DType
     >>> layer = QuantizedConvTranspose2d.from_float(nn.ConvTranspose2d(3, 4, 2, stride=2), DType.uint(8))
     >>> layer(torch.zeros(1, 3, 5, 5)).shape, layer.packed.shape, layer.dequantize().shape
     (torch.Size([1, 4, 10, 10]), (4, 3, 2, 2), torch.Size([3, 4, 2, 2]))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tico_config import ArtifactError, DType, Found, Problem, UnsupportedError
+from tico_config import ArtifactError, Found, NumberFormat, Problem, UnsupportedError
 from tico_modules._layers.expert_weights import ExpertWeights, FloatExpert, dtype_of, shape_of
 from tico_modules._layers.lent_state import call_as
 from tico_modules._layers.restorable import RestorableModule
@@ -67,7 +67,7 @@ class QuantizedExperts(RestorableModule):
     def from_float(
         cls,
         experts: nn.Module,
-        dtype: DType,
+        dtype: NumberFormat,
         *,
         transposed: Mapping[str, bool],
         choosing: bool,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Self
 
-from tico_config import DType
+from tico_config import NumberFormat
 from tico_modules._kernels.native_linear import Backend, NativeLinear
 from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
 from tico_modules._storage.float_dtypes import name_of, parse_float_dtype
@@ -26,6 +26,7 @@ from tico_modules._tree.requirements import float_weight
 class QuantizedLinear(QuantizedModule):
     """``y = x Wᵀ + bias`` with integer W of shape (out_features, in_features).
 
+    >>> from tico_config import DType
     >>> layer = QuantizedLinear.from_float(nn.Linear(8, 4), DType.uint(4), group_size=4)
     >>> layer(torch.ones(2, 8)).shape, layer.bits, layer.group_size
     (torch.Size([2, 4]), 4, 4)
@@ -47,7 +48,7 @@ class QuantizedLinear(QuantizedModule):
 
     @classmethod
     def from_float(
-        cls, linear: nn.Linear, dtype: DType, *, symmetric: bool = False, group_size: int | None = None
+        cls, linear: nn.Linear, dtype: NumberFormat, *, symmetric: bool = False, group_size: int | None = None
     ) -> QuantizedLinear:
         """Return `linear` with its weight rounded to nearest, a grid for each row or group of columns.
 
@@ -109,6 +110,7 @@ class QuantizedEmbedding(QuantizedModule):
     Indices of shape (...) give rows of shape (..., embedding_dim) in `dtype`, by default that of the float
     weight, which changes when the model is cast. Each row is multiplied by `factor`, as those of Gemma are.
 
+    >>> from tico_config import DType
     >>> table = PackedWeight.round_to_nearest(torch.eye(3), DType.uint(4), symmetric=False, group_size=None)
     >>> QuantizedEmbedding(Parts(packed=table))(torch.tensor([2])).tolist()
     [[0.0, 0.0, 1.0]]

@@ -10,6 +10,7 @@ from typing import Final
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tico_config import DType, FloatFormat
 from tico_modules._facts.layer_report import SQNR, LayerReport
 from tico_modules._facts.model_facts import CodeCounts, LayerSize, ModelFacts, PointRange, RunFacts
 from tico_modules._record.fingerprint import all_tensors
@@ -141,13 +142,16 @@ def _facts_of(run: Run) -> RunFacts:
 def _range_of(path: str, grid: ActivationGrid) -> PointRange:
     if not grid.scale.numel() or grid.scale.is_meta:
         return PointRange(path=path, grid=grid.label)
+    if isinstance(grid.dtype, FloatFormat):
+        highest = grid.dtype.encoding.largest * float(grid.scale.max())
+        return PointRange(path=path, grid=grid.label, low=-highest, high=highest)
     scale, zero = grid.scale.double(), grid.zero_point.double()
     low, high = (grid.dtype.qmin - zero) * scale, (grid.dtype.qmax - zero) * scale
     return PointRange(path=path, grid=grid.label, low=float(low.min()), high=float(high.max()))
 
 
 def _can_be_shown(packed: PackedWeight) -> bool:
-    return packed.bits <= _MOST_BITS and not packed.codes.is_meta
+    return isinstance(packed.dtype, DType) and packed.bits <= _MOST_BITS and not packed.codes.is_meta
 
 
 def _worst_codes(lines: Iterable[LayerReport], weights: Weights) -> Iterator[CodeCounts]:

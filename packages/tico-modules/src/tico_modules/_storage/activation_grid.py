@@ -13,9 +13,11 @@ from typing_extensions import Self
 from tico_config import (
     ArtifactError,
     DType,
+    FloatFormat,
     Found,
     Granularity,
     GridFormat,
+    NumberFormat,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -23,6 +25,7 @@ from tico_config import (
     Problem,
     TicoError,
     UnsupportedError,
+    integer_format,
 )
 from tico_modules._storage.exact_module import ExactModule, has_values
 from tico_modules._storage.exported import (
@@ -35,7 +38,15 @@ from tico_modules._storage.exported import (
 from tico_modules._storage.layout import Layout, require_tensor
 from tico_modules._storage.meta_tensors import require_values
 from tico_modules._storage.one_function import is_watched
-from tico_observers import AffineParams, broadcast, can_round_tokens, round_to_grid, round_tokens
+from tico_modules._storage.weight_format import read_number_format
+from tico_observers import (
+    AffineParams,
+    broadcast,
+    can_round_tokens,
+    fake_quantize_blocks,
+    round_to_grid,
+    round_tokens,
+)
 
 _BUFFERS = ("scale", "zero_point")
 
@@ -60,13 +71,19 @@ class ActivationGrid(ExactModule):
 
     scale: Tensor
     zero_point: Tensor
-    dtype: DType
+    dtype: NumberFormat
     granularity: Granularity
     symmetric: bool
     _originals: tuple[Tensor, Tensor]  # the buffers, where no tracer puts stand-ins in their place
 
     def __init__(
-        self, scale: Tensor, zero_point: Tensor, *, dtype: DType, granularity: Granularity, symmetric: bool
+        self,
+        scale: Tensor,
+        zero_point: Tensor,
+        *,
+        dtype: NumberFormat,
+        granularity: Granularity,
+        symmetric: bool,
     ) -> None:
         super().__init__()
         # There are many grids: what is no parameter, buffer or module goes past the checks of `__setattr__`.
@@ -89,12 +106,33 @@ class ActivationGrid(ExactModule):
 
     @classmethod
     def per_token(
-        cls, dtype: DType, *, symmetric: bool, device: torch.device | None = None
+        cls, dtype: NumberFormat, *, symmetric: bool, device: torch.device | None = None
     ) -> ActivationGrid:
         """Return the module that computes a grid for each vector along the last axis; `device` is its own."""
         scale = torch.empty(0, device=device)
         zero_point = torch.empty(0, dtype=torch.int32, device=device)
         return cls(scale, zero_point, dtype=dtype, granularity=PerToken(), symmetric=symmetric)
+
+    @classmethod
+    def per_block(
+        cls, dtype: FloatFormat, *, axis: int = -1, device: torch.device | None = None
+    ) -> ActivationGrid:
+        """Return the module that gives each block along `axis` the scale of its values, for MX formats.
+
+        Raises:
+            UnsupportedError: `dtype` has no blocks whose scales need nothing else.
+
+        >>> from tico_config import MXFP4
+        >>> ActivationGrid.per_block(MXFP4())(torch.tensor([5.0, 0.7]))
+        tensor([4.0000, 0.5000])
+        """
+        size = dtype.block_size
+        if size is None or dtype.scale_format != "e8m0":
+            expected = "an MX format, such as MXFP8()"
+            raise UnsupportedError(Problem(field="dtype", value=dtype, expected=expected))
+        scale = torch.empty(0, device=device)
+        zero_point = torch.empty(0, dtype=torch.int32, device=device)
+        return cls(scale, zero_point, dtype=dtype, granularity=PerGroup(axis, size), symmetric=True)
 
     def grid_format(self) -> GridFormat:
         """Return the format of the codes, as profiles of runtimes compare it."""
@@ -113,10 +151,13 @@ class ActivationGrid(ExactModule):
             raise UnsupportedError(_problem_of_format(x.dtype))
         if torch.compiler.is_exporting() and (exported := self._in_program(x)) is not None:
             return exported
+        if isinstance(self.dtype, FloatFormat) and not is_fixed(self.dtype, self.granularity):
+            return _round_by_own_scales(x, self.dtype, self.granularity)
         if isinstance(self.granularity, PerToken):
             if can_round_tokens(x, self.dtype, symmetric=self.symmetric):
                 return round_tokens(x, self.dtype, symmetric=self.symmetric)
-            scale, zero_point = compute_token_grids(x, self.dtype, symmetric=self.symmetric)
+            integers = integer_format(self.dtype)
+            scale, zero_point = compute_token_grids(x, integers, symmetric=self.symmetric)
         else:
             scale, zero_point = require_values(self.scale, x, "ActivationGrid", "scale"), self.zero_point
         return round_to_grid(x, scale, zero_point, dtype=self.dtype, granularity=self.granularity)
@@ -124,7 +165,9 @@ class ActivationGrid(ExactModule):
     def _in_program(self, x: Tensor) -> Tensor | None:
         """Return `x` moved to the grid by operators of a dialect; None where that has none for the grid."""
         granularity, dtype = self.granularity, self.dtype
-        if not (isinstance(granularity, PerTensor | PerChannel) and has_dialect_for(x, dtype)):
+        if not (isinstance(granularity, PerTensor | PerChannel) and isinstance(dtype, DType)):
+            return None
+        if not has_dialect_for(x, dtype):
             return None
         numbers = self._read_numbers()
         if numbers is None:
@@ -142,7 +185,7 @@ class ActivationGrid(ExactModule):
         with _disable_current_modes():
             if not has_values(*self._originals):
                 return None
-            numbers = GridNumbers.of(*self._originals, self.dtype)
+            numbers = GridNumbers.of(*self._originals, integer_format(self.dtype))
             return numbers.scale, numbers.zero_point, numbers.largest
 
     def _keep_originals(self) -> None:
@@ -163,8 +206,9 @@ class ActivationGrid(ExactModule):
     @property
     def label(self) -> str:
         """A short name, for example ``uint8 per tensor``."""
-        unit = "per token" if isinstance(self.granularity, PerToken) else "static"
-        return f"{self.dtype} {unit}"
+        if is_fixed(self.dtype, self.granularity):
+            return f"{self.dtype} static"
+        return f"{self.dtype} per token" if isinstance(self.granularity, PerToken) else str(self.dtype)
 
     def extra_repr(self) -> str:
         """Return format and granularity."""
@@ -176,6 +220,7 @@ class ActivationGrid(ExactModule):
         return {
             "bits": self.dtype.bits,
             "signed": self.dtype.signed,
+            **({"format": str(self.dtype)} if isinstance(self.dtype, FloatFormat) else {}),
             "symmetric": self.symmetric,
             "unit": type(self.granularity).__name__,
             "axis": axis,
@@ -184,14 +229,14 @@ class ActivationGrid(ExactModule):
 
     def meaning(self) -> Mapping[str, object]:
         """Return the format of the grid, as JSON values."""
-        fixed = not isinstance(self.granularity, PerToken)
+        fixed = is_fixed(self.dtype, self.granularity)
         # Whether the zero points of a fixed grid happen to be 0 is a matter of its numbers.
         return {name: value for name, value in self.layout().items() if not (fixed and name == "symmetric")}
 
     def tensor_problems(self, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
         """Yield what is wrong with `tensors`, by name, as buffers of a grid of this format."""
         yield from super().tensor_problems(tensors)
-        fixed = not isinstance(self.granularity, PerToken)
+        fixed = is_fixed(self.dtype, self.granularity)
         if fixed and len(tensors) == 2 and has_values(*tensors.values()):
             try:
                 AffineParams(**tensors, dtype=self.dtype, granularity=self.granularity)
@@ -208,15 +253,36 @@ class ActivationGrid(ExactModule):
         symmetric = layout.boolean("symmetric")
         with layout.locate_errors():
             granularity = _read_granularity(layout)
-            dtype = DType(layout.integer("bits"), layout.boolean("signed"))
+            dtype = read_number_format(layout)
             scale, zero_point = (require_tensor(tensors, layout, name) for name in ("scale", "zero_point"))
-            if not isinstance(granularity, PerToken):
+            if is_fixed(dtype, granularity):
                 params = AffineParams(
                     scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity
                 )
                 scale, zero_point = params.scale, params.zero_point
-            _require_dimensions(scale, granularity)
+            _require_dimensions(scale, granularity if is_fixed(dtype, granularity) else PerToken())
         return cls(scale, zero_point, dtype=dtype, granularity=granularity, symmetric=symmetric)
+
+
+def is_fixed(dtype: NumberFormat, granularity: Granularity) -> bool:
+    """Tell whether a grid of activations stays as it is, whatever values come.
+
+    >>> from tico_config import MXFP4
+    >>> is_fixed(DType.int(8), PerTensor()), is_fixed(MXFP4(), PerGroup(size=32))
+    (True, False)
+    """
+    has_blocks = isinstance(dtype, FloatFormat) and dtype.block_size is not None
+    return not (has_blocks or isinstance(granularity, PerToken))
+
+
+def _round_by_own_scales(x: Tensor, dtype: FloatFormat, granularity: Granularity) -> Tensor:
+    if isinstance(granularity, PerGroup):
+        return fake_quantize_blocks(x, dtype, granularity.axis)
+    return round_tokens(x, dtype, symmetric=True)
+
+
+# What depends on the numbers of `x` stays one node in a graph of `torch.fx.symbolic_trace`.
+torch.fx.wrap("_round_by_own_scales")
 
 
 def activation_grid(grid: ActivationGrid, x: Tensor) -> Tensor:

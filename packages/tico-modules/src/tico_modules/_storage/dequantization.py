@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tico_modules._storage.weight_format import WeightFormat
 from tico_observers import have_numbers
+from tico_observers.float_formats import decode_elements
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -49,6 +50,25 @@ def dequantize_rows(
     if lowered is not None:
         values = values.sub_(lowered)
     if not _fits_float32(scale, form.dtype.bits, offset):
+        values = values.clamp_(-_LARGEST, _LARGEST)
+    return values.reshape(codes.shape[0], columns)
+
+
+def dequantize_elements(
+    form: WeightFormat, codes: Tensor, scale: Tensor, group_index: Tensor | None
+) -> Tensor:
+    """Return the values of some rows of a weight of floating-point elements, float32 (rows, columns).
+
+    A value is ``element(code) * scale`` of its group; beyond the finite numbers it is the largest of them.
+    """
+    element, columns = form.float_format.encoding, form.columns
+    values = decode_elements(form.unpack(codes), element)
+    if group_index is not None or columns % (form.group_size or 1):
+        values = values.mul_(spread_groups(form, scale, group_index))
+    else:
+        values = values.view(*scale.shape, form.group_size or columns).mul_(scale.unsqueeze(-1))
+    known = have_numbers(scale) and scale.numel() > 0
+    if not known or scale.amax().item() * element.largest > _LARGEST:
         values = values.clamp_(-_LARGEST, _LARGEST)
     return values.reshape(codes.shape[0], columns)
 

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, ParamSpec, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from tico_config import DType, Found, Problem, UnsupportedError
+from tico_config import DType, Found, Problem, UnsupportedError, integer_format
 from tico_modules._storage.weight_format import WeightFormat
 
 P = ParamSpec("P")
@@ -162,7 +162,7 @@ def dequantize_weight(
 
     Offsets, which the dialect has no place for, are subtracted by an operator of their own.
     """
-    dtype = form.dtype
+    dtype = integer_format(form.dtype)
     kept = _row_dtype(dtype)
     integers = form.unpack(codes)
     if form.origin:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 from typing_extensions import Self
 
-from tico_config import DType, GridFormat, PerChannel, PerGroup, Problem, SuperBlock, TicoError
+from tico_config import (
+    DType,
+    FloatFormat,
+    GridFormat,
+    NumberFormat,
+    PerChannel,
+    PerGroup,
+    Problem,
+    SuperBlock,
+    TicoError,
+    integer_format,
+)
 from tico_modules._storage.code_mark import CopiedCodes, mark_of
 from tico_modules._storage.dequantization import dequantize_rows, spread_groups
 from tico_modules._storage.exact_module import ExactModule
@@ -28,6 +40,9 @@ from tico_modules._storage.weight_checks import (
 from tico_modules._storage.weight_format import WeightFormat
 from tico_modules._storage.weight_rounding import choose_params, round_to_params
 from tico_observers import AffineParams
+
+if TYPE_CHECKING:
+    from tico_modules._storage.float_weight import FloatWeight
 
 
 class PackedWeight(ExactModule):
@@ -94,19 +109,21 @@ class PackedWeight(ExactModule):
         scale: Tensor,
         zero_point: Tensor,
         *,
-        dtype: DType,
+        dtype: NumberFormat,
         shape: tuple[int, ...],
         group_size: int | None = None,
         group_index: Tensor | None = None,
         offset: Tensor | None = None,
         super_block: SuperBlock | None = None,
+        tensor_scale: Tensor | None = None,
         float_dtype: torch.dtype = torch.float32,
     ) -> PackedWeight:
         """Return the weight of integer `codes` (rows, columns) in the range of `dtype`.
 
         `scale`, `zero_point` and `offset` have shape (rows, groups), `group_index` has shape (columns,);
         `super_block` says what the scales share, and whether there are offsets; `float_dtype` is the dtype of
-        the float weight.
+        the float weight. Codes of floating-point elements make a `FloatWeight`; `tensor_scale` is what its
+        scales in e4m3 are multiples of.
 
         Raises:
             NumericsError: a code is out of range or no integer, or the shapes do not fit each other.
@@ -118,6 +135,15 @@ class PackedWeight(ExactModule):
         ([[-3.5, 4.0]], [[240]])
         """
         form = WeightFormat(dtype=dtype, shape=tuple(shape), group_size=group_size, super_block=super_block)
+        if isinstance(dtype, FloatFormat):
+            return _float_weights().of(
+                codes,
+                scale,
+                form,
+                tensor_scale=tensor_scale,
+                group_index=group_index,
+                float_dtype=float_dtype,
+            )
         require_codes(codes, form)
         AffineParams(scale=scale, zero_point=zero_point, dtype=dtype)
         require_offset(form, offset)
@@ -138,7 +164,7 @@ class PackedWeight(ExactModule):
 
     @classmethod
     def round_to_nearest(
-        cls, weight: Tensor, dtype: DType, *, symmetric: bool, group_size: int | None
+        cls, weight: Tensor, dtype: NumberFormat, *, symmetric: bool, group_size: int | None
     ) -> PackedWeight:
         """Return `weight` rounded to the min/max grid of each row, or of each group of a row's columns.
 
@@ -147,7 +173,8 @@ class PackedWeight(ExactModule):
         """
         require_arguments(weight, symmetric)
         form = WeightFormat(dtype=dtype, shape=tuple(weight.shape), group_size=group_size)
-        return cls.on_grid(weight, choose_params(weight, form, symmetric=symmetric), group_size=group_size)
+        params = choose_params(weight, form, symmetric=symmetric)
+        return cls.on_grid(weight, params, group_size=form.group_size)
 
     @classmethod
     def on_grid(cls, weight: Tensor, params: AffineParams, *, group_size: int | None = None) -> PackedWeight:
@@ -162,6 +189,7 @@ class PackedWeight(ExactModule):
             scale,
             zero_point,
             dtype=params.dtype,
+            tensor_scale=params.tensor_scale,
             shape=tuple(weight.shape),
             group_size=group_size,
             float_dtype=weight.dtype,
@@ -176,6 +204,8 @@ class PackedWeight(ExactModule):
         """
         with layout.locate_errors():
             form = WeightFormat.from_layout(layout)
+            if isinstance(form.dtype, FloatFormat):
+                return _float_weights().restored(form, layout, tensors)
             indexed = ("group_index",) if layout.boolean("group_index") else ()
             lowered = ("offset",) if form.has_offset else ()
             buffers = {
@@ -186,7 +216,7 @@ class PackedWeight(ExactModule):
             require_values_of(form, buffers)
         return cls(
             **buffers,
-            dtype=form.dtype,
+            dtype=integer_format(form.dtype),
             shape=form.shape,
             group_size=form.group_size,
             super_block=form.super_block,
@@ -245,7 +275,7 @@ class PackedWeight(ExactModule):
         return super()._apply(fn, recurse)
 
     @property
-    def dtype(self) -> DType:
+    def dtype(self) -> NumberFormat:
         """The number format of a code."""
         return self.format.dtype
 
@@ -367,6 +397,13 @@ class PackedWeight(ExactModule):
     def extra_repr(self) -> str:
         """Return format, granularity and bytes."""
         return f"{self.dtype}, {self.unit}, shape {self.shape}, {self.bytes} bytes"
+
+
+def _float_weights() -> type[FloatWeight]:
+    # Imported here, since these are weights too.
+    from tico_modules._storage.float_weight import FloatWeight
+
+    return FloatWeight
 
 
 def packed_weight(weight: PackedWeight, index: Tensor | None) -> Tensor:

@@ -6,7 +6,8 @@ from typing import final
 
 import torch
 
-from tico_config import GridFormat
+from tico_config import FloatFormat, GridFormat, integer_format
+from tico_modules._storage.float_weight import FloatWeight
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._storage.weight_format import WeightFormat
 
@@ -38,7 +39,7 @@ class PlannedWeight(PackedWeight):
             torch.empty((form.rows, form.stored_columns), dtype=form.stored_dtype, device="meta"),
             scale,
             torch.empty(grid, dtype=torch.int32, device="meta"),
-            dtype=form.dtype,
+            dtype=integer_format(form.dtype),
             shape=form.shape,
             group_size=form.group_size,
             group_index=torch.empty(form.columns, dtype=torch.int32, device="meta") if indexed else None,
@@ -48,7 +49,7 @@ class PlannedWeight(PackedWeight):
         self._symmetric = symmetric
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], grid: GridFormat) -> PlannedWeight:
+    def of(cls, shape: tuple[int, ...], grid: GridFormat) -> PackedWeight:
         """Return a weight of `shape` with codes of the format `grid`.
 
         >>> from tico_config import INT4, PerGroup
@@ -58,6 +59,8 @@ class PlannedWeight(PackedWeight):
         """
         size: int | None = getattr(grid.granularity, "size", None)
         form = WeightFormat(dtype=grid.dtype, shape=shape, group_size=size, super_block=grid.super_block)
+        if isinstance(form.dtype, FloatFormat):
+            return FloatWeight.planned(form)
         return cls(form, symmetric=grid.symmetric is True, indexed=not grid.even)
 
     @property

@@ -39,12 +39,14 @@ def require_buffers(form: WeightFormat, buffers: dict[str, Tensor]) -> None:
         NumericsError: with every tensor of another dtype or shape, and with groups that do not exist.
     """
     grid = (form.rows, form.groups)
-    wanted = {
+    wanted: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
         "codes": (form.stored_dtype, (form.rows, form.stored_columns)),
         "scale": (torch.float32, grid),
         "zero_point": (torch.int32, grid),
         "group_index": (torch.int32, (form.columns,)),
         "offset": (torch.float32, grid),
+        "stored_scale": (form.scale_dtype, grid),
+        "tensor_scale": (torch.float32, ()),
     }
     problems = [
         Problem(

@@ -8,7 +8,16 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, Found, NumericsError, Problem, SuperBlock
+from tico_config import (
+    FLOAT_FORMATS,
+    DType,
+    FloatFormat,
+    Found,
+    NumberFormat,
+    NumericsError,
+    Problem,
+    SuperBlock,
+)
 from tico_modules._storage.layout import Layout
 from tico_observers import pack, packed_width, unpack
 
@@ -27,7 +36,7 @@ class WeightFormat:
     The weight is seen as a matrix: its first axis gives the rows, all others together the columns.
 
     Attributes:
-        dtype: the number format of a code, of up to 16 bits.
+        dtype: the number format of a code, of up to 16 bits; one of blocks sets the `group_size`.
         shape: the shape of the float weight.
         group_size: the number of columns in a group, whose codes share a scale; None means whole rows.
         super_block: what the scales of groups were made to share, and whether there are offsets; None where
@@ -37,7 +46,7 @@ class WeightFormat:
         NumericsError: the shape has no axis, a group has no column, or a code has more than 16 bits.
     """
 
-    dtype: DType
+    dtype: NumberFormat
     shape: tuple[int, ...]
     group_size: int | None = None
     super_block: SuperBlock | None = None
@@ -45,8 +54,10 @@ class WeightFormat:
     def __attrs_post_init__(self) -> None:
         """Refuse shapes, groups and formats that cannot be packed."""
         size, dtype = self.group_size, _as_object(self.dtype)
-        if not isinstance(dtype, DType):
+        if not isinstance(dtype, NumberFormat):
             raise NumericsError(Problem(field="dtype", value=dtype, expected="a DType of 2 to 16 bits"))
+        if isinstance(dtype, FloatFormat):
+            self._require_blocks(dtype)
         if not self.shape:
             raise NumericsError(Problem(field="shape", value=self.shape, expected="one or more axes"))
         if size is not None and (type(size) is not int or size < 1):
@@ -55,6 +66,42 @@ class WeightFormat:
         if self.dtype.bits > 16:
             found = Found(str(self.dtype))
             raise NumericsError(Problem(field="dtype", value=found, expected="a format of 2 to 16 bits"))
+
+    def _require_blocks(self, dtype: FloatFormat) -> None:
+        """Take the blocks of `dtype`, unless something else was asked for."""
+        size = dtype.block_size
+        if self.super_block is not None:
+            raise NumericsError(
+                Problem(field="super_block", value=self.super_block, expected=f"None with {dtype}")
+            )
+        if size is not None and self.group_size not in (None, size):
+            expected = f"None or {size}, the blocks of {dtype}"
+            raise NumericsError(Problem(field="group_size", value=self.group_size, expected=expected))
+        if size is not None:
+            object.__setattr__(self, "group_size", size)
+
+    @property
+    def float_format(self) -> FloatFormat:
+        """The `dtype`, where it is one of floating-point elements.
+
+        Raises:
+            NumericsError: it is one of integers.
+        """
+        if not isinstance(self.dtype, FloatFormat):
+            expected = "a format of floating-point elements"
+            raise NumericsError(Problem(field="dtype", value=Found(str(self.dtype)), expected=expected))
+        return self.dtype
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """The dtype that scales are stored in."""
+        stored = self.dtype.scale_format if isinstance(self.dtype, FloatFormat) else "float32"
+        return torch.float32 if stored == "float32" else torch.uint8
+
+    @property
+    def has_tensor_scale(self) -> bool:
+        """Whether scales are multiples of one of the whole tensor."""
+        return isinstance(self.dtype, FloatFormat) and self.dtype.scale_format == "e4m3"
 
     @property
     def rows(self) -> int:
@@ -115,6 +162,7 @@ class WeightFormat:
         return {
             "bits": self.dtype.bits,
             "signed": self.dtype.signed,
+            **({"format": str(self.dtype)} if isinstance(self.dtype, FloatFormat) else {}),
             "shape": list(self.shape),
             "group_size": self.group_size,
             **({} if shared is None else {"super_block": _super_block_layout(shared)}),
@@ -130,11 +178,27 @@ class WeightFormat:
             NumericsError: no weight has such a format.
         """
         return cls(
-            dtype=DType(layout.integer("bits"), layout.boolean("signed")),
+            dtype=read_number_format(layout),
             shape=layout.integers("shape"),
             group_size=layout.optional_integer("group_size"),
             super_block=_super_block(layout),
         )
+
+
+def read_number_format(layout: Layout) -> NumberFormat:
+    """Return the number format that is named as ``format``, else that of ``bits`` and ``signed``.
+
+    Raises:
+        ArtifactError: a value is missing or of another type.
+        ConfigError: there is no such number format.
+    """
+    if "format" not in layout.values:
+        return DType(layout.integer("bits"), layout.boolean("signed"))
+    name = layout.text("format")
+    for dtype in FLOAT_FORMATS:
+        if str(dtype) == name:
+            return dtype
+    raise layout.make_error("format", f"one of {', '.join(map(str, FLOAT_FORMATS))}")
 
 
 def _super_block_layout(shared: SuperBlock) -> dict[str, int]:

@@ -37,4 +37,5 @@ def solved_weight(
         group_index=first.group_index,
         offset=torch.cat(offsets) if offsets else None,
         super_block=super_block,
+        tensor_scale=first.tensor_scale,
     )

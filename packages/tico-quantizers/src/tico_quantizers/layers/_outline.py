@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from tico_config import GridFormat, ModuleConfig, PerGroup, PerTensor, Problem, UnsupportedError
+from tico_config import FloatFormat, GridFormat, ModuleConfig, PerGroup, PerTensor, Problem, UnsupportedError
 from tico_modules import LayerReport, PlannedWeight
 from tico_quantizers.layers._matrix import shape
 from tico_quantizers.layers._plan import Target
@@ -39,12 +39,12 @@ def outline_line(target: Target[C]) -> LayerReport:
     """
     grid = _grid(target)
     inputs = getattr(target.layer, "act_in", None)
-    scheme = "symmetric" if grid.symmetric else "asymmetric"
+    scheme = "" if isinstance(grid.dtype, FloatFormat) else " symmetric" if grid.symmetric else " asymmetric"
     return LayerReport(
         path=target.path,
         module=type(target.layer).__name__,
         algorithm=target.config.name,
-        weight=f"{grid.dtype} {scheme} {_unit(grid)}",
+        weight=f"{grid.dtype}{scheme} {_unit(grid)}",
         activation="float" if inputs is None else inputs.label,
         bits=grid.dtype.bits,
         group_size=grid.granularity.size if isinstance(grid.granularity, PerGroup) else None,

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, PerGroup
+from tico_config import FloatFormat, NumberFormat, PerGroup
 from tico_observers import AffineParams, fake_quantize, params_from_range
 from tico_quantizers.solvers._consumer import ConsumerWeight
 from tico_quantizers.solvers._output_error import output_error, row_errors
@@ -23,7 +23,7 @@ _SHARES: Final = tuple(1 - step / 20 for step in range(11))
 class Grid:
     """The grids of a weight: one for each row, or for each run of `group_size` columns of a row."""
 
-    dtype: DType
+    dtype: NumberFormat
     symmetric: bool
     group_size: int | None
 
@@ -47,6 +47,9 @@ class Grid:
         if self.symmetric:
             scale = self.params(weight, share).scale
             low, high = scale * self.dtype.qmin, scale * self.dtype.qmax
+            if isinstance(self.dtype, FloatFormat):
+                high = scale * self.dtype.encoding.largest
+                low = -high
         per_column = (end.to(weight.dtype).repeat_interleave(self.width(weight), 1) for end in (low, high))
         low, high = (end[:, : weight.shape[1]] for end in per_column)
         return weight.clamp(low, high)
@@ -108,6 +111,7 @@ def best_shares(weight: Tensor, gram: Tensor, grid: Grid) -> Tensor:
     Each group counts for itself; of equally good shares, the largest. A row for which the groups together do
     worse than with their whole ranges keeps those.
 
+    >>> from tico_config import DType
     >>> grid = Grid(dtype=DType.uint(2), symmetric=False, group_size=None)
     >>> weight = torch.tensor([[1.0, 0.34, -0.33, -0.32, 0.02]])
     >>> best_shares(weight, torch.diag(torch.tensor([0.01, 1.0, 1.0, 1.0, 1.0])), grid).item() < 1

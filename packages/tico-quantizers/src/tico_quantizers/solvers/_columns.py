@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tico_config import GPTQConfig
+from tico_config import Element, GPTQConfig
+from tico_observers.float_formats import encode_elements, round_elements_
 from tico_observers.products import add_product, product, total, whole_columns
 from tico_quantizers.solvers._factor import FACTOR_BLOCK, Factor, lower_inverse
 from tico_quantizers.solvers._grids import GridRule
-from tico_quantizers.solvers._group_grid import GroupGrid
+from tico_quantizers.solvers._group_grid import LARGEST, GroupGrid
 
 _LEAF_COLUMNS = 16
 _COPIED_ROWS = 32
-LARGEST = torch.finfo(torch.float32).max
 
 _Grid: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Scale, the fewest and the most steps, and the offset if any, float32 (rows,), or (1,) for all rows.
@@ -49,15 +49,20 @@ class _Leaf:
             for column in range(width)
         ]
 
-    def round(self, grids: Sequence[_Grid], *, wide: bool, drifts: bool) -> None:
+    def round(self, grids: Sequence[_Grid], element: Element | None, *, wide: bool, drifts: bool) -> None:
         """Set `steps` and `value`, and `error` from the weight that it holds; a grid for each column.
 
+        Steps are whole numbers, or floating-point elements where an `element` says which.
         `wide` says that a value may be beyond the finite numbers, `drifts` that targets are carried on.
         """
         views = zip(self._columns, grids, strict=False)
         for (target, steps, value, error, later, share, drift), (scale, fewest, most, offset) in views:
             above = target if offset is None else torch.add(target, offset, out=steps)
-            torch.div(above, scale, out=steps).round_().clamp_(fewest, most)
+            torch.div(above, scale, out=steps)
+            if element is None:
+                steps.round_().clamp_(fewest, most)
+            else:
+                round_elements_(steps, element)
             torch.mul(steps, scale, out=value)
             if offset is not None:
                 value.sub_(offset)
@@ -81,6 +86,7 @@ class Columns:
         size, static, hessian = len(factor.hessian), config.static_groups, factor.hessian
         # Static groups are runs of the columns as they are given, others of the columns as they are handled.
         self.rule = GridRule(config, factor.costs(as_given=static))
+        self.rules = [self.rule.for_weight(weight) for weight in weights]
         wholes = [whole_columns(transposed(weight)) for weight in weights]
         ends = list(itertools.accumulate(whole.shape[1] for whole in wholes))
         self._wholes = [slice(end - whole.shape[1], end) for end, whole in zip(ends, wholes, strict=True)]
@@ -121,7 +127,7 @@ class Columns:
 
     def _add_grids(self, columns: Sequence[Tensor], start: int) -> None:
         """Add the grids of a span that begins at `start`, whose values are given for each weight."""
-        found = [self.rule.grids(each, start) for each in columns]
+        found = [rule.grids(each, start) for rule, each in zip(self.rules, columns, strict=True)]
         for grids, more in zip(self.grids, found, strict=True):
             grids.extend(more)
         for beside in zip(*found, strict=True):
@@ -135,7 +141,7 @@ class Columns:
         offset = self._beside(offsets, 0.0) if offsets else None
         self._grids.append((scale, dtype.qmin - zero_point, dtype.qmax - zero_point, offset))
         self._zero_points.append(zero_point)
-        self._wide |= float(scale.max()) * (dtype.qmax - dtype.qmin) > LARGEST / 2
+        self._wide |= float(scale.max()) * self.rule.width > LARGEST / 2
 
     def _beside(self, values: Sequence[Tensor], rest: float) -> Tensor:
         """Return what broadcasts against a column, of `values` for the rows of each weight or for all."""
@@ -202,11 +208,16 @@ class Columns:
         if self._drift is not None:
             leaf.drift[:count, :count] = self._drift[0][start:stop, start:stop]
         groups = self._groups[start:stop]
-        leaf.round([self._grids[group] for group in groups], wide=self._wide, drifts=self._drift is not None)
+        grids, element = [self._grids[group] for group in groups], self.rule.element
+        leaf.round(grids, element, wide=self._wide, drifts=self._drift is not None)
         if self._drift is not None:
             self._drift[1][start:stop] = target
         self.error[start:stop] = error
-        self.codes[start:stop] = leaf.steps[:count].add_(self._zero_points_of(groups))
+        steps = leaf.steps[:count]
+        if element is None:
+            self.codes[start:stop] = steps.add_(self._zero_points_of(groups))
+        else:
+            self.codes[start:stop] = encode_elements(steps, element)
         residual = target.sub_(value)
         for norms, whole in zip(self.norms, self._wholes, strict=True):
             norms[0, start:stop] = column_norms(residual[:, whole])
@@ -220,8 +231,8 @@ class Columns:
         """Return the squared width of the grid of a weight, summed over all of its elements."""
         scale = torch.stack([grid.scale for grid in self.grids[number]]).to(torch.float64)
         rows = self.parts[number].stop - self.parts[number].start
-        steps = self.rule.dtype.qmax - self.rule.dtype.qmin
-        return float(total(scale.square())) * rows / scale.shape[1] * self.rule.group * steps**2
+        width = self.rule.width
+        return float(total(scale.square())) * rows / scale.shape[1] * self.rule.group * width**2
 
     def _zero_points_of(self, groups: Sequence[int]) -> Tensor:
         """Return what broadcasts against columns of these groups."""

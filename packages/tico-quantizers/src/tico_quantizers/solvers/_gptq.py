@@ -21,13 +21,23 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import ConfigError, DType, Found, GPTQConfig, MinMaxSpec, NumericsError, Problem
+from tico_config import (
+    ConfigError,
+    FloatFormat,
+    Found,
+    GPTQConfig,
+    MinMaxSpec,
+    NumberFormat,
+    NumericsError,
+    Problem,
+)
 from tico_observers import AffineParams, require_finite, require_float_tensor
+from tico_observers.float_formats import decode_elements
 from tico_observers.products import product, total, whole_columns
-from tico_quantizers.solvers._columns import LARGEST, Columns, column_norms, transposed
+from tico_quantizers.solvers._columns import Columns, column_norms, transposed
 from tico_quantizers.solvers._factor import Factor, Hessian, damped_factor, rounding_only
 from tico_quantizers.solvers._grids import GridRule
-from tico_quantizers.solvers._group_grid import GroupGrid
+from tico_quantizers.solvers._group_grid import LARGEST, GroupGrid
 
 _LOSS_BLOCK = 128
 
@@ -35,6 +45,9 @@ _LOSS_BLOCK = 128
 @attrs.frozen(kw_only=True, eq=False)
 class Solution:
     """A weight on a grid: ``dequantize()`` is ``(codes - zero_point) * scale`` of each column's group.
+
+    With a `dtype` of floating-point elements it is ``element(codes) * scale``; `tensor_scale` is what its
+    scales in e4m3 are multiples of.
 
     `codes` is int32 (rows, columns); `scale` and `zero_point` are (rows, groups). `group_index` (columns,)
     names the group of each column where the groups are not runs of `group_size` columns. Where there is an
@@ -47,7 +60,7 @@ class Solution:
     codes: Tensor
     scale: Tensor
     zero_point: Tensor
-    dtype: DType
+    dtype: NumberFormat
     group_size: int | None
     group_index: Tensor | None
     loss: float
@@ -55,9 +68,13 @@ class Solution:
     dead_columns: int
     rounded_only: bool = False
     offset: Tensor | None = None
+    tensor_scale: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """Return the quantized weight, float32 (rows, columns)."""
+        if isinstance(self.dtype, FloatFormat):
+            elements = decode_elements(self.codes, self.dtype.encoding)
+            return elements.mul_(self._per_column(self.scale)).clamp_(-LARGEST, LARGEST)
         values = (self.codes - self._per_column(self.zero_point)).to(torch.float32)
         values.mul_(self._per_column(self.scale))
         if self.offset is not None:
@@ -69,7 +86,12 @@ class Solution:
         offsets = [None] * self.scale.shape[1] if self.offset is None else self.offset.unbind(1)
         triples = zip(self.scale.unbind(1), self.zero_point.unbind(1), offsets, strict=True)
         return [
-            GroupGrid(AffineParams(scale=scale, zero_point=zero_point, dtype=self.dtype), offset)
+            GroupGrid(
+                AffineParams(
+                    scale=scale, zero_point=zero_point, dtype=self.dtype, tensor_scale=self.tensor_scale
+                ),
+                offset,
+            )
             for scale, zero_point, offset in triples
         ]
 
@@ -202,7 +224,7 @@ def nearest(weight: Tensor, config: GPTQConfig, diagonal: Tensor | None = None) 
     error = transposed(weight.detach().to(torch.float32))
     if diagonal is None:
         diagonal = error.new_ones(len(error), dtype=torch.float64)
-    rule = GridRule(config, diagonal.to(torch.float64))
+    rule = GridRule(config, diagonal.to(torch.float64)).for_weight(error)
     grids, codes = [], torch.empty_like(error, dtype=torch.int32)
     for start, grid, steps in _to_nearest(error, rule):
         grids.append(grid)
@@ -224,16 +246,16 @@ def loss_of_nearest(
     error = transposed(weight.detach().to(torch.float32))
     if solved is not None:
         for columns, grid in zip(
-            torch.split(error, config.group_size or len(error)), solved.grids(), strict=True
+            torch.split(error, config.shared_columns or len(error)), solved.grids(), strict=True
         ):
-            _less_nearest(columns, grid)
+            grid.take_nearest(columns)
         return quadratic_loss(error, Hessian(gram, None), torch.float32)
-    rule = GridRule(config, gram.diagonal().to(torch.float64))
+    rule = GridRule(config, gram.diagonal().to(torch.float64)).for_weight(error)
     # Grids of ranges alone are found for all groups at once, which takes half as long.
     whole = len(error) // rule.group * rule.group if rule.is_of_ranges else 0
     if whole:
         groups = error[:whole].view(-1, rule.group, error.shape[1])
-        _less_nearest(groups, rule.of_ranges(groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)))
+        rule.of_ranges(groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)).take_nearest(groups)
     for _ in _to_nearest(error[whole:], rule):
         pass
     return quadratic_loss(error, Hessian(gram, None), torch.float32)
@@ -245,19 +267,7 @@ def _to_nearest(columns: Tensor, rule: GridRule) -> Iterator[tuple[int, GroupGri
         grids = rule.grids(columns[start : start + rule.span], start)
         for place, grid in enumerate(grids):
             first = start + place * rule.group
-            yield first, grid, _less_nearest(columns[first : first + rule.group], grid)
-
-
-def _less_nearest(columns: Tensor, grid: GroupGrid) -> Tensor:
-    """Return the codes that are nearest to `columns`, and leave the error in these."""
-    scale, zero_point, offset = grid.scale, grid.zero_point.to(torch.float32), grid.offset
-    above = columns if offset is None else columns + offset
-    steps = (above / scale).round_().add_(zero_point).clamp_(grid.dtype.qmin, grid.dtype.qmax)
-    codes = steps.to(torch.int32)
-    values = steps.sub_(zero_point).mul_(scale)
-    values = values if offset is None else values.sub_(offset)
-    columns.sub_(values.clamp_(-LARGEST, LARGEST))
-    return codes
+            yield first, grid, grid.take_nearest(columns[first : first + rule.group])
 
 
 def _rounded(weights: Sequence[Tensor], factor: Factor, config: GPTQConfig) -> Columns | None:
@@ -277,7 +287,7 @@ def _solution(columns: Columns, number: int, factor: Factor) -> Solution:
     codes = columns.codes[:, columns.parts[number]]
     codes = transposed(codes if back is None else codes[back])
     return attrs.evolve(
-        _on_grid(codes, columns.grids[number], columns.rule, rounded_only=factor.rounded_only),
+        _on_grid(codes, columns.grids[number], columns.rules[number], rounded_only=factor.rounded_only),
         loss=_loss(columns, number, factor),
         group_index=_group_index(columns, back),
         damping=factor.damping,
@@ -294,20 +304,21 @@ def _on_grid(codes: Tensor, grids: list[GroupGrid], rule: GridRule, *, rounded_o
         scale=torch.stack([grid.scale.expand(rows) for grid in grids], 1),
         zero_point=torch.stack([grid.zero_point.expand(rows) for grid in grids], 1),
         dtype=rule.dtype,
-        group_size=rule.config.group_size,
+        group_size=rule.config.shared_columns,
         group_index=None,
         loss=0.0,
         damping=0.0,
         dead_columns=int((rule.costs == 0).sum()),
         rounded_only=rounded_only,
         offset=torch.stack(offsets, 1) if offsets else None,
+        tensor_scale=rule.tensor_scale,
     )
 
 
 def _group_index(columns: Columns, back: Tensor | None) -> Tensor | None:
     """Return the group of each column in the original order, None where that tells it itself."""
     config = columns.rule.config
-    if back is None or config.group_size is None or config.static_groups:
+    if back is None or config.shared_columns is None or config.static_groups:
         return None
     return columns.group_of[back].to(torch.int32)
 

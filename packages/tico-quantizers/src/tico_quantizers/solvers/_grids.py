@@ -9,8 +9,18 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, GPTQConfig, HessianMSESpec, MSESpec, PercentileSpec, PerTensor
+from tico_config import (
+    Element,
+    FloatFormat,
+    GPTQConfig,
+    HessianMSESpec,
+    MSESpec,
+    NumberFormat,
+    PercentileSpec,
+    PerTensor,
+)
 from tico_observers import params_from_range
+from tico_observers.float_formats import nearby_scales, round_elements_, tensor_scale_of
 from tico_observers.products import total
 from tico_quantizers.solvers._group_grid import GroupGrid
 from tico_quantizers.solvers._shrinking import least_error_share
@@ -22,16 +32,25 @@ class GridRule:
     """How grids are found, for columns in a fixed order.
 
     `costs` is what an error of each column costs in this order: the diagonal of H, or, where the columns that
-    follow make up for it, what is left then. It is 0 where inputs were always zero.
+    follow make up for it, what is left then. It is 0 where inputs were always zero. `tensor_scale` is what
+    scales of `NVFP4` are multiples of, for one weight: see `for_weight`.
     """
 
     config: GPTQConfig
     costs: Tensor
+    tensor_scale: Tensor | None = None
+
+    def for_weight(self, columns: Tensor) -> GridRule:
+        """Return the rule for one weight (columns, rows), whose scales may share one of the tensor."""
+        dtype = self.dtype
+        if not isinstance(dtype, FloatFormat) or dtype.scale_format != "e4m3":
+            return self
+        return attrs.evolve(self, tensor_scale=tensor_scale_of(columns.abs().amax()))
 
     @property
     def group(self) -> int:
         """The number of columns that share a grid."""
-        return self.config.group_size or len(self.costs)
+        return self.config.shared_columns or len(self.costs)
 
     @property
     def span(self) -> int:
@@ -40,9 +59,20 @@ class GridRule:
         return self.group if shared is None else shared.columns
 
     @property
-    def dtype(self) -> DType:
+    def dtype(self) -> NumberFormat:
         """The format of the codes."""
-        return DType(self.config.bits, signed=self.config.symmetric)
+        return self.config.number_format
+
+    @property
+    def element(self) -> Element | None:
+        """The floating-point elements that steps are rounded to; None for integers."""
+        return self.dtype.encoding if isinstance(self.dtype, FloatFormat) else None
+
+    @property
+    def width(self) -> float:
+        """How far apart the smallest and the largest value are, in units of the scale."""
+        element = self.element
+        return self.dtype.qmax - self.dtype.qmin if element is None else 2 * element.largest
 
     def grids(self, columns: Tensor, start: int) -> list[GroupGrid]:
         """Return the grid of each group of `columns` (columns, rows), a span that begins at `start`."""
@@ -63,6 +93,9 @@ class GridRule:
         if not isinstance(observer, MSESpec | HessianMSESpec):
             return whole
         costs = self._importance()[start : start + len(columns)]
+        if self.element is not None:
+            weights = costs if isinstance(observer, HessianMSESpec) and bool(costs.any()) else None
+            return self._searched(columns, whole, observer.steps, weights)
         weighted = isinstance(observer, HessianMSESpec) and bool(costs.any())
         share = least_error_share(
             columns,
@@ -72,6 +105,23 @@ class GridRule:
             shared=self.config.per_tensor,
         )
         return self.of_ranges(low * share, high * share)
+
+    def _searched(
+        self, columns: Tensor, whole: GroupGrid, steps: int, importance: Tensor | None
+    ) -> GroupGrid:
+        """Return the grid of floating-point elements, near that of the rule, of least squared error."""
+        dtype = self.config.dtype
+        if dtype is None:
+            return whole
+        best, least = whole.scale, torch.full_like(whole.scale, torch.inf, dtype=torch.float64)
+        weights = None if importance is None else importance.to(columns.dtype)[:, None]
+        for scale in nearby_scales(whole.scale, dtype, steps, self.tensor_scale):
+            errors = round_elements_(columns / scale, dtype.encoding).mul_(scale).sub_(columns).square_()
+            summed = (errors if weights is None else errors.mul_(weights)).sum(0).to(torch.float64)
+            cost = total(summed).view(least.shape) if self.config.per_tensor else summed
+            better = cost < least
+            best, least = torch.where(better, scale, best), torch.minimum(cost, least)
+        return GroupGrid(attrs.evolve(whole.params, scale=best))
 
     def _importance(self) -> Tensor:
         """Return the costs; where inputs were always zero, the mean of where they were not."""
@@ -87,7 +137,14 @@ class GridRule:
     def of_ranges(self, low: Tensor, high: Tensor) -> GroupGrid:
         """Return the grid of each range from `low` to `high`."""
         symmetric, shared = self.config.symmetric, self.config.super_block
-        params = params_from_range(low, high, self.dtype, symmetric=symmetric, granularity=PerTensor())
+        params = params_from_range(
+            low,
+            high,
+            self.dtype,
+            symmetric=symmetric,
+            granularity=PerTensor(),
+            tensor_scale=self.tensor_scale,
+        )
         if shared is None or not shared.has_offsets:
             return GroupGrid(params)
         # The smallest value is 0 or below, as in llama.cpp, and exactly that of the code 0.

@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from tico_config import FloatFormat
 from tico_modules import Edit, PackedWeight, QuantizedExperts, named_modules
 from tico_quantizers.tuning._loans import Loan
 
@@ -122,4 +123,6 @@ def _reason(weight: PackedWeight, holder: nn.Module) -> str | None:
         return "derivatives do not reach the integers of experts in one parameter"
     if weight.format.super_block is not None:
         return "its scales are integers themselves, which share another scale"
+    if isinstance(weight.dtype, FloatFormat):
+        return f"its scales are stored as {weight.dtype} has them, which takes no small changes"
     return None

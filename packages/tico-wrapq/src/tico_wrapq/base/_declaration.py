@@ -6,7 +6,16 @@ import enum
 
 import attrs
 
-from tico_config import Found, Granularity, MXSpec, PerChannel, PerGroup, PerTensor, Problem, QuantSpec
+from tico_config import (
+    FloatFormat,
+    Found,
+    Granularity,
+    PerChannel,
+    PerGroup,
+    PerTensor,
+    Problem,
+    QuantSpec,
+)
 
 
 class Role(enum.Enum):
@@ -46,10 +55,9 @@ def spec_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> P
     granularity = spec.granularity_or(declaration.granularity)
     along_groups = isinstance(granularity, PerGroup) and granularity.axis in (1, -1)
     along_rows = isinstance(granularity, PerTensor) or granularity == PerChannel(0)
-    integer = not isinstance(spec.observer, MXSpec) and spec.dtype.bits <= 16
-    if integer and (along_rows or along_groups):
+    if spec.dtype.bits <= 16 and (along_rows or along_groups):
         return None
-    expected = "an integer grid of at most 16 bits per tensor, per channel 0, or per group of axis 1"
+    expected = "a grid of at most 16 bits per tensor, per channel 0, or per group of axis 1"
     sentence = f"a weight has {expected}, not {spec}"
     remedy = "take one of these, or no_quant(), for all weights or by an override"
     return Problem(
@@ -59,8 +67,9 @@ def spec_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> P
 
 def _activation_problem(path: str, declaration: PointDeclaration, spec: QuantSpec) -> Problem | None:
     """Return why activations cannot have the grid that `spec` asks for, or None."""
-    if isinstance(spec.observer, MXSpec):
-        return _microscaling_problem(path, spec)
+    dtype = spec.dtype
+    if isinstance(dtype, FloatFormat) and dtype.block_size is not None:
+        return None if dtype.scale_format == "e8m0" else _tensor_scale_problem(path, spec)
     asked = spec.granularity_or(declaration.granularity)
     if isinstance(asked, PerGroup):
         return _group_problem(path, asked)
@@ -69,15 +78,14 @@ def _activation_problem(path: str, declaration: PointDeclaration, spec: QuantSpe
     return None
 
 
-def _microscaling_problem(path: str, spec: QuantSpec) -> Problem:
+def _tensor_scale_problem(path: str, spec: QuantSpec) -> Problem:
     return Problem(
         module=path,
         field="spec",
         value=Found(str(spec)),
-        expected="an integer grid or no_quant()",
-        sentence=f"its grid has to hold integers, and {spec} is none of integers",
-        remedy="take affine(DType.int(8), granularity=PerToken()), whose scales need no data either, or "
-        f"no_quant(), for all or by an override for {path!r}",
+        expected="a grid of integers, FP8 or an MX format",
+        sentence=f"{spec} is for weights here: its scale of the tensor would differ from batch to batch",
+        remedy=f"take affine(MXFP4()) or no_quant(), for all or by an override for {path!r}",
     )
 
 

@@ -11,17 +11,18 @@ from typing_extensions import assert_never
 
 from tico_config import (
     CalibrationError,
+    FloatFormat,
     Found,
     Granularity,
     LifecycleError,
     NumericsError,
     PerChannel,
-    PerToken,
+    PerGroup,
     Problem,
     QuantSpec,
     UnsupportedError,
 )
-from tico_modules import ActivationGrid, Edit
+from tico_modules import ActivationGrid, Edit, is_fixed
 from tico_observers import LARGEST_PLAUSIBLE, AnyObserver, observer_for
 from tico_wrapq.base._declaration import PointDeclaration, Role, spec_problem
 from tico_wrapq.base._passage import Passage
@@ -94,7 +95,9 @@ class QuantPoint(nn.Module):
     def is_dynamic(self) -> bool:
         """Whether the grid is taken from each tensor as it comes, so that no calibration is needed."""
         # A saved model has its grids, and no spec.
-        return isinstance(self.granularity if self.fixed is None else self.fixed.granularity, PerToken)
+        if self.fixed is not None:
+            return not is_fixed(self.fixed.dtype, self.fixed.granularity)
+        return not is_fixed(self.spec.dtype, self.granularity)
 
     @property
     def granularity(self) -> Granularity:
@@ -231,9 +234,15 @@ class QuantPoint(nn.Module):
             case Passing():
                 if not (self.spec.is_quantized and self.is_dynamic):
                     return None
-                return ActivationGrid.per_token(self.spec.dtype, symmetric=self.spec.is_symmetric)
+                return self._dynamic_grid()
             case unreachable:
                 assert_never(unreachable)
+
+    def _dynamic_grid(self) -> ActivationGrid:
+        dtype, units = self.spec.dtype, self.granularity
+        if isinstance(dtype, FloatFormat) and isinstance(units, PerGroup):
+            return ActivationGrid.per_block(dtype, axis=units.axis)
+        return ActivationGrid.per_token(dtype, symmetric=self.spec.is_symmetric)
 
     def extra_repr(self) -> str:
         """Return the spec and the state."""

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from tico_config import AWQConfig, DType, Problem
+from tico_config import AWQConfig, Problem
 from tico_modules import Edit, LayerReport, PackedWeight, QuantizedExperts, named_modules
 from tico_observers import Statistic, products
 from tico_quantizers.calibration import (
@@ -259,12 +259,13 @@ def _whole_range(target: Target[AWQConfig]) -> Tensor:
 
 
 def _grid(config: AWQConfig) -> Grid:
-    dtype = DType(config.bits, signed=config.symmetric)
-    return Grid(dtype=dtype, symmetric=config.symmetric, group_size=config.group_size)
+    dtype = config.number_format
+    return Grid(dtype=dtype, symmetric=dtype.signed, group_size=config.shared_columns)
 
 
 def _problems(target: Target[AWQConfig]) -> Iterator[Problem]:
-    size, ragged = target.config.group_size, target.config.ragged_groups
+    size, dtype = target.config.shared_columns, target.config.dtype
+    ragged = target.config.ragged_groups or (dtype is not None and dtype.block_size is not None)
     problem = group_size_problem(target.path, target.layer, size, ragged=ragged)
     if problem is not None:
         yield problem
@@ -278,7 +279,7 @@ def _converted(work: Conversion, search: _Search, found: FoundPairs, edit: Edit)
         weight, shares, grid = matrix(target.layer), search.shares[path], _grid(target.config)
         if target.config.round_weights:
             whole, params = weight.view(shape(target.layer)), grid.params(weight, shares)
-            packed = PackedWeight.on_grid(whole, params, group_size=target.config.group_size)
+            packed = PackedWeight.on_grid(whole, params, group_size=target.config.shared_columns)
             work.put(QuantizedWeight(packed, lines[path]))
         else:
             if target.config.clip and _is_own(target.layer):

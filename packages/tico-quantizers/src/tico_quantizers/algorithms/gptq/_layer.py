@@ -115,7 +115,7 @@ def _solved_line(
 ) -> LayerReport:
     size, config = columns(target.layer), target.config
     # Groups that are not static have grids of weights that feedback has changed.
-    ours = solutions if config.static_groups or config.group_size is None else [None] * len(solutions)
+    ours = solutions if config.static_groups or config.shared_columns is None else [None] * len(solutions)
     grouped = zip(weights, read.hessians(size), ours, strict=True)
     rounded = sum(loss_of_nearest(weight, hessian, config, own) for weight, hessian, own in grouped)
     figures = {

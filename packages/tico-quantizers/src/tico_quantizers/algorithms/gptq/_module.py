@@ -76,12 +76,14 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
     def problems(self, target: Target[GPTQConfig]) -> Iterator[Problem]:
         """Yield why the grid that is asked for cannot be had for the weight of a layer."""
         path, layer, config = target.path, target.layer, target.config
-        size, most, paired = config.group_size, self.config.gram_memory, self.config.asymmetric > 0
-        problem = group_size_problem(path, layer, size, ragged=config.ragged_groups)
+        size, most, paired = config.shared_columns, self.config.gram_memory, self.config.asymmetric > 0
+        blocks = config.dtype is not None and config.dtype.block_size is not None
+        problem = group_size_problem(path, layer, size, ragged=config.ragged_groups or blocks)
         if problem is not None:
             yield problem
         elif config.act_order and not config.static_groups and size not in (None, columns(layer)):
             yield from _order_problems(target)
+        yield from _tensor_scale_problems(target)
         problem = memory_problem(path, layer, most, paired=paired)
         if problem is not None:
             yield problem
@@ -128,6 +130,20 @@ def _bound(field: str, value: object, plain: object, path: str | None = None) ->
         sentence=f"{field}={value!r} needs the data themselves, which a calibration file does not hold",
         remedy=f"prepare the model with {field}={plain!r}",
     )
+
+
+def _tensor_scale_problems(target: Target[GPTQConfig]) -> Iterator[Problem]:
+    """Yield why the groups of a grouped convolution cannot share a scale: each is solved for by itself."""
+    parts, dtype = groups(target.layer), target.config.dtype
+    if parts > 1 and dtype is not None and dtype.scale_format == "e4m3":
+        yield Problem(
+            module=target.path,
+            field="dtype",
+            value=dtype,
+            expected=f"another for a convolution of {parts} groups of channels",
+            remedy="choose an MX format, or leave the layer float by no_quant()",
+            sentence=f"the groups of the convolution would have different scales of the tensor in {dtype}",
+        )
 
 
 def _order_problems(target: Target[GPTQConfig]) -> Iterator[Problem]:

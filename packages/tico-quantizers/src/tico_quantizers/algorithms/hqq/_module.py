@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import final
 
-from tico_config import HQQConfig, Problem
+from tico_config import HQQConfig, Problem, integer_format
 from tico_modules import LayerReport, PackedWeight
 from tico_observers import products
 from tico_quantizers.conversion import WeightQuantizer
@@ -21,7 +21,7 @@ class HQQQuantizer(WeightQuantizer[HQQConfig]):
     def quantize(self, target: Target[HQQConfig]) -> QuantizedWeight:
         """Return the codes of a layer on the grids that were found for it."""
         start, config, weight = time.perf_counter(), target.config, matrix(target.layer)
-        dtype, size = config.weight_format().dtype, config.group_size
+        dtype, size = integer_format(config.weight_format().dtype), config.group_size
         grid = Grid(dtype=dtype, symmetric=config.symmetric, group_size=size)
         found = half_quadratic(weight, grid, lp_norm=config.lp_norm, steps=config.steps)
         packed = PackedWeight.on_grid(weight.view(shape(target.layer)), found.params, group_size=size)
