@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from tico_config import DType, PerGroup, PerToken, QuantSpec
+from tico_config import DType, PerGroup, PerToken, QuantSpec, integer_format
 from tico_modules import LayerCache
 
 TOKENS, CHANNELS = -2, -1
@@ -53,7 +53,7 @@ def group_of(spec: QuantSpec) -> tuple[int, int]:
 
 def on_own_grid(x: Tensor, spec: QuantSpec) -> Tensor:
     """Return `x` on the min/max grid of all its values, with a scale of bfloat16 that is no smaller."""
-    values, dtype = x.float(), spec.dtype
+    values, dtype = x.float(), integer_format(spec.dtype)
     scale = next_bfloat16(exact_scale(float(values.min()), float(values.max()), dtype, spec.is_symmetric))
     low = min(float(values.min()), 0.0)
     zero = 0 if spec.is_symmetric else dtype.qmin - round(float(torch.tensor(low) / scale))

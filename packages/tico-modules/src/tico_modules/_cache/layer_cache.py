@@ -20,6 +20,7 @@ from tico_config import (
     PerToken,
     Problem,
     QuantSpec,
+    integer_format,
     to_json,
 )
 from tico_modules._cache.cache_grid import CacheGrid
@@ -113,7 +114,7 @@ def _grid(spec: QuantSpec, scale: Tensor | None, zero_point: Tensor | None) -> C
         return None
     granularity = spec.granularity if isinstance(spec.granularity, PerToken | PerGroup) else None
     return CacheGrid(
-        dtype=spec.dtype,
+        dtype=integer_format(spec.dtype),
         symmetric=spec.is_symmetric,
         granularity=granularity,
         scale=scale,
