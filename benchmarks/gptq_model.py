@@ -228,12 +228,17 @@ def llm_compressor(model: nn.Module, calibration: Tensor, task: Task) -> nn.Modu
 
 
 UNIFORM: Final = {"token_weights": "uniform"}
-PAPER: Final[Mapping[str, object]] = {"act_order": False, "static_groups": False, "observer": MinMaxSpec()}
+PAPER: Final[Mapping[str, object]] = {
+    "row_gain": False,
+    "act_order": False,
+    "static_groups": False,
+    "observer": MinMaxSpec(),
+}
 OURS: Final[Mapping[str, Quantize]] = {
     "ours": ours(),
     "ours, as published": ours(**PAPER),
-    "ours, ordered alone": ours(observer=MinMaxSpec()),
-    "ours, searched": ours(observer=HessianMSESpec(steps=20)),
+    "ours, ordered alone": ours(observer=MinMaxSpec(), row_gain=False),
+    "ours, searched": ours(observer=HessianMSESpec(steps=20), row_gain=False),
     "ours, blocks tuned": block_tuned,
     "ours, scales tuned": scale_tuned,
     "ours, rotated": rotated(ours()),

@@ -80,7 +80,7 @@ def ways(options: argparse.Namespace) -> Ways:
     weight = affine(DType.uint(bits), granularity=units)
     nearest = PTQConfig(activation=no_quant(), weight=weight, overrides=FLOAT_ENDS)
     act_order: bool = options.act_order
-    paper = GPTQConfig(static_groups=False, observer=MinMaxSpec(), token_weights="uniform")
+    paper = GPTQConfig(row_gain=False, static_groups=False, observer=MinMaxSpec(), token_weights="uniform")
     plain = attrs.evolve(paper, bits=bits, group_size=group, act_order=act_order)
     return {
         "round to nearest": nearest,

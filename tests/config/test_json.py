@@ -33,6 +33,7 @@ GOLDEN: Final = (
     '"overrides":{"items":{},"kind":"Mapping"},'
     '"per_tensor":false,'
     '"ragged_groups":false,'
+    '"row_gain":false,'
     '"show_progress":true,'
     '"static_groups":false,'
     '"stop_after_capture":false,'
@@ -52,7 +53,7 @@ def changed(**fields: object) -> str:
 
 def test_the_first_version_is_read_and_written() -> None:
     """The text of schema version 1 does not change."""
-    paper = GPTQConfig(act_order=False, static_groups=False, observer=MinMaxSpec())
+    paper = GPTQConfig(act_order=False, static_groups=False, row_gain=False, observer=MinMaxSpec())
     assert to_json(paper) == GOLDEN
     assert from_json(GOLDEN) == paper
 

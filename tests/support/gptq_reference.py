@@ -32,7 +32,7 @@ def correlated_gram(columns: int, rows: int, seed: int = 0) -> Tensor:
 
 def paper(**fields: object) -> GPTQConfig:
     """Return a config with the grids and the order of arXiv 2210.17323, but for the given `fields`."""
-    plain = {"observer": MinMaxSpec(), "static_groups": False, "act_order": False}
+    plain = {"observer": MinMaxSpec(), "row_gain": False, "static_groups": False, "act_order": False}
     return GPTQConfig(**{**plain, **fields})  # type: ignore[arg-type]
 
 
@@ -81,7 +81,18 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
             later = torch.linalg.inv(damped[column + 1 :, column + 1 :])
             drift = cross_gram[original, order[column + 1 :]] @ later
             work[:, column + 1 :] += target[:, None] * drift
-    return Reference(codes=codes.to(torch.int32), values=values)
+    return Reference(codes=codes.to(torch.int32), values=_gained(weight, values, gram, config))
+
+
+def _gained(weight: Tensor, values: Tensor, gram: Tensor, config: GPTQConfig) -> Tensor:
+    """Return `values` times what gives each row's output the projection on its float output that this has."""
+    if not config.row_gain or config.super_block is not None:
+        return values
+    outputs = weight.to(torch.float64) @ gram.to(torch.float64)
+    own, kept = (outputs * weight).sum(1, keepdim=True), (outputs * values).sum(1, keepdim=True)
+    if config.per_tensor:
+        own, kept = own.sum(), kept.sum()
+    return values * torch.where((kept > own / 2) & (kept < own * 2), own / kept, 1.0)
 
 
 _Grid: TypeAlias = tuple[Tensor, Tensor, Tensor]

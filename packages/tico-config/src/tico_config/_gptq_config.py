@@ -52,8 +52,13 @@ class GPTQConfig(ModuleConfig):
             defaults. None stands for integers.
         observer: how a grid follows from the weights that share it: `MinMaxSpec` spans them all, `MSESpec`
             and `HessianMSESpec` search each row's share of that range, `PercentileSpec` counts from both
-            ends; see `static_groups` for which values the weights have then. None chooses by `bits`, see
-            `grid_observer`.
+            ends; see `static_groups` for which values the weights have then. None is
+            ``HessianMSESpec(steps=20)``, but see `grid_observer`.
+        row_gain: multiply the scales of each row by one number, so that the projection of what the row gives
+            for the calibration data on what the float row gives is the latter. Rounding, and grids that cut
+            off large weights, make outputs a little smaller in each layer, and all layers in the same
+            direction. Where scales have grids of their own (`super_block`, MX formats, NVFP4), and in layers
+            that are rounded to nearest, it has no effect.
         static_groups: find the grids of all groups first, from the original weights, instead of a group's
             from what its weights have become when its turn comes, as the paper does. With `act_order`, groups
             stay runs of neighbouring columns. Without a `group_size` it has no effect.
@@ -126,6 +131,7 @@ class GPTQConfig(ModuleConfig):
     symmetric: bool = False
     dtype: FloatFormat | None = attrs.field(default=None, converter=as_float_format)
     observer: GPTQObserver | None = None
+    row_gain: bool = True
     static_groups: bool = True
     act_order: bool = True
     damping: float = attrs.field(default=0.01, converter=as_float)
@@ -165,16 +171,18 @@ class GPTQConfig(ModuleConfig):
 
     @property
     def grid_observer(self) -> GPTQObserver:
-        """The `observer` that is used; for None a search by the Hessian, or the whole range at 2 bits.
+        """The `observer` that is used; for None a search by the Hessian.
 
-        With four levels, the values that a search cuts off cost more than finer steps gain.
+        With four levels, the values that a search cuts off make outputs so much smaller that it needs
+        `row_gain`; where there is none, 2 bits have the whole range.
 
-        >>> GPTQConfig().grid_observer, GPTQConfig(bits=2).grid_observer
+        >>> GPTQConfig().grid_observer, GPTQConfig(bits=2, row_gain=False).grid_observer
         (HessianMSESpec(steps=20), MinMaxSpec())
         """
         if self.observer is not None:
             return self.observer
-        return MinMaxSpec() if self.bits == 2 else HessianMSESpec(steps=20)
+        loses = self.bits == 2 and not (self.row_gain and self.super_block is None)
+        return MinMaxSpec() if loses else HessianMSESpec(steps=20)
 
     @property
     def number_format(self) -> NumberFormat:

@@ -38,6 +38,7 @@ from tico_quantizers.solvers._columns import Columns, column_norms, transposed
 from tico_quantizers.solvers._factor import Factor, Hessian, damped_factor, rounding_only
 from tico_quantizers.solvers._grids import GridRule
 from tico_quantizers.solvers._group_grid import LARGEST, GroupGrid
+from tico_quantizers.solvers._row_gain import has_free_scales, row_products, scaled
 
 _LOSS_BLOCK = 128
 
@@ -136,6 +137,7 @@ def quantize_weight(  # noqa: PLR0913  # the fields of a config, by their names
         ragged_groups=ragged_groups,
         symmetric=symmetric,
         observer=MinMaxSpec(),
+        row_gain=False,
         static_groups=False,
         act_order=act_order,
         damping=damping,
@@ -210,7 +212,27 @@ def solve_by(weights: Sequence[Tensor], factor: Factor, config: GPTQConfig) -> l
         factor = rounding_only(factor.hessian)
         columns = Columns(weights, factor, config)
         columns.solve(0, len(factor.hessian))
-    return [_solution(columns, number, factor) for number in range(len(weights))]
+    found = [_solution(columns, number, factor) for number in range(len(weights))]
+    if not config.row_gain or factor.rounded_only or not has_free_scales(config):
+        return found
+    shared = config.per_tensor
+    pairs = zip(found, weights, strict=True)
+    return [_with_gains(each, weight, factor.hessian, shared=shared) for each, weight in pairs]
+
+
+def _with_gains(solution: Solution, weight: Tensor, hessian: Hessian, *, shared: bool) -> Solution:
+    """Return a solution for `weight` (rows, columns) whose outputs are as large as those of the floats."""
+    error = weight - solution.dequantize()
+    products = row_products(_in_order(weight, hessian), _in_order(error, hessian), hessian)
+    gained = attrs.evolve(solution, scale=scaled(solution.scale, products.gains(shared=shared)))
+    left = _in_order(weight - gained.dequantize(), hessian)
+    return attrs.evolve(gained, loss=max(quadratic_loss(left, hessian, torch.float64), 0.0))
+
+
+def _in_order(matrix: Tensor, hessian: Hessian) -> Tensor:
+    """Return the columns of `matrix` as rows, in the order in which they are rounded."""
+    columns = transposed(matrix)
+    return columns if hessian.order is None else columns[hessian.order]
 
 
 def nearest(weight: Tensor, config: GPTQConfig, diagonal: Tensor | None = None) -> Solution:

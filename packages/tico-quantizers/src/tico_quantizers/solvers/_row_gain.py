@@ -1,0 +1,93 @@
+"""One factor for each row of a quantized weight, so that the layer's output keeps its size."""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+import torch
+from torch import Tensor
+
+from tico_config import FloatFormat, GPTQConfig
+from tico_observers.products import product, total, whole_columns
+from tico_quantizers.solvers._factor import Hessian
+from tico_quantizers.solvers._group_grid import LARGEST
+
+_BLOCK = 128
+_SMALLEST = torch.finfo(torch.float32).smallest_normal
+_MOST = 2.0  # a row whose output would change more than that is not like its float one at all
+
+
+def has_free_scales(config: GPTQConfig) -> bool:
+    """Return whether a scale may be any float32, and not only one of a grid."""
+    dtype = config.number_format
+    free = not isinstance(dtype, FloatFormat) or dtype.scale_format == "float32"
+    return free and config.super_block is None
+
+
+@attrs.frozen(eq=False)
+class RowProducts:
+    """For each row w of a weight and its error e: the products w H wᵀ and w H eᵀ, float64 (rows,)."""
+
+    own: Tensor
+    lost: Tensor
+
+    def gains(self, *, shared: bool) -> Tensor:
+        """Return what each row has to be multiplied by, or all of them where a scale is `shared`.
+
+        With q = w - e it is w H wᵀ / w H qᵀ: the projection of the quantized output on the float one is then
+        the float one. It is 1 where there is no output, or where it would be above 2 or below ½.
+        """
+        own, lost = (total(each).view(1) if shared else each for each in (self.own, self.lost))
+        kept = own - lost
+        alike = (kept * _MOST > own) & (kept < own * _MOST)
+        gains = torch.where(alike, own / torch.where(alike, kept, 1.0), 1.0)
+        return gains.expand(len(self.own))
+
+
+def row_products(weight: Tensor, error: Tensor, hessian: Hessian) -> RowProducts:
+    """Return the products for `weight` and `error`, float32 (columns, rows), in the order of H's columns.
+
+    Where an input was always zero, H has the mean of its diagonal elsewhere: data to come may differ.
+
+    >>> hessian = Hessian(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), None)
+    >>> found = row_products(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.5], [0.0]]), hessian)
+    >>> found.own.item(), found.lost.item(), found.gains(shared=False).item()
+    (7.0, 1.5, 1.2727272727272727)
+    """
+    # In units near the largest input, since its square may be beyond float32.
+    unit = math.ldexp(1.0, math.frexp(float(hessian.diagonal().max()))[1])
+    rows, weights, errors = weight.shape[1], whole_columns(weight), whole_columns(error)
+    own, lost = torch.zeros(2, weights.shape[1], dtype=torch.float64, device=weight.device)
+    for low in range(0, len(weights), _BLOCK):
+        high = min(low + _BLOCK, len(weights))
+        moved = product(hessian.block(low, high, 0, len(weights)).div_(unit).to(torch.float32), weights)
+        own += _column_sums(moved * weights[low:high])
+        lost += _column_sums(moved * errors[low:high])
+    dead = hessian.dead()
+    if bool(dead.any()):
+        own += _mean_of_others(hessian) / unit * _column_sums(weights[dead] * weights[dead])
+        lost += _mean_of_others(hessian) / unit * _column_sums(weights[dead] * errors[dead])
+    return RowProducts(own[:rows] * unit, lost[:rows] * unit)
+
+
+def _column_sums(values: Tensor) -> Tensor:
+    """Return the sum of each column, float64 (columns,)."""
+    ones = torch.ones(1, len(values), dtype=torch.float64, device=values.device)
+    return product(ones, values.to(torch.float64))[0]
+
+
+def _mean_of_others(hessian: Hessian) -> float:
+    """Return the mean of the diagonal of H where it is not 0."""
+    diagonal = hessian.diagonal()
+    return float(total(diagonal)) / max(int((diagonal != 0).sum()), 1)
+
+
+def scaled(scale: Tensor, gains: Tensor) -> Tensor:
+    """Return `scale` (rows, groups) with each row multiplied by its gain, positive, normal and finite.
+
+    >>> scaled(torch.ones(2, 1), torch.tensor([1.5, 1.0])).flatten().tolist()
+    [1.5, 1.0]
+    """
+    found = scale * gains.to(torch.float32)[:, None]
+    return found.clamp_(_SMALLEST, LARGEST)
