@@ -8,6 +8,7 @@ import inspect
 import tempfile
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from gptq_models import Block, block_of, integer_at, quantized, require_same_codes, stack
 from tico.quantization import GPTQConfig, convert, prepare
-from tico_config import CalibrationError, ConfigError
+from tico_config import CalibrationError, ConfigError, MinMaxSpec
 from tico_quantizers.calibration import _activation_store as activation_store
 from tico_quantizers.calibration import after_call
 from tico_quantizers.solvers._gptq import solve
@@ -112,19 +113,17 @@ def test_later_layers_of_a_block_see_the_quantized_earlier_ones() -> None:
 def test_layers_may_make_up_for_the_errors_of_earlier_ones() -> None:
     """Each layer is then solved for what it reads beside what the float model has in its place."""
     model, x = stack(), values(1, 40, 8)
-    found = quantized(
-        model, x, config=config(bits=2, observer=MinMaxSpec(), asymmetric=0.25, token_weights="uniform")
-    )
+    options = config(bits=2, observer=MinMaxSpec(), token_weights="uniform")
+    found = quantized(model, x, config=attrs.evolve(options, asymmetric=0.25))
     true, hidden = x, x
     for path in ("0", "1"):
         weight = block_of(model, path).one.weight
         drift, rows = (true - hidden).double(), hidden.double()
-        options = GPTQConfig(bits=2, observer=MinMaxSpec())
         expected = solve(weight, rows.T @ rows, options, cross_gram=0.25 * drift.T @ rows)
         require_same_codes(integer_at(found, f"{path}.one").packed.integer_codes(), expected.codes)
         with torch.no_grad():
             true, hidden = block_of(model, path)(true), block_of(found, path)(hidden)
-    plain = quantized(model, x, config=config(bits=2, observer=MinMaxSpec(), token_weights="uniform"))
+    plain = quantized(model, x, config=options)
     assert torch.equal(integer_at(plain, "0.one").packed.codes, integer_at(found, "0.one").packed.codes)
     assert not torch.equal(integer_at(plain, "1.one").packed.codes, integer_at(found, "1.one").packed.codes)
 

@@ -38,7 +38,7 @@ from tico_quantizers.solvers._columns import Columns, column_norms, transposed
 from tico_quantizers.solvers._factor import Factor, Hessian, damped_factor, rounding_only
 from tico_quantizers.solvers._grids import GridRule
 from tico_quantizers.solvers._group_grid import LARGEST, GroupGrid
-from tico_quantizers.solvers._row_gain import has_free_scales, row_products, scaled
+from tico_quantizers.solvers._row_gain import has_free_scales, row_products, scaled, with_dead_columns
 
 _LOSS_BLOCK = 128
 
@@ -222,11 +222,11 @@ def solve_by(weights: Sequence[Tensor], factor: Factor, config: GPTQConfig) -> l
 
 def _with_gains(solution: Solution, weight: Tensor, hessian: Hessian, *, shared: bool) -> Solution:
     """Return a solution for `weight` (rows, columns) whose outputs are as large as those of the floats."""
-    error = weight - solution.dequantize()
-    products = row_products(_in_order(weight, hessian), _in_order(error, hessian), hessian)
-    gained = attrs.evolve(solution, scale=scaled(solution.scale, products.gains(shared=shared)))
-    left = _in_order(weight - gained.dequantize(), hessian)
-    return attrs.evolve(gained, loss=max(quadratic_loss(left, hessian, torch.float64), 0.0))
+    columns, error = (_in_order(each, hessian) for each in (weight, weight - solution.dequantize()))
+    products = row_products(columns, error, hessian)
+    gains = with_dead_columns(products, columns, error, hessian).gains(shared=shared)
+    loss = products.loss(gains, solution.loss)
+    return attrs.evolve(solution, scale=scaled(solution.scale, gains), loss=loss)
 
 
 def _in_order(matrix: Tensor, hessian: Hessian) -> Tensor:

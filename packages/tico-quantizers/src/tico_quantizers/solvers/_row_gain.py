@@ -27,10 +27,11 @@ def has_free_scales(config: GPTQConfig) -> bool:
 
 @attrs.frozen(eq=False)
 class RowProducts:
-    """For each row w of a weight and its error e: the products w H wᵀ and w H eᵀ, float64 (rows,)."""
+    """For each row w of a weight and its error e: w H wᵀ, w H eᵀ and e H eᵀ, float64 (rows,)."""
 
     own: Tensor
     lost: Tensor
+    left: Tensor
 
     def gains(self, *, shared: bool) -> Tensor:
         """Return what each row has to be multiplied by, or all of them where a scale is `shared`.
@@ -44,37 +45,64 @@ class RowProducts:
         gains = torch.where(alike, own / torch.where(alike, kept, 1.0), 1.0)
         return gains.expand(len(self.own))
 
+    def loss(self, gains: Tensor, before: float) -> float:
+        """Return the sum of e' H e'ᵀ for e' = w - gain q, given what that of e H eᵀ is, more exactly.
+
+        e' is gain e + (1 - gain) w.
+        """
+        known = float(total(self.left))
+        share = before / known if known > 0 else 1.0
+        rest = 1 - gains
+        terms = gains.square() * self.left * share + rest * (2 * gains * self.lost + rest * self.own)
+        return max(float(total(terms)), 0.0)
+
 
 def row_products(weight: Tensor, error: Tensor, hessian: Hessian) -> RowProducts:
     """Return the products for `weight` and `error`, float32 (columns, rows), in the order of H's columns.
 
-    Where an input was always zero, H has the mean of its diagonal elsewhere: data to come may differ.
-
     >>> hessian = Hessian(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), None)
     >>> found = row_products(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.5], [0.0]]), hessian)
-    >>> found.own.item(), found.lost.item(), found.gains(shared=False).item()
-    (7.0, 1.5, 1.2727272727272727)
+    >>> found.own.item(), found.lost.item(), found.left.item(), found.gains(shared=False).item()
+    (7.0, 1.5, 0.75, 1.2727272727272727)
     """
     # In units near the largest input, since its square may be beyond float32.
     unit = math.ldexp(1.0, math.frexp(float(hessian.diagonal().max()))[1])
     rows, weights, errors = weight.shape[1], whole_columns(weight), whole_columns(error)
-    own, lost = torch.zeros(2, weights.shape[1], dtype=torch.float64, device=weight.device)
+    own, lost, left = torch.zeros(3, weights.shape[1], dtype=torch.float64, device=weight.device)
     for low in range(0, len(weights), _BLOCK):
         high = min(low + _BLOCK, len(weights))
-        moved = product(hessian.block(low, high, 0, len(weights)).div_(unit).to(torch.float32), weights)
-        own += _column_sums(moved * weights[low:high])
-        lost += _column_sums(moved * errors[low:high])
+        # Half of H is enough: the other half gives the same products.
+        block = hessian.block(low, high, low, len(weights)).div_(unit)
+        block[:, : high - low].div_(2)
+        half = block.to(torch.float32)
+        of_weight, of_error = product(half, weights[low:]), product(half, errors[low:])
+        own += _column_sums(of_weight * weights[low:high])
+        lost += _column_sums(of_weight * errors[low:high] + of_error * weights[low:high])
+        left += _column_sums(of_error * errors[low:high])
+    return RowProducts(2 * own[:rows] * unit, lost[:rows] * unit, 2 * left[:rows] * unit)
+
+
+def with_dead_columns(products: RowProducts, weight: Tensor, error: Tensor, hessian: Hessian) -> RowProducts:
+    """Return the products where H has, for inputs that were always zero, the mean of the others.
+
+    Data to come may have other inputs, and rows must not grow there by what the others need.
+    """
     dead = hessian.dead()
-    if bool(dead.any()):
-        own += _mean_of_others(hessian) / unit * _column_sums(weights[dead] * weights[dead])
-        lost += _mean_of_others(hessian) / unit * _column_sums(weights[dead] * errors[dead])
-    return RowProducts(own[:rows] * unit, lost[:rows] * unit)
+    if not bool(dead.any()):
+        return products
+    rows, mean = weight.shape[1], _mean_of_others(hessian)
+    weights, errors = whole_columns(weight[dead]), whole_columns(error[dead])
+    own, lost = (_column_sums(weights * each)[:rows] for each in (weights, errors))
+    return attrs.evolve(products, own=products.own + mean * own, lost=products.lost + mean * lost)
 
 
 def _column_sums(values: Tensor) -> Tensor:
-    """Return the sum of each column, float64 (columns,)."""
-    ones = torch.ones(1, len(values), dtype=torch.float64, device=values.device)
-    return product(ones, values.to(torch.float64))[0]
+    """Return the sum of each column, float64 (columns,), added in pairs: in one order for any thread count."""
+    sums = values.to(torch.float64)
+    while len(sums) > 1:
+        half = len(sums) // 2
+        sums = torch.cat([sums[:half] + sums[half : 2 * half], sums[2 * half :]])
+    return sums[0]
 
 
 def _mean_of_others(hessian: Hessian) -> float:
