@@ -97,7 +97,7 @@ def with_dead_columns(products: RowProducts, weight: Tensor, error: Tensor, hess
 
 
 def _column_sums(values: Tensor) -> Tensor:
-    """Return the sum of each column, float64 (columns,), added in pairs: in one order for any thread count."""
+    """Return the sum of each column, float64 (columns,), added in pairs, for any thread count alike."""
     sums = values.to(torch.float64)
     while len(sums) > 1:
         half = len(sums) // 2
