@@ -85,10 +85,15 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
 
 
 def _gained(weight: Tensor, values: Tensor, gram: Tensor, config: GPTQConfig) -> Tensor:
-    """Return `values` times what gives each row's output the projection on its float output that this has."""
+    """Return `values` times what gives each row's output the projection on its float output that this has.
+
+    An input that was always zero counts as the mean of the others.
+    """
     if not config.row_gain or config.super_block is not None:
         return values
-    outputs = weight.to(torch.float64) @ gram.to(torch.float64)
+    diagonal = gram.diagonal().to(torch.float64)
+    mean = diagonal.sum() / max(int((diagonal != 0).sum()), 1)
+    outputs = weight.to(torch.float64) @ (gram + torch.diag(torch.where(diagonal == 0, mean, 0.0)))
     own, kept = (outputs * weight).sum(1, keepdim=True), (outputs * values).sum(1, keepdim=True)
     if config.per_tensor:
         own, kept = own.sum(), kept.sum()
