@@ -87,7 +87,7 @@ def gptq(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor
 def _gained(weight: Tensor, values: Tensor, gram: Tensor, config: GPTQConfig) -> Tensor:
     """Return `values` times what gives each row's output the projection on its float output that this has.
 
-    An input that was always zero counts as the mean of the others.
+    An input that was always zero counts as the mean of the others. The factor is rounded to a 256th.
     """
     if not config.row_gain or config.super_block is not None:
         return values
@@ -97,7 +97,8 @@ def _gained(weight: Tensor, values: Tensor, gram: Tensor, config: GPTQConfig) ->
     own, kept = (outputs * weight).sum(1, keepdim=True), (outputs * values).sum(1, keepdim=True)
     if config.per_tensor:
         own, kept = own.sum(), kept.sum()
-    return values * torch.where((kept > own / 2) & (kept < own * 2), own / kept, 1.0)
+    gains = torch.where((kept > own / 2) & (kept < own * 2), own / kept, 1.0)
+    return values * (gains * 256).round() / 256
 
 
 _Grid: TypeAlias = tuple[Tensor, Tensor, Tensor]

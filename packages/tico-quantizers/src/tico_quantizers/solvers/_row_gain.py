@@ -15,6 +15,7 @@ from tico_quantizers.solvers._group_grid import LARGEST
 
 _BLOCK = 128
 _SMALLEST = torch.finfo(torch.float32).smallest_normal
+_STEPS = 2**8
 _MOST = 2.0  # a row whose output would change more than that is not like its float one at all
 
 
@@ -37,13 +38,15 @@ class RowProducts:
         """Return what each row has to be multiplied by, or all of them where a scale is `shared`.
 
         With q = w - e it is w H wᵀ / w H qᵀ: the projection of the quantized output on the float one is then
-        the float one. It is 1 where there is no output, or where it would be above 2 or below ½.
+        the float one. It is 1 where there is no output, or where it would be above 2 or below ½. It is rounded
+        to a 256th, so that inputs which differ in their last digits give the same scales, as they give the
+        same codes: those of experts do, whose forward passes depend on how samples are batched.
         """
         own, lost = (total(each).view(1) if shared else each for each in (self.own, self.lost))
         kept = own - lost
         alike = (kept * _MOST > own) & (kept < own * _MOST)
         gains = torch.where(alike, own / torch.where(alike, kept, 1.0), 1.0)
-        return gains.expand(len(self.own))
+        return gains.mul(_STEPS).round().div(_STEPS).expand(len(self.own))
 
     def loss(self, gains: Tensor, before: float) -> float:
         """Return the sum of e' H e'ᵀ for e' = w - gain q, given what that of e H eᵀ is, more exactly.
@@ -63,7 +66,7 @@ def row_products(weight: Tensor, error: Tensor, hessian: Hessian) -> RowProducts
     >>> hessian = Hessian(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), None)
     >>> found = row_products(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.5], [0.0]]), hessian)
     >>> found.own.item(), found.lost.item(), found.left.item(), found.gains(shared=False).item()
-    (7.0, 1.5, 0.75, 1.2727272727272727)
+    (7.0, 1.5, 0.75, 1.2734375)
     """
     # In units near the largest input, since its square may be beyond float32.
     unit = math.ldexp(1.0, math.frexp(float(hessian.diagonal().max()))[1])
