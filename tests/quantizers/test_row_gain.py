@@ -42,8 +42,8 @@ def test_outputs_keep_their_projection_on_the_float_ones(config: GPTQConfig) -> 
     if config.per_tensor:
         sizes = (weight.double() @ gram * weight.double()).sum(1)
         found, without = ((each * sizes).sum() / sizes.sum() for each in (found, without))
-    # The gain is rounded to a 256th, and is at most 1.5 here. Its products are sums of 48 float32 numbers, each
-    # of them right to 2⁻²⁴ of terms that are at most ten times their sum.
+    # The gain is rounded to a 256th, and is at most 1.5 here. Its products are sums of 48 float32 numbers,
+    # each of them right to 2⁻²⁴ of terms that are at most ten times their sum.
     bound = 2.0**-9 + 10 * 50 * 2.0**-24
     assert bool((found - 1).abs().le(bound).all())
     assert bool((without - 1).abs().gt(bound).any())

@@ -55,10 +55,10 @@ class GPTQConfig(ModuleConfig):
             ends; see `static_groups` for which values the weights have then. None is
             ``HessianMSESpec(steps=20)``, but see `grid_observer`.
         row_gain: multiply the scales of each row by one number, a multiple of 1/256, so that the projection
-            of what the row gives for the calibration data on what the float row gives is the latter. Rounding,
-            and grids that cut off large weights, make outputs a little smaller in each layer, and all layers
-            in the same direction. Where scales have grids of their own (`super_block`, MX formats, NVFP4), and
-            in layers that are rounded to nearest, it has no effect.
+            of what the row gives for the calibration data on what the float row gives is the latter.
+            Rounding, and grids that cut off large weights, make outputs a little smaller in each layer, and
+            all layers in the same direction. Where scales have grids of their own (`super_block`, MX formats,
+            NVFP4), and in layers that are rounded to nearest, it has no effect.
         static_groups: find the grids of all groups first, from the original weights, instead of a group's
             from what its weights have become when its turn comes, as the paper does. With `act_order`, groups
             stay runs of neighbouring columns. Without a `group_size` it has no effect.

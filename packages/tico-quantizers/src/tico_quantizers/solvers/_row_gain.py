@@ -38,9 +38,10 @@ class RowProducts:
         """Return what each row has to be multiplied by, or all of them where a scale is `shared`.
 
         With q = w - e it is w H wᵀ / w H qᵀ: the projection of the quantized output on the float one is then
-        the float one. It is 1 where there is no output, or where it would be above 2 or below ½. It is rounded
-        to a 256th, so that inputs which differ in their last digits give the same scales, as they give the
-        same codes: those of experts do, whose forward passes depend on how samples are batched.
+        the float one. It is 1 where there is no output, or where it would be above 2 or below ½.
+
+        It is rounded to a 256th, so that inputs which differ in their last digits give the same scales, as
+        they give the same codes. Those of experts do, whose passes depend on how samples are batched.
         """
         own, lost = (total(each).view(1) if shared else each for each in (self.own, self.lost))
         kept = own - lost
