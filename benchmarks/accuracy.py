@@ -96,6 +96,7 @@ METHODS: Final[Mapping[str, Quantize]] = {
     "rounded": gptq_model.rounded,
     "hqq": gptq_model.without_data,
     "gptq": ours(),
+    "gptq, without gains": ours(row_gain=False),
     "gptq, asymmetric": ours(asymmetric=0.25),
     "awq, gptq": by(awq, gptq),
     "rotation, gptq": rotated(ours()),
