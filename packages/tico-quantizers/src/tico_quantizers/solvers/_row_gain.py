@@ -40,8 +40,8 @@ class RowProducts:
         With q = w - e it is w H wᵀ / w H qᵀ: the projection of the quantized output on the float one is then
         the float one. It is 1 where there is no output, or where it would be above 2 or below ½.
 
-        It is rounded to a 256th, so that Gram matrices which differ in their last digits give the same scales,
-        as they give the same codes. Those of experts differ so with how samples are batched.
+        It is rounded to a 256th, so that Gram matrices that differ in their last digits still give the same
+        scales. A model that is called with batches of another size may give such inputs.
         """
         own, lost = (total(each).view(1) if shared else each for each in (self.own, self.lost))
         kept = own - lost
