@@ -36,8 +36,10 @@ from tico_config import (
 )
 from tico_modules import PackedWeight, named_modules
 from tico_quantizers.algorithms.scale_tune._divergence import mean_divergence
+from tico_quantizers.algorithms.scale_tune._teacher import Teacher
+from tico_quantizers.calibration import Call, after_call
 from tico_quantizers.testing import ResidualBlock, same_tensors, seeded, tensors_of, unchanged, values
-from tico_quantizers.tuning import Split
+from tico_quantizers.tuning import Split, TreeState
 from tiny_models import tiny_llama
 
 GPTQ = GPTQConfig(bits=3, show_progress=False)
@@ -247,3 +249,46 @@ def test_classes_without_probability_count_nothing() -> None:
     """Logits of minus infinity in both models, as masked classes have."""
     logits = torch.tensor([[0.0, -torch.inf, 1.0]])
     assert float(mean_divergence(logits, logits)) == 0.0
+
+
+class Capped(nn.Module):
+    """A model whose logits are not what its last linear layer gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.head = ResidualBlock(), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits between -1 and 1."""
+        logits: Tensor = self.head(self.block(x))
+        return logits.tanh()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_teacher_runs_only_its_head_again(masked: bool) -> None:
+    """With the bits of the whole pass; the rows of padding stay left out."""
+    llama, tokens = tiny_llama(), torch.arange(12).view(2, 6)
+    mask = {"attention_mask": torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])} if masked else {}
+    call = Call(args=(tokens,), kwargs=mask)
+    teacher = Teacher(TreeState.of(llama))
+    first = teacher.logits(0, call)
+    calls: list[object] = []
+    after_call(llama.model, lambda *call: calls.append(call))
+    again = teacher.logits(0, call)
+    assert not calls
+    assert torch.equal(again, first)
+    assert len(first) == (10 if masked else 12)
+    teacher.logits(1, call)
+    assert len(calls) == 1
+
+
+def test_teacher_runs_all_of_a_model_that_changes_what_the_head_gives() -> None:
+    """Its second pass gives the same again."""
+    capped = seeded(Capped)
+    call, calls = Call(args=(data(),), kwargs={}), list[object]()
+    teacher = Teacher(TreeState.of(capped))
+    first = teacher.logits(0, call)
+    after_call(capped.block, lambda *call: calls.append(call))
+    assert torch.equal(teacher.logits(0, call), first)
+    assert torch.equal(first, capped(data()).flatten(0, -2))
+    assert calls

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -13,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tico_config import CalibrationError, Found, Problem
-from tico_quantizers.calibration import Call, Replay, quiet_runs
-from tico_quantizers.evaluation import divergence, logits_of, rows_of
-from tico_quantizers.tuning import Factor, TreeState, lent
+from tico_quantizers.algorithms.scale_tune._logits import run
+from tico_quantizers.algorithms.scale_tune._teacher import Teacher
+from tico_quantizers.calibration import Call
+from tico_quantizers.evaluation import divergence
+from tico_quantizers.tuning import Factor, lent
 
 _ROWS: Final = 64
 """How many rows of logits are compared at a time."""
@@ -50,11 +51,10 @@ def _divergences(expected: Tensor, found: Tensor) -> Tensor:
 class Divergences:
     """The divergence of a quantized model from the float one, for each of `samples`.
 
-    `before` is the tree of the float model, and `model` the root of the quantized one, which computes with
-    `factors`.
+    `teacher` is the float model, and `model` the root of the quantized one, which computes with `factors`.
     """
 
-    before: TreeState
+    teacher: Teacher
     model: nn.Module
     samples: Sequence[Call]
     factors: Sequence[Factor]
@@ -62,9 +62,9 @@ class Divergences:
     def __call__(self, sample: int, /) -> Tensor:
         """Return the divergence for sample number `sample`; it has derivatives within `lending`."""
         call = self.samples[sample]
-        with torch.no_grad(), self.before.again(), quiet_runs(self.before.root):
-            expected = _logits(self.before.root, call)
-        found = _logits(self.model, call)
+        expected = self.teacher.logits(sample, call)
+        logits, select = run(self.model, call)
+        found = select(logits)
         if found.shape != expected.shape:
             shapes = Found(f"{tuple(expected.shape)}, then {tuple(found.shape)}")
             raise CalibrationError(
@@ -77,18 +77,3 @@ class Divergences:
         """Let the model compute with the values of the factors as they are now."""
         with lent([factor.loan() for factor in self.factors]):
             yield
-
-
-def _logits(model: nn.Module, call: Call) -> Tensor:
-    """Return the logits (rows, classes) of real tokens that `model` gives for `call`."""
-    (args, kwargs, autocast), *_ = Replay([call], {})
-    with autocast.again():
-        torch.manual_seed(0)  # both draw the same numbers
-        output: object = model(*args, **{**kwargs, **_without_cache(model)})
-    return rows_of(kwargs)(logits_of(output, "model"))
-
-
-def _without_cache(model: nn.Module) -> Mapping[str, object]:
-    """Return the argument by which a model makes no cache, if it takes one: blocks could not be run again."""
-    takes = "use_cache" in inspect.signature(model.forward).parameters
-    return {"use_cache": False} if takes else {}

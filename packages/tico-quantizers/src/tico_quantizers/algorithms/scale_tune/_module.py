@@ -13,6 +13,7 @@ from tico_config import ConfigError, Found, Problem, ScaleTuneConfig, Unsupporte
 from tico_modules import Edit, LayerReport, PackedWeight, Report, named_modules, runs_of
 from tico_quantizers.algorithms.scale_tune._calibration import ScaleTuneCalibration
 from tico_quantizers.algorithms.scale_tune._divergence import Divergences
+from tico_quantizers.algorithms.scale_tune._teacher import Teacher
 from tico_quantizers.calibration import quiet_runs
 from tico_quantizers.conversion import Progress
 from tico_quantizers.equivalence import ChannelScale, as_channel_scale
@@ -70,7 +71,7 @@ class ScaleTuneQuantizer(BaseQuantizer[ScaleTuneConfig, ScaleTuneCalibration]):
         factors, reasons = _tunable(root, calibration.norms, self.config)
         samples = calibration.samples()
         split = Split.of(len(samples), share=self.config.held_out, seed=self.config.seed)
-        loss = Divergences(before=before, model=root, samples=samples, factors=factors)
+        loss = Divergences(teacher=Teacher(before), model=root, samples=samples, factors=factors)
         found = self._tuned(loss, split, calibration)
         if found.step:
             for factor in factors:
