@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from tico_modules._tree.free_memory import return_free_memory
 from tico_modules._tree.module_tree import named_modules
 
 _SMALLEST: Final = 2**9
@@ -41,6 +42,7 @@ class Offload:
         self._maps: dict[int, Tensor] = {}
         self._free = torch.empty(0, dtype=torch.uint8)
         self._total = 0
+        self._moved = 0
 
     def __reduce__(self) -> tuple[type[Offload], tuple[Path]]:
         """Let a copy of a model, which is in memory, have one that holds nothing."""
@@ -62,6 +64,7 @@ class Offload:
         """Move a tensor, or all that a module holds, into files; the objects stay what they are.
 
         Small tensors stay in memory, and so does what is on another device or has no elements of its own.
+        The memory that moving has freed goes back to the system, now and then.
 
         Raises:
             OSError: the disk is full.
@@ -75,8 +78,16 @@ class Offload:
                         self.move(tensor)
             case Tensor() if _is_movable(value) and not self.holds(value):
                 value.data = self.copied(value)
+                self._count(value.nbytes)
             case _:
                 return
+
+    def _count(self, size: int) -> None:
+        """Note that so many bytes were moved; large models would keep what is free between small objects."""
+        self._moved += size
+        if self._moved >= _SEGMENT:
+            self._moved = 0
+            return_free_memory()
 
     def copied(self, tensor: Tensor) -> Tensor:
         """Return a copy of a contiguous tensor in a file.
