@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -19,9 +20,16 @@ import export_compressed_tensors
 from export_models import TOKENS, converted
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import (
+    FP8,
+    MXFP4,
+    MXFP6,
+    MXFP8,
+    MXINT8,
+    NVFP4,
     BaseConfig,
     DType,
     PerGroup,
+    PerTensor,
     PerToken,
     QuantSpec,
     affine,
@@ -52,6 +60,7 @@ SIZES: dict[str, object] = {
 Spec: TypeAlias = QuantSpec
 INT8, UINT8 = affine(DType.int(8)), affine(DType.uint(8))
 TOKEN = affine(DType.int(8), granularity=PerToken())
+FLOAT8, FLOAT8_TOKEN = affine(FP8()), affine(FP8(), granularity=PerToken())
 UINT_TOKEN = affine(DType.uint(8), granularity=PerToken())
 FLOAT_ENDS = {"model.embed_tokens": no_quant(), "lm_head": no_quant()}
 
@@ -116,6 +125,18 @@ EXACT: dict[str, PTQConfig | GPTQConfig] = {
     "W8A8 fixed, zero points of weights": ptq(UINT8, inputs=UINT8),
     "W4A8 fixed, group 32": ptq(grouped(4, 32, signed=True), inputs=INT8),
     "GPTQ W4 group 32": GPTQConfig(bits=4, group_size=32, symmetric=True, show_progress=False),
+    "FP8, a scale a row": ptq(FLOAT8),
+    "FP8, one scale": ptq(affine(FP8(), granularity=PerTensor())),
+    "FP8 group 32": ptq(affine(FP8(), granularity=PerGroup(axis=1, size=32))),
+    "FP8 everywhere": ptq(FLOAT8, {}),
+    "FP8, fixed inputs": ptq(FLOAT8, inputs=FLOAT8),
+    "FP8, inputs per token": ptq(FLOAT8, inputs=FLOAT8_TOKEN),
+    "FP8, fixed inputs of int8": ptq(FLOAT8, inputs=INT8),
+    "W4 group 32, FP8 inputs per token": ptq(grouped(4, 32, signed=True), inputs=FLOAT8_TOKEN),
+    "MXFP4": ptq(affine(MXFP4())),
+    "MXFP4 everywhere": ptq(affine(MXFP4()), {}),
+    "MXFP6": ptq(affine(MXFP6())),
+    "MXFP8": ptq(affine(MXFP8())),
 }
 
 
@@ -127,6 +148,38 @@ def test_transformers_gives_the_logits_of_the_model(scheme: str, tmp_path: Path)
     assert result.max_difference == 0.0
     assert result.kl is not None
     assert result.kl < 1e-12
+
+
+@pytest.mark.parametrize("overrides", [None, {}], ids=["linear layers", "everywhere"])
+def test_nvfp4_is_rounded_to_bfloat16(overrides: dict[str, Spec] | None, tmp_path: Path) -> None:
+    """The library makes its weights in bfloat16, and the bound says so."""
+    result = written(quantized(ptq(affine(NVFP4()), overrides)), tmp_path / "m")
+    assert result.verified
+    assert result.bound == pytest.approx(
+        -20 * math.log10(2**-7) - 10 * math.log10(21 if overrides is None else 23)
+    )
+
+
+MIXED_ELEMENTS = ptq(
+    affine(MXFP4()),
+    {**FLOAT_ENDS, "*.down_proj.weight": FLOAT8, "*.q_proj.weight": affine(NVFP4()), "*.k_proj.weight": INT8},
+)
+
+
+def test_formats_stand_beside_each_other_in_bfloat16(tmp_path: Path) -> None:
+    """Each layer says what it is; in other floats the library fails on blocks of elements, which is said."""
+    model = quantized(MIXED_ELEMENTS)
+    with pytest.raises(
+        UnsupportedError, match=r"mxfp4 in float32; cast the model before the export: model\.to"
+    ):
+        export(model, tmp_path / "m", CompressedTensors(), args=(TOKENS,))
+    assert written(model.to(torch.bfloat16), tmp_path / "m").verified
+    assert {group["format"] for group in groups_in(tmp_path / "m")} == {
+        "mxfp4-pack-quantized",
+        "naive-quantized",
+        "nvfp4-pack-quantized",
+        "pack-quantized",
+    }
 
 
 @pytest.mark.parametrize("inputs", [TOKEN, UINT_TOKEN], ids=["int8", "uint8"])
@@ -239,6 +292,43 @@ def test_tensors_are_those_that_the_library_writes(scheme: str, tmp_path: Path) 
         for name, expected in made.items():
             assert torch.equal(tensors[f"{path}.{name}"], expected)
             assert tensors[f"{path}.{name}"].dtype == expected.dtype
+
+
+ELEMENTS: dict[str, PTQConfig | GPTQConfig] = {
+    **{name: EXACT[name] for name in ("FP8, one scale", "FP8, fixed inputs", "FP8 group 32")},
+    **{name: EXACT[name] for name in ("MXFP4", "MXFP6", "MXFP8")},
+    "NVFP4": ptq(affine(NVFP4())),
+}
+
+
+@pytest.mark.parametrize("scheme", ELEMENTS)
+def test_elements_are_those_that_the_library_writes(scheme: str, tmp_path: Path) -> None:
+    """Its own compressor gives the same bytes for the weight as floats, with the same scales."""
+    config = importlib.import_module("compressed_tensors.quantization")
+    registry = importlib.import_module("compressed_tensors.compressors").BaseCompressor
+    model = quantized(ELEMENTS[scheme])
+    written(model, tmp_path / "m")
+    tensors = read_sealed(tmp_path / "m" / "model.safetensors").tensors
+    [group] = groups_in(tmp_path / "m")
+    arguments = config.QuantizationScheme.model_validate(group)
+    for path, weight in Source.read(model).weights.items():
+        given, unit = (
+            {"weight": weight.dequantize(), "weight_scale": weight.scale},
+            weight.elements.tensor_scale,
+        )
+        if unit is not None:
+            # The library divides by this scale, which llm-compressor makes as 6 * 448 / amax.
+            given |= {"weight_scale": weight.scale / unit, "weight_global_scale": 1 / unit.reshape(1)}
+        elif arguments.weights.strategy == "tensor":
+            given["weight_scale"] = weight.scale[0]
+        made = registry.get_value_from_registry(group["format"]).compress(given, arguments)
+        assert {name for name in tensors if name.startswith(f"{path}.weight")} == {
+            f"{path}.{n}" for n in made
+        }
+        for name, expected in made.items():
+            held = tensors[f"{path}.{name}"]
+            assert (held.dtype, held.shape) == (expected.dtype, expected.shape)
+            assert torch.equal(held.view(torch.uint8), expected.contiguous().view(torch.uint8))
 
 
 def test_a_tied_head_in_float_stands_once(tmp_path: Path) -> None:
@@ -383,6 +473,22 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "weights of 16 bits": (
         lambda: quantized(ptq(affine(DType.int(16)))),
         r"q_proj: .*weights of at most 8 bits, and this one has int16",
+    ),
+    "elements that the library does not have": (
+        lambda: quantized(ptq(affine(FP8("e5m2")))),
+        r"q_proj: .*elements of fp8_e4m3, .*, and this one has fp8_e5m2; use one of these",
+    ),
+    "fixed-point blocks": (
+        lambda: quantized(ptq(affine(MXINT8()))),
+        r"q_proj\.packed: its codes are mxint8, and compressed-tensors has no place for them",
+    ),
+    "inputs in blocks": (
+        lambda: quantized(ptq(affine(MXFP8()), inputs=affine(MXFP8()))),
+        r"q_proj: .*fp8_e4m3, as it gives blocks scales by another rule, and this one has mxfp8_e4m3",
+    ),
+    "inputs of blocks in float32": (
+        lambda: quantized(ptq(affine(MXFP4()), inputs=FLOAT8)),
+        r"q_proj: .*in bfloat16 only, and this one has mxfp4 in float32",
     ),
     "columns in another order": (_ordered, r"q_proj: .*runs of columns.*static_groups=True"),
     "uneven groups": (

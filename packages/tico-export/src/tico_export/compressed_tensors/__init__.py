@@ -4,11 +4,11 @@ from tico_export.compressed_tensors._config import quantization_config
 from tico_export.compressed_tensors._consumer import transformers_consumer
 from tico_export.compressed_tensors._layer import layer_tensors
 from tico_export.compressed_tensors._problems import layer_problems
-from tico_export.compressed_tensors._scheme import InputScheme, Scheme, loads_as_floats, schemes_of
+from tico_export.compressed_tensors._scheme import Codes, Scheme, loads_as_floats, schemes_of
 from tico_export.compressed_tensors._targets import targets_of
 
 __all__ = [
-    "InputScheme",
+    "Codes",
     "Scheme",
     "layer_problems",
     "layer_tensors",
