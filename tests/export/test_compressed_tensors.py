@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import export_compressed_tensors
 from export_models import TOKENS, converted
-from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
+from tico.quantization import GPTQConfig, KVCacheConfig, PTQConfig, convert, prepare
 from tico.quantization.config import (
     FP8,
     MXFP4,
@@ -331,6 +332,45 @@ def test_elements_are_those_that_the_library_writes(scheme: str, tmp_path: Path)
             assert torch.equal(held.view(torch.uint8), expected.contiguous().view(torch.uint8))
 
 
+CACHED = affine(DType.int(8), granularity=PerTensor())
+CACHE = KVCacheConfig(key=CACHED, value=CACHED, static=True, residual_length=0)
+
+
+def cached(model: nn.Module, config: KVCacheConfig = CACHE) -> nn.Module:
+    """Return `model` with keys and values as codes."""
+    prepared = prepare(model, config, args=(TOKENS,))
+    with torch.no_grad():
+        prepared(TOKENS)
+    return convert(prepared).eval()
+
+
+@pytest.mark.parametrize("weights", [None, INT8, FLOAT8], ids=["float", "int8", "fp8"])
+def test_keys_and_values_have_scales(weights: Spec | None, tmp_path: Path) -> None:
+    """One of each layer, and transformers rounds to them as the model does, which is another one then."""
+    without = llama() if weights is None else quantized(ptq(weights))
+    with torch.no_grad():
+        before = without(TOKENS).logits
+        model = cached(without)
+        assert not torch.equal(model(TOKENS).logits, before)
+    assert written(model, tmp_path / "m").max_difference == 0.0
+    about, tensors = (
+        config_in(tmp_path / "m")["quantization_config"],
+        read_sealed(tmp_path / "m" / "model.safetensors").tensors,
+    )
+    assert isinstance(about, dict)
+    assert about["kv_cache_scheme"] == {
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "tensor",
+        "dynamic": False,
+    }
+    for number in range(3):
+        for part, name in (("key", "k_scale"), ("value", "v_scale")):
+            held = model.get_buffer(f"kv_cache.{number}.{part}_scale")
+            assert torch.equal(tensors[f"model.layers.{number}.self_attn.{name}"], held.reshape(1))
+
+
 def test_a_tied_head_in_float_stands_once(tmp_path: Path) -> None:
     """As in any checkpoint of transformers: the config ties it."""
     written(quantized(ptq(), tie_word_embeddings=True), tmp_path / "m")
@@ -489,6 +529,26 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "inputs of blocks in float32": (
         lambda: quantized(ptq(affine(MXFP4()), inputs=FLOAT8)),
         r"q_proj: .*in bfloat16 only, and this one has mxfp4 in float32",
+    ),
+    "grids of keys that are made as tokens come": (
+        lambda: cached(llama(), KVCacheConfig(residual_length=0)),
+        r"layers\.0\.self_attn: .*one fixed symmetric grid of int8 or fp8_e4m3.* has uint4",
+    ),
+    "tokens in float": (
+        lambda: cached(llama(), attrs.evolve(CACHE, residual_length=8)),
+        r"layers\.0\.self_attn: .*no tokens in float, and this one has the last 8 tokens",
+    ),
+    "values in float": (
+        lambda: cached(llama(), attrs.evolve(CACHE, value=no_quant())),
+        r"layers\.0\.self_attn: .*one for values, and this one has floats",
+    ),
+    "a layer without codes of keys": (
+        lambda: cached(llama(), attrs.evolve(CACHE, overrides={"model.layers.1.self_attn": no_quant()})),
+        r"layers\.1\.self_attn: .*keys and values of all layers as codes, and this one has floats",
+    ),
+    "codes of keys beside weights that are loaded as floats": (
+        lambda: cached(quantized(ptq(affine(MXFP4())))),
+        r"kv_cache: .*beside weights that transformers does not have to load as floats",
     ),
     "columns in another order": (_ordered, r"q_proj: .*runs of columns.*static_groups=True"),
     "uneven groups": (

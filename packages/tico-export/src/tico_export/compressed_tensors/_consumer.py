@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from tico_config import NVFP4
 from tico_export.checkpoints import without_progress
+from tico_export.compressed_tensors._cache import cache_bound
 from tico_export.compressed_tensors._scheme import loads_as_floats
 from tico_export.program import Bound, floats_of, kernel_bound, rounding_bound
 from tico_export.protocol import Consumer, Example, require_extra
@@ -70,4 +71,5 @@ def _bound(source: Source) -> Bound:
         dtypes.add(torch.bfloat16)
     eps = max(torch.finfo(each).eps for each in dtypes if each.is_floating_point)
     rounded = rounding_bound(source, eps, "weights or scales are rounded to its floats")
-    return min(kernel_bound(source), rounded, key=lambda each: each.smallest_sqnr)
+    cached = Bound(cache_bound(source), "scales of keys and values applied otherwise move them by a step")
+    return min(kernel_bound(source), rounded, cached, key=lambda each: each.smallest_sqnr)

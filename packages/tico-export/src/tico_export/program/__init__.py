@@ -1,6 +1,6 @@
 """Programs of torch.export: how a converted model becomes one, their dialects, and how files are loaded."""
 
-from tico_export.program._bounds import Bound, kernel_bound, rounding_bound
+from tico_export.program._bounds import Bound, kernel_bound, rounding_bound, steps_in
 from tico_export.program._circle import to_circle
 from tico_export.program._dialects import DIALECTS, Dialect, dialect_problems, program_in
 from tico_export.program._exported import exported, load_program, register_dialect
@@ -23,6 +23,7 @@ __all__ = [
     "program_in",
     "register_dialect",
     "rounding_bound",
+    "steps_in",
     "to_circle",
     "with_grouped_products",
     "with_grouped_rows",

@@ -38,7 +38,7 @@ def kernel_bound(source: Source, *, block_codes: bool = False) -> Bound:
     """
     grids = list(grids_in(source))
     bounds = [Bound(_FLOAT, "sums of floats in another order")]
-    steps_of_values = [_reach(each.dtype) for each in grids if each.role == "activation"]
+    steps_of_values = [steps_in(each.dtype) for each in grids if each.role == "activation"]
     if steps_of_values:
         layers = max(1, sum(each.role == "weight" for each in grids))
         reach = 20 * math.log10(min(steps_of_values)) - 10 * math.log10(layers)
@@ -51,7 +51,7 @@ def kernel_bound(source: Source, *, block_codes: bool = False) -> Bound:
     return attrs.evolve(min(bounds, key=lambda each: each.smallest_sqnr), steps=steps)
 
 
-def _reach(dtype: NumberFormat) -> float:
+def steps_in(dtype: NumberFormat) -> float:
     """Return the root mean square of values on a grid in steps of it; an element in steps of its own."""
     if isinstance(dtype, FloatFormat):
         return math.ldexp(1.0, dtype.encoding.mantissa_bits)

@@ -17,10 +17,10 @@ from tico_modules import FloatWeight, PackedWeight, QuantizedModule
 class QuantizedWeight:
     """A layer whose weight is codes: ``weight = (code - zero_point) * scale`` of each group of columns.
 
-    Codes of a `FloatFormat` stand for elements, ``weight = element(code) * scale``, and are refused by `export`
-    unless the exporter's `float_formats` has the format. Where there is an `offset`, it is subtracted; `export`
-    refuses such a layer unless the exporter's `takes_offsets` is true, so that nothing that reads scales and
-    zero points alone ever sees one.
+    Codes of a `FloatFormat` stand for elements, ``weight = element(code) * scale``, and are refused by
+    `export` unless the exporter's `float_formats` has the format. Where there is an `offset`, it is
+    subtracted; `export` refuses such a layer unless the exporter's `takes_offsets` is true, so that nothing
+    that reads scales and zero points alone ever sees one.
 
     The weight of shape `shape` is seen as a matrix (rows, columns): the first axis gives the rows, all others
     together the columns.
