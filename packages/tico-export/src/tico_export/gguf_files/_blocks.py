@@ -8,7 +8,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import Found, Problem
+from tico_config import FloatFormat, Found, Problem
+from tico_export.gguf_files._element_blocks import ElementBlocks
 from tico_export.gguf_files._super_blocks import SuperBlocks, super_block_type, super_blocks_of
 from tico_export.gguf_files._tensor_types import BLOCK, BLOCK_TYPES, SUPER_BLOCK, BlockType, block_bytes
 from tico_export.source import QuantizedWeight
@@ -52,12 +53,14 @@ class Blocks:
         return self.weight.codes() - start
 
 
-def blocks_of(weight: QuantizedWeight, *, nearest: bool) -> Blocks | SuperBlocks | None:
+def blocks_of(weight: QuantizedWeight, *, nearest: bool) -> Blocks | SuperBlocks | ElementBlocks | None:
     """Return `weight` in the smallest blocks that hold it; None where there are none.
 
     They hold its very values, or, with `nearest`, scales and minima that are rounded to float16. Scales that
     share super-blocks stay as they are where a type has super-blocks.
     """
+    if isinstance(weight.dtype, FloatFormat):
+        return ElementBlocks(weight=weight) if weight.format.even else None
     shared = super_blocks_of(weight)
     blocks = _candidates(weight) if weight.offset is None else ()
     found: list[Blocks | SuperBlocks] = [*blocks, *([] if shared is None else [shared])]
@@ -76,7 +79,7 @@ def block_problem(weight: QuantizedWeight, *, nearest: bool) -> Problem | None:
     if weight.columns % BLOCK:
         remedy = "leave it in float, with the override no_quant()"
         return _problem(weight, f"it has {weight.columns} columns", f"columns in blocks of {BLOCK}", remedy)
-    if _of_blocks(weight, weight.scale) is None:
+    if _of_blocks(weight, weight.scale) is None or isinstance(weight.dtype, FloatFormat):
         remedy = "take a group_size that 32 divides, and act_order=False or static_groups=True"
         return _problem(weight, _units(weight), f"runs of {BLOCK} columns that share a scale", remedy)
     if not any(_holds(kind, weight) for kind in BLOCK_TYPES):
