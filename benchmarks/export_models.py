@@ -11,7 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from tico.quantization import GPTQConfig, PT2EConfig, PTQConfig, convert, prepare
-from tico.quantization.config import BaseConfig, DType, PerToken, QScheme, affine
+from tico.quantization.config import (
+    FP8,
+    MXFP4,
+    NVFP4,
+    BaseConfig,
+    DType,
+    PerToken,
+    QScheme,
+    affine,
+    no_quant,
+)
 
 _WIKI_LLAMA: Final = Path(__file__).parents[1] / "examples" / "wiki_llama"
 TOKENS: Final = torch.arange(48).view(2, 24) * 7 % 61 + 1
@@ -101,6 +111,7 @@ SUBJECTS: Final[Mapping[str, Subject]] = {
 
 _INT8, _UINT8 = affine(DType.int(8)), affine(DType.uint(8))
 _TOKEN = affine(DType.int(8), granularity=PerToken())
+_FP8_TOKEN = affine(FP8(), granularity=PerToken())
 _ASYMMETRIC = affine(DType.int(8), QScheme.PER_TENSOR_ASYMM)
 
 
@@ -120,6 +131,10 @@ SCHEMES: Final[Mapping[str, BaseConfig]] = {
     "W4 g128": _gptq(128, symmetric=False),
     "W4 g128 sym": _gptq(128, symmetric=True),
     "W4 per channel": _gptq(None, symmetric=True),
+    "FP8": PTQConfig(activation=no_quant(), weight=affine(FP8())),
+    "FP8 per token linear": PTQConfig(activation=_FP8_TOKEN, weight=affine(FP8()), scope="linear"),
+    "MXFP4": PTQConfig(activation=no_quant(), weight=affine(MXFP4())),
+    "NVFP4": PTQConfig(activation=no_quant(), weight=affine(NVFP4())),
     "PT2E onnx": PT2EConfig.onnx_runtime(),
     "PT2E xnnpack": PT2EConfig.xnnpack(),
     "PT2E circle": PT2EConfig.circle(),

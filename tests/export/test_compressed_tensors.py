@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,11 +19,18 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import export_compressed_tensors
 from export_models import TOKENS, converted
-from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
+from tico.quantization import GPTQConfig, KVCacheConfig, PTQConfig, convert, prepare
 from tico.quantization.config import (
+    FP8,
+    MXFP4,
+    MXFP6,
+    MXFP8,
+    MXINT8,
+    NVFP4,
     BaseConfig,
     DType,
     PerGroup,
+    PerTensor,
     PerToken,
     QuantSpec,
     affine,
@@ -52,6 +61,7 @@ SIZES: dict[str, object] = {
 Spec: TypeAlias = QuantSpec
 INT8, UINT8 = affine(DType.int(8)), affine(DType.uint(8))
 TOKEN = affine(DType.int(8), granularity=PerToken())
+FLOAT8, FLOAT8_TOKEN = affine(FP8()), affine(FP8(), granularity=PerToken())
 UINT_TOKEN = affine(DType.uint(8), granularity=PerToken())
 FLOAT_ENDS = {"model.embed_tokens": no_quant(), "lm_head": no_quant()}
 
@@ -116,6 +126,18 @@ EXACT: dict[str, PTQConfig | GPTQConfig] = {
     "W8A8 fixed, zero points of weights": ptq(UINT8, inputs=UINT8),
     "W4A8 fixed, group 32": ptq(grouped(4, 32, signed=True), inputs=INT8),
     "GPTQ W4 group 32": GPTQConfig(bits=4, group_size=32, symmetric=True, show_progress=False),
+    "FP8, a scale a row": ptq(FLOAT8),
+    "FP8, one scale": ptq(affine(FP8(), granularity=PerTensor())),
+    "FP8 group 32": ptq(affine(FP8(), granularity=PerGroup(axis=1, size=32))),
+    "FP8 everywhere": ptq(FLOAT8, {}),
+    "FP8, fixed inputs": ptq(FLOAT8, inputs=FLOAT8),
+    "FP8, inputs per token": ptq(FLOAT8, inputs=FLOAT8_TOKEN),
+    "FP8, fixed inputs of int8": ptq(FLOAT8, inputs=INT8),
+    "W4 group 32, FP8 inputs per token": ptq(grouped(4, 32, signed=True), inputs=FLOAT8_TOKEN),
+    "MXFP4": ptq(affine(MXFP4())),
+    "MXFP4 everywhere": ptq(affine(MXFP4()), {}),
+    "MXFP6": ptq(affine(MXFP6())),
+    "MXFP8": ptq(affine(MXFP8())),
 }
 
 
@@ -127,6 +149,38 @@ def test_transformers_gives_the_logits_of_the_model(scheme: str, tmp_path: Path)
     assert result.max_difference == 0.0
     assert result.kl is not None
     assert result.kl < 1e-12
+
+
+@pytest.mark.parametrize("overrides", [None, {}], ids=["linear layers", "everywhere"])
+def test_nvfp4_is_rounded_to_bfloat16(overrides: dict[str, Spec] | None, tmp_path: Path) -> None:
+    """The library makes its weights in bfloat16, and the bound says so."""
+    result = written(quantized(ptq(affine(NVFP4()), overrides)), tmp_path / "m")
+    assert result.verified
+    assert result.bound == pytest.approx(
+        -20 * math.log10(2**-7) - 10 * math.log10(21 if overrides is None else 23)
+    )
+
+
+MIXED_ELEMENTS = ptq(
+    affine(MXFP4()),
+    {**FLOAT_ENDS, "*.down_proj.weight": FLOAT8, "*.q_proj.weight": affine(NVFP4()), "*.k_proj.weight": INT8},
+)
+
+
+def test_formats_stand_beside_each_other_in_bfloat16(tmp_path: Path) -> None:
+    """Each layer says what it is; in other floats the library fails on blocks of elements, which is said."""
+    model = quantized(MIXED_ELEMENTS)
+    with pytest.raises(
+        UnsupportedError, match=r"mxfp4 in float32; cast the model before the export: model\.to"
+    ):
+        export(model, tmp_path / "m", CompressedTensors(), args=(TOKENS,))
+    assert written(model.to(torch.bfloat16), tmp_path / "m").verified
+    assert {group["format"] for group in groups_in(tmp_path / "m")} == {
+        "mxfp4-pack-quantized",
+        "naive-quantized",
+        "nvfp4-pack-quantized",
+        "pack-quantized",
+    }
 
 
 @pytest.mark.parametrize("inputs", [TOKEN, UINT_TOKEN], ids=["int8", "uint8"])
@@ -239,6 +293,82 @@ def test_tensors_are_those_that_the_library_writes(scheme: str, tmp_path: Path) 
         for name, expected in made.items():
             assert torch.equal(tensors[f"{path}.{name}"], expected)
             assert tensors[f"{path}.{name}"].dtype == expected.dtype
+
+
+ELEMENTS: dict[str, PTQConfig | GPTQConfig] = {
+    **{name: EXACT[name] for name in ("FP8, one scale", "FP8, fixed inputs", "FP8 group 32")},
+    **{name: EXACT[name] for name in ("MXFP4", "MXFP6", "MXFP8")},
+    "NVFP4": ptq(affine(NVFP4())),
+}
+
+
+@pytest.mark.parametrize("scheme", ELEMENTS)
+def test_elements_are_those_that_the_library_writes(scheme: str, tmp_path: Path) -> None:
+    """Its own compressor gives the same bytes for the weight as floats, with the same scales."""
+    config = importlib.import_module("compressed_tensors.quantization")
+    registry = importlib.import_module("compressed_tensors.compressors").BaseCompressor
+    model = quantized(ELEMENTS[scheme])
+    written(model, tmp_path / "m")
+    tensors = read_sealed(tmp_path / "m" / "model.safetensors").tensors
+    [group] = groups_in(tmp_path / "m")
+    arguments = config.QuantizationScheme.model_validate(group)
+    for path, weight in Source.read(model).weights.items():
+        given, unit = (
+            {"weight": weight.dequantize(), "weight_scale": weight.scale},
+            weight.elements.tensor_scale,
+        )
+        if unit is not None:
+            # The library divides by this scale, which llm-compressor makes as 6 * 448 / amax.
+            given |= {"weight_scale": weight.scale / unit, "weight_global_scale": 1 / unit.reshape(1)}
+        elif arguments.weights.strategy == "tensor":
+            given["weight_scale"] = weight.scale[0]
+        made = registry.get_value_from_registry(group["format"]).compress(given, arguments)
+        assert {name for name in tensors if name.startswith(f"{path}.weight")} == {
+            f"{path}.{n}" for n in made
+        }
+        for name, expected in made.items():
+            held = tensors[f"{path}.{name}"]
+            assert (held.dtype, held.shape) == (expected.dtype, expected.shape)
+            assert torch.equal(held.view(torch.uint8), expected.contiguous().view(torch.uint8))
+
+
+CACHED = affine(DType.int(8), granularity=PerTensor())
+CACHE = KVCacheConfig(key=CACHED, value=CACHED, static=True, residual_length=0)
+
+
+def cached(model: nn.Module, config: KVCacheConfig = CACHE) -> nn.Module:
+    """Return `model` with keys and values as codes."""
+    prepared = prepare(model, config, args=(TOKENS,))
+    with torch.no_grad():
+        prepared(TOKENS)
+    return convert(prepared).eval()
+
+
+@pytest.mark.parametrize("weights", [None, INT8, FLOAT8], ids=["float", "int8", "fp8"])
+def test_keys_and_values_have_scales(weights: Spec | None, tmp_path: Path) -> None:
+    """One of each layer, and transformers rounds to them as the model does, which is another one then."""
+    without = llama() if weights is None else quantized(ptq(weights))
+    with torch.no_grad():
+        before = without(TOKENS).logits
+        model = cached(without)
+        assert not torch.equal(model(TOKENS).logits, before)
+    assert written(model, tmp_path / "m").max_difference == 0.0
+    about, tensors = (
+        config_in(tmp_path / "m")["quantization_config"],
+        read_sealed(tmp_path / "m" / "model.safetensors").tensors,
+    )
+    assert isinstance(about, dict)
+    assert about["kv_cache_scheme"] == {
+        "num_bits": 8,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "tensor",
+        "dynamic": False,
+    }
+    for number in range(3):
+        for part, name in (("key", "k_scale"), ("value", "v_scale")):
+            held = model.get_buffer(f"kv_cache.{number}.{part}_scale")
+            assert torch.equal(tensors[f"model.layers.{number}.self_attn.{name}"], held.reshape(1))
 
 
 def test_a_tied_head_in_float_stands_once(tmp_path: Path) -> None:
@@ -383,6 +513,42 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "weights of 16 bits": (
         lambda: quantized(ptq(affine(DType.int(16)))),
         r"q_proj: .*weights of at most 8 bits, and this one has int16",
+    ),
+    "elements that the library does not have": (
+        lambda: quantized(ptq(affine(FP8("e5m2")))),
+        r"q_proj: .*elements of fp8_e4m3, .*, and this one has fp8_e5m2; use one of these",
+    ),
+    "fixed-point blocks": (
+        lambda: quantized(ptq(affine(MXINT8()))),
+        r"q_proj\.packed: its codes are mxint8, and compressed-tensors has no place for them",
+    ),
+    "inputs in blocks": (
+        lambda: quantized(ptq(affine(MXFP8()), inputs=affine(MXFP8()))),
+        r"q_proj: .*fp8_e4m3, as it gives blocks scales by another rule, and this one has mxfp8_e4m3",
+    ),
+    "inputs of blocks in float32": (
+        lambda: quantized(ptq(affine(MXFP4()), inputs=FLOAT8)),
+        r"q_proj: .*in bfloat16 only, and this one has mxfp4 in float32",
+    ),
+    "grids of keys that are made as tokens come": (
+        lambda: cached(llama(), KVCacheConfig(residual_length=0)),
+        r"layers\.0\.self_attn: .*one fixed symmetric grid of int8 or fp8_e4m3.* has uint4",
+    ),
+    "tokens in float": (
+        lambda: cached(llama(), attrs.evolve(CACHE, residual_length=8)),
+        r"layers\.0\.self_attn: .*no tokens in float, and this one has the last 8 tokens",
+    ),
+    "values in float": (
+        lambda: cached(llama(), attrs.evolve(CACHE, value=no_quant())),
+        r"layers\.0\.self_attn: .*one for values, and this one has floats",
+    ),
+    "a layer without codes of keys": (
+        lambda: cached(llama(), attrs.evolve(CACHE, overrides={"model.layers.1.self_attn": no_quant()})),
+        r"layers\.1\.self_attn: .*keys and values of all layers as codes, and this one has floats",
+    ),
+    "codes of keys beside weights that are loaded as floats": (
+        lambda: cached(quantized(ptq(affine(MXFP4())))),
+        r"kv_cache: .*beside weights that transformers does not have to load as floats",
     ),
     "columns in another order": (_ordered, r"q_proj: .*runs of columns.*static_groups=True"),
     "uneven groups": (

@@ -27,12 +27,23 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 import export_gguf
 from export_models import converted
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
-from tico.quantization.config import DType, PerGroup, SuperBlock, affine, no_quant, profiles
-from tico_config import ConfigError, UnsupportedError
+from tico.quantization.config import (
+    FP8,
+    MXFP4,
+    MXFP8,
+    NVFP4,
+    DType,
+    PerGroup,
+    SuperBlock,
+    affine,
+    no_quant,
+    profiles,
+)
+from tico_config import ConfigError, FloatFormat, UnsupportedError
 from tico_export import GGUF, ExportResult, export
 from tico_export.gguf_files import Contents
 from tico_export.source import Source
-from tico_modules import QuantizedLinear, QuantizedModule
+from tico_modules import FloatWeight, QuantizedLinear, QuantizedModule
 
 WIKI: Final = Path(__file__).parents[2] / "examples" / "wiki_llama"
 TOKENS: Final = torch.arange(48).view(2, 24) * 7 % 61 + 1
@@ -84,6 +95,12 @@ def quantized(
             layer = QuantizedLinear.from_float(each, dtype, symmetric=symmetric, group_size=group)
             model.set_submodule(path, layer)
     return model
+
+
+def rounded(model: nn.Module, dtype: FloatFormat) -> nn.Module:
+    """Round all weights of `model` to elements."""
+    config = PTQConfig(activation=no_quant(), weight=affine(dtype))
+    return convert(prepare(model, config, args=(TOKENS,)))
 
 
 def with_short_scales(model: nn.Module, bits: int) -> nn.Module:
@@ -161,6 +178,37 @@ def test_the_file_holds_the_values_of_the_model(
         meant = neighbours(meant, 4) if name == "attn_q" else meant
         assert found[f"blk.1.{name}.weight"][0] == kind
         assert torch.equal(found[f"blk.1.{name}.weight"][1], meant)
+
+
+def test_mxfp4_is_the_type_of_that_name(tmp_path: Path) -> None:
+    """Each weight and the embedding are read back bit for bit, subnormal elements and the least scale too."""
+    model = rounded(llama(intermediate_size=64), MXFP4())
+    packed = model.get_submodule("model.layers.1.mlp.down_proj").get_submodule("packed")
+    assert isinstance(packed, FloatWeight)
+    packed.codes.copy_(torch.arange(64 * 32).view(64, 32) * 37 % 256)  # every pair of codes
+    packed.stored_scale[:2] = torch.tensor([[1, 2], [127, 246]], dtype=torch.uint8)
+    written(model, tmp_path / "m.gguf")
+    found, source = read(tmp_path / "m.gguf"), Source.read(model)
+    for path, name in (
+        ("model.layers.1.mlp.down_proj", "blk.1.ffn_down"),
+        ("model.layers.1.self_attn.q_proj", "blk.1.attn_q"),
+        ("model.embed_tokens", "token_embd"),
+    ):
+        meant = source.weights[path].dequantize()
+        meant = neighbours(meant, 4) if path.endswith("q_proj") else meant
+        assert found[f"{name}.weight"][0] == "MXFP4"
+        assert torch.equal(found[f"{name}.weight"][1], meant)
+    assert fields(tmp_path / "m.gguf")["general.file_type"] == reader().LlamaFileType.MOSTLY_MXFP4_MOE
+
+
+@pytest.mark.parametrize("dtype", [FP8(), MXFP8(), NVFP4()], ids=str)
+def test_other_elements_are_refused(dtype: FloatFormat, tmp_path: Path) -> None:
+    """By the layer's path, and so are columns that are no whole blocks."""
+    with pytest.raises(UnsupportedError, match=rf"packed: its codes are {dtype}, and gguf has no place"):
+        written(rounded(llama(), dtype), tmp_path / "m.gguf")
+    with pytest.raises(UnsupportedError, match=r"down_proj: it has 80 columns; leave it in float"):
+        written(rounded(llama(intermediate_size=80), MXFP4()), tmp_path / "m.gguf")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_asymmetric_codes_whose_minima_are_no_float16_take_a_bit_more(tmp_path: Path) -> None:

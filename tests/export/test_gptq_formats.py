@@ -24,7 +24,7 @@ from export_models import TOKENS
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import BaseConfig, DType, affine, no_quant
 from tico_config import ConfigError, LayerBlocks, UnsupportedError
-from tico_export import AWQFormat, ExportTarget, GPTQFormat, IntegerWeight, Source, export
+from tico_export import AWQFormat, ExportTarget, GPTQFormat, QuantizedWeight, Source, export
 from tico_observers import read_sealed
 
 SIZES: Final = {
@@ -66,7 +66,7 @@ def code(words: list[int], place: int, bits: int) -> int:
     return found
 
 
-def gptq_values(held: dict[str, Tensor], weight: IntegerWeight, version: int) -> Tensor:
+def gptq_values(held: dict[str, Tensor], weight: QuantizedWeight, version: int) -> Tensor:
     """Return the weight that a layer in the format of GPTQ stands for, element by element."""
     rows, columns = weight.shape
     bits, name = weight.dtype.bits, weight.path
@@ -80,7 +80,7 @@ def gptq_values(held: dict[str, Tensor], weight: IntegerWeight, version: int) ->
     return values
 
 
-def awq_values(held: dict[str, Tensor], weight: IntegerWeight) -> Tensor:
+def awq_values(held: dict[str, Tensor], weight: QuantizedWeight) -> Tensor:
     """Return the weight that a layer in the format of AWQ stands for, element by element."""
     rows, columns = weight.shape
     size = weight.group_size or columns
@@ -124,7 +124,7 @@ def quantized_by(scheme: str) -> nn.Module:
     return quantized(SCHEMES[scheme])
 
 
-def nearly(weight: IntegerWeight, values: Tensor) -> bool:
+def nearly(weight: QuantizedWeight, values: Tensor) -> bool:
     """Whether `values` are those of a weight, but for scales that are rounded to float16."""
     return torch.allclose(values, weight.dequantize(), rtol=2**-11, atol=0.0)  # half of float16's last bit
 

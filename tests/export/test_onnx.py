@@ -14,10 +14,21 @@ from torch import Tensor, nn
 import export_onnx
 from export_models import SCHEMES, SUBJECTS, converted
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
-from tico.quantization.config import DType, PerGroup, affine, no_quant, profiles
-from tico_config import ConfigError, UnsupportedError
+from tico.quantization.config import (
+    FP8,
+    MXFP4,
+    MXFP8,
+    NVFP4,
+    DType,
+    PerGroup,
+    QuantSpec,
+    affine,
+    no_quant,
+    profiles,
+)
+from tico_config import ConfigError, FloatFormat, UnsupportedError
 from tico_export import ExportResult, Onnx, export
-from tico_modules import QuantizedLinear
+from tico_modules import FloatWeight, QuantizedLinear
 
 pytest.importorskip("onnxruntime", reason="the lowest versions are tested without the extra onnx")
 
@@ -275,3 +286,81 @@ def test_groups_of_8_bits_with_fixed_inputs_are_refused(tmp_path: Path) -> None:
     assert [each.module for each in caught.value.problems] == ["1", "3"]
     with pytest.raises(ConfigError, match="a grid a token"):
         narrow(PTQConfig(activation=affine(DType.uint(8)), weight=weight, target=profiles.ONNX_RUNTIME))
+
+
+def elements(spec: QuantSpec, *, inputs: QuantSpec | None = None) -> tuple[nn.Module, Tensor]:
+    """Return two layers with weights by `spec`, and an input."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        x = torch.randn(4, 64)
+        model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 32)).eval()
+    config = PTQConfig(activation=no_quant(), weight=spec, overrides={"0.act_in": inputs} if inputs else {})
+    prepared = prepare(model, config, args=(x,))
+    prepared(x)
+    return convert(prepared), x
+
+
+@pytest.mark.parametrize(
+    ("spec", "format_"),
+    [
+        (affine(FP8()), "FLOAT8E4M3FN"),
+        (affine(FP8("e5m2")), "FLOAT8E5M2"),
+        (affine(FP8(), granularity=PerGroup(axis=1, size=32)), "FLOAT8E4M3FN"),
+        (affine(MXFP8()), "FLOAT8E4M3FN"),
+        (affine(MXFP8("e5m2")), "FLOAT8E5M2"),
+    ],
+    ids=str,
+)
+def test_weights_of_8_bit_elements_are_constants_of_float8(
+    spec: QuantSpec, format_: str, tmp_path: Path
+) -> None:
+    """Scales stand beside them, and ONNX Runtime dequantizes them to the very weights."""
+    model, x = elements(spec)
+    path = tmp_path / "m.onnx"
+    result = export(model, path, Onnx(), args=(x,), verify="require")
+    assert result.max_difference == 0.0
+    assert types(path)[format_] == 2
+    assert operators(path)["DequantizeLinear"] == 2
+    assert operators(path)["Transpose"] == 0
+    onnx = importlib.import_module("onnx")
+    held = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(path).graph.initializer}
+    for layer in ("0", "2"):
+        [codes] = [each for name, each in held.items() if name.startswith(f"{layer}_weight_codes")]
+        packed = model.get_submodule(f"{layer}.packed")
+        assert isinstance(packed, FloatWeight)
+        found = torch.from_numpy(codes.view("uint8"))
+        assert torch.equal(found.T if found.shape != packed.codes.shape else found, packed.codes)
+
+
+def test_embeddings_and_convolutions_of_fp8_are_run(tmp_path: Path) -> None:
+    """Rows of the one are decoded as they are read, kernels of the other are reshaped: rounding of sums."""
+    config = PTQConfig(activation=no_quant(), weight=affine(FP8()))
+    tokens, image = torch.arange(8).view(2, 4), torch.ones(2, 4, 8, 8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        read = nn.Sequential(nn.Embedding(16, 32), nn.Linear(32, 8)).eval()
+        seen = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Flatten(), nn.Linear(288, 8)).eval()
+    for number, (model, x) in enumerate(((read, tokens), (seen, image))):
+        made = convert(prepare(model, config, args=(x,)))
+        assert export(made, tmp_path / f"{number}.onnx", Onnx(), args=(x,), verify="require").sqnr > 80
+
+
+@pytest.mark.parametrize("dtype", [MXFP4(), NVFP4()], ids=str)
+def test_elements_without_a_kernel_are_refused(dtype: FloatFormat, tmp_path: Path) -> None:
+    """Those of 4 bits, of which ONNX has a type and ONNX Runtime no kernel, with the layers."""
+    model, x = elements(affine(dtype))
+    with pytest.raises(UnsupportedError, match="no kernel for elements of 4 bits") as caught:
+        export(model, tmp_path / "m.onnx", Onnx(), args=(x,))
+    assert [each.module for each in caught.value.problems] == ["0.packed", "2.packed"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_places_of_elements_are_refused(tmp_path: Path) -> None:
+    """Inputs of FP8, and embeddings in blocks."""
+    model, x = elements(affine(FP8()), inputs=affine(FP8()))
+    with pytest.raises(UnsupportedError, match=r"0\.act_in: fp8_e4m3 has a place in weights only"):
+        export(model, tmp_path / "m.onnx", Onnx(), args=(x,))
+    table, tokens = nn.Sequential(nn.Embedding(16, 32)).eval(), torch.arange(8).view(2, 4)
+    made = convert(prepare(table, PTQConfig(activation=no_quant(), weight=affine(MXFP8())), args=(tokens,)))
+    with pytest.raises(UnsupportedError, match=r"0\.packed: rows of embeddings are decoded as they are read"):
+        export(made, tmp_path / "m.onnx", Onnx(), args=(tokens,))

@@ -20,6 +20,7 @@ from tico_config import (
     MXFP4,
     MXFP6,
     MXFP8,
+    MXINT8,
     NVFP4,
     DType,
     FloatFormat,
@@ -246,8 +247,8 @@ def test_integer_weights_may_read_fp8() -> None:
 @pytest.mark.parametrize("target", [CompressedTensors(), GGUF(), PT2()], ids=lambda each: type(each).__name__)
 def test_exports_refuse_what_has_no_place(target: ExportTarget, tmp_path: Path) -> None:
     """Every format of a file, by one sentence with all layers."""
-    quantized = converted(PTQConfig(weight=affine(MXFP4()), activation=no_quant()))
-    with pytest.raises(UnsupportedError, match="no file format here has a place") as caught:
+    quantized = converted(PTQConfig(weight=affine(MXINT8()), activation=no_quant()))
+    with pytest.raises(UnsupportedError, match=f"codes are mxint8, and {target.name} has no place") as caught:
         export(quantized, tmp_path / "out", target, args=(values(1, 5, 64),))
     assert [each.module for each in caught.value.problems] == ["0.packed", "2.packed"]
 

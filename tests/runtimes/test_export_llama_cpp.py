@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from tico.quantization import GPTQConfig, convert, prepare
+from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
+from tico.quantization.config import MXFP4, affine, no_quant
 from tico_config import DType, SuperBlock, profiles
 from tico_export import GGUF, ExportResult, export
 from tico_modules import QuantizedEmbedding, QuantizedLinear
@@ -111,6 +112,14 @@ def test_every_type_is_multiplied_by(bits: int, symmetric: bool, kind: str, tmp_
     _quantize(model, lambda path: True, bits=bits, symmetric=symmetric, group=64)
     result = _verified(model, tmp_path / "m.gguf", GGUF())
     assert any(f"15 of {kind}" in each for each in result.notes)
+
+
+def test_elements_of_mxfp4_are_multiplied_by(tmp_path: Path) -> None:
+    """All layers and the embedding have them."""
+    config = PTQConfig(activation=no_quant(), weight=affine(MXFP4()))
+    model = convert(prepare(_model("Llama", 1.0), config, args=(TOKENS,)))
+    result = _verified(model, tmp_path / "m.gguf", GGUF())
+    assert any("16 of MXFP4" in each for each in result.notes)
 
 
 @pytest.mark.parametrize("floats", ["kept", "float16", "bfloat16"])

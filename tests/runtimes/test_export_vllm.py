@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import language_models as language
 import vllm_log_probabilities as program
-from tico_config import DType
+from tico_config import FP8, DType
 from tico_export import CompressedTensors, export
 from tico_modules import ActivationGrid, QuantizedLinear
 from tico_observers import AffineParams
@@ -33,6 +33,13 @@ def packed(*, signed: bool) -> Quantize:
     """Return what makes weights of 4 bits in groups of 64 columns; unsigned ones have zero points."""
     dtype = DType(4, signed)
     return lambda _, layer: QuantizedLinear.from_float(layer, dtype, symmetric=signed, group_size=64)
+
+
+def of_fp8(_: str, layer: nn.Linear) -> QuantizedLinear:
+    """Return a layer with weights and inputs of FP8, with a scale a row and a token."""
+    made = QuantizedLinear.from_float(layer, FP8(), symmetric=True)
+    made.act_in = ActivationGrid.per_token(FP8(), symmetric=True)
+    return made
 
 
 def with_inputs(grid: Callable[[], ActivationGrid]) -> Quantize:
@@ -69,6 +76,7 @@ SCHEMES: Final[dict[str, Quantize]] = {
     "W8A8 per token": with_inputs(per_token),
     "W8A8 fixed, zero points": with_inputs(fixed),
     "mixed": mixed,
+    "FP8 per token": of_fp8,
 }
 
 

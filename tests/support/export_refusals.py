@@ -52,10 +52,21 @@ _FOLDERS: Final = ("CompressedTensors", "GPTQFormat", "AWQFormat")
 _ASYMMETRIC: Final = ("W4 g32", "W4 g128")
 _ACTIVATIONS: Final = ("W8A8", "W8A8 int8", "W8A8 per token", "W8A16")
 _LINEAR: Final = ("W8A8 linear", "W8A8 per token linear")
+_ELEMENTS: Final = ("FP8*", "MXFP4", "NVFP4")
+_INTEGERS_ALONE: Final = ("PT2 *", "OpenVINO", "ExecuTorch", "GPTQFormat", "AWQFormat")
 
 REFUSALS: Final = (
     Refusal(_ANY, ("convolutions",), ("W4 g*",), "does not divide its 27 input columns"),
-    Refusal(_ANY, ("encoder",), _LINEAR, "has no module with a point or weight to quantize"),
+    Refusal(
+        _ANY,
+        ("encoder",),
+        (*_LINEAR, "FP8 per token linear"),
+        "has no module with a point or weight to quantize",
+    ),
+    Refusal(_INTEGERS_ALONE, _ANY, _ELEMENTS, "has no place for them"),
+    Refusal(("GGUF",), _ANY, ("FP8*", "NVFP4"), "has no place for them"),
+    Refusal(("Onnx",), _ANY, ("MXFP4", "NVFP4"), "has no kernel for elements of 4 bits"),
+    Refusal(("Onnx",), _ANY, ("FP8 per token linear",), "has a place in weights only"),
     Refusal(_XNNPACK, _ANY, ("W8A8", "PT2E onnx"), "and the activation is uint8"),
     Refusal(_XNNPACK, _ANY, ("PT2E circle",), "takes weights of int8, and the weight is uint8"),
     Refusal(_XNNPACK, _ANY, ("W8A8 per token*",), "and the activation has a grid a token"),

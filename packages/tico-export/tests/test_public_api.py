@@ -26,7 +26,7 @@ class TestPublicAPI(PublicAPI):
         "ExporterRegistry",
         "GPTQFormat",
         "Grid",
-        "IntegerWeight",
+        "QuantizedWeight",
         "Onnx",
         "OpenVINO",
         "Source",

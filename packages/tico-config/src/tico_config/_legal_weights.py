@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from tico_config._deployment_profile import DeploymentProfile
+from tico_config._float_format import FloatFormat
 from tico_config._grid import PerGroup, PerTensor
 from tico_config._legal_specs import layer_rules, specs_of
 
@@ -16,8 +17,9 @@ def weight_choices(
 ) -> Iterator[Mapping[str, object]]:
     """Yield what weights of linear layers may have: signed symmetric codes, or others unsigned.
 
-    Rules of scales under super-blocks are left out unless `super_blocks` says that the config has them, and
-    one scale for a whole weight, with the field `per_tensor`, where it cannot have that by `whole`.
+    Floating-point elements are left out, which such configs name by `dtype` and not by bits. So are scales
+    under super-blocks, unless `super_blocks` says that the config has them, and one scale for a whole weight,
+    with the field `per_tensor`, where it cannot have that by `whole`.
     """
     seen: list[Mapping[str, object]] = []
     for rule in layer_rules(target):
@@ -26,6 +28,8 @@ def weight_choices(
             continue
         scales = {} if shared is None else {"super_block": shared}
         for spec in specs_of(attrs.evolve(rule.weights, super_block=None), "weight"):
+            if isinstance(spec.dtype, FloatFormat):
+                continue
             unit = spec.granularity
             choice: dict[str, object] = {
                 "bits": spec.dtype.bits,

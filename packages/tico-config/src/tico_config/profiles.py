@@ -17,6 +17,7 @@ import attrs
 
 from tico_config._deployment_profile import DeploymentProfile
 from tico_config._dtype import INT4, INT8, INT16, UINT4, UINT8, UINT16, DType
+from tico_config._float_format import FP8, MXFP4
 from tico_config._grid import SuperBlock
 from tico_config._grid_rule import GridRule, LayerRule
 
@@ -63,6 +64,13 @@ VLLM: Final = DeploymentProfile(
             kinds=("linear",),
             weights=GridRule(dtypes=(INT8,), symmetric=True, units=_SERVED, group_sizes=_SERVED_GROUPS),
             multiple=32,
+        ),
+        LayerRule(
+            name="FP8",
+            kinds=("linear",),
+            weights=GridRule(dtypes=(FP8("e4m3"),), symmetric=True, units=("channel",)),
+            inputs=GridRule(dtypes=(FP8("e4m3"),), symmetric=True, units=("token",)),
+            alone=False,
         ),
     ),
     fused=(("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")),
@@ -122,11 +130,18 @@ LLAMA_CPP: Final = DeploymentProfile(
         _super_blocks("Q4_K", UINT4, 32, _WITH_OFFSETS),
         _super_blocks("Q5_K", DType.uint(5), 32, _WITH_OFFSETS),
         _super_blocks("Q6_K", DType.int(6), 16, SuperBlock(columns=256, scale_bits=7)),
+        LayerRule(
+            name="MXFP4",
+            kinds=("linear", "head", "embedding"),
+            weights=GridRule(dtypes=(MXFP4(),), symmetric=True, units=("group",), group_sizes=(32,)),
+            column_multiple=32,
+        ),
     ),
 )
 """llama.cpp, from a GGUF file: weights in blocks of 32 columns, of which larger groups and rows are made.
 
-In super-blocks of 256, which GPTQ rounds under, are also Q6_K, and with offsets Q4_K and Q5_K.
+In super-blocks of 256, which GPTQ rounds under, are also Q6_K, and with offsets Q4_K and Q5_K. MXFP4 has a
+type of its own.
 """
 
 
@@ -187,6 +202,11 @@ ONNX_RUNTIME: Final = DeploymentProfile(
         LayerRule(
             name="7, 6 and 5 bits, stored as 8",
             weights=GridRule(dtypes=_of_bits(7, 6, 5), units=("channel", "tensor")),
+            inputs=_ONNX_VALUES,
+        ),
+        LayerRule(
+            name="FP8",
+            weights=GridRule(dtypes=(FP8("e4m3"), FP8("e5m2")), units=("channel", "tensor")),
             inputs=_ONNX_VALUES,
         ),
     ),

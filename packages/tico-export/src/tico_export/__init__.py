@@ -24,7 +24,7 @@ from tico_export.protocol import (
     ExportTarget,
     exporter_entry,
 )
-from tico_export.source import Grid, IntegerWeight, Source
+from tico_export.source import Grid, QuantizedWeight, Source
 
 __all__ = [
     "ENTRY_POINT_GROUP",
@@ -42,9 +42,9 @@ __all__ = [
     "ExporterRegistry",
     "GPTQFormat",
     "Grid",
-    "IntegerWeight",
     "Onnx",
     "OpenVINO",
+    "QuantizedWeight",
     "Source",
     "export",
     "exporter_entry",

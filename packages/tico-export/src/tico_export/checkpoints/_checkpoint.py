@@ -49,6 +49,9 @@ class CheckpointExporter(Exporter[C]):
     layer_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Linear,)
     """The float layers in whose place what reads the folder puts integer ones, unless they are left out."""
 
+    holds_cache: ClassVar[bool] = False
+    """Whether `layer_problems` says which caches of keys and values have a place; otherwise none has."""
+
     @abstractmethod
     def layer_problems(self, source: Source, model: nn.Module) -> Iterator[Problem]:
         """Yield the layers that the format has no place for; `model` is the float model, without values."""
@@ -65,7 +68,7 @@ class CheckpointExporter(Exporter[C]):
         """Yield the layers, points and modules that the format has no place for."""
         model = float_model(source)
         yield from self.layer_problems(source, model)
-        yield from unheld_problems(source, model, self.target.name)
+        yield from unheld_problems(source, model, self.target.name, cache=self.holds_cache)
 
     def write(self, source: Source, example: Example | None, path: Path) -> None:
         """Write tensors, configs and tokenizer."""

@@ -9,18 +9,21 @@ from torch import nn
 
 from tico_config import Found, Problem
 from tico_export.source import Source
+from tico_modules import KeyValueCache
 
 _INPUTS: Final = 'quantize these only: PTQConfig(activation=no_quant(), overrides={"*_proj.act_in": …})'
 
 
-def unheld_problems(source: Source, model: nn.Module, format_name: str) -> Iterator[Problem]:
+def unheld_problems(
+    source: Source, model: nn.Module, format_name: str, *, cache: bool = False
+) -> Iterator[Problem]:
     """Yield the grids and modules of `source` that are no parts of layers, and tensors of another name.
 
     `model` is the float model, whose names a reader looks for: it would leave out all others, and make up
-    those that are not there.
+    those that are not there. Where `cache` is true, what keeps keys and values as codes is no problem.
     """
     yield from _points(source, format_name)
-    yield from _modules(source, format_name)
+    yield from _modules(source, format_name, cache=cache)
     yield from _names(source, model)
 
 
@@ -39,8 +42,10 @@ def _points(source: Source, format_name: str) -> Iterator[Problem]:
         )
 
 
-def _modules(source: Source, format_name: str) -> Iterator[Problem]:
+def _modules(source: Source, format_name: str, *, cache: bool) -> Iterator[Problem]:
     for path, module in source.others.items():
+        if cache and isinstance(module, KeyValueCache):
+            continue
         if not any(point.startswith(f"{path}.") for point in source.points):
             name = type(module).__name__
             yield Problem(

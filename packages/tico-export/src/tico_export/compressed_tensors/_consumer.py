@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from tico_config import NVFP4
 from tico_export.checkpoints import without_progress
+from tico_export.compressed_tensors._cache import cache_bound
 from tico_export.compressed_tensors._scheme import loads_as_floats
 from tico_export.program import Bound, floats_of, kernel_bound, rounding_bound
 from tico_export.protocol import Consumer, Example, require_extra
@@ -57,15 +59,17 @@ def transformers_consumer(source: Source) -> Consumer:
 def _bound(source: Source) -> Bound:
     """Return how near transformers comes to the model.
 
-    In float32, weights and fixed grids are the same bits. Where a grid is made for each token, the library
-    divides its largest value by another number than this one does, and a value moves by a step of the grid
-    at most, as with kernels of integers. In floats of 16 bits, scales are rounded too: each weight moves by
-    ``eps``, and each layer adds its own.
+    In float32, weights and fixed grids are the same bits, but for NVFP4. Where a grid is made for each token,
+    the library divides its largest value by another number than this one does, and a value moves by a step of
+    the grid at most, as with kernels of integers. In floats of 16 bits, scales are rounded too: each weight
+    moves by ``eps``, and each layer adds its own. So it is with NVFP4, whose weights the library makes in
+    bfloat16, where other blocks of elements are exact.
     """
-    floats = [
-        *source.floats.values(),
-        *(torch.empty(0, dtype=each.float_dtype) for each in source.weights.values()),
-    ]
-    eps = max(torch.finfo(each.dtype).eps for each in floats if each.is_floating_point())
-    rounded = rounding_bound(source, eps, "scales are rounded to its floats")
-    return min(kernel_bound(source), rounded, key=lambda each: each.smallest_sqnr)
+    dtypes = {each.dtype for each in source.floats.values()}
+    dtypes |= {each.float_dtype for each in source.weights.values()}
+    if any(each.dtype == NVFP4() for each in source.weights.values()):
+        dtypes.add(torch.bfloat16)
+    eps = max(torch.finfo(each).eps for each in dtypes if each.is_floating_point)
+    rounded = rounding_bound(source, eps, "weights or scales are rounded to its floats")
+    cached = Bound(cache_bound(source), "scales of keys and values applied otherwise move them by a step")
+    return min(kernel_bound(source), rounded, cached, key=lambda each: each.smallest_sqnr)

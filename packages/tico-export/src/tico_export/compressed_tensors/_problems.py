@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
+import torch
 from torch import nn
 
-from tico_config import Found, PerTensor, PerToken, Problem
-from tico_export.compressed_tensors._scheme import Scheme, needs_floats
-from tico_export.source import Grid, IntegerWeight, Source
+from tico_config import (
+    FP8,
+    MXFP4,
+    MXFP6,
+    MXFP8,
+    NVFP4,
+    FloatFormat,
+    Found,
+    NumberFormat,
+    PerTensor,
+    PerToken,
+    Problem,
+)
+from tico_export.compressed_tensors._scheme import Scheme, is_made_bfloat16, needs_floats
+from tico_export.source import Grid, QuantizedWeight, Source
 
 _BITS: Final = 8
 _NAME: Final = "compressed-tensors"
+_ELEMENTS: Final[tuple[FloatFormat, ...]] = (FP8("e4m3"), MXFP8("e4m3"), MXFP6("e2m3"), MXFP4(), NVFP4())
+_BFLOAT16: Final = "cast the model before the export: model.to(torch.bfloat16)"
 _FLOAT: Final = "leave it in float, by an override of its path with no_quant()"
 _Misfit: TypeAlias = tuple[str, str, str, str]  # field, what was found, what is legal, a way out
 
@@ -26,8 +41,8 @@ def layer_problems(source: Source, model: nn.Module, schemes: Mapping[str, Schem
     mixed = len(set(schemes.values())) > 1
     for path, weight in source.weights.items():
         misfits = [*_of_kind(modules.get(path)), *_of_weight(weight), *_of_input(weight.act_in)]
-        if mixed and needs_floats(weight, schemes[path]):
-            misfits.append(_of_mixed(weight))
+        if needs_floats(weight, schemes[path]):
+            misfits += _of_floats(weight, schemes[path], mixed=mixed)
         for field, found, expected, remedy in misfits:
             yield Problem(
                 module=path or None,
@@ -44,7 +59,10 @@ def _of_kind(module: nn.Module | None) -> Iterator[_Misfit]:
         yield "module", f"a {type(module).__name__} in its place", "layers of Linear and Embedding", _FLOAT
 
 
-def _of_weight(weight: IntegerWeight) -> Iterator[_Misfit]:
+def _of_weight(weight: QuantizedWeight) -> Iterator[_Misfit]:
+    if _is_other_element(weight.dtype):
+        legal = ", ".join(map(str, _ELEMENTS))
+        yield "dtype", f"{weight.dtype}", f"elements of {legal}", "use one of these"
     if weight.dtype.bits > _BITS:
         yield "dtype", f"{weight.dtype}", f"weights of at most {_BITS} bits", f"use {_BITS} bits"
     if weight.group_index is not None:
@@ -63,15 +81,32 @@ def _of_input(grid: Grid | None) -> Iterator[_Misfit]:
         return
     if grid.dtype.bits > _BITS:
         yield "act_in", str(grid.dtype), f"inputs of at most {_BITS} bits", "use 8 bits, or leave it in float"
-    if not isinstance(grid.granularity, PerTensor | PerToken):
+    if isinstance(grid.dtype, FloatFormat) and grid.dtype != FP8("e4m3"):
+        expected = "inputs of integers or fp8_e4m3, as it gives blocks scales by another rule"
+        yield "act_in", str(grid.dtype), expected, 'use FP8("e4m3"), or leave it in float'
+    elif not isinstance(grid.granularity, PerTensor | PerToken):
         expected = "inputs with one fixed grid or a grid a token"
         yield "act_in", f"grids {grid.granularity}", expected, "use PerTensor() or PerToken()"
 
 
-def _of_mixed(weight: IntegerWeight) -> _Misfit:
-    """Return the problem of a packed layer that transformers loads only where all layers have one scheme."""
-    if weight.kind == "embedding":
+def _is_other_element(dtype: NumberFormat) -> bool:
+    return isinstance(dtype, FloatFormat) and dtype not in _ELEMENTS
+
+
+def _of_floats(weight: QuantizedWeight, scheme: Scheme, *, mixed: bool) -> Iterator[_Misfit]:
+    """Yield the problem of a layer that transformers loads only as floats, where that loads others wrongly.
+
+    So it is where there are several schemes, or grids of inputs, which are left out.
+    """
+    if not (mixed or scheme.inputs is not None):
+        return
+    if is_made_bfloat16(weight) and weight.float_dtype != torch.bfloat16:
+        found = f"{weight.dtype} in {str(weight.float_dtype).removeprefix('torch.')}"
+        expected = "blocks of elements beside other schemes or grids of inputs in bfloat16 only"
+        yield "dtype", found, expected, _BFLOAT16
+    elif weight.kind == "embedding":
         expected = "embeddings of 8 bits, or quantized as all other layers are"
-        return "dtype", str(weight.dtype), expected, "use one of these, or leave it in float"
-    expected = "zero points of fewer than 8 bits where all layers have one scheme"
-    return "zero_point", "one of several", expected, "use symmetric=True, or one scheme for all layers"
+        yield "dtype", str(weight.dtype), expected, "use one of these, or leave it in float"
+    else:
+        expected = "zero points of fewer than 8 bits where all layers have one scheme"
+        yield "zero_point", "one of several", expected, "use symmetric=True, or one scheme for all layers"

@@ -12,7 +12,7 @@ from typing import ClassVar, Final, Literal, final
 import attrs
 import torch
 
-from tico_config import Problem, UnsupportedError
+from tico_config import MXFP4, FloatFormat, Problem, UnsupportedError
 from tico_config.validation import check_choice, check_instance, refuse
 from tico_export.gguf_files import (
     TOKENIZER_NAME,
@@ -45,7 +45,8 @@ class GGUF(ExportTarget):
 
     Integer weights stand in the smallest of Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 that holds their codes, each
     tensor in its own; all have blocks of 32 columns with a scale of float16. Those whose scales share
-    super-blocks of 256 columns have Q4_K, Q5_K or Q6_K. Norms and biases are float32.
+    super-blocks of 256 columns have Q4_K, Q5_K or Q6_K. Weights of MXFP4 have the type of that name. Norms
+    and biases are float32.
 
     Attributes:
         model_name: what the file calls the model, ``name=`` for the constructor; by default the last part of
@@ -88,6 +89,7 @@ class GGUFExporter(Exporter[GGUF]):
     """Gives tensors their names and blocks, and writes them after what llama.cpp has to know."""
 
     takes_offsets = True
+    float_formats: ClassVar[tuple[type[FloatFormat], ...]] = (MXFP4,)
 
     def problems(self, source: Source) -> Iterable[Problem]:
         """Yield what llama.cpp has no type, no name or no arithmetic for."""

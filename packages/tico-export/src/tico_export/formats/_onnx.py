@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import ConfigError, Found, Problem
+from tico_config import FP8, MXFP4, MXFP8, NVFP4, ConfigError, FloatFormat, Found, Problem
 from tico_export.onnx_files import (
     OPSETS,
     CacheShape,
@@ -40,6 +40,7 @@ from tico_export.source import Source
 
 # It makes one grid of two in a row, which moves values by many steps where the grids differ.
 LEFT_OUT: Final = ("DoubleQDQPairsRemover",)
+_BYTE: Final = 8
 _TWO_GIGABYTES: Final = 2**31 - 2**20  # less what a file holds beside its tensors
 
 
@@ -49,7 +50,8 @@ class Onnx(ExportTarget):
     """An ONNX file of QuantizeLinear and DequantizeLinear, read by ONNX Runtime.
 
     Weights are integers that DequantizeLinear reads. Those of linear layers with at most 4 bits are int4 or
-    uint4 in blocks of columns, which ONNX Runtime computes by MatMulNBits.
+    uint4 in blocks of columns, which ONNX Runtime computes by MatMulNBits. Weights of FP8 and MXFP8 are
+    float8 constants, which it makes floats of.
 
     Attributes:
         opset: the version of ONNX's operators; 21 is the first with blocks, 4 bits and 16 bits.
@@ -92,8 +94,11 @@ class Onnx(ExportTarget):
 class OnnxExporter(Exporter[Onnx]):
     """Exports the graph of a model, translates it, and arranges its weights."""
 
+    float_formats: ClassVar[tuple[type[FloatFormat], ...]] = (FP8, MXFP8, MXFP4, NVFP4)
+
     def problems(self, source: Source) -> Iterable[Problem]:
         """Yield weights that are no blocks or have no kernel, and layers that keep no keys and values."""
+        yield from _element_problems(source)
         yield from onnx_problems(source)
         yield from _kernel_problems(source)
         if self.target.cache:
@@ -137,6 +142,33 @@ def _kernel_problems(source: Source) -> Iterator[Problem]:
                 sentence=f"ONNX Runtime fails on {grid.label} inputs of {weight.dtype} weights in groups",
                 remedy="use a scale a row, 4 bits, or leave the inputs in float",
             )
+
+
+def _element_problems(source: Source) -> Iterator[Problem]:
+    """Yield elements that ONNX Runtime 1.32 has no kernel for, or that are no weights."""
+    weights = {f"{path}.packed" if path else "packed": each for path, each in source.weights.items()}
+    for path, dtype in source.float_formats.items():
+        if path not in weights:
+            found, expected = "activations", "weights"
+            sentence = f"{dtype} has a place in weights only, and these are activations"
+        elif dtype.bits < _BYTE:
+            found, expected = str(dtype), "elements of 8 bits"
+            sentence = f"ONNX Runtime has no kernel for elements of {dtype.bits} bits, as {dtype} has"
+        elif dtype.block_size is not None and weights[path].kind == "embedding":
+            found, expected = str(dtype), "embeddings with a scale a row"
+            sentence = (
+                f"rows of embeddings are decoded as they are read, which ONNX has no operator for in {dtype}"
+            )
+        else:
+            continue
+        yield Problem(
+            module=path or None,
+            field="dtype",
+            value=Found(found),
+            expected=expected,
+            sentence=sentence,
+            remedy="use FP8() for weights and integers for activations, or leave it in float",
+        )
 
 
 def session_options(source: Source) -> Mapping[str, str]:

@@ -8,10 +8,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import Found, Problem
+from tico_config import FloatFormat, Found, Problem
+from tico_export.gguf_files._element_blocks import ElementBlocks
 from tico_export.gguf_files._super_blocks import SuperBlocks, super_block_type, super_blocks_of
 from tico_export.gguf_files._tensor_types import BLOCK, BLOCK_TYPES, SUPER_BLOCK, BlockType, block_bytes
-from tico_export.source import IntegerWeight
+from tico_export.source import QuantizedWeight
 
 _LARGEST = torch.finfo(torch.float16).max
 
@@ -24,7 +25,7 @@ class Blocks:
     `exact` says whether the blocks hold the very values of the weight.
     """
 
-    weight: IntegerWeight
+    weight: QuantizedWeight
     type: BlockType
     start: Tensor
     scale: Tensor
@@ -52,12 +53,14 @@ class Blocks:
         return self.weight.codes() - start
 
 
-def blocks_of(weight: IntegerWeight, *, nearest: bool) -> Blocks | SuperBlocks | None:
+def blocks_of(weight: QuantizedWeight, *, nearest: bool) -> Blocks | SuperBlocks | ElementBlocks | None:
     """Return `weight` in the smallest blocks that hold it; None where there are none.
 
     They hold its very values, or, with `nearest`, scales and minima that are rounded to float16. Scales that
     share super-blocks stay as they are where a type has super-blocks.
     """
+    if isinstance(weight.dtype, FloatFormat):
+        return ElementBlocks(weight=weight) if weight.format.even else None
     shared = super_blocks_of(weight)
     blocks = _candidates(weight) if weight.offset is None else ()
     found: list[Blocks | SuperBlocks] = [*blocks, *([] if shared is None else [shared])]
@@ -67,7 +70,7 @@ def blocks_of(weight: IntegerWeight, *, nearest: bool) -> Blocks | SuperBlocks |
     return None
 
 
-def block_problem(weight: IntegerWeight, *, nearest: bool) -> Problem | None:
+def block_problem(weight: QuantizedWeight, *, nearest: bool) -> Problem | None:
     """Return what keeps `weight` from being blocks, and the ways out; None where nothing does."""
     if blocks_of(weight, nearest=nearest) is not None:
         return None
@@ -76,7 +79,7 @@ def block_problem(weight: IntegerWeight, *, nearest: bool) -> Problem | None:
     if weight.columns % BLOCK:
         remedy = "leave it in float, with the override no_quant()"
         return _problem(weight, f"it has {weight.columns} columns", f"columns in blocks of {BLOCK}", remedy)
-    if _of_blocks(weight, weight.scale) is None:
+    if _of_blocks(weight, weight.scale) is None or isinstance(weight.dtype, FloatFormat):
         remedy = "take a group_size that 32 divides, and act_order=False or static_groups=True"
         return _problem(weight, _units(weight), f"runs of {BLOCK} columns that share a scale", remedy)
     if not any(_holds(kind, weight) for kind in BLOCK_TYPES):
@@ -86,7 +89,7 @@ def block_problem(weight: IntegerWeight, *, nearest: bool) -> Problem | None:
     return _scale_problem(weight, nearest=nearest)
 
 
-def _scale_problem(weight: IntegerWeight, *, nearest: bool) -> Problem:
+def _scale_problem(weight: QuantizedWeight, *, nearest: bool) -> Problem:
     if not nearest:
         return _problem(
             weight,
@@ -97,7 +100,7 @@ def _scale_problem(weight: IntegerWeight, *, nearest: bool) -> Problem:
     return _problem(weight, "its scales are beyond float16's range", "scales up to 65504", None)
 
 
-def _super_block_problem(weight: IntegerWeight) -> Problem:
+def _super_block_problem(weight: QuantizedWeight) -> Problem:
     if weight.columns % SUPER_BLOCK:
         remedy = "leave super_block out for it, by an override with super_block=None, or leave it in float"
         found, expected = f"it has {weight.columns} columns", f"columns in super-blocks of {SUPER_BLOCK}"
@@ -114,7 +117,7 @@ def _super_block_problem(weight: IntegerWeight) -> Problem:
     return _problem(weight, found, expected, "profiles.LLAMA_CPP gives configs that are legal")
 
 
-def _candidates(weight: IntegerWeight) -> Iterator[Blocks]:
+def _candidates(weight: QuantizedWeight) -> Iterator[Blocks]:
     """Yield `weight` in every type that its codes fit into, from the smallest."""
     if weight.columns % BLOCK:
         return
@@ -136,7 +139,7 @@ def _candidates(weight: IntegerWeight) -> Iterator[Blocks]:
             )
 
 
-def _holds(kind: BlockType, weight: IntegerWeight) -> bool:
+def _holds(kind: BlockType, weight: QuantizedWeight) -> bool:
     """Tell whether the codes of `weight` fit into those of a type."""
     if kind.has_minimum:
         return weight.dtype.bits <= kind.bits
@@ -150,13 +153,13 @@ def _is_finite(blocks: Blocks) -> bool:
     return bool(blocks.scale.isfinite().all()) and bool(minimum.isfinite().all())
 
 
-def _steps_of(weight: IntegerWeight) -> tuple[int, int]:
+def _steps_of(weight: QuantizedWeight) -> tuple[int, int]:
     """Return the smallest and the largest difference of a code from its zero point that there may be."""
     low, high = weight.zero_point.aminmax()
     return weight.dtype.qmin - int(high), weight.dtype.qmax - int(low)
 
 
-def _of_blocks(weight: IntegerWeight, values: Tensor) -> Tensor | None:
+def _of_blocks(weight: QuantizedWeight, values: Tensor) -> Tensor | None:
     """Return the one of `values` (rows, groups) that each block has; None where a block has several."""
     index, size, blocks = weight.group_index, weight.group_size, weight.columns // BLOCK
     if index is not None:
@@ -167,13 +170,13 @@ def _of_blocks(weight: IntegerWeight, values: Tensor) -> Tensor | None:
     return None if size % BLOCK else values.repeat_interleave(size // BLOCK, 1)[:, :blocks]
 
 
-def _units(weight: IntegerWeight) -> str:
+def _units(weight: QuantizedWeight) -> str:
     if weight.group_index is not None:
         return "the columns of its groups are no runs of 32"
     return f"its groups are of {weight.group_size} columns"
 
 
-def _problem(weight: IntegerWeight, sentence: str, expected: str, remedy: str | None) -> Problem:
+def _problem(weight: QuantizedWeight, sentence: str, expected: str, remedy: str | None) -> Problem:
     return Problem(
         module=weight.path,
         field="weight",

@@ -16,7 +16,7 @@ from tico_export.gguf_files._blocks import block_problem, blocks_of
 from tico_export.gguf_files._container import FileTensor
 from tico_export.gguf_files._hyperparameters import config_problems, count_of, head_size, rope_factors
 from tico_export.gguf_files._tensor_types import FLOAT_TYPES, tensor_bytes
-from tico_export.source import IntegerWeight, Source
+from tico_export.source import QuantizedWeight, Source
 
 _EMBEDDING: Final = "token_embd.weight"
 _HEAD: Final = "output.weight"
@@ -30,7 +30,7 @@ class Contents:
 
     source: Source
     architecture: Architecture
-    named: Mapping[str, IntegerWeight | Tensor]
+    named: Mapping[str, QuantizedWeight | Tensor]
 
     @classmethod
     def of(cls, source: Source) -> Contents | None:
@@ -38,7 +38,7 @@ class Contents:
         architecture = ARCHITECTURES.get(str(getattr(source.config, "model_type", None)))
         if architecture is None:
             return None
-        named: dict[str, IntegerWeight | Tensor] = {}
+        named: dict[str, QuantizedWeight | Tensor] = {}
         for name, each in _tensors(source).items():
             found = architecture.name_of(name)
             if found is not None:
@@ -57,10 +57,10 @@ class Contents:
     def tensors(self, *, nearest: bool, floats: torch.dtype | None) -> Iterator[FileTensor]:
         """Yield the tensors of the file, in the order of their names."""
         factors = rope_factors(self.source.config)
-        extra: dict[str, IntegerWeight | Tensor] = {} if factors is None else {"rope_freqs.weight": factors}
+        extra: dict[str, QuantizedWeight | Tensor] = {} if factors is None else {"rope_freqs.weight": factors}
         for name, each in sorted({**self.named, **extra}.items()):
             order = self.order_of(name, each.shape[0])
-            if isinstance(each, IntegerWeight):
+            if isinstance(each, QuantizedWeight):
                 blocks = blocks_of(each, nearest=nearest)
                 if blocks is not None:
                     content = partial(blocks.content, order)
@@ -95,7 +95,7 @@ def content_problems(source: Source, *, nearest: bool) -> Iterator[Problem]:
     for name, each in _tensors(source).items():
         if contents.architecture.name_of(name) is None:
             yield _unknown(name, contents.architecture)
-        elif isinstance(each, IntegerWeight):
+        elif isinstance(each, QuantizedWeight):
             yield from _weight_problems(each, nearest=nearest)
         elif each.dtype not in FLOAT_TYPES:
             expected = ", ".join(str(dtype) for dtype in FLOAT_TYPES)
@@ -108,7 +108,7 @@ def content_problems(source: Source, *, nearest: bool) -> Iterator[Problem]:
             yield Problem(field="model", value=found, expected=expected, sentence=sentence, remedy=remedy)
 
 
-def _weight_problems(weight: IntegerWeight, *, nearest: bool) -> Iterator[Problem]:
+def _weight_problems(weight: QuantizedWeight, *, nearest: bool) -> Iterator[Problem]:
     if weight.kind not in _KINDS:
         found, expected = Found(weight.kind), "a linear layer or an embedding"
         yield Problem(module=weight.path, field="kind", value=found, expected=expected, remedy=_FLOAT)
@@ -154,9 +154,9 @@ def _unknown(name: str, architecture: Architecture) -> Problem:
     )
 
 
-def _tensors(source: Source) -> dict[str, IntegerWeight | Tensor]:
+def _tensors(source: Source) -> dict[str, QuantizedWeight | Tensor]:
     """Return all tensors by their names in the state dict of the float model, those with two names twice."""
-    named: dict[str, IntegerWeight | Tensor] = dict(source.floats)
+    named: dict[str, QuantizedWeight | Tensor] = dict(source.floats)
     for weight in source.weights.values():
         named[weight.name] = weight
         if weight.bias is not None:
@@ -164,8 +164,8 @@ def _tensors(source: Source) -> dict[str, IntegerWeight | Tensor]:
     return named | {name: named[first] for name, first in source.aliases.items() if first in named}
 
 
-def _same(one: IntegerWeight | Tensor | None, other: IntegerWeight | Tensor | None) -> bool:
-    if isinstance(one, IntegerWeight) and isinstance(other, IntegerWeight):
+def _same(one: QuantizedWeight | Tensor | None, other: QuantizedWeight | Tensor | None) -> bool:
+    if isinstance(one, QuantizedWeight) and isinstance(other, QuantizedWeight):
         return one.packed is other.packed
     return one is other
 

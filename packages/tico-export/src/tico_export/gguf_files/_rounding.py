@@ -12,7 +12,7 @@ from torch import Tensor
 from tico_export.gguf_files._blocks import Blocks, blocks_of
 from tico_export.gguf_files._container import FileTensor
 from tico_export.gguf_files._contents import Contents
-from tico_export.source import IntegerWeight
+from tico_export.source import QuantizedWeight
 
 
 def type_notes(tensors: Iterable[FileTensor]) -> Iterator[str]:
@@ -32,7 +32,7 @@ def rounding_notes(contents: Contents, floats: torch.dtype | None) -> Iterator[s
     scales: dict[str, tuple[float, float]] = {}
     matrices: dict[str, tuple[float, float]] = {}
     for name, each in contents.named.items():
-        if isinstance(each, IntegerWeight):
+        if isinstance(each, QuantizedWeight):
             blocks = blocks_of(each, nearest=True)
             if isinstance(blocks, Blocks) and not blocks.exact:
                 scales[name] = blocks.noise()

@@ -17,7 +17,7 @@ from tico_export.gguf_files._tensor_types import (
     offset_block_bytes,
     six_bit_bytes,
 )
-from tico_export.source import IntegerWeight
+from tico_export.source import QuantizedWeight
 
 SUPER_BLOCK_TYPES = (Q4_K, Q5_K, Q6_K)
 """From the one that takes the fewest bytes."""
@@ -30,7 +30,7 @@ class SuperBlocks:
     `scales` and `offsets` are float16 and the integers that they are multiplied by.
     """
 
-    weight: IntegerWeight
+    weight: QuantizedWeight
     type: SuperBlockType
     scales: Levels
     offsets: Levels | None
@@ -50,13 +50,13 @@ def _in_order(levels: Levels, order: Tensor | None) -> Levels:
     return levels if order is None else (levels[0][order], levels[1][order])
 
 
-def super_blocks_of(weight: IntegerWeight) -> SuperBlocks | None:
+def super_blocks_of(weight: QuantizedWeight) -> SuperBlocks | None:
     """Return `weight`, whose scales share super-blocks, in the smallest type that holds it; None for none."""
     shared, kind = weight.packed.format.super_block, super_block_type(weight)
     return None if shared is None or kind is None else _made(weight, kind, shared)
 
 
-def super_block_type(weight: IntegerWeight) -> SuperBlockType | None:
+def super_block_type(weight: QuantizedWeight) -> SuperBlockType | None:
     """Return the smallest type whose super-blocks have room for the format of `weight`; None for none."""
     shared, size = weight.packed.format.super_block, weight.group_size
     if shared is None or shared.columns != SUPER_BLOCK or weight.columns % SUPER_BLOCK:
@@ -71,7 +71,7 @@ def super_block_type(weight: IntegerWeight) -> SuperBlockType | None:
     return next(fitting, None)
 
 
-def _counts_from_0(weight: IntegerWeight) -> bool:
+def _counts_from_0(weight: QuantizedWeight) -> bool:
     """Tell whether values are products of unsigned codes and scales, less offsets."""
     return weight.offset is not None and not weight.dtype.signed and not bool(weight.zero_point.any())
 
@@ -83,7 +83,7 @@ def _fits(shared: SuperBlock, kind: SuperBlockType) -> bool:
     return shared.offset_bits <= kind.offset_bits and shared.scale_bits <= kind.scale_bits
 
 
-def _made(weight: IntegerWeight, kind: SuperBlockType, shared: SuperBlock) -> SuperBlocks | None:
+def _made(weight: QuantizedWeight, kind: SuperBlockType, shared: SuperBlock) -> SuperBlocks | None:
     size = weight.group_size or SUPER_BLOCK
     scales = two_levels(_of_blocks(weight.scale, size, kind), shared.scale_bits)
     if weight.offset is None or shared.offset_bits is None:

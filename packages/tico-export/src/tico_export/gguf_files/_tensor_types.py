@@ -94,6 +94,10 @@ Q5_0: Final = BlockType(name="Q5_0", number=6, file_type=8, block_bytes=22, bits
 Q5_1: Final = BlockType(name="Q5_1", number=7, file_type=9, block_bytes=24, bits=5, has_minimum=True)
 Q8_0: Final = BlockType(name="Q8_0", number=8, file_type=7, block_bytes=34, bits=8)
 
+MXFP4_BLOCKS: Final = TensorType(
+    name="MXFP4", number=39, file_type=38, block=BLOCK, block_bytes=17, smallest=_coded_noise(BLOCK)
+)
+
 BLOCK_TYPES: Final = (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0)
 """From the one that takes the fewest bytes."""
 
@@ -208,10 +212,13 @@ def block_bytes(kind: BlockType, codes: Tensor, scale: Tensor, minimum: Tensor) 
         stored = (codes - kind.lowest).to(torch.uint8).reshape(rows, -1, BLOCK)
         if kind.bits == 5:
             parts.append(_fifth_bits(stored))
-        nibbles = stored & 15
-        # The first half of a block stands in the low bits of its bytes, the second in the high ones.
-        parts.append(nibbles[..., : BLOCK // 2] | (nibbles[..., BLOCK // 2 :] << 4))
+        parts.append(half_bytes(stored & 15))
     return tensor_bytes(torch.cat(parts, -1))
+
+
+def half_bytes(codes: Tensor) -> Tensor:
+    """Return codes of 4 bits (..., 32) as bytes (..., 16): the first half in their low bits."""
+    return codes[..., : BLOCK // 2] | (codes[..., BLOCK // 2 :] << 4)
 
 
 def _halves(values: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Collection, Mapping
 
 from tico_config import LayerBlocks
-from tico_export.source import IntegerWeight
+from tico_export.source import QuantizedWeight
 
 
 def gptq_config(
-    weights: Mapping[str, IntegerWeight], linear: Collection[str], version: int
+    weights: Mapping[str, QuantizedWeight], linear: Collection[str], version: int
 ) -> Mapping[str, object]:
     """Return ``quantization_config`` of layers that have one scheme, given the paths of all linear layers."""
     others = set(linear) - weights.keys()
@@ -33,7 +33,7 @@ def gptq_config(
     return config
 
 
-def awq_config(weights: Mapping[str, IntegerWeight], linear: Collection[str]) -> Mapping[str, object]:
+def awq_config(weights: Mapping[str, QuantizedWeight], linear: Collection[str]) -> Mapping[str, object]:
     """Return ``quantization_config`` of layers that have one scheme, given the paths of all linear layers."""
     return {
         "quant_method": "awq",
@@ -45,6 +45,6 @@ def awq_config(weights: Mapping[str, IntegerWeight], linear: Collection[str]) ->
     }
 
 
-def _scheme(weights: Mapping[str, IntegerWeight]) -> Mapping[str, object]:
+def _scheme(weights: Mapping[str, QuantizedWeight]) -> Mapping[str, object]:
     first = next(iter(weights.values()))
     return {"bits": first.dtype.bits, "group_size": first.group_size or -1}

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from tico_export.checkpoints import words_of
-from tico_export.source import IntegerWeight, Source
+from tico_export.source import QuantizedWeight, Source
 
 _AWQ_ORDER: Final = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight output features stands in each place of a word, from the lowest bits up."""
 
 
-def gptq_tensors(weight: IntegerWeight, version: int) -> Iterator[tuple[str, Tensor]]:
+def gptq_tensors(weight: QuantizedWeight, version: int) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a layer in the format of GPTQ.
 
     Codes are unsigned and packed along the input features: int32 (columns * bits / 32, rows). Zero points are
@@ -32,7 +32,7 @@ def gptq_tensors(weight: IntegerWeight, version: int) -> Iterator[tuple[str, Ten
     )
 
 
-def awq_tensors(weight: IntegerWeight) -> Iterator[tuple[str, Tensor]]:
+def awq_tensors(weight: QuantizedWeight) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of a layer in the format of AWQ, with the layout of its kernel ``gemm``.
 
     Codes and zero points of 4 bits are packed along the output features, eight in a word in an order of
@@ -42,14 +42,14 @@ def awq_tensors(weight: IntegerWeight) -> Iterator[tuple[str, Tensor]]:
     yield from _named(weight, qweight=_awq_words(codes), qzeros=_awq_words(zero_points))
 
 
-def _named(weight: IntegerWeight, **tensors: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _named(weight: QuantizedWeight, **tensors: Tensor) -> Iterator[tuple[str, Tensor]]:
     tensors["scales"] = weight.scale.T.contiguous().half()
     if weight.bias is not None:
         tensors["bias"] = weight.bias.half()
     yield from ((f"{weight.path}.{name}", tensor) for name, tensor in tensors.items())
 
 
-def _groups(weight: IntegerWeight) -> Tensor:
+def _groups(weight: QuantizedWeight) -> Tensor:
     if weight.group_index is not None:
         return weight.group_index.to(torch.int32)
     size = weight.group_size or weight.columns

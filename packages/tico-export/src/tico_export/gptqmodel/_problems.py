@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 from torch import nn
 
 from tico_config import Found, LayerBlocks, Problem
-from tico_export.source import IntegerWeight, Source
+from tico_export.source import QuantizedWeight, Source
 from tico_modules import TransposedLinear
 
 _MULTIPLE: Final = 32
@@ -81,7 +81,7 @@ def _problems(name: str, path: str, misfits: list[_Misfit]) -> Iterator[Problem]
 
 
 def _of_layer(
-    weight: IntegerWeight, model: nn.Module, path: str, bits: tuple[int, ...], sizes: tuple[int, ...]
+    weight: QuantizedWeight, model: nn.Module, path: str, bits: tuple[int, ...], sizes: tuple[int, ...]
 ) -> Iterator[_Misfit]:
     place = dict(model.named_modules()).get(path)
     if not isinstance(place, nn.Linear):
@@ -107,12 +107,12 @@ def _of_layer(
         yield "zero_point", f"ones beyond {weight.dtype}", "zero points that are codes", "use symmetric=True"
 
 
-def _of_zero_points(weight: IntegerWeight, version: int) -> Iterator[_Misfit]:
+def _of_zero_points(weight: QuantizedWeight, version: int) -> Iterator[_Misfit]:
     if version == 1 and bool((weight.zero_point == weight.dtype.qmin).any()):
         yield "zero_point", "some that are", "zero points that are not the first code", "use version=2"
 
 
-def _of_order(weight: IntegerWeight) -> Iterator[_Misfit]:
+def _of_order(weight: QuantizedWeight) -> Iterator[_Misfit]:
     if weight.group_index is not None:
         found, remedy = "columns in an order of their own", "use static_groups=True or act_order=False"
         yield "group_index", found, "groups that are runs of columns", remedy

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, TypeVar
 
+from tico_export.program import element_operator
 from tico_export.protocol import require_extra
 from tico_modules import dialect_operator
 
@@ -59,7 +60,11 @@ def translations() -> Mapping[object, object]:
         points = op.Cast(zero_point, to=dtype)
         return op.DequantizeLinear(codes, scale, points, axis=1, block_size=group_size)  # type: ignore[no-any-return]  # as above
 
+    def dequantize_elements(codes: X, scale: S, size: int) -> X:
+        return op.DequantizeLinear(codes, scale, axis=1, block_size=size)  # type: ignore[no-any-return]  # as above
+
     return {
+        element_operator(): dequantize_elements,
         dialect_operator("quantize_per_tensor"): quantize_per_tensor,
         dialect_operator("dequantize_per_channel_group"): dequantize_groups,
     }

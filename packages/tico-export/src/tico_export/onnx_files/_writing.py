@@ -21,6 +21,7 @@ from tico_export.program import (
     grids_in,
     program_in,
     register_dialect,
+    with_elements,
     with_grouped_products,
     with_grouped_rows,
 )
@@ -67,7 +68,8 @@ def onnx_program(source: Source, example: Example) -> ExportedProgram:
         UnsupportedError: torch.export cannot trace the model.
     """
     register_dialect()
-    return program_in(_DIALECT, source, example)
+    dialect = attrs.evolve(_DIALECT, passes=(with_elements(source), *_DIALECT.passes))
+    return program_in(dialect, source, example)
 
 
 def onnx_model(program: ExportedProgram, opset: int, *, share: bool = False) -> Model:

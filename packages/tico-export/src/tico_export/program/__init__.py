@@ -1,8 +1,9 @@
 """Programs of torch.export: how a converted model becomes one, their dialects, and how files are loaded."""
 
-from tico_export.program._bounds import Bound, kernel_bound, rounding_bound
+from tico_export.program._bounds import Bound, kernel_bound, rounding_bound, steps_in
 from tico_export.program._circle import to_circle
 from tico_export.program._dialects import DIALECTS, Dialect, dialect_problems, program_in
+from tico_export.program._elements import element_operator, with_elements
 from tico_export.program._exported import exported, load_program, register_dialect
 from tico_export.program._found_grids import FoundGrid, grids_in
 from tico_export.program._passes import with_grouped_products, with_grouped_rows
@@ -14,6 +15,7 @@ __all__ = [
     "Dialect",
     "FoundGrid",
     "dialect_problems",
+    "element_operator",
     "exported",
     "fed",
     "floats_of",
@@ -23,7 +25,9 @@ __all__ = [
     "program_in",
     "register_dialect",
     "rounding_bound",
+    "steps_in",
     "to_circle",
+    "with_elements",
     "with_grouped_products",
     "with_grouped_rows",
 ]

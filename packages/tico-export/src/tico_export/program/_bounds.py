@@ -6,7 +6,7 @@ import math
 
 import attrs
 
-from tico_config import PerGroup
+from tico_config import FloatFormat, NumberFormat, PerGroup
 from tico_export.program._found_grids import FoundGrid, grids_in
 from tico_export.source import Source
 
@@ -27,8 +27,9 @@ def kernel_bound(source: Source, *, block_codes: bool = False) -> Bound:
     """Return the bound of kernels that sum integers exactly and apply scales in an order of their own.
 
     A value near the middle of two codes then goes to either side: a step of its grid. One step of every value
-    is ``20 log10(steps / 8)`` dB below values whose root mean square is an eighth of the grid's range. Each
-    layer adds its own, which is ``10 log10(layers)`` dB less.
+    is ``20 log10(steps / 8)`` dB below values whose root mean square is an eighth of the grid's range. A
+    floating-point element has steps of its own, at most ``2 ** -mantissa bits`` of it. Each layer adds its
+    own, which is ``10 log10(layers)`` dB less.
 
     With `block_codes`, inputs of weights in groups become 8 bits for each block of columns. Rounding has a
     noise of a twelfth of a squared step, a step is the largest value over 127, and that is at most
@@ -37,10 +38,10 @@ def kernel_bound(source: Source, *, block_codes: bool = False) -> Bound:
     """
     grids = list(grids_in(source))
     bounds = [Bound(_FLOAT, "sums of floats in another order")]
-    bits = [each.dtype.bits for each in grids if each.role == "activation"]
-    if bits:
+    steps_of_values = [steps_in(each.dtype) for each in grids if each.role == "activation"]
+    if steps_of_values:
         layers = max(1, sum(each.role == "weight" for each in grids))
-        reach = 20 * math.log10((2 ** min(bits) - 1) / _CREST) - 10 * math.log10(layers)
+        reach = 20 * math.log10(min(steps_of_values)) - 10 * math.log10(layers)
         bounds.append(Bound(min(reach, _FLOAT), "scales applied in another order move values by a step"))
     blocks = [size for each in grids if (size := _block_of(each)) is not None]
     if block_codes and blocks:
@@ -48,6 +49,13 @@ def kernel_bound(source: Source, *, block_codes: bool = False) -> Bound:
         bounds.append(Bound(noise, "its kernels round the inputs of weights in blocks to 8 bits"))
     steps = tuple(sorted({each.step for each in grids if each.step is not None}))
     return attrs.evolve(min(bounds, key=lambda each: each.smallest_sqnr), steps=steps)
+
+
+def steps_in(dtype: NumberFormat) -> float:
+    """Return the root mean square of values on a grid in steps of it; an element in steps of its own."""
+    if isinstance(dtype, FloatFormat):
+        return math.ldexp(1.0, dtype.encoding.mantissa_bits)
+    return (math.ldexp(1.0, dtype.bits) - 1) / _CREST
 
 
 def _block_of(grid: FoundGrid) -> int | None:

@@ -19,7 +19,7 @@ from tico_config import (
     PerTensor,
 )
 from tico_export.program._rewriting import input_of, operator_of
-from tico_export.source import Grid, IntegerWeight, Source
+from tico_export.source import Grid, QuantizedWeight, Source
 
 Role = Literal["activation", "weight", "bias"]
 
@@ -80,7 +80,7 @@ def formats_in(source: Source) -> tuple[list[LayerFormat], dict[str, GridFormat]
     return layers, points
 
 
-def _layer(path: str, weight: IntegerWeight) -> LayerFormat:
+def _layer(path: str, weight: QuantizedWeight) -> LayerFormat:
     return LayerFormat(
         path=path,
         kind=weight.kind.rpartition(".")[2],

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
-from tico_config import Found, Problem
+from tico_config import FloatFormat, Found, Problem
 from tico_export.protocol._consumer import Consumer
 from tico_export.protocol._example import Example
 from tico_export.protocol._target import ExportTarget
@@ -30,13 +30,40 @@ class Exporter(ABC, Generic[T]):
     """
 
     takes_offsets: ClassVar[bool] = False
-    """Whether `write` keeps the offsets of groups, `IntegerWeight.offset`; otherwise they are refused."""
+    """Whether `write` keeps the offsets of groups, `QuantizedWeight.offset`; otherwise they are refused."""
+
+    float_formats: ClassVar[tuple[type[FloatFormat], ...]] = ()
+    """The formats of floating-point elements of which `problems` says where they have a place; all others,
+    integers aside, are refused."""
 
     def __init__(self, target: T) -> None:
         self.target = target
 
     def every_problem(self, source: Source) -> Iterator[Problem]:
-        """Yield what `problems` yields, after the offsets that the exporter does not take."""
+        """Yield what `problems` yields, after the formats and offsets that the exporter does not take.
+
+        A model with formats that it does not know has no other problems: nobody else looks at such codes.
+        """
+        unknown = list(self._format_problems(source))
+        yield from unknown
+        if not unknown:
+            yield from self._offset_problems(source)
+            yield from self.problems(source)
+
+    def _format_problems(self, source: Source) -> Iterator[Problem]:
+        known = " and ".join(["integers", *(each.__name__ for each in self.float_formats)])
+        for path, dtype in source.float_formats.items():
+            if not isinstance(dtype, self.float_formats):
+                yield Problem(
+                    module=path or None,
+                    field="dtype",
+                    value=Found(str(dtype)),
+                    expected=known,
+                    sentence=f"its codes are {dtype}, and {self.target.name} has no place for them",
+                    remedy="save it by save_quantized, or quantize to integers what is to be exported",
+                )
+
+    def _offset_problems(self, source: Source) -> Iterator[Problem]:
         for path, weight in source.weights.items():
             if weight.offset is not None and not self.takes_offsets:
                 yield Problem(
@@ -47,7 +74,6 @@ class Exporter(ABC, Generic[T]):
                     sentence=f"{self.target.name} has no place for offsets of groups, and this one has them",
                     remedy="convert it with a super_block without offset_bits, or export it by GGUF()",
                 )
-        yield from self.problems(source)
 
     @abstractmethod
     def problems(self, source: Source) -> Iterable[Problem]:

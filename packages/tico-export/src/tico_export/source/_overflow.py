@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-from tico_config import Found, Problem
+from tico_config import FloatFormat, Found, Problem
+from tico_export.source._quantized_weight import QuantizedWeight
 from tico_export.source._source import Source
 
 _LARGEST = torch.finfo(torch.float32).max
@@ -18,8 +20,7 @@ def overflow_problems(source: Source) -> Iterator[Problem]:
     The integer layer gives the largest number there, and a file, which says code times scale, infinity.
     """
     for path, weight in source.weights.items():
-        steps = torch.maximum(weight.dtype.qmax - weight.zero_point, weight.zero_point - weight.dtype.qmin)
-        if bool((weight.scale.double() * steps > _LARGEST).any()):
+        if bool((weight.scale.double() * _largest_steps(weight) > _LARGEST).any()):
             found, expected = Found("scales beyond that"), "codes that stand for numbers of float32"
             sentence = "some codes of this layer stand for values beyond float32, which no file limits"
             yield Problem(
@@ -30,3 +31,11 @@ def overflow_problems(source: Source) -> Iterator[Problem]:
                 sentence=sentence,
                 remedy="divide the weight by a power of two, and multiply after the layer",
             )
+
+
+def _largest_steps(weight: QuantizedWeight) -> Tensor | float:
+    """Return the largest number that a code of each group stands for, in units of its scale."""
+    dtype, zero_point = weight.dtype, weight.zero_point
+    if isinstance(dtype, FloatFormat):
+        return dtype.encoding.largest
+    return torch.maximum(dtype.qmax - zero_point, zero_point - dtype.qmin)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tico_config import FloatFormat, Found, LifecycleError, Problem, UnsupportedError
 from tico_export.source._grid import Grid
-from tico_export.source._integer_weight import IntegerWeight
+from tico_export.source._quantized_weight import QuantizedWeight
 from tico_modules import (
     ActivationGrid,
     PackedWeight,
@@ -28,21 +28,24 @@ class Source:
 
     Attributes:
         model: the model itself, for what exports its graph. A writer changes nothing of it.
-        weights: the integer layers, by path, in the order of the model.
+        weights: the quantized layers, by path, in the order of the model.
         floats: the parameters and buffers that are left in float, or are no floats at all, by the name that
             they have in the state dict of the float model; what is not saved there is left out.
         aliases: further names of tensors in `floats` and of weights, such as that of a tied head, with the
             name under which the tensor stands.
         points: grids of activations that belong to no integer layer, by their path.
+        float_formats: the formats of floating-point elements among the codes, by the path of what holds them.
+            A file format that does not know one has to refuse it.
         others: modules that hold integers or arithmetic of their own and are no layer, by path: experts,
             multiplications of inputs. A format that does not know one has to refuse it.
     """
 
     model: nn.Module
-    weights: Mapping[str, IntegerWeight]
+    weights: Mapping[str, QuantizedWeight]
     floats: Mapping[str, Tensor]
     aliases: Mapping[str, str]
     points: Mapping[str, Grid]
+    float_formats: Mapping[str, FloatFormat]
     others: Mapping[str, RestorableModule]
 
     @classmethod
@@ -50,15 +53,14 @@ class Source:
         """Return what `model` holds.
 
         Raises:
-            UnsupportedError: it is no module, was not converted, or has codes that are no integers.
+            UnsupportedError: it is no module, or was not converted.
             LifecycleError: it is in training mode.
         """
         _require_converted(model)
         modules = dict(named_modules(model))
-        _require_integers(modules)
         layers = {path: each for path, each in modules.items() if isinstance(each, QuantizedModule)}
         inside = [f"{path}." if path else "" for path in layers]
-        weights = {path: IntegerWeight.of(path, layer) for path, layer in layers.items()}
+        weights = {path: QuantizedWeight.of(path, layer) for path, layer in layers.items()}
         floats, aliases = _floats(model, modules)
         return cls(
             model=model,
@@ -70,6 +72,7 @@ class Source:
                 for path, each in modules.items()
                 if isinstance(each, ActivationGrid) and not path.startswith(tuple(inside))
             },
+            float_formats=dict(_float_formats(modules)),
             others=dict(_others(modules)),
         )
 
@@ -178,29 +181,13 @@ def _saved_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield prefix + name, tensor
 
 
-def _require_integers(modules: Mapping[str, nn.Module]) -> None:
-    """Refuse weights and activations in formats of floating-point elements.
-
-    Raises:
-        UnsupportedError: with each of them.
-    """
-    problems = [
-        Problem(
-            module=path,
-            field="dtype",
-            value=Found(str(each.dtype)),
-            expected="integers",
-            sentence=f"its codes are {each.dtype}, and no file format here has a place for them",
-            remedy="save it by save_quantized, or quantize to integers what is to be exported",
-        )
-        for path, each in modules.items()
-        if isinstance(each, PackedWeight | ActivationGrid) and isinstance(each.dtype, FloatFormat)
-    ]
-    if problems:
-        raise UnsupportedError(*problems)
+def _float_formats(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, FloatFormat]]:
+    for path, each in modules.items():
+        if isinstance(each, PackedWeight | ActivationGrid) and isinstance(each.dtype, FloatFormat):
+            yield path, each.dtype
 
 
-def _ties(weights: Mapping[str, IntegerWeight]) -> Iterator[tuple[str, str]]:
+def _ties(weights: Mapping[str, QuantizedWeight]) -> Iterator[tuple[str, str]]:
     first: dict[int, str] = {}
     for each in weights.values():
         name = first.setdefault(id(each.packed), each.name)

@@ -14,13 +14,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tico_config import ConfigError, MissingExtraError, SuperBlock, UnsupportedError
+from tico_config import (
+    FP8,
+    MXFP4,
+    NVFP4,
+    ConfigError,
+    DType,
+    FloatFormat,
+    MissingExtraError,
+    SuperBlock,
+    UnsupportedError,
+)
 from tico_export.protocol import ExporterRegistry
 from tico_export.source import Source
 from tico_export.testing._elsewhere import files_elsewhere, files_in
 from tico_export.testing._exporter_case import ExporterCase
 from tico_modules import PackedWeight, QuantizedModule, named_modules
 
+_FORMATS = (FP8(), MXFP4(), NVFP4())
 _FULL = 256  # bytes, which no export is smaller than
 
 
@@ -92,6 +103,22 @@ class ExporterPromises:
         assert bool(refused) == (files_in(tmp_path) == {})
         assert not refused or path in refused
 
+    @pytest.mark.parametrize("dtype", _FORMATS, ids=str)
+    def test_elements_are_held_or_refused(self, name: str, dtype: FloatFormat, tmp_path: Path) -> None:
+        """Those of a weight are in the export, which the runtime then gives, or named in the error."""
+        case = self.cases[name]
+        model = case.make()
+        path = _round_to_elements(model, dtype)
+        if path is None:
+            return
+        refused = ""
+        try:  # what is not refused is compared with the model
+            case.export(tmp_path, self.registry, model=model, verify=True)
+        except UnsupportedError as error:
+            refused = str(error)
+        assert bool(refused) == (files_in(tmp_path) == {})
+        assert not refused or path in refused
+
     def test_example_inputs_are_asked_for(self, name: str, tmp_path: Path) -> None:
         """Where a target needs them; otherwise the result says that nothing was compared."""
         case = self.cases[name]
@@ -150,10 +177,20 @@ class ExporterPromises:
         assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before
 
 
+def _round_to_elements(model: nn.Module, dtype: FloatFormat) -> str | None:
+    """Round the weight of the first quantized layer in `model`; return its path, None without one."""
+    for path, layer in named_modules(model):
+        if isinstance(layer, QuantizedModule):
+            weight = layer.packed.dequantize()
+            layer.packed = PackedWeight.round_to_nearest(weight, dtype, symmetric=True, group_size=None)
+            return path
+    return None
+
+
 def _add_offsets(model: nn.Module) -> str | None:
     """Give the first integer layer in `model` offsets of half a step; return its path, None without one."""
     for path, layer in named_modules(model):
-        if isinstance(layer, QuantizedModule):
+        if isinstance(layer, QuantizedModule) and isinstance(layer.packed.dtype, DType):
             packed = layer.packed
             layer.packed = PackedWeight.from_codes(
                 packed.integer_codes(),

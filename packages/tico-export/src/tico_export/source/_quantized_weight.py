@@ -1,4 +1,4 @@
-"""An integer layer, as writers need it."""
+"""A quantized layer, as writers need it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, GridFormat, integer_format
+from tico_config import Found, GridFormat, NumberFormat, Problem, UnsupportedError
 from tico_export.source._grid import Grid
-from tico_modules import PackedWeight, QuantizedModule
+from tico_modules import FloatWeight, PackedWeight, QuantizedModule
 
 
 @attrs.frozen(eq=False, kw_only=True)
-class IntegerWeight:
-    """A layer whose weight is integers: ``weight = (code - zero_point) * scale`` of each group of columns.
+class QuantizedWeight:
+    """A layer whose weight is codes: ``weight = (code - zero_point) * scale`` of each group of columns.
 
-    Where there is an `offset`, it is subtracted. `export` refuses such a layer unless the exporter's
-    `takes_offsets` is true, so that nothing that reads scales and zero points alone ever sees one.
+    Codes of a `FloatFormat` stand for elements, ``weight = element(code) * scale``, and are refused by
+    `export` unless the exporter's `float_formats` has the format. Where there is an `offset`, it is
+    subtracted; `export` refuses such a layer unless the exporter's `takes_offsets` is true, so that nothing
+    that reads scales and zero points alone ever sees one.
 
     The weight of shape `shape` is seen as a matrix (rows, columns): the first axis gives the rows, all others
     together the columns.
@@ -26,7 +28,7 @@ class IntegerWeight:
     Attributes:
         path: the layer's path in the model; the weight's name in the float model is ``{path}.weight``.
         kind: the layer's kind as files have it, such as ``linear``, ``embedding`` or ``conv2d``.
-        module: the class of the integer layer, for messages.
+        module: the class of the quantized layer, for messages.
         packed: the codes as they are stored; what is tied shares one object.
         settings: what else makes the layer, such as strides, as JSON values.
         bias: (rows,) or None.
@@ -44,7 +46,7 @@ class IntegerWeight:
     act_out: Grid | None
 
     @classmethod
-    def of(cls, path: str, module: QuantizedModule) -> IntegerWeight:
+    def of(cls, path: str, module: QuantizedModule) -> QuantizedWeight:
         """Return what writers need of `module`, which is at `path`."""
         return cls(
             path=path,
@@ -63,9 +65,9 @@ class IntegerWeight:
         return f"{self.path}.weight" if self.path else "weight"
 
     @property
-    def dtype(self) -> DType:
+    def dtype(self) -> NumberFormat:
         """The number format of a code."""
-        return integer_format(self.packed.dtype)
+        return self.packed.dtype
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,6 +98,20 @@ class IntegerWeight:
     def scale(self) -> Tensor:
         """The scales, float32 (rows, groups)."""
         return self.packed.scale
+
+    @property
+    def elements(self) -> FloatWeight:
+        """The weight as it is stored, where the codes are floating-point elements.
+
+        Raises:
+            UnsupportedError: they are integers.
+        """
+        if not isinstance(self.packed, FloatWeight):
+            expected = "a format of floating-point elements"
+            raise UnsupportedError(
+                Problem(module=self.path, field="dtype", value=Found(str(self.dtype)), expected=expected)
+            )
+        return self.packed
 
     @property
     def zero_point(self) -> Tensor:
