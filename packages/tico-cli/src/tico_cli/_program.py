@@ -254,6 +254,9 @@ def inspect(folder: QuantizedFolder, *, as_json: AsJson = False) -> None:
 Window = Annotated[int, typer.Option(metavar="N", help="Tokens of a window, unless the model takes fewer.")]
 Windows = Annotated[int | None, typer.Option(metavar="N", help="The first N windows only.")]
 Bos = Annotated[bool, typer.Option("--bos", help="Begin each window with the tokenizer's first token.")]
+Page = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures there.")
+]
 Text = Annotated[Path, typer.Option("--data", metavar="FILE", help="A text in UTF-8.")]
 
 
@@ -286,14 +289,18 @@ def evaluate(
 
 
 @_app.command()
-def compare(
+def compare(  # noqa: PLR0913  # an option each
     original: FloatFolder,
     folder: QuantizedFolder,
     data: Text,
     window: Window = 512,
     windows: Windows = 4,
     tokenizer: TokenizerFolder = None,
+    page: Page = None,
     *,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Measure each kind, block and role in float, and alone.")
+    ] = False,
     bos: Bos = False,
     as_json: AsJson = False,
 ) -> None:
@@ -301,20 +308,21 @@ def compare(
 
     \b
     tico compare SmolLM2-135M smollm2-w4 --data test.txt
+    tico compare SmolLM2-135M smollm2-w4 --data test.txt \\
+        --ablate --windows 1 --html parts.html
     """  # noqa: D301  # \b keeps the lines of the example apart
     with told_failures():
         from tico_cli._evaluating import Text, compare_folders
 
         text = Text(path=data, window=window, windows=windows, bos=bos, tokenizer=tokenizer)
-        _write(compare_folders(original, folder, text), as_json=as_json)
+        found = compare_folders(original, folder, text, ablated=ablate, page=page)
+        _write(found, as_json=as_json)
 
 
 @_app.command()
 def report(
     folder: QuantizedFolder,
-    page: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures there.")
-    ] = None,
+    page: Page = None,
     *,
     as_json: AsJson = False,
 ) -> None:

@@ -1,9 +1,9 @@
-"""What a page needs of a comparison of two models, whoever has made it."""
+"""What a page needs of a comparison of two models, and of an ablation, whoever has made them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 class ComparedBlock(Protocol):
@@ -39,6 +39,57 @@ class Compared(Protocol):
     @property
     def agreement(self) -> float:
         """The share of rows whose largest logit is the same one in both."""
+
+    @property
+    def rows(self) -> int:
+        """The number of rows of the output that were compared."""
+
+
+class AblatedGroup(Protocol):
+    """What a group of quantized parts costs, as mean divergences of a row of the output, in nats."""
+
+    @property
+    def by(self) -> Literal["kind", "block", "role"]:
+        """What the parts of the group have in common."""
+
+    @property
+    def name(self) -> str:
+        """Which kind, block or role it is."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of the parts; empty where there may be several."""
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+
+    @property
+    def without(self) -> float:
+        """The divergence with these parts in float, and all others quantized."""
+
+    @property
+    def alone(self) -> float:
+        """The divergence with these parts quantized, and all others in float."""
+
+
+class Ablated(Protocol):
+    """What each part of a quantized model costs, as `ablation` of tico.quantization says it.
+
+    Named by `Report.to_html`.
+    """
+
+    @property
+    def lines(self) -> Sequence[AblatedGroup]:
+        """The groups: kinds, blocks and roles."""
+
+    @property
+    def kl(self) -> float:
+        """The divergence with everything quantized."""
+
+    @property
+    def rest(self) -> float:
+        """The divergence with everything in float."""
 
     @property
     def rows(self) -> int:

@@ -8,8 +8,9 @@ from typing import Final
 
 from tico_modules._facts.layer_report import LayerReport
 from tico_modules._facts.model_facts import ModelFacts
+from tico_modules._page.ablating import ablated
 from tico_modules._page.comparing import compared
-from tico_modules._page.comparison import Compared
+from tico_modules._page.comparison import Ablated, Compared
 from tico_modules._page.glance import at_a_glance
 from tico_modules._page.grids import codes, points
 from tico_modules._page.losses import losses
@@ -22,10 +23,15 @@ from tico_modules._page.runs import runs
 from tico_modules._page.sizes import sizes
 
 
-def report_page(layers: Sequence[LayerReport], model: ModelFacts | None, comparison: Compared | None) -> str:
+def report_page(
+    layers: Sequence[LayerReport],
+    model: ModelFacts | None,
+    comparison: Compared | None = None,
+    ablation: Ablated | None = None,
+) -> str:
     """Return the page of a report, which needs nothing but itself.
 
-    >>> page = report_page([], None, None)
+    >>> page = report_page([], None)
     >>> page.startswith("<!doctype html>"), "http" in page
     (True, False)
     """
@@ -33,6 +39,7 @@ def report_page(layers: Sequence[LayerReport], model: ModelFacts | None, compari
     parts = [
         at_a_glance(rows, model, comparison),
         compared(comparison),
+        ablated(ablation),
         losses(rows),
         sizes(rows, model),
         roles(rows),
@@ -74,6 +81,7 @@ def _text(name: str) -> Markup:
 _NAMES: Final = {
     "glance": "At a glance",
     "compared": "Against the float model",
+    "ablated": "Which parts hurt",
     "losses": "Losses",
     "sizes": "Bytes and bits",
     "roles": "Kinds of modules",

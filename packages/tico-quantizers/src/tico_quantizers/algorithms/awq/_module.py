@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import AWQConfig, Problem
-from tico_modules import Edit, LayerReport, PackedWeight, QuantizedExperts, named_modules
+from tico_modules import Edit, LayerReport, PackedWeight, Progress, QuantizedExperts, named_modules
 from tico_observers import Statistic, products
 from tico_quantizers.calibration import (
     BlockInputs,
@@ -26,7 +26,6 @@ from tico_quantizers.conversion import (
     NEVER_CALLED,
     SKIPPED,
     Conversion,
-    Progress,
     gram_memory,
     open_experts,
     planned_layers,
