@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import final
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from tico_config import ConfigError, Found, Problem, UnsupportedError
-from tico_modules import named_modules
+from tico_modules import Progress, named_modules
 from tico_observers import products
 from tico_quantizers.calibration import (
     Batch,
@@ -41,7 +41,12 @@ from tico_quantizers.layers import find_blocks, layers_in
 
 
 def compare(
-    float_model: nn.Module, quantized: nn.Module, batches: Iterable[Batch], mask: TokenMask | None = None
+    float_model: nn.Module,
+    quantized: nn.Module,
+    batches: Iterable[Batch],
+    mask: TokenMask | None = None,
+    *,
+    show_progress: bool = True,
 ) -> Comparison:
     """Return how far `quantized` is from `float_model` on `batches`, block by block and in the end.
 
@@ -54,6 +59,7 @@ def compare(
         quantized: what `convert` has made of a copy of it: each block has the path that it has there.
         batches: what to call the models with, as for `calibrate`.
         mask: which tokens are real, as for `calibrate`.
+        show_progress: show a bar on standard error, if that is a terminal and the extra `progress` is there.
 
     Raises:
         UnsupportedError: one of the two is no module, or a block of one has no place in the other.
@@ -73,7 +79,9 @@ def compare(
         require_finished(field, model)
     pairs = _pairs(float_model, quantized)
     sums, logits = {path: _BlockSums() for path in pairs}, LogitSums()
+    total = len(batches) if isinstance(batches, Sized) else None
     with (
+        Progress("COMPARE", total=total, show=show_progress, unit="batch") as bar,
         unchanged_process(),
         quiet_runs(float_model, with_hooks=True),
         quiet_runs(quantized, with_hooks=True),
@@ -86,6 +94,7 @@ def compare(
                 with sample.in_quantized():
                     found = logits_of(called(quantized, args, kwargs), "quantized")
                 logits.add(sample.select(expected), sample.select(found))
+            bar.step()
     logits.require_rows()
     lines = tuple(each.line(path) for path, each in sums.items() if each.signal.count)
     return Comparison(lines=lines, kl=logits.mean, agreement=logits.equal / logits.rows, rows=logits.rows)
