@@ -28,6 +28,7 @@ class TestPublicAPI(PublicAPI):
         "PREPARED",
         "QUANT_METHOD",
         "Ablated",
+        "Seen",
         "ActivationGrid",
         "ConvSettings",
         "ConvTransposeSettings",

@@ -14,7 +14,7 @@ import attrs
 import typer
 
 from tico_cli._failures import told_failures
-from tico_cli._output import config_text, show, table, tell
+from tico_cli._output import config_text, show, table
 from tico_cli._recipe import DataNeed, Recipe
 from tico_cli._recipe_files import read_recipe, shipped_names, shipped_text
 from tico_config import ConfigError, Problem
@@ -323,6 +323,12 @@ def compare(  # noqa: PLR0913  # an option each
 def report(
     folder: QuantizedFolder,
     page: Page = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Tell what grids see of this text, too.")
+    ] = None,
+    window: Window = 512,
+    windows: Windows = 4,
+    tokenizer: TokenizerFolder = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -330,15 +336,16 @@ def report(
 
     \b
     tico report smollm2-w4
-    tico report smollm2-w4 --html report.html
+    tico report smollm2-w8a8 --data test.txt --html report.html
     """  # noqa: D301  # \b keeps the lines of the example apart
     with told_failures():
+        from tico_cli._evaluating import Text
         from tico_cli._reporting import report_folder
 
-        found = report_folder(folder)
-        if page is not None:
-            tell(f"page: {found.to_html(page)}")
-        _write(found, as_json=as_json)
+        text = None
+        if data is not None:
+            text = Text(path=data, window=window, windows=windows, tokenizer=tokenizer)
+        _write(report_folder(folder, text, page), as_json=as_json)
 
 
 @_app.command("export")

@@ -44,7 +44,7 @@ from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_b
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.scaled_input import ScaledInput
 from tico_modules._layers.transposed_linear import TransposedLinear
-from tico_modules._page.comparison import Ablated, Compared
+from tico_modules._page.comparison import Ablated, Compared, Seen
 from tico_modules._record.fingerprint import DataFingerprint, all_tensors, model_fingerprint
 from tico_modules._record.history import remember, report, runs_of
 from tico_modules._record.model_bytes import bytes_by_line, total_bytes
@@ -144,6 +144,7 @@ __all__ = [
     "RunFacts",
     "SavedModel",
     "ScaledInput",
+    "Seen",
     "Tokenizer",
     "TransposedLinear",
     "WatchedCall",

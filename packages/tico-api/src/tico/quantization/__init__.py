@@ -39,6 +39,7 @@ from tico_api import (
     save_calibration,
     save_quantized,
     set_backend,
+    watch_points,
 )
 
 __all__ = [
@@ -80,4 +81,5 @@ __all__ = [
     "save_calibration",
     "save_quantized",
     "set_backend",
+    "watch_points",
 ]

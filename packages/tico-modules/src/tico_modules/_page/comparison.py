@@ -94,3 +94,58 @@ class Ablated(Protocol):
     @property
     def rows(self) -> int:
         """The number of rows of the output that were compared."""
+
+
+class SeenBin(Protocol):
+    """How many values lie between two edges."""
+
+    @property
+    def low(self) -> float:
+        """The lower edge."""
+
+    @property
+    def high(self) -> float:
+        """The upper edge."""
+
+    @property
+    def count(self) -> int:
+        """How many."""
+
+
+class SeenGrid(Protocol):
+    """What came to one grid of activations."""
+
+    @property
+    def path(self) -> str:
+        """The path of the point."""
+
+    @property
+    def grid(self) -> str:
+        """The format of the grid."""
+
+    @property
+    def low(self) -> float | None:
+        """The lowest value that it can hold; None where it follows the data, or differs by channel."""
+
+    @property
+    def high(self) -> float | None:
+        """The highest one, likewise."""
+
+    @property
+    def share_clipped(self) -> float | None:
+        """The share of the values beyond the grid; None where it follows the data."""
+
+    @property
+    def bins(self) -> Sequence[SeenBin]:
+        """The histogram of the values, in order."""
+
+
+class Seen(Protocol):
+    """What came to the grids of activations, as `watch_points` of tico.quantization says it.
+
+    Named by `Report.to_html`.
+    """
+
+    @property
+    def points(self) -> Sequence[SeenGrid]:
+        """The grids, in the order of the model."""

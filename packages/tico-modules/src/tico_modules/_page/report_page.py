@@ -10,7 +10,7 @@ from tico_modules._facts.layer_report import LayerReport
 from tico_modules._facts.model_facts import ModelFacts
 from tico_modules._page.ablating import ablated
 from tico_modules._page.comparing import compared
-from tico_modules._page.comparison import Ablated, Compared
+from tico_modules._page.comparison import Ablated, Compared, Seen
 from tico_modules._page.glance import at_a_glance
 from tico_modules._page.grids import codes, points
 from tico_modules._page.losses import losses
@@ -20,6 +20,7 @@ from tico_modules._page.reasons import reasons
 from tico_modules._page.roles import roles
 from tico_modules._page.rows import rows_of
 from tico_modules._page.runs import runs
+from tico_modules._page.seeing import seen_points
 from tico_modules._page.sizes import sizes
 
 
@@ -28,6 +29,7 @@ def report_page(
     model: ModelFacts | None,
     comparison: Compared | None = None,
     ablation: Ablated | None = None,
+    seen: Seen | None = None,
 ) -> str:
     """Return the page of a report, which needs nothing but itself.
 
@@ -46,6 +48,7 @@ def report_page(
         reasons(rows),
         codes(model, rows),
         points(model),
+        seen_points(seen),
         runs(model, rows),
         modules(rows),
     ]
@@ -88,6 +91,7 @@ _NAMES: Final = {
     "float": "Left in float",
     "codes": "Codes",
     "points": "Activations",
+    "seen": "Histograms",
     "runs": "What was done",
     "modules": "Every module",
 }

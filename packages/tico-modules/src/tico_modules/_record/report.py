@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from tico_modules._facts.layer_report import LayerReport, line_values, not_a_report, parse_lines
 from tico_modules._facts.model_facts import ModelFacts
-from tico_modules._page.comparison import Ablated, Compared
+from tico_modules._page.comparison import Ablated, Compared, Seen
 from tico_modules._page.report_page import report_page
 from tico_modules._record.report_table import bytes_sentence, markdown_table
 from tico_modules._storage.layout import Layout
@@ -98,6 +98,7 @@ class Report:
         path: str | PathLike[str],
         comparison: Compared | None = None,
         ablation: Ablated | None = None,
+        seen: Seen | None = None,
     ) -> Path:
         """Write the report to the file `path` as one page that needs nothing else, and return its path.
 
@@ -108,6 +109,7 @@ class Report:
             path: where to write it; its folder has to be there.
             comparison: what `compare` says of the float and the quantized model, to be shown as well.
             ablation: what `ablation` says of them, likewise.
+            seen: what `watch_points` says of the quantized model, likewise.
 
         Raises:
             OSError: the file cannot be written.
@@ -118,7 +120,7 @@ class Report:
         'report.html'
         """
         file = Path(path)
-        page = report_page(self.layers, self.model, comparison, ablation)
+        page = report_page(self.layers, self.model, comparison, ablation, seen)
         file.write_text(page, encoding="utf-8", newline="\n")
         return file
 
