@@ -10,7 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from program_runs import LIMIT, Run, text_of
-from tico.quantization import compare, load_quantized, map_checkpoint, perplexity, report
+from tico.quantization import (
+    PTQConfig,
+    ablation,
+    compare,
+    load_quantized,
+    map_checkpoint,
+    perplexity,
+    quantize_checkpoint,
+    report,
+    watch_points,
+)
 from tico_cli import read_recipe
 from tico_cli._exporting import target_of
 from tico_cli._model_folders import load_tokenizer
@@ -79,6 +89,35 @@ def test_compare_gives_the_blocks(tico: Run, source: Path, quantized: Path, text
     arguments = ("compare", source, quantized, "--data", text)
     assert tico(*arguments, "--json").stdout == f"{found.to_json()}\n"
     assert tico(*arguments).stdout == f"{found.to_markdown()}\n"
+
+
+def test_compare_measures_parts_where_asked(
+    tico: Run, source: Path, quantized: Path, text: Path, tmp_path: Path
+) -> None:
+    """The ablation is the library's, beside the comparison, and both are on the page."""
+    windows = torch.split(windows_of(source, LIMIT)[:1], 1)
+    original, model = map_checkpoint(source), load_quantized(quantized)
+    found = ablation(original, model, windows, show_progress=False)
+    page = tmp_path / "parts.html"
+    arguments = ("compare", source, quantized, "--data", text, "--windows", "1", "--ablate")
+    told = json.loads(tico(*arguments, "--json", "--html", page).stdout)
+    assert told.pop("ablation") == json.loads(found.to_json())
+    assert told == json.loads(compare(original, model, windows).to_json())
+    assert f"{found.to_markdown()}\n" in tico(*arguments).stdout
+    assert "Which parts hurt" in page.read_text(encoding="utf-8")
+
+
+def test_report_tells_what_grids_see_of_a_text(tico: Run, source: Path, text: Path, tmp_path: Path) -> None:
+    """What it adds is the library's count, in JSON, below the table, and on the page."""
+    out, page = tmp_path / "w8a8", tmp_path / "page.html"
+    windows = windows_of(source, LIMIT)
+    quantize_checkpoint(source, out, PTQConfig(), [windows[:2]])
+    found = watch_points(load_quantized(out), torch.split(windows[:4], 1))
+    arguments = ("report", out, "--data", text)
+    told = json.loads(tico(*arguments, "--json", "--html", page).stdout)
+    assert told["seen"] == json.loads(found.to_json())["points"]
+    assert tico(*arguments).stdout.endswith(f"\n\n{found.to_markdown()}\n")
+    assert 'id="seen"' in page.read_text(encoding="utf-8")
 
 
 def test_report_gives_a_line_for_each_module(tico: Run, quantized: Path) -> None:

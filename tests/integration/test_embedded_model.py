@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 import quickstart
 from language_models import WIKI_LLAMA, LanguageModel, load, logits_of, text_of
-from tico.quantization import load_quantized, perplexity, report, save_quantized
+from tico.quantization import (
+    GPTQConfig,
+    ablation,
+    calibrate,
+    convert,
+    load_quantized,
+    perplexity,
+    prepare,
+    report,
+    save_quantized,
+)
 from tico_quantizers import QuantizedLinear
 
 # GPTQ's gain depends on the amount of text; the quickstart's --short has too little of it.
@@ -126,3 +136,18 @@ def test_quantized_model_still_generates(complete: nn.Module, source: LanguageMo
     for _ in range(8):
         tokens = torch.cat([tokens, logits_of(complete, tokens)[:, -1:].argmax(-1)], dim=1)
     assert made.tolist() == tokens.tolist()
+
+
+def test_ablation_finds_a_layer_that_was_damaged(source: LanguageModel, heldout: Tensor) -> None:
+    """Of a layer that rounds to 2 bits where all others have 8, block and role stand out in both tables."""
+    path = "model.layers.3.mlp.up_proj"
+    config = GPTQConfig(bits=8, overrides={path: {"bits": 2}}, show_progress=False)
+    model = prepare(copy.deepcopy(source.model), config)
+    quantized = convert(calibrate(model, [heldout[4:8]], show_progress=False))
+    read = {"input_ids": heldout[:1], "use_cache": False}
+    found = ablation(source.model, quantized, [read], show_progress=False)
+    assert (found.worst("block").name, found.worst("role").name) == ("model.layers.3", "mlp.up_proj")
+    assert found.worst("role").without < found.kl / 10
+    for by in ("block", "role"):
+        lines = sorted((line.alone for line in found.lines if line.by == by), reverse=True)
+        assert lines[0] > 10 * lines[1]

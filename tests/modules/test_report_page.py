@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import attrs
 import pytest
@@ -80,6 +80,33 @@ class Compared:
     lines: tuple[Block, ...] = (Block("0", 0.01, 0.02), Block("1", 0.0, float("inf")), Block("2", 0.03, 0.04))
     kl: float = 0.125
     agreement: float = 0.75
+    rows: int = 64
+
+
+@attrs.frozen
+class Group:
+    """What `ablation` says of one group."""
+
+    by: Literal["kind", "block", "role"]
+    name: str
+    kind: str
+    parts: int
+    without: float
+    alone: float
+
+
+@attrs.frozen
+class Ablated:
+    """What `ablation` says of a model."""
+
+    lines: tuple[Group, ...] = (
+        Group("kind", "weights", "weights", 3, 0.1, float("inf")),
+        Group("block", "layers.0", "", 4, 0.02, 0.0),
+        Group("role", "mlp", "weights", 2, 0.4, 0.03),
+        Group("role", "softmax", "activations", 2, 0.1, 0.25),
+    )
+    kl: float = 0.5
+    rest: float = 1e-9
     rows: int = 64
 
 
@@ -273,3 +300,21 @@ def test_page_is_not_written_where_there_is_no_folder(tmp_path: Path) -> None:
     """It is the error of the file system."""
     with pytest.raises(FileNotFoundError):
         Report().to_html(tmp_path / "missing" / "report.html")
+
+
+def test_page_tells_which_parts_hurt(tmp_path: Path) -> None:
+    """The worst role stands first in the list; tables have every group, with what is gained without it."""
+    file = report_of(5).to_html(tmp_path / "report.html", Compared(), Ablated())
+    page = Page(file.read_text(encoding="utf-8"))
+    assert "Over 64 rows of the output the mean KL divergence is 0.5 nats" in page.text
+    assert page.words.index("softmax") < page.words.index("mlp")
+    assert "#ablated" in {found["href"] for found in page.of("a")}
+    for cell in ("layers.0", "+0.48", "0.25", "inf", "activations, 2 parts"):
+        assert cell in page.words
+
+
+@pytest.mark.parametrize("lines", [(), (Group("role", HOSTILE, "", 1, 0, 0),)])
+def test_page_of_any_ablation_is_well_formed(lines: tuple[Group, ...], tmp_path: Path) -> None:
+    """Without lines, and with names that look like markup."""
+    file = report_of(5).to_html(tmp_path / "report.html", None, Ablated(lines=lines))
+    assert Page(file.read_text(encoding="utf-8")).open == []

@@ -351,7 +351,6 @@ class TestConversion(PublicNames):
         "BlockQuantizer",
         "WeightQuantizer",
         "Conversion",
-        "Progress",
         "SKIPPED",
         "NEVER_CALLED",
         "gram_memory",
@@ -422,7 +421,25 @@ class TestEvaluation(PublicNames):
     """What the room `tico_quantizers.evaluation` promises."""
 
     package = "tico_quantizers.evaluation"
-    names = ("BlockError", "Comparison", "compare", "divergence", "logits_of", "perplexity", "rows_of")
+    names = (
+        "Ablation",
+        "AblationLine",
+        "BlockError",
+        "Comparison",
+        "Bin",
+        "SeenPoint",
+        "SeenPoints",
+        "watch_points",
+        "QuantizedPart",
+        "Selection",
+        "ablate",
+        "ablation",
+        "compare",
+        "divergence",
+        "logits_of",
+        "perplexity",
+        "rows_of",
+    )
 
 
 class TestAnalysis(PublicNames):

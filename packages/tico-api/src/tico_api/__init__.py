@@ -30,7 +30,7 @@ from tico_modules import (
 )
 from tico_quantizers import Registry, quantizer_entry
 from tico_quantizers.analysis import Budget
-from tico_quantizers.evaluation import compare, perplexity
+from tico_quantizers.evaluation import Selection, ablate, ablation, compare, perplexity, watch_points
 from tico_quantizers.lifecycle import calibrate, convert
 from tico_wrapq import coverage, load_calibration, save_calibration
 
@@ -50,7 +50,10 @@ __all__ = [
     "Report",
     "RotationConfig",
     "ScaleTuneConfig",
+    "Selection",
     "SmoothQuantConfig",
+    "ablate",
+    "ablation",
     "analyze",
     "cache_bytes",
     "calibrate",
@@ -70,4 +73,5 @@ __all__ = [
     "save_calibration",
     "save_quantized",
     "set_backend",
+    "watch_points",
 ]

@@ -13,13 +13,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from tico_api import compare, perplexity
+from tico_api import ablation, compare, perplexity, report
 from tico_cli._model_folders import load_model, load_tokenizer, longest_window, quiet_libraries
 from tico_cli._output import table, tell
 from tico_cli._paths import require_folder
 from tico_cli._texts import read_samples
 from tico_config import ConfigError, Found, Problem
-from tico_quantizers.evaluation import Comparison
+from tico_quantizers.evaluation import Ablation, Comparison
 
 
 @final
@@ -172,15 +172,53 @@ def evaluate_folder(folder: Path, text: Text, float_folder: Path | None = None) 
         )
 
 
-def compare_folders(float_folder: Path, folder: Path, text: Text) -> Comparison:
-    """Return where the error of the quantized model in `folder` enters, on `text`.
+@final
+@attrs.frozen(kw_only=True)
+class Difference:
+    """Where the error of a quantized model enters, and, if that was asked for, which parts make it.
+
+    Attributes:
+        comparison: block by block.
+        ablation: for each kind, block and role; None without it.
+        page: the page that was written; None without one.
+    """
+
+    comparison: Comparison
+    ablation: Ablation | None = None
+    page: Path | None = None
+
+    def to_json(self) -> str:
+        """Return the comparison as JSON, with ``ablation`` in it where there is one."""
+        if self.ablation is None:
+            return self.comparison.to_json()
+        values: dict[str, object] = json.loads(self.comparison.to_json())
+        return json.dumps({**values, "ablation": json.loads(self.ablation.to_json())})
+
+    def to_markdown(self) -> str:
+        """Return the tables of both."""
+        tables = [each.to_markdown() for each in (self.comparison, self.ablation) if each is not None]
+        return "\n\n".join(tables)
+
+
+def compare_folders(
+    float_folder: Path, folder: Path, text: Text, *, ablated: bool = False, page: Path | None = None
+) -> Difference:
+    """Return where the error of the quantized model in `folder` enters, on `text`, and write it to `page`.
 
     Raises:
         ConfigError: a path is wrong.
         TicoError: a model, tokenizer or text cannot be read, or the two do not belong together.
+        OSError: the page cannot be written.
     """
     require_folder(folder, "model")
     require_folder(float_folder, "float model")
-    windows = text.read(float_folder)
+    windows = torch.split(text.read(float_folder), 1)
     with quiet_libraries():
-        return compare(load_model(float_folder), load_model(folder), torch.split(windows, 1))
+        original, quantized = load_model(float_folder), load_model(folder)
+        found = compare(original, quantized, windows)
+        if ablated:
+            tell("ablation: each kind, block and role in float, and alone")
+        parts = ablation(original, quantized, windows) if ablated else None
+        if page is not None:
+            tell(f"page: {report(quantized).to_html(page, found, parts)}")
+    return Difference(comparison=found, ablation=parts, page=page)

@@ -14,7 +14,7 @@ import attrs
 import typer
 
 from tico_cli._failures import told_failures
-from tico_cli._output import config_text, show, table, tell
+from tico_cli._output import config_text, show, table
 from tico_cli._recipe import DataNeed, Recipe
 from tico_cli._recipe_files import read_recipe, shipped_names, shipped_text
 from tico_config import ConfigError, Problem
@@ -254,6 +254,9 @@ def inspect(folder: QuantizedFolder, *, as_json: AsJson = False) -> None:
 Window = Annotated[int, typer.Option(metavar="N", help="Tokens of a window, unless the model takes fewer.")]
 Windows = Annotated[int | None, typer.Option(metavar="N", help="The first N windows only.")]
 Bos = Annotated[bool, typer.Option("--bos", help="Begin each window with the tokenizer's first token.")]
+Page = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures there.")
+]
 Text = Annotated[Path, typer.Option("--data", metavar="FILE", help="A text in UTF-8.")]
 
 
@@ -286,14 +289,18 @@ def evaluate(
 
 
 @_app.command()
-def compare(
+def compare(  # noqa: PLR0913  # an option each
     original: FloatFolder,
     folder: QuantizedFolder,
     data: Text,
     window: Window = 512,
     windows: Windows = 4,
     tokenizer: TokenizerFolder = None,
+    page: Page = None,
     *,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Measure each kind, block and role in float, and alone.")
+    ] = False,
     bos: Bos = False,
     as_json: AsJson = False,
 ) -> None:
@@ -301,20 +308,27 @@ def compare(
 
     \b
     tico compare SmolLM2-135M smollm2-w4 --data test.txt
+    tico compare SmolLM2-135M smollm2-w4 --data test.txt \\
+        --ablate --windows 1 --html parts.html
     """  # noqa: D301  # \b keeps the lines of the example apart
     with told_failures():
         from tico_cli._evaluating import Text, compare_folders
 
         text = Text(path=data, window=window, windows=windows, bos=bos, tokenizer=tokenizer)
-        _write(compare_folders(original, folder, text), as_json=as_json)
+        found = compare_folders(original, folder, text, ablated=ablate, page=page)
+        _write(found, as_json=as_json)
 
 
 @_app.command()
 def report(
     folder: QuantizedFolder,
-    page: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with pictures there.")
+    page: Page = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Tell what grids see of this text, too.")
     ] = None,
+    window: Window = 512,
+    windows: Windows = 4,
+    tokenizer: TokenizerFolder = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -322,15 +336,16 @@ def report(
 
     \b
     tico report smollm2-w4
-    tico report smollm2-w4 --html report.html
+    tico report smollm2-w8a8 --data test.txt --html report.html
     """  # noqa: D301  # \b keeps the lines of the example apart
     with told_failures():
+        from tico_cli._evaluating import Text
         from tico_cli._reporting import report_folder
 
-        found = report_folder(folder)
-        if page is not None:
-            tell(f"page: {found.to_html(page)}")
-        _write(found, as_json=as_json)
+        text = None
+        if data is not None:
+            text = Text(path=data, window=window, windows=windows, tokenizer=tokenizer)
+        _write(report_folder(folder, text, page), as_json=as_json)
 
 
 @_app.command("export")

@@ -18,6 +18,7 @@ from tico_export._verification import Comparison
 from tico_export._verification import verify as verify_export
 from tico_export.protocol import AnyExporter, Example, ExporterRegistry, ExportTarget
 from tico_export.source import Source, overflow_problems
+from tico_modules import Progress
 
 Verify: TypeAlias = Literal["require"] | bool
 
@@ -75,9 +76,14 @@ def export(
     problems = [*overflow_problems(source), *exporter.every_problem(source)]
     if problems:
         raise UnsupportedError(*problems)
-    with TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as folder:
+    with (
+        TemporaryDirectory(dir=place.parent, prefix=f".{place.name}-") as folder,
+        Progress(f"export to {target.name}", total=2, unit="step") as bar,
+    ):
         written = Path(folder) / place.name
+        bar.tell("writing")
         exporter.write(source, example, written)
+        bar.step("verifying")
         consumer, compared = _verified(exporter, source, example, written, verify)
         size = sum(each.stat().st_size for each in Path(folder).rglob("*") if each.is_file())
         _move(Path(folder), place)

@@ -44,10 +44,11 @@ from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_b
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.scaled_input import ScaledInput
 from tico_modules._layers.transposed_linear import TransposedLinear
-from tico_modules._page.comparison import Compared
+from tico_modules._page.comparison import Ablated, Compared, Seen
 from tico_modules._record.fingerprint import DataFingerprint, all_tensors, model_fingerprint
 from tico_modules._record.history import remember, report, runs_of
 from tico_modules._record.model_bytes import bytes_by_line, total_bytes
+from tico_modules._record.named_grids import named_grids
 from tico_modules._record.report import Report
 from tico_modules._record.run import Run, library_versions
 from tico_modules._record.stand_in import carry_over
@@ -55,7 +56,7 @@ from tico_modules._storage.activation_grid import ActivationGrid, is_fixed
 from tico_modules._storage.exact_module import ExactModule
 from tico_modules._storage.exported import code_dtype, dialect_operator
 from tico_modules._storage.float_weight import FloatWeight
-from tico_modules._storage.kept_weights import keep_dequantized
+from tico_modules._storage.kept_weights import keep_dequantized, read_as
 from tico_modules._storage.layout import Layout, require_tensor, select_below
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._storage.planned_weight import PlannedWeight
@@ -74,6 +75,7 @@ from tico_modules._tree.module_tree import (
 )
 from tico_modules._tree.offload import Offload
 from tico_modules._tree.plug_ins import BrokenPlugIn, load_plug_in
+from tico_modules._tree.progress import Progress
 from tico_modules._tree.recorded_outputs import record_outputs
 from tico_modules._tree.result_marks import add_result_mark, mark_result
 from tico_modules._tree.stage import PREPARED, is_prepared
@@ -100,6 +102,7 @@ __all__ = [
     "PREPARED",
     "QUANT_METHOD",
     "SQNR",
+    "Ablated",
     "ActivationGrid",
     "BrokenPlugIn",
     "CodeCounts",
@@ -124,6 +127,7 @@ __all__ = [
     "Parts",
     "PlannedWeight",
     "PointRange",
+    "Progress",
     "QuantizedConv1d",
     "QuantizedConv2d",
     "QuantizedConv3d",
@@ -140,6 +144,7 @@ __all__ = [
     "RunFacts",
     "SavedModel",
     "ScaledInput",
+    "Seen",
     "Tokenizer",
     "TransposedLinear",
     "WatchedCall",
@@ -174,11 +179,13 @@ __all__ = [
     "mark_initialized",
     "mark_result",
     "model_fingerprint",
+    "named_grids",
     "named_modules",
     "over_units",
     "own_tensor",
     "parameter",
     "quantized_cache",
+    "read_as",
     "read_only",
     "reasons_against_codes",
     "record_outputs",

@@ -16,7 +16,10 @@ from tico_api import (
     Report,
     RotationConfig,
     ScaleTuneConfig,
+    Selection,
     SmoothQuantConfig,
+    ablate,
+    ablation,
     analyze,
     cache_bytes,
     calibrate,
@@ -36,6 +39,7 @@ from tico_api import (
     save_calibration,
     save_quantized,
     set_backend,
+    watch_points,
 )
 
 __all__ = [
@@ -54,7 +58,10 @@ __all__ = [
     "Report",
     "RotationConfig",
     "ScaleTuneConfig",
+    "Selection",
     "SmoothQuantConfig",
+    "ablate",
+    "ablation",
     "analyze",
     "cache_bytes",
     "calibrate",
@@ -74,4 +81,5 @@ __all__ = [
     "save_calibration",
     "save_quantized",
     "set_backend",
+    "watch_points",
 ]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tico_config import ArtifactError, Found, Problem
 from tico_modules._storage.layout import Layout
+from tico_modules._tree.progress import Progress
 from tico_observers import read_sealed, seal
 
 _NAME: Final = re.compile(r"quantized-[0-9]{5}-of-[0-9]{5}-[0-9a-f]{16}\.safetensors")
@@ -55,11 +56,14 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> tup
     """
     parts = list(_split_tensors(tensors, limit))
     shards = []
-    for number, part in enumerate(parts, start=1):
-        sealed = seal(_ABOUT, part)
-        name = f"quantized-{number:05}-of-{len(parts):05}-{sealed.seal[:16]}.safetensors"
-        sealed.write(folder / name)
-        shards.append(Shard(name=name, bytes=sealed.bytes, seal=sealed.seal))
+    with Progress("saving", total=2 * len(parts), unit="step") as bar:
+        for number, part in enumerate(parts, start=1):
+            sealed = seal(_ABOUT, part)
+            name = f"quantized-{number:05}-of-{len(parts):05}-{sealed.seal[:16]}.safetensors"
+            bar.step(f"{name} sealed")
+            sealed.write(folder / name)
+            bar.step(f"{name} written")
+            shards.append(Shard(name=name, bytes=sealed.bytes, seal=sealed.seal))
     return tuple(shards)
 
 
@@ -97,15 +101,17 @@ def read_shards(folder: Path, shards: tuple[Shard, ...], *, follow_links: bool =
     if problems:
         raise ArtifactError(*problems)
     tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        sealed = read_sealed(folder / shard.name)
-        twice = sorted(tensors.keys() & sealed.tensors.keys())
-        if sealed.seal != shard.seal or twice:
-            found = f"one that also holds {twice[0]!r}" if twice else f"one with the seal {sealed.seal}"
-            raise ArtifactError(
-                _make_problem(folder / shard.name, found, f"the one with the seal {shard.seal}")
-            )
-        tensors |= sealed.tensors
+    with Progress("loading", total=len(shards), unit="file") as bar:
+        for shard in shards:
+            sealed = read_sealed(folder / shard.name)
+            twice = sorted(tensors.keys() & sealed.tensors.keys())
+            if sealed.seal != shard.seal or twice:
+                found = f"one that also holds {twice[0]!r}" if twice else f"one with the seal {sealed.seal}"
+                raise ArtifactError(
+                    _make_problem(folder / shard.name, found, f"the one with the seal {shard.seal}")
+                )
+            tensors |= sealed.tensors
+            bar.step(shard.name)
     return tensors
 
 

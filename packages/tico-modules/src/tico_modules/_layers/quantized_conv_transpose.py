@@ -144,6 +144,9 @@ class _QuantizedConvTranspose(ConvolutionModule[ConvTransposeSettings]):
         out, per_group, *kernel = self.packed.shape
         return (per_group * self.conv.groups, out // self.conv.groups, *kernel)
 
+    def _as_rows(self, weight: Tensor) -> Tensor:
+        return self.conv.swap_channels(weight)
+
     def dequantize(self) -> Tensor:
         """Return the weight as float32, of the shape (in_channels, out_channels / groups, *kernel)."""
         return self.conv.swap_channels(self.packed.dequantize())

@@ -169,6 +169,18 @@ class QuantizedExperts(RestorableModule):
         if prefix + "like" in missing_keys:
             missing_keys.remove(prefix + "like")
 
+    def rounded_from(self, original: nn.Module) -> Mapping[PackedWeight, Tensor]:
+        """Return the weight (outputs, inputs) of each expert that has codes."""
+        found: dict[PackedWeight, Tensor] = {}
+        for name, swapped in self._transposed.items():
+            stack = parameter(original, name)
+            for each, weight in zip(
+                self._experts(name), () if stack is None else stack.detach(), strict=False
+            ):
+                if isinstance(each, PackedWeight):
+                    found[each] = weight.T if swapped else weight
+        return found
+
     def layout(self) -> dict[str, object]:
         """Return how each expert is packed, for JSON; null for one in float."""
         weights = {

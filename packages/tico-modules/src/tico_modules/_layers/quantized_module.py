@@ -234,6 +234,18 @@ class QuantizedModule(KeepsWeight, RestorableModule):
             ArtifactError: a setting is missing or wrong.
         """
 
+    def rounded_from(self, original: nn.Module) -> Mapping[PackedWeight, Tensor]:
+        """Return the weight of the float layer `original`, with an output in each row."""
+        weight = own_tensor(original, "weight")
+        if weight is None:
+            return {}
+        rows = weight.detach().T if isinstance(original, TransposedLinear) else weight.detach()
+        return {self.packed: self._as_rows(rows)}
+
+    def _as_rows(self, weight: Tensor) -> Tensor:
+        """Return the float `weight` in the shape of the packed one."""
+        return weight
+
     def extra_repr(self) -> str:
         """Return the settings, and format, granularity and bytes of the weight."""
         settings = [f"{name}={value}" for name, value in self.settings().items()]

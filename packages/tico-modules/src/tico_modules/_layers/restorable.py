@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from tico_modules._storage.layout import Layout
+from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._tree.answers import StandIn
 from tico_modules._tree.edit import Edit
 
@@ -47,3 +48,11 @@ class RestorableModule(StandIn, ABC):
 
     def join(self, served: nn.Module, edit: Edit) -> None:
         """Become a child of `served`, if the module is one that stands beside others."""
+
+    def rounded_from(self, original: nn.Module) -> Mapping[PackedWeight, Tensor]:
+        """Return the float tensor that each packed weight of this module stands for, of its shape.
+
+        `original` is the float module in whose place this one stands, or beside which. A weight that it does
+        not have is left out.
+        """
+        return {}

@@ -62,7 +62,7 @@ def points(model: ModelFacts | None) -> Markup:
     ordered = sorted(fixed, key=lambda point: (-_reach(point), point.path))
     text = (
         f"What {len(fixed):,} fixed grids can hold, the widest first; the scale is logarithmic on both sides"
-        " of 0. The model does not keep which share of the data lies beyond."
+        " of 0. `watch_points` says which share of the data lies beyond."
     )
     text += f" The other {len(fixed) - _POINTS:,} are in the JSON." if len(fixed) > _POINTS else ""
     items = joined(_points(ordered[:_POINTS]))

@@ -8,8 +8,9 @@ from typing import Final
 
 from tico_modules._facts.layer_report import LayerReport
 from tico_modules._facts.model_facts import ModelFacts
+from tico_modules._page.ablating import ablated
 from tico_modules._page.comparing import compared
-from tico_modules._page.comparison import Compared
+from tico_modules._page.comparison import Ablated, Compared, Seen
 from tico_modules._page.glance import at_a_glance
 from tico_modules._page.grids import codes, points
 from tico_modules._page.losses import losses
@@ -19,13 +20,20 @@ from tico_modules._page.reasons import reasons
 from tico_modules._page.roles import roles
 from tico_modules._page.rows import rows_of
 from tico_modules._page.runs import runs
+from tico_modules._page.seeing import seen_points
 from tico_modules._page.sizes import sizes
 
 
-def report_page(layers: Sequence[LayerReport], model: ModelFacts | None, comparison: Compared | None) -> str:
+def report_page(
+    layers: Sequence[LayerReport],
+    model: ModelFacts | None,
+    comparison: Compared | None = None,
+    ablation: Ablated | None = None,
+    seen: Seen | None = None,
+) -> str:
     """Return the page of a report, which needs nothing but itself.
 
-    >>> page = report_page([], None, None)
+    >>> page = report_page([], None)
     >>> page.startswith("<!doctype html>"), "http" in page
     (True, False)
     """
@@ -33,12 +41,14 @@ def report_page(layers: Sequence[LayerReport], model: ModelFacts | None, compari
     parts = [
         at_a_glance(rows, model, comparison),
         compared(comparison),
+        ablated(ablation),
         losses(rows),
         sizes(rows, model),
         roles(rows),
         reasons(rows),
         codes(model, rows),
         points(model),
+        seen_points(seen),
         runs(model, rows),
         modules(rows),
     ]
@@ -74,12 +84,14 @@ def _text(name: str) -> Markup:
 _NAMES: Final = {
     "glance": "At a glance",
     "compared": "Against the float model",
+    "ablated": "Which parts hurt",
     "losses": "Losses",
     "sizes": "Bytes and bits",
     "roles": "Kinds of modules",
     "float": "Left in float",
     "codes": "Codes",
     "points": "Activations",
+    "seen": "Histograms",
     "runs": "What was done",
     "modules": "Every module",
 }

@@ -15,12 +15,12 @@ from tico_modules._facts.layer_report import SQNR, LayerReport
 from tico_modules._facts.model_facts import CodeCounts, LayerSize, ModelFacts, PointRange, RunFacts
 from tico_modules._record.fingerprint import all_tensors
 from tico_modules._record.model_bytes import bytes_by_line, line_above, total_bytes
+from tico_modules._record.named_grids import named_grids
 from tico_modules._record.run import Run
 from tico_modules._storage.activation_grid import ActivationGrid
 from tico_modules._storage.packed_weight import PackedWeight
 from tico_modules._storage.weight_statistics import count_codes
-from tico_modules._tree.answers import stands_beside
-from tico_modules._tree.module_tree import child_path, children, named_modules
+from tico_modules._tree.module_tree import named_modules
 
 _SHOWN: Final = 6
 """Of how many weights the codes are counted."""
@@ -47,7 +47,7 @@ def measure(
         runs=tuple(map(_facts_of, runs)),
         earlier=tuple(earlier),
         sizes=tuple(_sizes(model, lines, weights, grids, graphs)),
-        points=tuple(_range_of(point, grid) for point, grid in _points(model)),
+        points=tuple(_range_of(point, grid) for point, grid in named_grids(model)),
         codes=tuple(_worst_codes((*earlier, *lines), weights)),
     )
 
@@ -109,23 +109,6 @@ def _sizes(
             packed=sum(each.bytes for each in owned),
             weights=sum(math.prod(each.shape) for each in owned),
         )
-
-
-def _points(model: nn.Module) -> Iterator[tuple[str, ActivationGrid]]:
-    """Yield the grids of activations, by the paths that people know them by.
-
-    A module that holds nothing but a grid is the point itself, and one that stands beside another module has
-    the points of that module.
-    """
-    modules = dict(named_modules(model))
-    for path, grid in modules.items():
-        if isinstance(grid, ActivationGrid):
-            above, _, name = path.rpartition(".")
-            alone = above in modules and list(children(modules[above])) == [name]
-            point = above if alone else path
-            owner, _, last = point.rpartition(".")
-            beside = owner in modules and stands_beside(modules[owner])
-            yield child_path(owner.rpartition(".")[0], last) if beside else point, grid
 
 
 def _facts_of(run: Run) -> RunFacts:

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from tico_modules._facts.layer_report import LayerReport, line_values, not_a_report, parse_lines
 from tico_modules._facts.model_facts import ModelFacts
-from tico_modules._page.comparison import Compared
+from tico_modules._page.comparison import Ablated, Compared, Seen
 from tico_modules._page.report_page import report_page
 from tico_modules._record.report_table import bytes_sentence, markdown_table
 from tico_modules._storage.layout import Layout
@@ -93,7 +93,13 @@ class Report:
         table = markdown_table(self.layers, every_expert=every_expert)
         return table if self.model is None else f"{table}\n\n{bytes_sentence(self.model)}"
 
-    def to_html(self, path: str | PathLike[str], comparison: Compared | None = None) -> Path:
+    def to_html(
+        self,
+        path: str | PathLike[str],
+        comparison: Compared | None = None,
+        ablation: Ablated | None = None,
+        seen: Seen | None = None,
+    ) -> Path:
         """Write the report to the file `path` as one page that needs nothing else, and return its path.
 
         The page has what a person asks first: how many bits on average, how many bytes before and after,
@@ -102,6 +108,8 @@ class Report:
         Args:
             path: where to write it; its folder has to be there.
             comparison: what `compare` says of the float and the quantized model, to be shown as well.
+            ablation: what `ablation` says of them, likewise.
+            seen: what `watch_points` says of the quantized model, likewise.
 
         Raises:
             OSError: the file cannot be written.
@@ -112,7 +120,8 @@ class Report:
         'report.html'
         """
         file = Path(path)
-        file.write_text(report_page(self.layers, self.model, comparison), encoding="utf-8", newline="\n")
+        page = report_page(self.layers, self.model, comparison, ablation, seen)
+        file.write_text(page, encoding="utf-8", newline="\n")
         return file
 
     def __str__(self) -> str:

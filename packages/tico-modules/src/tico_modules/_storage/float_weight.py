@@ -156,7 +156,7 @@ class FloatWeight(PackedWeight):
         A value beyond the finite numbers of float32 becomes the largest of them.
         """
         if self._kept:
-            return self._kept[0]
+            return self._kept[0].to(torch.float32)
         values: Tensor = self()
         if self._kept is not None:
             self._kept.append(values)

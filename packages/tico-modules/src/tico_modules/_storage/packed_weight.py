@@ -75,7 +75,7 @@ class PackedWeight(ExactModule):
     group_index: Tensor | None
     offset: Tensor | None
     _copied: CopiedCodes | None = None  # in a copy: what the codes were
-    _kept: list[Tensor] | None = None  # the dequantized weight while `expanded` lasts
+    _kept: list[Tensor] | None = None  # its values while `keep_dequantized` or `read_as` lasts
 
     def __init__(  # noqa: PLR0913  # the fields of a weight, by their names
         self,
@@ -348,7 +348,7 @@ class PackedWeight(ExactModule):
         finite numbers of float32 becomes the largest of them.
         """
         if self._kept:
-            return self._kept[0]
+            return self._kept[0].to(torch.float32)
         if torch.compiler.is_exporting() and self._has_even_groups:
             return dequantize_weight(self.format, self.codes, self.scale, self.zero_point, self.offset)
         values: Tensor = self()
@@ -367,6 +367,9 @@ class PackedWeight(ExactModule):
         >>> weight.rows(torch.tensor([[2], [0]])).tolist()
         [[[0.0, 0.0, 1.0]], [[1.0, 0.0, 0.0]]]
         """
+        if self._kept:
+            found = self._kept[0].index_select(0, index.reshape(-1)).to(torch.float32)
+            return found.view(*index.shape, *self.shape[1:])
         values: Tensor = self(index)
         return values
 

@@ -25,6 +25,9 @@ class StandIn(nn.Module):
     has_own_line: ClassVar[bool] = False
     """Whether a report has a line for it, where it stands beside the module that it serves."""
 
+    is_folded: ClassVar[bool] = False
+    """Whether what the float module did is part of the weights of another module now."""
+
     def take_dtype(self, dtype: torch.dtype) -> None:
         """Answer from now on that the float weight has `dtype`, where the module has one to answer for."""
 

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from tico_config import CalibrationError, Found, Problem
-from tico_modules import children, named_modules
+from tico_modules import Progress, children, named_modules
 from tico_observers import products
 from tico_quantizers.calibration import quiet_runs, unchanged_process
-from tico_quantizers.conversion import Progress
 from tico_quantizers.evaluation import divergence, logits_of, rows_of
 
 Sample: TypeAlias = tuple[tuple[object, ...], dict[str, object]]

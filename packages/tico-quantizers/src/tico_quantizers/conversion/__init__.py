@@ -9,7 +9,6 @@ from tico_quantizers.conversion._planning import (
     gram_memory,
     planned_layers,
 )
-from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.conversion._solved_weight import solved_weight
 from tico_quantizers.conversion._weight_quantizer import WeightQuantizer
 
@@ -20,7 +19,6 @@ __all__ = [
     "BlockQuantizer",
     "ClosedExperts",
     "Conversion",
-    "Progress",
     "WeightQuantizer",
     "close_experts",
     "gram_memory",

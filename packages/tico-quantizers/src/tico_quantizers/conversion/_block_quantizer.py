@@ -15,7 +15,7 @@ import attrs
 from torch import nn
 
 from tico_config import ModuleConfig, Problem, UnsupportedError
-from tico_modules import Edit, Report
+from tico_modules import Edit, Progress, Report
 from tico_observers import Statistic
 from tico_quantizers.calibration import (
     BlockInputs,
@@ -31,7 +31,6 @@ from tico_quantizers.calibration import (
 from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._opened_experts import open_experts
 from tico_quantizers.conversion._planning import NEVER_CALLED, SKIPPED, STARVED, gram_memory, planned_layers
-from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.layers import (
     LayerPlan,
     QuantizedWeight,

@@ -10,9 +10,17 @@ import attrs
 from torch import nn
 
 from tico_config import Found, Problem, UnsupportedError
-from tico_modules import SQNR, Edit, LayerReport, QuantizedExperts, Report, named_modules, weight_sqnr
+from tico_modules import (
+    SQNR,
+    Edit,
+    LayerReport,
+    Progress,
+    QuantizedExperts,
+    Report,
+    named_modules,
+    weight_sqnr,
+)
 from tico_quantizers.conversion._opened_experts import close_experts
-from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.layers import Layer, QuantizedWeight, matrix, shape, with_weight
 from tico_quantizers.protocol import Converted
 

@@ -9,12 +9,11 @@ from typing import ClassVar, TypeVar, final
 from torch import nn
 
 from tico_config import ModuleConfig, Problem
-from tico_modules import Edit
+from tico_modules import Edit, Progress
 from tico_quantizers.calibration import Calibration
 from tico_quantizers.conversion._conversion import Conversion
 from tico_quantizers.conversion._opened_experts import open_experts
 from tico_quantizers.conversion._planning import planned_layers
-from tico_quantizers.conversion._progress import Progress
 from tico_quantizers.layers import QuantizedWeight, Target, outline, plan_layers
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import RotationConfig
-from tico_modules import Edit, own_tensor
+from tico_modules import Edit, Progress, own_tensor
 from tico_observers.products import product
 from tico_quantizers.equivalence._folding import put_folded
 from tico_quantizers.equivalence._rotatable import Place, Rotatable, RotatedNorm, places_of
@@ -134,10 +134,12 @@ class Folds:
         """
         untied = self.untied(rotatable)
         # Norms are changed last: what is folded into the readers depends on them.
-        for fold in self.folds.values():
-            name = fold.member.name
-            if name not in rotatable.ties or name in untied:
-                _put(fold, _places(fold.member, rotatable, untied), edit)
+        with Progress("ROTATION", total=len(self.folds), unit="weight") as bar:
+            for fold in self.folds.values():
+                name = fold.member.name
+                if name not in rotatable.ties or name in untied:
+                    _put(fold, _places(fold.member, rotatable, untied), edit)
+                bar.step(name)
         for turn in self.turns:
             for each in turn.rotation.norms:
                 if not each.norm.is_plain:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import final
 
 import attrs
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from tico_config import CalibrationError, ConfigError, Found, Problem, UnsupportedError
-from tico_modules import named_modules
+from tico_config import ConfigError, Found, Problem, UnsupportedError
+from tico_modules import Progress, named_modules
 from tico_observers import products
 from tico_quantizers.calibration import (
     Batch,
@@ -28,9 +27,10 @@ from tico_quantizers.calibration import (
     unchanged_process,
 )
 from tico_quantizers.evaluation._comparison import BlockError, Comparison
-from tico_quantizers.evaluation._divergence import divergence
+from tico_quantizers.evaluation._logit_sums import LogitSums
 from tico_quantizers.evaluation._outputs import (
     Select,
+    called,
     device_of,
     first_output,
     logits_of,
@@ -39,12 +39,14 @@ from tico_quantizers.evaluation._outputs import (
 )
 from tico_quantizers.layers import find_blocks, layers_in
 
-_ROWS = 64
-"""How many rows of logits are compared at a time."""
-
 
 def compare(
-    float_model: nn.Module, quantized: nn.Module, batches: Iterable[Batch], mask: TokenMask | None = None
+    float_model: nn.Module,
+    quantized: nn.Module,
+    batches: Iterable[Batch],
+    mask: TokenMask | None = None,
+    *,
+    show_progress: bool = True,
 ) -> Comparison:
     """Return how far `quantized` is from `float_model` on `batches`, block by block and in the end.
 
@@ -57,6 +59,7 @@ def compare(
         quantized: what `convert` has made of a copy of it: each block has the path that it has there.
         batches: what to call the models with, as for `calibrate`.
         mask: which tokens are real, as for `calibrate`.
+        show_progress: show a bar on standard error, if that is a terminal and the extra `progress` is there.
 
     Raises:
         UnsupportedError: one of the two is no module, or a block of one has no place in the other.
@@ -64,6 +67,7 @@ def compare(
         CalibrationError: one is in training mode; there are no batches, or one is something else; or the
             models give no logits, or logits of two shapes.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval()
     >>> found = compare(model, model, [torch.ones(2, 4)])
     >>> found.kl, found.agreement, found.lines
@@ -74,8 +78,10 @@ def compare(
             raise UnsupportedError(Problem(field=field, value=model, expected="an nn.Module"))
         require_finished(field, model)
     pairs = _pairs(float_model, quantized)
-    sums, logits = {path: _BlockSums() for path in pairs}, _LogitSums()
+    sums, logits = {path: _BlockSums() for path in pairs}, LogitSums()
+    total = len(batches) if isinstance(batches, Sized) else None
     with (
+        Progress("COMPARE", total=total, show=show_progress, unit="batch") as bar,
         unchanged_process(),
         quiet_runs(float_model, with_hooks=True),
         quiet_runs(quantized, with_hooks=True),
@@ -84,17 +90,14 @@ def compare(
             for args, kwargs in micro_batches(batch, 1, mask):
                 sample = _Sample(pairs, sums, rows_of(kwargs))
                 with sample.in_float():
-                    expected = logits_of(_called(float_model, args, kwargs), "float_model")
+                    expected = logits_of(called(float_model, args, kwargs), "float_model")
                 with sample.in_quantized():
-                    found = logits_of(_called(quantized, args, kwargs), "quantized")
+                    found = logits_of(called(quantized, args, kwargs), "quantized")
                 logits.add(sample.select(expected), sample.select(found))
-    if not logits.rows:
-        expected_batches = "at least one batch with a real token"
-        raise CalibrationError(Problem(field="batches", value=Found("none"), expected=expected_batches))
+            bar.step()
+    logits.require_rows()
     lines = tuple(each.line(path) for path, each in sums.items() if each.signal.count)
-    return Comparison(
-        lines=lines, kl=logits.kl / logits.rows, agreement=logits.equal / logits.rows, rows=logits.rows
-    )
+    return Comparison(lines=lines, kl=logits.mean, agreement=logits.equal / logits.rows, rows=logits.rows)
 
 
 def _pairs(float_model: nn.Module, quantized: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
@@ -121,12 +124,6 @@ def _pairs(float_model: nn.Module, quantized: nn.Module) -> dict[str, tuple[nn.M
             )
         )
     return {path: (block, there[path]) for path, block in blocks.items()}
-
-
-def _called(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
-    torch.manual_seed(0)  # both draw the same numbers
-    args, kwargs = tree_map_only(Tensor, lambda x: x.to(device_of(model)), (args, dict(kwargs)))
-    return model(*args, **kwargs)
 
 
 def _again(block: nn.Module, call: Call) -> object:
@@ -169,31 +166,6 @@ def _share(error: _Sum, signal: _Sum) -> float:
     if signal.value:
         return error.value / signal.value
     return float("inf") if error.value else 0.0
-
-
-@attrs.define
-class _LogitSums:
-    """What the distributions of the output add up to."""
-
-    kl: float = 0.0
-    equal: int = 0
-    rows: int = 0
-
-    def add(self, expected: Tensor, found: Tensor) -> None:
-        """Count the rows (rows, classes) of both models.
-
-        Raises:
-            CalibrationError: they are of two shapes.
-        """
-        if expected.shape != found.shape:
-            shapes = Found(f"{tuple(expected.shape)} and {tuple(found.shape)}")
-            expected_shapes = "two models that give rows of one shape"
-            raise CalibrationError(Problem(field="logits", value=shapes, expected=expected_shapes))
-        pairs = (torch.split(each, _ROWS) for each in (expected, found.to(expected.device)))
-        for one, other in zip(*pairs, strict=True):
-            self.kl += float(products.total(divergence(one.double(), other.double())))
-            self.equal += int((one.argmax(-1) == other.argmax(-1)).sum())
-            self.rows += len(one)
 
 
 @final

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from tico_config import CalibrationError, Found, LifecycleError, Problem
 from tico_modules import is_prepared
@@ -36,6 +37,13 @@ def device_of(model: nn.Module) -> torch.device:
     """Return where the first tensor of `model` is that is not on the meta device."""
     tensors = (each.device for each in (*model.parameters(), *model.buffers()) if not each.is_meta)
     return next(tensors, torch.device("cpu"))
+
+
+def called(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]) -> object:
+    """Return what `model` gives for the arguments, put on its device, always with the same random numbers."""
+    torch.manual_seed(0)  # both draw the same numbers
+    args, kwargs = tree_map_only(Tensor, lambda x: x.to(device_of(model)), (args, dict(kwargs)))
+    return model(*args, **kwargs)
 
 
 def first_output(output: object) -> Tensor | None:

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import ConfigError, Found, Problem
-from tico_modules import find_cache
+from tico_modules import Progress, find_cache
 from tico_observers import products
 from tico_quantizers.calibration import unchanged_process
 from tico_quantizers.evaluation._outputs import device_of, logits_of, require_finished
 
 
-def perplexity(model: nn.Module, windows: Tensor, batch: int = 8) -> float:
+def perplexity(model: nn.Module, windows: Tensor, batch: int = 8, *, show_progress: bool = True) -> float:
     """Return exp of the mean negative log likelihood of each token but the first of its window.
 
     Args:
@@ -22,6 +22,7 @@ def perplexity(model: nn.Module, windows: Tensor, batch: int = 8) -> float:
         windows: token numbers (windows, tokens). Windows do not see each other: a window of 2048 tokens gives
             2047 losses. Whether one begins with a token of its own, such as BOS, is up to the caller.
         batch: windows a call. The result is the same up to the rounding of the model's own products.
+        show_progress: show a bar on standard error, if that is a terminal and the extra `progress` is there.
 
     Raises:
         ConfigError: `windows` are none of two tokens or more, or `batch` is no positive number.
@@ -37,8 +38,14 @@ def perplexity(model: nn.Module, windows: Tensor, batch: int = 8) -> float:
     _require_windows(windows, batch)
     require_finished("model", model)
     device = device_of(model)
-    with unchanged_process():
-        parts = [_loss(model, rows.to(device)) for rows in torch.split(windows, batch)]
+    batches, parts = torch.split(windows, batch), []
+    with (
+        Progress("PERPLEXITY", total=len(batches), show=show_progress, unit="batch") as bar,
+        unchanged_process(),
+    ):
+        for rows in batches:
+            parts.append(_loss(model, rows.to(device)))
+            bar.step()
     tokens = windows.shape[0] * (windows.shape[1] - 1)
     return float((products.total(torch.stack(parts)) / tokens).exp())
 

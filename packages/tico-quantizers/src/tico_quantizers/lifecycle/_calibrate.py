@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from tico_config import CalibrationError, ConfigError, Found, Problem
+from tico_modules import Progress
 from tico_quantizers.calibration import Batch, TokenMask, micro_batches
-from tico_quantizers.conversion import Progress
 from tico_quantizers.lifecycle._model_kinds import require_model
 from tico_quantizers.lifecycle._stages import calibration_of
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
 from tico_config import Found, PerTensor, Problem, UnsupportedError
-from tico_modules import Edit, Parts, parameter
+from tico_modules import Edit, PackedWeight, Parts, parameter
 from tico_wrapq.base import (
     ACT_IN,
     ACT_OUT,
@@ -86,6 +87,10 @@ class QuantSteppedNorm(QuantModuleBase):
     def _weight(self) -> Tensor:
         weight: Tensor = getattr(self.module, "weight")  # noqa: B009  # torch's type
         return weight
+
+    def rounded_from(self, original: nn.Module) -> Mapping[PackedWeight, Tensor]:
+        """Return the weight of the norm `original`."""
+        return self.module.rounded_from(original) if isinstance(self.module, QuantizedNorm) else {}
 
     def finish(self, weights: WeightCodes, edit: Edit) -> nn.Module:
         """Return the wrapper, with an integer norm in the place of the float one.

@@ -55,6 +55,7 @@ class FoldedNorm(UsedStatistics, RestorableModule):
     """What stands in the place of a batch norm that the layer before it has taken over: nothing is done."""
 
     kind: ClassVar[str] = "ptq.folded_norm"
+    is_folded: ClassVar[bool] = True
     num_features: int
     affine: bool
     like: (

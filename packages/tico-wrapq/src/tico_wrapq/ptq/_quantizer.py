@@ -19,6 +19,7 @@ from tico_config import (
 from tico_modules import (
     Edit,
     LayerReport,
+    Progress,
     Report,
     named_modules,
 )
@@ -146,11 +147,13 @@ class PTQQuantizer(BaseQuantizer[PTQConfig, PTQCalibration]):
         folded = {path: new for fold in calibration.folds.shown() for path, new in fold.finish().items()}
         idle, tied = idle_steps(wrappers), tied_weights(wrappers)
         finished: dict[str, nn.Module] = {}
-        for path, wrapper in wrappers.items():
-            if path not in idle:
-                finished[path] = folded[path] if path in folded else wrapper.finish(weights, edit)
-                figures[path] += () if path in folded else weight_figures(wrapper, finished[path])
-                edit.settle(finished[path])
+        with Progress("PTQ", total=len(wrappers), show=calibration.ranks.number == 0, unit="module") as bar:
+            for path, wrapper in wrappers.items():
+                if path not in idle:
+                    finished[path] = folded[path] if path in folded else wrapper.finish(weights, edit)
+                    figures[path] += () if path in folded else weight_figures(wrapper, finished[path])
+                    edit.settle(finished[path])
+                bar.step(path)
         folding, routers = calibration.folds.notes(), calibration.wrapped.notes
         notes = joined_notes(routers, untied_notes(tied, finished), folding, skipped, unfit)
         root, lines = model, [*left, *(_idle_line(each) for each in idle.values())]

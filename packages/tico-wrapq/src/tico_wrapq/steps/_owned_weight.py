@@ -69,6 +69,14 @@ class OwnedWeight(nn.Module):
             return self._part(0)
         return torch.stack([self._part(number) for number in range(len(self.packed))])
 
+    def rows_of(self, weight: Tensor) -> Mapping[PackedWeight, Tensor]:
+        """Return the matrix of the float `weight`, of the same shape, that each part stands for."""
+        if not self._stacked:
+            return {self.packed[0]: _as_matrix(weight, self.summed)}
+        inner = tuple(axis - 1 for axis in self.summed)
+        pairs = zip(self.packed, weight, strict=True)
+        return {packed: _as_matrix(part, inner) for packed, part in pairs}
+
     def read(self) -> Tensor:
         """Return the weight in the dtype of the float one, dequantized where it is used, and read-only."""
         first = self.packed[0]

@@ -15,6 +15,7 @@ from tico_modules import (
     ActivationGrid,
     Edit,
     Layout,
+    PackedWeight,
     child_path,
     children,
     named_modules,
@@ -117,6 +118,15 @@ class StepPoints(QuantModuleBase):
         """The integers that stand for weights of the module, by the names of the parameters."""
         found = children(self).get(_WEIGHTS)
         return found.by_name() if isinstance(found, OwnedWeights) else {}
+
+    def rounded_from(self, original: nn.Module) -> Mapping[PackedWeight, Tensor]:
+        """Return what the integers stand for, of the parameters of `original`."""
+        found: dict[PackedWeight, Tensor] = {}
+        for name, owned in self.weights.items():
+            weight = parameter(original, name)
+            if weight is not None and tuple(weight.shape) == owned.shape:
+                found |= owned.rows_of(weight.detach())
+        return found
 
     def read_weight(self, name: str) -> Tensor:
         """Return the weight that stood under `name`, computed where it is used, and read-only."""

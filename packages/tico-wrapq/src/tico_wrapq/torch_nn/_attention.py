@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tico_config import Found, PerToken, Problem, UnsupportedError
-from tico_modules import children, parameter
+from tico_modules import PackedWeight, QuantizedModule, children, parameter
 from tico_wrapq.base import Mode, PointDeclaration, QuantModuleBase, Role, register
 
 _Attended: TypeAlias = tuple[Tensor, Tensor | None]
@@ -69,6 +69,14 @@ class QuantMultiheadAttention(QuantModuleBase):
     def in_proj_weight(self) -> Tensor:
         """The stacked weights of the projections, as torch has them."""
         return _tensor(self.in_proj, "weight")
+
+    def rounded_from(self, original: nn.Module) -> Mapping[PackedWeight, Tensor]:
+        """Return the stacked weights of the projections of `original`, for the codes of `in_proj`."""
+        weight = parameter(original, "in_proj_weight")
+        inner = self.in_proj
+        if weight is None or not isinstance(inner, QuantizedModule):
+            return {}
+        return {inner.packed: weight.detach()}
 
     @property
     def in_proj_bias(self) -> Tensor | None:

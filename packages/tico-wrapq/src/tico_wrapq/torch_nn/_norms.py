@@ -167,6 +167,11 @@ class QuantizedNorm(UsedStatistics, QuantizedModule):
         """Return the weight as float32, in its own shape."""
         return self.packed.dequantize().view(self.norm.shape)
 
+    def rounded_from(self, original: nn.Module) -> Mapping[PackedWeight, Tensor]:
+        """Return the weight of the norm `original`; nothing of a batch norm, whose bias fits the codes."""
+        found = {} if self.norm.norm == "batch" else super().rounded_from(original)
+        return {packed: weight.reshape(1, -1) for packed, weight in found.items()}
+
     def constant(self, value: float) -> Tensor:
         """Return a vector of `value`s for a batch norm.
 

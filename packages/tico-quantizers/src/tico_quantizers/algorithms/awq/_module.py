@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import AWQConfig, Problem
-from tico_modules import Edit, LayerReport, PackedWeight, QuantizedExperts, named_modules
+from tico_modules import Edit, LayerReport, PackedWeight, Progress, QuantizedExperts, named_modules
 from tico_observers import Statistic, products
 from tico_quantizers.calibration import (
     BlockInputs,
@@ -26,7 +26,6 @@ from tico_quantizers.conversion import (
     NEVER_CALLED,
     SKIPPED,
     Conversion,
-    Progress,
     gram_memory,
     open_experts,
     planned_layers,
@@ -147,11 +146,12 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
         pairs = tuple(
             pair for pair in found.pairs if any(consumer.path in plan.targets for consumer in pair.consumers)
         )
-        search = _Search(plan, pairs, edit)
         decisive = attrs.evolve(self.config, show_progress=True)
         folder = checkpoint_folder(decisive, model, calibration.inputs)
         shows = self.config.show_progress and calibration.ranks.number == 0
-        with Progress("AWQ", total=len(plan.targets), show=shows) as bar:
+        # A step for the search at each layer, and one for its rounding.
+        with Progress("AWQ", total=2 * len(plan.targets), show=shows) as bar:
+            search = _Search(plan, pairs, edit, bar)
             run_blocks(calibration.inputs, search, SearchCheckpoint(folder, search))
             scaled = [(pair, search.scales[pair.path][1]) for pair in search.pairs]
             calibration.require_same_function(model, scaled, edit.offload)
@@ -165,9 +165,12 @@ class AWQQuantizer(BaseQuantizer[AWQConfig, AWQCalibration]):
 class _Search:
     """The scales of pairs and the ranges of groups, found as soon as what they depend on is known."""
 
-    def __init__(self, plan: LayerPlan[AWQConfig], pairs: tuple[Pair, ...], edit: Edit) -> None:
+    def __init__(
+        self, plan: LayerPlan[AWQConfig], pairs: tuple[Pair, ...], edit: Edit, bar: Progress
+    ) -> None:
         self.plan = plan
         self._edit = edit
+        self._bar = bar
         self.pairs = pairs
         self.scales: dict[str, tuple[float, Tensor]] = {}
         self.shares: dict[str, Tensor] = {}
@@ -193,6 +196,7 @@ class _Search:
         for path in [path for path in self._known if self._is_ready(path)]:
             self.shares[path] = self._share(self.plan.targets[path], self._known.pop(path))
             self._edit.settle(self.shares[path])
+            self._bar.step(f"{path} searched")
         return []
 
     def found(self) -> Mapping[str, Tensor]:

@@ -10,12 +10,11 @@ import attrs
 from torch import nn
 
 from tico_config import ConfigError, Found, Problem, ScaleTuneConfig, UnsupportedError
-from tico_modules import Edit, LayerReport, PackedWeight, Report, named_modules, runs_of
+from tico_modules import Edit, LayerReport, PackedWeight, Progress, Report, named_modules, runs_of
 from tico_quantizers.algorithms.scale_tune._calibration import ScaleTuneCalibration
 from tico_quantizers.algorithms.scale_tune._divergence import Divergences
 from tico_quantizers.algorithms.scale_tune._teacher import Teacher
 from tico_quantizers.calibration import quiet_runs
-from tico_quantizers.conversion import Progress
 from tico_quantizers.equivalence import ChannelScale, as_channel_scale
 from tico_quantizers.layers import find_blocks, plan_layers
 from tico_quantizers.protocol import AnyQuantizer, BaseQuantizer, Converted, Example, Planned

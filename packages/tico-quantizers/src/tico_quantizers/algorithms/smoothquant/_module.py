@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tico_config import SmoothQuantConfig
-from tico_modules import Edit
+from tico_modules import Edit, Progress
 from tico_quantizers.algorithms.smoothquant._calibration import (
     SmoothQuantCalibration,
     config_of,
@@ -114,11 +114,13 @@ class SmoothQuantQuantizer(BaseQuantizer[SmoothQuantConfig, SmoothQuantCalibrati
                 activation = torch.maximum(high, -low)
                 scales[pair.path] = alpha, smoothing_scale(activation, weight_maximum(pair), alpha)
         if searched and calibration.inputs is not None:
-            search = _Search(calibration, searched, found.adopted)
             known = {each.path for pair in searched for each in pair.consumers} - found.adopted
             inputs = calibration.inputs.only(known)
             folder = checkpoint_folder(self.config, model, inputs)
-            run_blocks(inputs, search, SearchCheckpoint(folder, search))
+            is_first = calibration.ranks.number == 0
+            with Progress("SMOOTHQUANT", total=len(searched), show=is_first, unit="pair") as bar:
+                search = _Search(calibration, searched, found.adopted, bar)
+                run_blocks(inputs, search, SearchCheckpoint(folder, search))
             scales |= search.scales
         return {
             pair.path: (scales[pair.path][0], exact_for(pair, scales[pair.path][1])) for pair in found.pairs
@@ -129,8 +131,13 @@ class _Search:
     """Alpha and scale of pairs, searched as soon as what their consumers have read is known."""
 
     def __init__(
-        self, calibration: SmoothQuantCalibration, pairs: list[Pair], adopted: frozenset[str]
+        self,
+        calibration: SmoothQuantCalibration,
+        pairs: list[Pair],
+        adopted: frozenset[str],
+        bar: Progress,
     ) -> None:
+        self._bar = bar
         self.scales: dict[str, tuple[float, Tensor]] = {}
         self._adopted = adopted
         self._maxima = calibration.maxima
@@ -150,6 +157,7 @@ class _Search:
             consumers = [_consumer(each, self._known.pop(each.path)) for each in self._read(pair)]
             low, high = self._maxima.range_of(pair)
             self.scales[pair.path] = best_alpha(consumers, low, high, weight_maximum(pair))
+            self._bar.step(pair.path)
         return []
 
     def found(self) -> Mapping[str, Tensor]:
