@@ -1,4 +1,4 @@
-"""The cache of integers, of the classes of transformers, which is imported here and nowhere else."""
+"""The cache of codes, of the classes of transformers, which is imported here and nowhere else."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ AnyLayer: TypeAlias = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLa
 
 
 class QuantizedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    """Keys and values of one layer as integers, and those of the most recent tokens as floats.
+    """Keys and values of one layer as codes, and those of the most recent tokens as floats.
 
-    What attention reads is the value that each integer stands for, followed by the floats.
+    What attention reads is the value that each code stands for, followed by the floats.
     """
 
     def __init__(self, layer: LayerCache) -> None:
@@ -54,7 +54,7 @@ class QuantizedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transfor
 
     @property
     def nbytes(self) -> int:
-        """The bytes of integers, scales and floats."""
+        """The bytes of codes, scales and floats."""
         return sum(store.nbytes for store in self.stores)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -122,7 +122,7 @@ class QuantizedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transfor
 
 
 class QuantizedCache(DynamicCache):
-    """A cache whose keys and values are integers, for ``past_key_values`` of a model of transformers.
+    """A cache whose keys and values are codes, for ``past_key_values`` of a model of transformers.
 
     Args:
         formats: how each layer is kept.
@@ -137,12 +137,12 @@ class QuantizedCache(DynamicCache):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of integers, scales and floats of all layers."""
+        """The bytes of codes, scales and floats of all layers."""
         return cache_bytes(self)
 
 
 def quantize_empty(cache: object, formats: KeyValueCache, config: object) -> None:
-    """Let the empty dynamic cache `cache` hold integers; leave any other as it is.
+    """Let the empty dynamic cache `cache` hold codes; leave any other as it is.
 
     Layers that stay float are those that it has: they may have been told to remember more than their window.
     """
@@ -173,7 +173,7 @@ def float_layers(config: object) -> list[AnyLayer]:
 
 
 def reasons_against(config: object) -> list[str | None]:
-    """Return, for each layer, why its cache stays float, or None where it can hold integers."""
+    """Return, for each layer, why its cache stays float, or None where it can hold codes."""
     return [None if type(each) is DynamicLayer else _reason(each) for each in float_layers(config)]
 
 

@@ -1,4 +1,4 @@
-"""The module that gives a language model a cache of integers."""
+"""The module that gives a language model a cache of codes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class KeyValueCache(RestorableModule):
 
     It is the child ``kv_cache`` of the model. Before each call of the model in which caching is on, and in
     which no cache is given, it gives an empty `QuantizedCache`. An empty `DynamicCache` that is given, as
-    `generate` does, gets layers that hold integers. Any other cache stays as it is.
+    `generate` does, gets layers that hold codes. Any other cache stays as it is.
 
     Args:
         layers: for each layer, its format, or None where the cache of the layer stays float.
@@ -130,7 +130,7 @@ def find_cache(model: nn.Module) -> KeyValueCache | None:
 
 
 def quantized_cache(model: nn.Module) -> QuantizedCache:
-    """Return an empty cache of integers for `model`, which `KVCacheConfig` has converted.
+    """Return an empty cache of codes for `model`, which `KVCacheConfig` has converted.
 
     It is a cache of transformers' own kind, to be passed to `model` or ``model.generate`` as
     ``past_key_values``. Its property ``nbytes`` says how many bytes it takes.
@@ -172,7 +172,7 @@ def require_transformers() -> None:
 def _give_cache(
     model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]] | None:
-    """Give `model` an empty cache of integers where it would make one of floats; a hook before its calls."""
+    """Give `model` an empty cache of codes where it would make one of floats; a hook before its calls."""
     formats = find_cache(model)
     if formats is None:
         return None
@@ -261,7 +261,7 @@ def _no_language_model(found: str) -> UnsupportedError:
 
 
 def cache_bytes(cache: object) -> int:
-    """Return the bytes of the keys and values in a cache of transformers, of floats or of integers."""
+    """Return the bytes of the keys and values in a cache of transformers, of floats or of codes."""
     layers: list[object] = getattr(cache, "layers", [])
     return sum(map(_layer_bytes, layers))
 

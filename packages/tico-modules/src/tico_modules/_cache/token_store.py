@@ -1,4 +1,4 @@
-"""Keys or values of the tokens read so far: the older ones as integers, the most recent ones as floats."""
+"""Keys or values of the tokens read so far: the older ones as codes, the most recent ones as floats."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tico_modules._cache.cache_grid import CacheGrid, Codes
 class TokenStore:
     """Tensors (batch, heads, tokens, channels) of one layer, appended to token by token.
 
-    How many tokens are integers depends on how many there are, not on how they came: with n tokens and a grid
+    How many tokens are codes depends on how many there are, not on how they came: with n tokens and a grid
     that g of them share, it is the largest multiple of g up to ``n - residual_length``. Once a group of
     tokens has codes these stay.
 
     Args:
-        grid: how tokens become integers; without one, all stay floats.
+        grid: how tokens become codes; without one, all stay floats.
         residual_length: how many of the most recent tokens are floats at least.
 
     >>> from tico_config import DType, PerGroup
@@ -42,12 +42,12 @@ class TokenStore:
 
     @property
     def codes(self) -> Codes | None:
-        """The integers of the older tokens, or None."""
+        """The codes of the older tokens, or None."""
         return self._codes
 
     @property
     def coded(self) -> int:
-        """How many tokens are integers."""
+        """How many tokens are codes."""
         return 0 if self._codes is None else self._codes.packed.shape[-2]
 
     @property
@@ -61,10 +61,10 @@ class TokenStore:
         return sum(each.untyped_storage().nbytes() for each in self._tensors())
 
     def append(self, x: Tensor) -> None:
-        """Take in the next tokens, and make integers of those that are no longer among the most recent.
+        """Take in the next tokens, and make codes of those that are no longer among the most recent.
 
         Raises:
-            NumericsError: a token that becomes integers holds NaN or infinity.
+            NumericsError: a token that becomes codes holds NaN or infinity.
         """
         recent = x if self._recent is None else torch.cat([self._recent, x], -2)
         leaving = self._leaving(recent.shape[-2])
@@ -74,7 +74,7 @@ class TokenStore:
         self._recent = recent[..., leaving:, :].clone()
 
     def read(self) -> Tensor:
-        """Return all tokens: the values of the integers, then the floats, in the dtype of these."""
+        """Return all tokens: the values of the codes, then the floats, in the dtype of these."""
         if self._codes is None or self.grid is None or self._recent is None:
             return self.recent
         values = self.grid.dequantize(self._codes, self._recent.shape[-1], self._recent.dtype)
@@ -109,7 +109,7 @@ class TokenStore:
         return 1 if self.grid is None else self.grid.tokens
 
     def _leaving(self, floats: int) -> int:
-        """Return how many of so many floats become integers now."""
+        """Return how many of so many floats become codes now."""
         if self.grid is None:
             return 0
         return max(floats - self.residual_length, 0) // self._step * self._step
