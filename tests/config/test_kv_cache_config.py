@@ -71,7 +71,11 @@ def test_granularities(granularity: Granularity, static: bool, counted_from_the_
 @pytest.mark.parametrize(
     ("key", "static", "message"),
     [
-        (affine(MXFP8()), False, "the cache holds integers or FP8, and key asks for mxfp8_e4m3; give key=affine"),
+        (
+            affine(MXFP8()),
+            False,
+            "integers or FP8, and key asks for mxfp8_e4m3; give key=affine",
+        ),
         (affine(INT16), False, "key.dtype must be of 2 to 8 bits, got int16"),
         (affine(INT8, observer=MSESpec()), True, r"key.observer must be MinMaxSpec\(\)"),
         (affine(INT8, on_nonfinite="ignore"), False, "key.on_nonfinite must be 'error'"),

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import attrs
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cache_definition import group_of, kept
-from tico_config import FP8, DType, FloatFormat, Granularity, KVCacheConfig, PerGroup, PerToken, QuantSpec, affine
+from tico_config import (
+    FP8,
+    DType,
+    FloatFormat,
+    Granularity,
+    KVCacheConfig,
+    LifecycleError,
+    PerGroup,
+    PerToken,
+    QuantSpec,
+    affine,
+)
 from tico_modules import LayerCache
 from tico_modules._cache.token_store import TokenStore
 
@@ -80,8 +92,8 @@ def test_the_most_recent_tokens_are_the_floats(drawn: Drawn) -> None:
 def test_a_value_is_at_most_half_a_step_away(drawn: Drawn) -> None:
     """|x - read(x)| <= step / 2, up to the rounding of the arithmetic.
 
-    The step of integers is the scale; with M bits of mantissa it is ``2**-M`` of a value in magnitude, or that
-    of subnormal elements. Values are at most 2^8 steps of integers and come from two roundings, the
+    The step of integers is the scale; with M bits of mantissa it is ``2**-M`` of a value in magnitude, or
+    that of subnormal elements. Values are at most 2^8 steps of integers and come from two roundings, the
     reciprocal and the product, of 2^-24 each; the product that gives the value back is rounded once more: in
     all less than 2^-14 of a step, and elements, of fewer steps, need no more. The result is rounded to the
     dtype of the keys: its 8 bits, or 24, give 2^-8 of the value, or 2^-24.
@@ -127,6 +139,27 @@ def test_samples_are_chosen_as_in_a_float_cache(drawn: Drawn, order: list[int]) 
     before = store.read()
     store.change(lambda each: each[torch.tensor(order)])
     assert torch.equal(store.read(), before[torch.tensor(order)])
+
+
+@given(drawn_keys(), st.integers(0, 5), st.data())
+def test_a_store_of_fixed_length_reads_the_same(drawn: Drawn, more: int, data: st.DataObject) -> None:
+    """Bit for bit what a store that grows reads, also after a crop, in the memory of the first tokens."""
+    grown = drawn.store()
+    fixed, _ = drawn.layer.stores(max_length=grown.count + more)
+    sizes = []
+    for part in drawn.parts:
+        fixed.append(part)
+        sizes.append(fixed.nbytes)
+    assert torch.equal(fixed.read(), grown.read())
+    count = data.draw(st.integers(0, grown.count))
+    for store in (fixed, grown):
+        store.crop(count)
+        store.append(drawn.keys[..., count:, :])
+    assert torch.equal(fixed.read(), grown.read())
+    assert {*sizes, fixed.nbytes} == {sizes[0]}
+    with pytest.raises(LifecycleError, match=f"max_length={grown.count + more + 1}"):
+        fixed.append(drawn.keys[..., :1, :].repeat_interleave(more + 1, -2))
+    assert torch.equal(fixed.read(), grown.read())
 
 
 @given(drawn_keys())

@@ -40,6 +40,7 @@ from tico_config import (
     CalibrationError,
     ConfigError,
     DType,
+    LifecycleError,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -170,8 +171,55 @@ def test_other_caches_stay_as_they_are() -> None:
     cache.crop(-6)
     found = logits(model, tokens[:, 6:], past_key_values=cache)
     torch.testing.assert_close(found, expected[:, 6:], atol=2e-5, rtol=0)
-    found = logits(model, tokens, past_key_values=StaticCache(config, max_cache_len=30))
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+    static = StaticCache(config, max_cache_len=30)
+    logits(float_model, tokens[:, :6], past_key_values=static)
+    found = logits(model, tokens[:, 6:], past_key_values=static)
+    torch.testing.assert_close(found, expected[:, 6:], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_cache_of_fixed_length_gives_the_same_bits(config: KVCacheConfig) -> None:
+    """Generation is that with a cache that grows: with one's own, used twice, and with one of generate's."""
+    model, tokens = converted(config), texts(5, tokens=12)
+    cache = quantized_cache(model, max_length=26)
+    for beams in (1, 2):
+        expected = generated(model, tokens, num_beams=beams)
+        mine = generated(model, tokens, num_beams=beams, past_key_values=cache)
+        theirs = generated(model, tokens, num_beams=beams, cache_implementation="static")
+        for sequences, scores in (mine, theirs):
+            assert torch.equal(sequences, expected[0])
+            assert all(torch.equal(one, other) for one, other in zip(scores, expected[1], strict=True))
+        cache.reset()
+
+
+def test_a_cache_of_fixed_length_takes_its_memory_once() -> None:
+    """Codes stay where they are and take what those of a full growing one do; more tokens change nothing."""
+    model, tokens = converted(TOKENS), texts(6, tokens=30)
+    cache = quantized_cache(model, max_length=30)
+    sizes, places = [], []
+    for part in torch.split(tokens, 5, dim=1):
+        logits(model, part, past_key_values=cache)
+        sizes.append(cache.nbytes)
+        places.append([store.codes.packed.data_ptr() for each in cache.layers for store in each.stores])
+    assert sizes == sizes[:1] * 6
+    assert places == places[:1] * 6
+    assert cache.nbytes == model(tokens, use_cache=True).past_key_values.nbytes
+    before = [layer.keys for layer in cache.layers]
+    with pytest.raises(LifecycleError, match="has 30 of 30 tokens, and cannot take 2 more; make it by"):
+        logits(model, tokens[:, :2], past_key_values=cache)
+    assert all(torch.equal(layer.keys, old) for layer, old in zip(cache.layers, before, strict=True))
+    with pytest.raises(ConfigError, match="max_length"):
+        quantized_cache(model, max_length=0)
+
+
+def test_a_cache_of_fixed_length_can_be_filled_in_inference_mode() -> None:
+    """Memory that is taken in inference mode is written outside of it as well."""
+    model, tokens = converted(FP8_STATIC), texts(6, tokens=20)
+    cache = quantized_cache(model, max_length=20)
+    with torch.inference_mode():
+        model(tokens[:, :10], past_key_values=cache)
+    model(tokens[:, 10:], past_key_values=cache)
+    assert cache.get_seq_length() == 20
 
 
 def test_crop_and_choice_of_samples() -> None:
@@ -422,6 +470,8 @@ def test_sliding_windows_stay_float() -> None:
     model = converted(DYNAMIC, half_sliding())
     cache = model(texts(0), use_cache=True).past_key_values
     assert [type(layer).__name__ for layer in cache.layers] == ["DynamicSlidingWindowLayer", "QuantizedLayer"]
+    fixed = quantized_cache(model, max_length=40)
+    assert [type(each).__name__ for each in fixed.layers] == ["StaticSlidingWindowLayer", "QuantizedLayer"]
     line = next(line for line in report(model).layers if line.path == "kv_cache")
     assert line.reason.startswith("model.layers.0.self_attn: its cache is a DynamicSlidingWindowLayer")
     text = texts(1, 1)

@@ -63,8 +63,10 @@ class KVCacheConfig(ModuleConfig):
     tokens as codes; read token by token, it meets those just before as floats.
 
     A dynamic grid comes from the values that it is for; its scale is rounded up to bfloat16. A static one
-    comes from the smallest and the largest value in all calibration data; what is beyond saturates. Where PTQ has given the points
-    ``key`` and ``value`` of attention grids too, values lie on these first; leave the points out by
+    comes from the smallest and the largest value in all calibration data; what is beyond saturates.
+
+    Where PTQ has given the points ``key`` and ``value`` of attention grids too, values lie on these first;
+    leave the points out by
     ``PTQConfig(overrides={"*.key": no_quant(), "*.value": no_quant()})`` to round once.
 
     An override has the path of an attention module, such as ``"model.layers.0.self_attn"``: it changes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 import attrs
@@ -52,26 +51,12 @@ class Codes:
         packed: uint8 (batch, heads, tokens, bytes of a row), integers less `qmin`; or elements of FP8,
             float8_e4m3fn or float8_e5m2 (batch, heads, tokens, channels).
         scale: broadcasts against the values; bfloat16 where it comes from them; None where it is fixed.
-        zero_point: uint8, the code of 0 less `qmin`; None where grids are symmetric, as those of FP8 are, or fixed.
+        zero_point: uint8, the code of 0 less `qmin`; None where grids are symmetric, as for FP8, or fixed.
     """
 
     packed: Tensor
     scale: Tensor | None
     zero_point: Tensor | None
-
-    def tensors(self) -> list[Tensor]:
-        """Return the tensors that are there."""
-        return [each for each in (self.packed, self.scale, self.zero_point) if each is not None]
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Codes:
-        """Return codes with `tensors`, in the order of `tensors()`, in the place of those that are there."""
-        packed, *others = tensors
-        scale = None if self.scale is None else others[0]
-        return Codes(packed, scale, None if self.zero_point is None else others[-1])
-
-    def map(self, action: Callable[[Tensor], Tensor]) -> Codes:
-        """Return codes with what `action` returns for each tensor."""
-        return self.with_tensors([action(each) for each in self.tensors()])
 
 
 @attrs.frozen(eq=False, kw_only=True)

@@ -85,12 +85,12 @@ class LayerCache(ExactModule):
         """The fixed scales of values, as `k_scale`."""
         return _plain(self.value_scale, self.value)
 
-    def stores(self) -> tuple[TokenStore, TokenStore]:
-        """Return empty stores of keys and of values."""
+    def stores(self, max_length: int | None = None) -> tuple[TokenStore, TokenStore]:
+        """Return empty stores of keys and of values, for `max_length` tokens or any number."""
         length = self.config.residual_length
         key = _grid(self.key, self.key_scale, self.key_zero_point)
         value = _grid(self.value, self.value_scale, self.value_zero_point)
-        return TokenStore(key, length), TokenStore(value, length)
+        return TokenStore(key, length, max_length), TokenStore(value, length, max_length)
 
     def meaning(self) -> Mapping[str, object]:
         """Return the format, as JSON values."""
