@@ -72,6 +72,7 @@ ROWS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
     "MXFP8_E4M3 weights and inputs": (rounded(affine(MXFP8()), affine(MXFP8())),),
     "MXFP4 weights, MXFP8_E4M3 inputs": (rounded(affine(MXFP4()), affine(MXFP8())),),
     "MXFP4 weights and inputs": (rounded(affine(MXFP4()), affine(MXFP4())),),
+    "NVFP4 weights and inputs": (rounded(affine(NVFP4()), affine(NVFP4())),),
     **{f"{NAMES[each]} weights, GPTQ": (solved(each),) for each in (FP8(), *SEARCHED)},
     **{f"{NAMES[each]} weights, rotation, GPTQ": (RotationConfig(), solved(each)) for each in SEARCHED},
 }

@@ -80,6 +80,7 @@ class TestPublicAPI(PublicAPI):
         "mark_result",
         "model_fingerprint",
         "named_modules",
+        "needs_calibration",
         "find_entry_points",
         "own_tensor",
         "load_plug_in",

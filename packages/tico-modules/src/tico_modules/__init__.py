@@ -51,7 +51,7 @@ from tico_modules._record.model_bytes import bytes_by_line, total_bytes
 from tico_modules._record.report import Report
 from tico_modules._record.run import Run, library_versions
 from tico_modules._record.stand_in import carry_over
-from tico_modules._storage.activation_grid import ActivationGrid, is_fixed
+from tico_modules._storage.activation_grid import ActivationGrid, is_fixed, needs_calibration
 from tico_modules._storage.exact_module import ExactModule
 from tico_modules._storage.exported import code_dtype, dialect_operator
 from tico_modules._storage.float_weight import FloatWeight
@@ -175,6 +175,7 @@ __all__ = [
     "mark_result",
     "model_fingerprint",
     "named_modules",
+    "needs_calibration",
     "over_units",
     "own_tensor",
     "parameter",
