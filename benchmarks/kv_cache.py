@@ -1,10 +1,10 @@
-"""What a cache of integers costs in perplexity and saves in bytes: texts of 2,048 tokens, by width and grids.
+"""What a cache of codes costs in perplexity and saves in bytes: texts of 2,048 tokens, by width and grids.
 
 python benchmarks/kv_cache.py               SmolLM2-135M-Instruct, two texts of 2,048 tokens
 python benchmarks/kv_cache.py --embedded    the embedded model, texts of 256 tokens
 python benchmarks/kv_cache.py --window 512 --part 512 --tokens 8192     the texts of the other tables
 
-A text is read at once, so that every token attends to all earlier ones as integers but for those of the last
+A text is read at once, so that every token attends to all earlier ones as codes but for those of the last
 window, and in parts of 128 tokens, where each part finds the tokens just before it still as floats.
 Static grids are calibrated on another text of the same length. Bytes are those of all tensors in the cache of
 one text after it was read, scales and the float window among them.
@@ -29,21 +29,21 @@ from language_models import WIKI_LLAMA, LanguageModel, load, text_of
 from real_models import CALIBRATION_ARTICLES, TEST_ARTICLES, smollm2_directory, wiki_articles
 from recorded import add_option, recording
 from tico.quantization import KVCacheConfig, cache_bytes, calibrate, convert, prepare
-from tico.quantization.config import DType, PerChannel, PerTensor, PerToken, affine
+from tico.quantization.config import FP8, DType, PerChannel, PerTensor, PerToken, affine
 
 INT8: Final = DType.int(8)
 UINT4: Final = DType.uint(4)
 UINT2: Final = DType.uint(2)
 
 
-def same(dtype: DType, **fields: object) -> KVCacheConfig:
+def same(dtype: DType | FP8, **fields: object) -> KVCacheConfig:
     """Return a config with one format for keys and values, and their own default grids."""
     return KVCacheConfig(key=affine(dtype), value=affine(dtype), **fields)  # type: ignore[arg-type]
 
 
-def static(unit: PerTensor | PerChannel) -> KVCacheConfig:
+def static(unit: PerTensor | PerChannel, dtype: DType | FP8 = INT8) -> KVCacheConfig:
     """Return a config with static 8-bit grids of one kind, and no window."""
-    spec = affine(INT8, granularity=unit)
+    spec = affine(dtype, granularity=unit)
     return KVCacheConfig(key=spec, value=spec, static=True, residual_length=0)
 
 
@@ -58,6 +58,11 @@ CONFIGS: Final[Mapping[str, KVCacheConfig | None]] = {
     "8 bits": same(INT8),
     "8 bits, static, layer": static(PerTensor()),
     "8 bits, static, channel": static(PerChannel(-1)),
+    "FP8 e4m3, a scale a token": same(FP8("e4m3"), residual_length=0),
+    "FP8 e5m2, a scale a token": same(FP8("e5m2"), residual_length=0),
+    "FP8 e4m3, static, layer": static(PerTensor(), FP8("e4m3")),
+    "FP8 e4m3, static, head": static(PerChannel(1), FP8("e4m3")),
+    "FP8 e4m3, static, channel": static(PerChannel(-1), FP8("e4m3")),
     "4 bits (default)": same(UINT4),
     "4 bits, a grid a token": per_token(UINT4),
     "2 bits": same(UINT2),
@@ -95,7 +100,7 @@ def read(model: nn.Module, windows: Tensor, part: int) -> tuple[float, int]:
 
 def options_from(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return what the command line asks for."""
-    parser = argparse.ArgumentParser(description="Measure caches of integers.")
+    parser = argparse.ArgumentParser(description="Measure caches of codes.")
     parser.add_argument("--embedded", action="store_true", help="take the embedded model")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens to measure on")
     parser.add_argument("--window", type=int, default=2048, help="tokens of a text")

@@ -1,4 +1,4 @@
-"""What floating-point formats cost language models: FP8, the MX formats and NVFP4, by rounding and by GPTQ.
+"""What floating-point formats cost language models: FP8, the MX formats and NVFP4, by rounding, by GPTQ and learned.
 
 Run with ``nox -s bench -- number_formats --rows MXFP4 NVFP4``: every row whose name holds one of the texts is
 measured, without any all of them; `--model smollm2` takes SmolLM2-135M in the place of the model of this
@@ -31,6 +31,7 @@ from tico_config import (
     MXFP8,
     NVFP4,
     BaseConfig,
+    BlockTuneConfig,
     FloatFormat,
     MSESpec,
     PerTensor,
@@ -55,6 +56,11 @@ def solved(dtype: FloatFormat) -> GPTQConfig:
     return GPTQConfig(dtype=dtype, show_progress=False)
 
 
+def learned(dtype: FloatFormat) -> BlockTuneConfig:
+    """Return the config of learned rounding for the blocks' linear weights."""
+    return BlockTuneConfig(dtype=dtype, show_progress=False)
+
+
 FP8_TENSOR: Final = affine(FP8(), granularity=PerTensor())
 FP8_TOKEN: Final = affine(FP8(), granularity=PerToken())
 SEARCHED: Final = [MXFP4(), NVFP4()]
@@ -72,7 +78,9 @@ ROWS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
     "MXFP8_E4M3 weights and inputs": (rounded(affine(MXFP8()), affine(MXFP8())),),
     "MXFP4 weights, MXFP8_E4M3 inputs": (rounded(affine(MXFP4()), affine(MXFP8())),),
     "MXFP4 weights and inputs": (rounded(affine(MXFP4()), affine(MXFP4())),),
+    "NVFP4 weights and inputs": (rounded(affine(NVFP4()), affine(NVFP4())),),
     **{f"{NAMES[each]} weights, GPTQ": (solved(each),) for each in (FP8(), *SEARCHED)},
+    **{f"{NAMES[each]} weights, learned rounding": (learned(each),) for each in SEARCHED},
     **{f"{NAMES[each]} weights, rotation, GPTQ": (RotationConfig(), solved(each)) for each in SEARCHED},
 }
 

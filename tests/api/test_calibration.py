@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import (
-    NVFP4,
     BaseConfig,
     CalibrationError,
     ConfigError,
@@ -20,7 +19,7 @@ from tico.quantization.config import (
     affine,
     no_quant,
 )
-from tico_config import PerChannel, PerToken
+from tico_config import PerChannel, PerGroup, PerToken
 from tico_quantizers.testing import refused, same_tensors, tensors_of, unchanged
 from tiny_models import images, net, values
 
@@ -212,11 +211,12 @@ def test_contradicting_rules_are_refused() -> None:
 
 
 def test_formats_that_points_cannot_have_are_all_refused_by_prepare() -> None:
-    """Weights per input channel and NVFP4 activations are found before calibration."""
+    """Weights per input channel and activations per group are found before calibration."""
     weight = affine(DType.uint(8), granularity=PerChannel(1))
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
-    with refused(model, UnsupportedError, field="spec", module="0.act_in") as error:
-        prepare(model, PTQConfig(activation=affine(NVFP4()), weight=weight))
+    activation = affine(DType.int(8), granularity=PerGroup(-1, 2))
+    with refused(model, UnsupportedError, field="granularity", module="0.act_in") as error:
+        prepare(model, PTQConfig(activation=activation, weight=weight))
     points = [problem.module for problem in error.value.problems]
     assert points == ["0.act_in", "0.weight", "0.act_out", "1.act_in", "1.act_out"]
 

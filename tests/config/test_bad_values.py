@@ -299,6 +299,10 @@ INSTEAD: dict[tuple[type, str], str] = {
     (GPTQConfig, "config_groups"): "set the width, the groups and the symmetry by fields of their own",
     (GPTQConfig, "dataset"): r"pass the data to calibrate\(model, batches\)",
     (GPTQConfig, "pack_dtype"): "choose the format of a file when it is exported",
+    (
+        HQQConfig,
+        "dtype",
+    ): "for a format of floating-point elements take GPTQConfig, AWQConfig or BlockTuneConfig",
     (PTQConfig, "model_args"): "leave it out, sizes are read from the model",
     (SmoothQuantConfig, "acts_from"): "leave it out, what the layers read decides",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tico_config import (
+    FP8,
     INT8,
     INT16,
     MXFP8,
@@ -35,6 +36,14 @@ def test_granularities_that_are_left_out() -> None:
     assert static.value_spec().granularity == PerChannel(axis=-3)
 
 
+def test_fp8_has_one_scale_for_many_channels() -> None:
+    """Without a granularity it is one for each token, or a static one for the layer: what runtimes have."""
+    dynamic, static = (KVCacheConfig(key=affine(FP8()), static=each) for each in (False, True))
+    assert dynamic.key_spec() == affine(FP8(), granularity=PerToken(), qscheme=QScheme.PER_TENSOR_SYMM)
+    assert static.key_spec().granularity == PerTensor()
+    assert from_json(to_json(static)) == static
+
+
 @pytest.mark.parametrize(
     ("granularity", "static", "counted_from_the_end"),
     [
@@ -51,17 +60,22 @@ def test_granularities(granularity: Granularity, static: bool, counted_from_the_
     for scheme in (None, QScheme.PER_CHANNEL_SYMM, QScheme.PER_TENSOR_SYMM):
         fits = scheme is None or scheme.is_per_channel == isinstance(granularity, PerChannel | PerGroup)
         if fits:
-            spec = affine(INT8, scheme, granularity=granularity)
-            config = KVCacheConfig(key=spec, value=no_quant(), static=static)
-            assert config.key_spec().granularity == counted_from_the_end
-            assert config.key_spec().is_symmetric
-            assert from_json(to_json(config)) == config
+            for dtype in (INT8, FP8()):
+                spec = affine(dtype, scheme, granularity=granularity)
+                config = KVCacheConfig(key=spec, value=no_quant(), static=static)
+                assert config.key_spec().granularity == counted_from_the_end
+                assert config.key_spec().is_symmetric
+                assert from_json(to_json(config)) == config
 
 
 @pytest.mark.parametrize(
     ("key", "static", "message"),
     [
-        (affine(MXFP8()), False, "the cache holds integers, and key asks for mxfp8_e4m3.*; give key=affine"),
+        (
+            affine(MXFP8()),
+            False,
+            "integers or FP8, and key asks for mxfp8_e4m3; give key=affine",
+        ),
         (affine(INT16), False, "key.dtype must be of 2 to 8 bits, got int16"),
         (affine(INT8, observer=MSESpec()), True, r"key.observer must be MinMaxSpec\(\)"),
         (affine(INT8, on_nonfinite="ignore"), False, "key.on_nonfinite must be 'error'"),

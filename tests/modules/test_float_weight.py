@@ -22,6 +22,7 @@ from tico_config import (
     MXFP8,
     MXINT8,
     NVFP4,
+    ArtifactError,
     DType,
     FloatFormat,
     NumericsError,
@@ -41,6 +42,7 @@ from tico_modules import (
     keep_dequantized,
     set_backend,
 )
+from tico_modules._storage.layout import Layout
 from tico_observers import fake_quantize, fake_quantize_blocks, params_from_range, params_per_token
 from tiny_models import values
 
@@ -156,7 +158,7 @@ ACTIVATIONS: list[tuple[FloatFormat, QuantSpec]] = [
     *((dtype, no_quant()) for dtype in FLOAT_FORMATS),
     (FP8(), affine(FP8())),
     (FP8(), affine(FP8(), granularity=PerToken())),
-    *((dtype, affine(dtype)) for dtype in FLOAT_FORMATS if dtype.scale_format == "e8m0"),
+    *((dtype, affine(dtype)) for dtype in FLOAT_FORMATS if dtype.block_size is not None),
 ]
 
 
@@ -174,13 +176,14 @@ def test_ptq_takes_the_format(dtype: FloatFormat, activation: QuantSpec, tmp_pat
 
 
 def test_a_plan_tells_the_bytes() -> None:
-    """Without values, the same bytes as the result has."""
-    config = PTQConfig(weight=affine(NVFP4()), activation=no_quant())
-    made = plan(model(), config)
-    quantized = converted(config)
-    layer = quantized.get_submodule("0")
-    assert isinstance(layer, QuantizedLinear)
-    assert made.lines[0].bytes_after == layer.packed.bytes + 4 * 32  # with the bias
+    """Without values, the same bytes as the result has, with bias, scales and zero points of inputs."""
+    for activation, grids in ((no_quant(), 0), (affine(MXFP4()), 0), (affine(NVFP4()), 2)):
+        config = PTQConfig(weight=affine(NVFP4()), activation=activation)
+        made = plan(model(), config)
+        quantized = converted(config)
+        layer = quantized.get_submodule("0")
+        assert isinstance(layer, QuantizedLinear)
+        assert made.lines[0].bytes_after == layer.packed.bytes + 4 * 32 + grids * 8
 
 
 def test_a_file_is_read_in_another_process(tmp_path: Path) -> None:
@@ -253,10 +256,28 @@ def test_exports_refuse_what_has_no_place(target: ExportTarget, tmp_path: Path) 
     assert [each.module for each in caught.value.problems] == ["0.packed", "2.packed"]
 
 
-def test_nvfp4_activations_are_refused_by_prepare() -> None:
-    """Their scale of the tensor would come from the batch."""
-    with pytest.raises(UnsupportedError, match="differ from batch to batch"):
-        prepare(model(), PTQConfig(weight=affine(NVFP4()), activation=affine(NVFP4())))
+def test_nvfp4_activations_have_the_scale_of_the_tensor() -> None:
+    """It is one number of the module; without it, or with another format, there is no such grid."""
+    unit, x = torch.tensor(2.0**-8), values(0, 3, 40)
+    grid = ActivationGrid.per_block(NVFP4(), tensor_scale=unit)
+    assert torch.equal(grid(x), fake_quantize_blocks(x, NVFP4(), tensor_scale=unit))
+    assert (grid.label, grid.scale, grid.granularity) == ("nvfp4", unit, PerGroup(-1, 16))
+    assert grid(torch.full((1, 16), 1e4)).unique().tolist() == [6 * 448 * 2.0**-8]
+    for dtype, scale in ((NVFP4(), None), (MXFP4(), unit), (NVFP4(), -unit), (NVFP4(), torch.ones(2))):
+        with pytest.raises(NumericsError, match="scale"):
+            ActivationGrid.per_block(dtype, tensor_scale=scale)
+
+
+def test_a_damaged_scale_of_the_tensor_is_refused() -> None:
+    """Reading a grid checks it as making one does."""
+    grid = ActivationGrid.per_block(NVFP4(), tensor_scale=torch.tensor(0.5))
+    layout, tensors = Layout("grid", grid.layout()), dict(grid.named_buffers())
+    restored = ActivationGrid.restore(layout, tensors)
+    assert torch.equal(restored(values(0, 3, 40)), grid(values(0, 3, 40)))
+    for wrong in (torch.tensor(0.0), torch.tensor(torch.inf)):
+        with pytest.raises(ArtifactError):
+            ActivationGrid.restore(layout, {**tensors, "scale": wrong})
+        assert list(grid.tensor_problems({**tensors, "scale": wrong}))
 
 
 def test_weights_have_blocks_along_their_rows() -> None:

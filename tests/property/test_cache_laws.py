@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import attrs
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cache_definition import group_of, kept
-from tico_config import DType, Granularity, KVCacheConfig, PerGroup, PerToken, QuantSpec, affine
+from tico_config import (
+    FP8,
+    DType,
+    FloatFormat,
+    Granularity,
+    KVCacheConfig,
+    LifecycleError,
+    PerGroup,
+    PerToken,
+    QuantSpec,
+    affine,
+)
 from tico_modules import LayerCache
 from tico_modules._cache.token_store import TokenStore
 
 HEADS, CHANNELS = 2, 6
 GRANULARITIES: tuple[Granularity, ...] = (PerToken(), PerGroup(-1, 4), PerGroup(-2, 3), PerGroup(-2, 1))
+
+
+FORMATS = (
+    *(DType(bits, signed) for bits in (2, 3, 4, 8) for signed in (True, False)),
+    *(FP8("e4m3"), FP8("e5m2")),
+)
 
 
 @attrs.frozen
@@ -40,8 +58,7 @@ class Drawn:
 @st.composite
 def specs(draw: st.DrawFn) -> QuantSpec:
     """Draw a format whose grids come from the data."""
-    dtype = draw(st.sampled_from([DType(bits, signed) for bits in (2, 3, 4, 8) for signed in (True, False)]))
-    return affine(dtype, granularity=draw(st.sampled_from(GRANULARITIES)))
+    return affine(draw(st.sampled_from(FORMATS)), granularity=draw(st.sampled_from(GRANULARITIES)))
 
 
 @st.composite
@@ -73,11 +90,13 @@ def test_the_most_recent_tokens_are_the_floats(drawn: Drawn) -> None:
 
 @given(drawn_keys())
 def test_a_value_is_at_most_half_a_step_away(drawn: Drawn) -> None:
-    """|x - read(x)| <= scale / 2, up to the rounding of the arithmetic.
+    """|x - read(x)| <= step / 2, up to the rounding of the arithmetic.
 
-    Steps are at most 2^8 and come from two roundings, the reciprocal and the product, of 2^-24 each; the
-    product that gives the value back is rounded once more: in all less than 2^-14 of a step. The result
-    is rounded to the dtype of the keys: its 8 bits, or 24, give 2^-8 of the value, or 2^-24.
+    The step of integers is the scale; with M bits of mantissa it is ``2**-M`` of a value in magnitude, or
+    that of subnormal elements. Values are at most 2^8 steps of integers and come from two roundings, the
+    reciprocal and the product, of 2^-24 each; the product that gives the value back is rounded once more: in
+    all less than 2^-14 of a step, and elements, of fewer steps, need no more. The result is rounded to the
+    dtype of the keys: its 8 bits, or 24, give 2^-8 of the value, or 2^-24.
     """
     store = drawn.store()
     codes = store.codes
@@ -88,7 +107,16 @@ def test_a_value_is_at_most_half_a_step_away(drawn: Drawn) -> None:
     scale = scale.repeat_interleave(min(channels, CHANNELS), -1)[..., :CHANNELS]
     floats, read = (each[..., : store.coded, :].float() for each in (drawn.keys, store.read()))
     rounding = read.abs() * (2**-8 if drawn.keys.dtype == torch.bfloat16 else 2**-24)
-    assert bool(((floats - read).abs() <= scale * (0.5 + 2**-14) + rounding).all())
+    half = step_of(drawn.layer.key, floats, scale) * (0.5 + 2**-14)
+    assert bool(((floats - read).abs() <= half + rounding).all())
+
+
+def step_of(spec: QuantSpec, x: Tensor, scale: Tensor) -> Tensor:
+    """Return how far apart values of the grid around `x` are, or more."""
+    if not isinstance(spec.dtype, FloatFormat):
+        return scale
+    element = spec.dtype.encoding
+    return torch.maximum(x.abs() * 2.0**-element.mantissa_bits, scale * element.smallest)
 
 
 @given(drawn_keys(), st.data())
@@ -111,6 +139,27 @@ def test_samples_are_chosen_as_in_a_float_cache(drawn: Drawn, order: list[int]) 
     before = store.read()
     store.change(lambda each: each[torch.tensor(order)])
     assert torch.equal(store.read(), before[torch.tensor(order)])
+
+
+@given(drawn_keys(), st.integers(0, 5), st.data())
+def test_a_store_of_fixed_length_reads_the_same(drawn: Drawn, more: int, data: st.DataObject) -> None:
+    """Bit for bit what a store that grows reads, also after a crop, in the memory of the first tokens."""
+    grown = drawn.store()
+    fixed, _ = drawn.layer.stores(max_length=grown.count + more)
+    sizes = []
+    for part in drawn.parts:
+        fixed.append(part)
+        sizes.append(fixed.nbytes)
+    assert torch.equal(fixed.read(), grown.read())
+    count = data.draw(st.integers(0, grown.count))
+    for store in (fixed, grown):
+        store.crop(count)
+        store.append(drawn.keys[..., count:, :])
+    assert torch.equal(fixed.read(), grown.read())
+    assert {*sizes, fixed.nbytes} == {sizes[0]}
+    with pytest.raises(LifecycleError, match=f"max_length={grown.count + more + 1}"):
+        fixed.append(drawn.keys[..., :1, :].repeat_interleave(more + 1, -2))
+    assert torch.equal(fixed.read(), grown.read())
 
 
 @given(drawn_keys())

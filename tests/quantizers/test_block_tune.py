@@ -9,7 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tico_config import BlockTuneConfig, CalibrationError, GPTQConfig, UnsupportedError
+from tico_config import (
+    FP8,
+    MXFP4,
+    NVFP4,
+    BlockTuneConfig,
+    CalibrationError,
+    ConfigError,
+    FloatFormat,
+    GPTQConfig,
+    UnsupportedError,
+)
 from tico_modules import QuantizedConv2d, QuantizedLinear, Report, report
 from tico_quantizers import BlockTuneQuantizer, GPTQQuantizer, Registry, quantizer_entry
 from tico_quantizers.lifecycle import convert, load_calibration, prepare, save_calibration
@@ -64,6 +74,31 @@ def test_without_steps_it_is_gptq() -> None:
         found, expected = tuned(blocks(), none), tuned(blocks(), gptq)
         assert same_tensors(tensors_of(found), tensors_of(expected))
         assert "stays at its start" in reason(found, "0.first")
+
+
+@pytest.mark.parametrize("dtype", [MXFP4(), NVFP4(), FP8()], ids=str)
+def test_elements_start_from_gptq_and_come_nearer(dtype: FloatFormat) -> None:
+    """Without steps it is GPTQ, and steps bring blocks nearer to the float one, or keep the start."""
+    start = tuned(blocks(), BlockTuneConfig(dtype=dtype, steps=0, show_progress=False))
+    gptq = tuned(blocks(), GPTQConfig(dtype=dtype, show_progress=False))
+    assert same_tensors(tensors_of(start), tensors_of(gptq))
+    longer = BlockTuneConfig(dtype=dtype, steps=96, rate=0.05, show_progress=False)
+    model = tuned(blocks(), longer)
+    found = [figures(report(model), path) for path in ("0.first", "1.second")]
+    assert all(0 < each[AFTER] <= each[BEFORE] for each in found)
+    assert any(each[AFTER] < each[BEFORE] for each in found)
+    layer = model.get_submodule("0.first")
+    assert isinstance(layer, QuantizedLinear)
+    assert layer.packed.dtype == dtype
+
+
+def test_a_format_says_bits_and_blocks() -> None:
+    """Both together are refused, and a grouped convolution can't share the scale of NVFP4's tensor."""
+    with pytest.raises(ConfigError, match="2 problems"):
+        BlockTuneConfig(dtype=MXFP4(), bits=3, group_size=8)
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
+    with pytest.raises(ConfigError, match="different scales of the tensor in nvfp4"):
+        prepare(model, BlockTuneConfig(dtype=NVFP4(), show_progress=False), registry=REGISTRY)
 
 
 def test_a_start_may_be_rounded_to_nearest() -> None:

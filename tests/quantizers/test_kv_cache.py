@@ -33,12 +33,14 @@ from tico.quantization import (
     save_quantized,
 )
 from tico_config import (
+    FP8,
     INT8,
     UINT4,
     BaseConfig,
     CalibrationError,
     ConfigError,
     DType,
+    LifecycleError,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -60,7 +62,9 @@ TOKENS = KVCacheConfig(
     residual_length=0,
 )
 MIXED = KVCacheConfig(key=no_quant(), value=affine(UINT4), residual_length=2)
-CONFIGS = (DYNAMIC, STATIC, TWO_BITS, TOKENS, MIXED)
+FP8_TOKENS = KVCacheConfig(key=affine(FP8()), value=affine(FP8("e5m2")), residual_length=4)
+FP8_STATIC = KVCacheConfig(key=affine(FP8()), value=affine(FP8()), static=True, residual_length=0)
+CONFIGS = (DYNAMIC, STATIC, TWO_BITS, TOKENS, MIXED, FP8_TOKENS, FP8_STATIC)
 QUIET = GPTQConfig(bits=4, show_progress=False)
 
 
@@ -137,6 +141,15 @@ def test_the_cache_holds_packed_codes() -> None:
     assert stored == [torch.uint8] * 4
 
 
+def test_the_cache_holds_elements_of_fp8() -> None:
+    """Codes are torch's float8 of both standards, a byte for each value, and static ones have no more."""
+    cache = converted(FP8_TOKENS)(texts(0), use_cache=True).past_key_values
+    stored = [store.codes.packed.dtype for store in cache.layers[0].stores]
+    assert stored == [torch.float8_e4m3fn, torch.float8_e5m2]
+    cache = converted(FP8_STATIC)(texts(0), use_cache=True).past_key_values
+    assert cache.nbytes * 4 == cache_bytes(two_heads()(texts(0), use_cache=True).past_key_values)
+
+
 def test_a_cache_can_be_given() -> None:
     """A cache of one's own is used, goes on where it was, and the one that generate makes holds codes too."""
     model, tokens = converted(TWO_BITS), texts(5, tokens=12)
@@ -158,8 +171,55 @@ def test_other_caches_stay_as_they_are() -> None:
     cache.crop(-6)
     found = logits(model, tokens[:, 6:], past_key_values=cache)
     torch.testing.assert_close(found, expected[:, 6:], atol=2e-5, rtol=0)
-    found = logits(model, tokens, past_key_values=StaticCache(config, max_cache_len=30))
-    torch.testing.assert_close(found, expected, atol=2e-5, rtol=0)
+    static = StaticCache(config, max_cache_len=30)
+    logits(float_model, tokens[:, :6], past_key_values=static)
+    found = logits(model, tokens[:, 6:], past_key_values=static)
+    torch.testing.assert_close(found, expected[:, 6:], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_cache_of_fixed_length_gives_the_same_bits(config: KVCacheConfig) -> None:
+    """Generation is that with a cache that grows: with one's own, used twice, and with one of generate's."""
+    model, tokens = converted(config), texts(5, tokens=12)
+    cache = quantized_cache(model, max_length=26)
+    for beams in (1, 2):
+        expected = generated(model, tokens, num_beams=beams)
+        mine = generated(model, tokens, num_beams=beams, past_key_values=cache)
+        theirs = generated(model, tokens, num_beams=beams, cache_implementation="static")
+        for sequences, scores in (mine, theirs):
+            assert torch.equal(sequences, expected[0])
+            assert all(torch.equal(one, other) for one, other in zip(scores, expected[1], strict=True))
+        cache.reset()
+
+
+def test_a_cache_of_fixed_length_takes_its_memory_once() -> None:
+    """Codes stay where they are and take what those of a full growing one do; more tokens change nothing."""
+    model, tokens = converted(TOKENS), texts(6, tokens=30)
+    cache = quantized_cache(model, max_length=30)
+    sizes, places = [], []
+    for part in torch.split(tokens, 5, dim=1):
+        logits(model, part, past_key_values=cache)
+        sizes.append(cache.nbytes)
+        places.append([store.codes.packed.data_ptr() for each in cache.layers for store in each.stores])
+    assert sizes == sizes[:1] * 6
+    assert places == places[:1] * 6
+    assert cache.nbytes == model(tokens, use_cache=True).past_key_values.nbytes
+    before = [layer.keys for layer in cache.layers]
+    with pytest.raises(LifecycleError, match="has 30 of 30 tokens, and cannot take 2 more; make it by"):
+        logits(model, tokens[:, :2], past_key_values=cache)
+    assert all(torch.equal(layer.keys, old) for layer, old in zip(cache.layers, before, strict=True))
+    with pytest.raises(ConfigError, match="max_length"):
+        quantized_cache(model, max_length=0)
+
+
+def test_a_cache_of_fixed_length_can_be_filled_in_inference_mode() -> None:
+    """Memory that is taken in inference mode is written outside of it as well."""
+    model, tokens = converted(FP8_STATIC), texts(6, tokens=20)
+    cache = quantized_cache(model, max_length=20)
+    with torch.inference_mode():
+        model(tokens[:, :10], past_key_values=cache)
+    model(tokens[:, 10:], past_key_values=cache)
+    assert cache.get_seq_length() == 20
 
 
 def test_crop_and_choice_of_samples() -> None:
@@ -199,12 +259,29 @@ def test_static_grids_span_what_was_seen() -> None:
         assert layer.v_scale.shape == (2,)
 
 
+def test_static_scales_of_fp8_are_those_of_runtimes() -> None:
+    """Without a granularity a layer has one `k_scale`, its largest magnitude over the largest element."""
+    seen = two_heads()(torch.cat([texts(0), texts(1)]), use_cache=True).past_key_values
+    formats = find_cache(converted(FP8_STATIC))
+    assert formats is not None
+    for layer, states in zip(formats.layers, seen.layers, strict=True):
+        assert layer is not None
+        assert layer.v_scale is not None
+        assert layer.v_scale.shape == ()
+        # Of a batch of two texts and one of four, products differ in the last bits.
+        torch.testing.assert_close(layer.k_scale, states.keys.abs().max() / 448, rtol=1e-5, atol=0)
+        torch.testing.assert_close(layer.v_scale, states.values.abs().max() / 448, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [INT8, FP8()])
 @pytest.mark.parametrize(
     ("granularity", "shape"), [(PerTensor(), ()), (PerChannel(1), (2,)), (PerChannel(-1), (2, 8))]
 )
-def test_static_scales_can_be_read(granularity: PerTensor | PerChannel, shape: tuple[int, ...]) -> None:
+def test_static_scales_can_be_read(
+    dtype: DType | FP8, granularity: PerTensor | PerChannel, shape: tuple[int, ...]
+) -> None:
     """They have an axis for heads, and one for channels, as the granularity says."""
-    spec = affine(INT8, granularity=granularity)
+    spec = affine(dtype, granularity=granularity)
     formats = find_cache(converted(attrs.evolve(STATIC, key=spec, value=spec)))
     assert formats is not None
     layer = formats.layers[0]
@@ -275,14 +352,18 @@ def test_generation_counts_as_data() -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=0)
 
 
-def test_a_layer_without_data_and_a_head_of_zeros_are_named() -> None:
+FP8_HEADS = attrs.evolve(FP8_STATIC, value=affine(FP8(), granularity=PerChannel(1)))
+
+
+@pytest.mark.parametrize("config", [STATIC, FP8_HEADS])
+def test_a_layer_without_data_and_a_head_of_zeros_are_named(config: KVCacheConfig) -> None:
     """Static grids need data, and values that are not all 0; after the error calibration can go on."""
     with pytest.raises(CalibrationError, match=r"layers\.0\.self_attn: no calibration data gave keys"):
-        convert(prepare(two_heads(), STATIC))
+        convert(prepare(two_heads(), config))
     model = two_heads()
     attention = model.model.layers[1].self_attn
     attention.v_proj.weight.data[8:] = 0
-    prepared = calibrate(prepare(model, STATIC), [texts(0)])
+    prepared = calibrate(prepare(model, config), [texts(0)])
     with pytest.raises(CalibrationError, match=r"layers\.1\.self_attn: the values of head 1 are 0"):
         convert(prepared)
     attention.v_proj.weight.data[8:] = 1
@@ -389,6 +470,8 @@ def test_sliding_windows_stay_float() -> None:
     model = converted(DYNAMIC, half_sliding())
     cache = model(texts(0), use_cache=True).past_key_values
     assert [type(layer).__name__ for layer in cache.layers] == ["DynamicSlidingWindowLayer", "QuantizedLayer"]
+    fixed = quantized_cache(model, max_length=40)
+    assert [type(each).__name__ for each in fixed.layers] == ["StaticSlidingWindowLayer", "QuantizedLayer"]
     line = next(line for line in report(model).layers if line.path == "kv_cache")
     assert line.reason.startswith("model.layers.0.self_attn: its cache is a DynamicSlidingWindowLayer")
     text = texts(1, 1)

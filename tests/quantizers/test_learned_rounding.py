@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tico_config import DType
-from tico_modules import PackedWeight
+from tico_config import FLOAT_FORMATS, FP8, MXFP4, NVFP4, DType, Element, FloatFormat
+from tico_modules import FloatWeight, PackedWeight
 from tico_quantizers.testing import values
 from tico_quantizers.tuning import LearnedRounding
 
@@ -115,3 +115,97 @@ def test_a_weight_beyond_its_grid_is_finite() -> None:
             rounding.stretches.fill_(far)
         assert bool(torch.isfinite(rounding.weight()).all())
         assert float(rounding.packed().scale.min()) >= torch.finfo(torch.float32).tiny
+
+
+def element_start(weight: Tensor, dtype: FloatFormat) -> FloatWeight:
+    """Return `weight` on the grid of a floating-point format, some of its elements one off."""
+    nearest = PackedWeight.round_to_nearest(weight, dtype, symmetric=True, group_size=None)
+    assert isinstance(nearest, FloatWeight)
+    known = sorted({each for each in dtype.encoding.values if abs(each) <= dtype.encoding.largest})
+    off = torch.randint(-1, 2, weight.shape, generator=torch.Generator()).flatten().tolist()
+    codes = nearest.integer_codes().flatten().tolist()
+    moved = [
+        dtype.encoding.code_of(
+            known[min(max(known.index(dtype.encoding.value_of(code)) + by, 0), len(known) - 1)]
+        )
+        for code, by in zip(codes, off, strict=True)
+    ]
+    found = PackedWeight.from_codes(
+        torch.tensor(moved).view(weight.shape),
+        nearest.scale,
+        nearest.zero_point,
+        dtype=dtype,
+        shape=tuple(weight.shape),
+        group_size=nearest.group_size,
+        tensor_scale=nearest.tensor_scale,
+    )
+    assert isinstance(found, FloatWeight)
+    return found
+
+
+every_format = pytest.mark.parametrize("dtype", FLOAT_FORMATS, ids=str)
+
+
+@every_format
+def test_elements_that_were_not_moved_are_their_start(dtype: FloatFormat) -> None:
+    """Codes, scales and values are those of the start, bit for bit, also of elements not the nearest."""
+    weight = values(0, 6, 64) * 3
+    start = element_start(weight, dtype)
+    rounding = LearnedRounding.of(weight, start)
+    found = rounding.packed()
+    assert torch.equal(found.codes, start.codes)
+    assert torch.equal(found.scale, start.scale)
+    assert torch.equal(rounding.weight(), start.dequantize())
+
+
+@every_format
+def test_moved_elements_are_what_is_packed(dtype: FloatFormat) -> None:
+    """Each is nearest to p + V d, and its code is packed; scales of blocks stay, those of FP8 move."""
+    weight = values(0, 6, 64) * 3
+    start = element_start(weight, dtype)
+    rounding = moved(LearnedRounding.of(weight, start))
+    found = rounding.packed()
+    assert torch.equal(rounding.weight(), found.dequantize())
+    assert torch.equal(found.scale, start.scale) is (dtype.scale_format != "float32")
+    offsets = rounding.offsets.detach().clamp(-0.5, 0.5).flatten().tolist()
+    points, before, after = (
+        each.flatten().tolist() for each in (rounding.points, start.integer_codes(), found.integer_codes())
+    )
+    for point, offset, old, new in zip(points, offsets, before, after, strict=True):
+        distance = step_from(dtype.encoding, dtype.encoding.value_of(old), 1 if offset >= 0 else -1)
+        # The products of float32 are nearer to the exact ones than to a tie here.
+        assert new == dtype.encoding.code_of(point + offset * distance)
+
+
+def step_from(element: Element, value: float, side: int) -> float:
+    """Return how far the next element on one side is, beyond the largest as far as the one before."""
+    known = sorted({each for each in element.values if abs(each) <= element.largest})
+    place = known.index(value)
+    lower = min(max(place if side > 0 else place - 1, 0), len(known) - 2)
+    return known[lower + 1] - known[lower]
+
+
+@pytest.mark.parametrize("dtype", [MXFP4(), NVFP4()])
+def test_derivatives_of_elements_are_their_steps(dtype: FloatFormat) -> None:
+    """By an offset it is the scale times the distance on its side; scales of blocks have none."""
+    start = PackedWeight.round_to_nearest(
+        torch.tensor([[2.0, 2.0, 6.0, 0.0]]), dtype, symmetric=True, group_size=None
+    )
+    rounding = LearnedRounding.of(torch.tensor([[2.0, 2.0, 6.0, 0.0]]), start)
+    with torch.no_grad():
+        rounding.offsets.copy_(torch.tensor([[-0.1, 0.1, 0.1, 0.1]]))
+    slopes = torch.autograd.grad(
+        rounding.weight().sum(), [rounding.offsets, rounding.stretches], allow_unused=True
+    )
+    scale = float(start.scale[0, 0])
+    assert slopes[0].tolist() == [[0.5 * scale, scale, 2 * scale, 0.5 * scale]]
+    assert slopes[1] is None
+
+
+def test_scales_of_fp8_have_derivatives() -> None:
+    """By t it is e s, as for integers."""
+    weight = torch.tensor([[448.0, 2.0]])
+    start = PackedWeight.round_to_nearest(weight, FP8(), symmetric=True, group_size=None)
+    rounding = LearnedRounding.of(weight, start)
+    (slope,) = torch.autograd.grad(rounding.weight().sum(), [rounding.stretches])
+    assert slope.tolist() == [[pytest.approx(45.0)]]

@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from tico_config import DType, PerGroup, PerToken, QuantSpec, integer_format
+from tico_config import FP8, DType, FloatFormat, PerGroup, PerToken, QuantSpec, integer_format
 from tico_modules import LayerCache
 
 TOKENS, CHANNELS = -2, -1
@@ -26,6 +26,9 @@ def kept(x: Tensor, layer: LayerCache, part: str) -> Tensor:
     if fixed is not None and zero is not None:
         scale, offset = fixed, zero
         old = x[:, :, :coded].float()
+        if isinstance(spec.dtype, FloatFormat):
+            result[:, :, :coded] = (elements(old / scale, spec.dtype) * scale).to(x.dtype)
+            return result
         steps = (torch.round(old * (1 / scale)) + offset).clamp(spec.dtype.qmin, spec.dtype.qmax)
         result[:, :, :coded] = ((steps - offset) * scale).to(x.dtype)
         return result
@@ -53,12 +56,24 @@ def group_of(spec: QuantSpec) -> tuple[int, int]:
 
 def on_own_grid(x: Tensor, spec: QuantSpec) -> Tensor:
     """Return `x` on the min/max grid of all its values, with a scale of bfloat16 that is no smaller."""
-    values, dtype = x.float(), integer_format(spec.dtype)
+    values = x.float()
+    if isinstance(spec.dtype, FloatFormat):
+        largest = float(values.abs().max()) / spec.dtype.encoding.largest
+        scale = next_bfloat16(float(torch.tensor(largest or 1.0, dtype=torch.float64).float()))
+        return elements(values / scale, spec.dtype) * scale
+    dtype = integer_format(spec.dtype)
     scale = next_bfloat16(exact_scale(float(values.min()), float(values.max()), dtype, spec.is_symmetric))
     low = min(float(values.min()), 0.0)
     zero = 0 if spec.is_symmetric else dtype.qmin - round(float(torch.tensor(low) / scale))
     steps = (torch.round(values * (1 / torch.tensor(scale))) + zero).clamp(dtype.qmin, dtype.qmax)
     return (steps - zero) * scale
+
+
+def elements(x: Tensor, dtype: FloatFormat) -> Tensor:
+    """Return the nearest elements of FP8 by torch's own casts, which do not saturate."""
+    largest = dtype.encoding.largest
+    kind = torch.float8_e4m3fn if dtype == FP8("e4m3") else torch.float8_e5m2
+    return x.clamp(-largest, largest).to(kind).float()
 
 
 def exact_scale(low: float, high: float, dtype: DType, symmetric: bool) -> float:

@@ -19,8 +19,9 @@ from tico.quantization.config import (
     affine,
     no_quant,
 )
-from tico_config import PerToken
+from tico_config import FloatFormat, MSESpec, PerToken
 from tico_observers import AffineParams, fake_quantize_blocks, params_per_token
+from tico_observers.float_formats import tensor_scale_of
 from tico_quantizers import ActivationGrid, Calibration, Edit
 from tico_quantizers.testing import refused
 from tico_wrapq import ACT_IN, Frozen, Mode, Passing, QuantLinear, QuantPoint, Watching
@@ -147,11 +148,30 @@ def test_a_block_format_needs_no_data() -> None:
     assert torch.equal(point(x), fake_quantize_blocks(x, MXFP8()))
 
 
-def test_nvfp4_is_refused() -> None:
-    """Its scale of the tensor would come from the batch: an error when the point is made, with a way out."""
-    with refused(None, UnsupportedError, field="spec", module="fc.act_in") as error:
-        _point(affine(NVFP4()))
-    assert "affine(MXFP4())" in str(error.value)
+def test_nvfp4_learns_the_scale_of_the_tensor() -> None:
+    """It watches the range of all data; the scales of blocks are those of the values that come, under it."""
+    point = _point(affine(NVFP4()))
+    point.watch()
+    seen = [values(0, 3, 40), 5 * values(1, 2, 40)]
+    for x in seen:
+        point(x)
+    assert point.is_dynamic
+    edit = Edit()
+    with edit:
+        point.fix(point.determine_grid(), edit)
+    largest = torch.tensor([x.abs().amax().item() for x in seen])
+    x = values(2, 2, 40)
+    expected = fake_quantize_blocks(x, NVFP4(), tensor_scale=tensor_scale_of(largest))
+    assert torch.equal(point(x), expected)
+    assert torch.equal(point(x[:1]), expected[:1])
+    assert not torch.equal(expected, fake_quantize_blocks(x, NVFP4()))
+
+
+@pytest.mark.parametrize("dtype", [MXFP8(), NVFP4()])
+def test_scales_of_blocks_of_activations_are_not_searched(dtype: FloatFormat) -> None:
+    """They come from each block, by the standard's rule: an observer that searches is refused."""
+    with refused(None, UnsupportedError, field="observer", module="fc.act_in"):
+        _point(affine(dtype, observer=MSESpec()))
 
 
 def test_unknown_point_is_refused() -> None:

@@ -85,6 +85,7 @@ class TestPublicAPI(PublicAPI):
         "Progress",
         "named_grids",
         "named_modules",
+        "needs_calibration",
         "find_entry_points",
         "own_tensor",
         "load_plug_in",

@@ -87,6 +87,7 @@ class TestPublicFloatFormats(PublicNames):
     names = (
         "decode_elements",
         "decode_scales",
+        "element_gaps",
         "element_values",
         "encode_elements",
         "encode_scales",

@@ -155,6 +155,7 @@ class TestLayers(PublicNames):
         "routers_in",
         "reasons_against",
         "shape",
+        "tensor_scale_problem",
         "weight_axes",
         "with_weight",
         "numbers_of",

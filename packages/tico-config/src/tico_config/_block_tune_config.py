@@ -8,7 +8,11 @@ from typing import ClassVar, Literal
 import attrs
 
 from tico_config._deployment_profile import DeploymentProfile
+from tico_config._dtype import DType
+from tico_config._float_format import FloatFormat, NumberFormat
+from tico_config._float_weights import as_float_format, dtype_problems
 from tico_config._gptq_config import GPTQObserver
+from tico_config._grid import PerChannel, PerGroup
 from tico_config._grid_format import GridFormat
 from tico_config._legal_weights import weight_choices
 from tico_config._module_config import ModuleConfig, OnUncalibrated
@@ -33,6 +37,9 @@ class BlockTuneConfig(ModuleConfig):
         ragged_groups: let the last group of a row be a shorter one where `group_size` is no divisor of the
             columns; otherwise such a layer is refused.
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
+        dtype: a format of floating-point elements, such as `MXFP4()`, in the place of integers of `bits`, as
+            for `GPTQConfig`. Of these, steps move the scales of `FP8` alone: those of blocks have grids of
+            their own, and stay.
         start: the codes that are moved: ``"gptq"`` for those of GPTQ, with its columns in the order of their
             activations and grids of the float weights, or ``"nearest"``.
         observer: how a grid follows from the weights that share it, as for `GPTQConfig`.
@@ -82,6 +89,7 @@ class BlockTuneConfig(ModuleConfig):
     group_size: int | None = None
     ragged_groups: bool = False
     symmetric: bool = False
+    dtype: FloatFormat | None = attrs.field(default=None, converter=as_float_format)
     start: Literal["gptq", "nearest"] = "gptq"
     observer: GPTQObserver | None = None
     damping: float = attrs.field(default=0.01, converter=as_float)
@@ -101,6 +109,7 @@ class BlockTuneConfig(ModuleConfig):
         return [
             check_integer("bits", self.bits, 2, 8),
             check_optional_integer("group_size", self.group_size, 1),
+            *dtype_problems(self, self.dtype, ("bits", "symmetric"), ("group_size",)),
             check_number("damping", self.damping, 0.0, 1.0, open_low=True),
             check_integer("min_expert_tokens", self.min_expert_tokens, 0),
             check_integer("steps", self.steps, 0, 100_000),
@@ -111,9 +120,30 @@ class BlockTuneConfig(ModuleConfig):
             check_folder("checkpoint_dir", self.checkpoint_dir),
         ]
 
+    @property
+    def number_format(self) -> NumberFormat:
+        """The format of a code: `dtype`, or integers of `bits`.
+
+        >>> str(BlockTuneConfig(bits=3).number_format)
+        'uint3'
+        """
+        return DType(self.bits, signed=self.symmetric) if self.dtype is None else self.dtype
+
+    @property
+    def shared_columns(self) -> int | None:
+        """The number of columns that share a scale: the blocks of `dtype`, or `group_size`.
+
+        >>> from tico_config import NVFP4
+        >>> BlockTuneConfig(dtype=NVFP4()).shared_columns
+        16
+        """
+        return (self.dtype and self.dtype.block_size) or self.group_size
+
     def weight_format(self) -> GridFormat:
         """Return the format that the weights of a layer get."""
-        return GridFormat.of_weight(bits=self.bits, group_size=self.group_size, symmetric=self.symmetric)
+        size, dtype = self.shared_columns, self.number_format
+        unit = PerChannel(0) if size is None else PerGroup(size=size)
+        return GridFormat(dtype=dtype, granularity=unit, symmetric=dtype.signed)
 
     @classmethod
     def choices_for(cls, target: DeploymentProfile) -> Iterable[Mapping[str, object]]:

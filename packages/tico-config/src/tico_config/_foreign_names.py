@@ -59,6 +59,10 @@ SAME: Final[Mapping[str, Sequence[str]]] = {
 _DATA: Final = "pass the data to calibrate(model, batches)"
 _FIELDS: Final = "set the width, the groups and the symmetry by fields of their own"
 _FILES: Final = "choose the format of a file when it is exported"
+_FORMAT: Final = (
+    "for a format of floating-point elements take GPTQConfig, AWQConfig or BlockTuneConfig with dtype=…, or"
+    " PTQConfig(weight=affine(…))"
+)
 _ROW: Final = "it changes no result here; leave it out"
 
 INSTEAD: Final[Mapping[str, str]] = {
@@ -70,6 +74,7 @@ INSTEAD: Final[Mapping[str, str]] = {
     "config_groups": _FIELDS,
     "damp_auto_increment": "leave it out, more damping is tried by itself where it is needed",
     "dataset": _DATA,
+    "dtype": _FORMAT,
     "eps": _ROW,
     "format": _FILES,
     "max_seq_length": _DATA,

@@ -8,6 +8,7 @@ from typing import ClassVar, Final
 import attrs
 
 from tico_config._dtype import UINT4, DType
+from tico_config._float_format import FP8
 from tico_config._grid import Granularity, PerChannel, PerGroup, PerTensor, PerToken, QScheme
 from tico_config._module_config import ModuleConfig
 from tico_config._observer_specs import MinMaxSpec
@@ -32,7 +33,7 @@ def _four_bits() -> QuantSpec:
 @register_config
 @attrs.frozen(kw_only=True)
 class KVCacheConfig(ModuleConfig):
-    """Keys and values of attention kept as integers, in a cache of transformers' own kind.
+    """Keys and values of attention kept as integers or as FP8, in a cache of transformers' own kind.
 
     Keys and values are tensors (batch, heads, tokens, channels). They are quantized as the cache gets them:
     keys after the rotation by positions, as all models of transformers hand them over, and as runtimes
@@ -54,26 +55,32 @@ class KVCacheConfig(ModuleConfig):
     ``PerChannel(-1)``          each channel of each head                               yes
     ==========================  ======================================================  ==========
 
-    Attention reads what the cache holds, also of the tokens that are being read: the values that integers
+    `FP8` keeps small values and large ones with the same relative precision, so that one scale is enough:
+    runtimes that have such a cache have one for each layer, its `k_scale` and `v_scale`.
+
+    Attention reads what the cache holds, also of the tokens that are being read: the values that codes
     stand for, and floats of the most recent tokens. So a text that is read at once meets nearly all of its
-    tokens as integers; read token by token, it meets those just before as floats.
+    tokens as codes; read token by token, it meets those just before as floats.
 
     A dynamic grid comes from the values that it is for; its scale is rounded up to bfloat16. A static one
-    comes from the smallest and the largest value in all calibration data. Where PTQ has given the points
-    ``key`` and ``value`` of attention grids too, values lie on these first; leave the points out by
+    comes from the smallest and the largest value in all calibration data; what is beyond saturates.
+
+    Where PTQ has given the points ``key`` and ``value`` of attention grids too, values lie on these first;
+    leave the points out by
     ``PTQConfig(overrides={"*.key": no_quant(), "*.value": no_quant()})`` to round once.
 
     An override has the path of an attention module, such as ``"model.layers.0.self_attn"``: it changes
     fields for that layer, or leaves its cache in float by `no_quant()`.
 
     Attributes:
-        key: codes of 2 to 8 bits, or `no_quant()`. Without a granularity, grids are per channel: in groups of
-            `group_size` tokens, or static.
-        value: the same. Without a granularity, there is one grid for `group_size` channels of each token, or
-            a static one for each head.
+        key: integers of 2 to 8 bits, `FP8`, or `no_quant()`. Without a granularity, grids of integers are per
+            channel, in groups of `group_size` tokens or static, and those of FP8 per token, or static per
+            tensor.
+        value: the same, but that without a granularity there is one grid of integers for `group_size`
+            channels of each token, or a static one for each head.
         static: grids come from calibration data, not from the text that is read.
         group_size: see `key` and `value`.
-        residual_length: so many of the most recent tokens at least stay as floats. Tokens become integers
+        residual_length: so many of the most recent tokens at least stay as floats. Tokens become codes
             in whole groups, so that with groups of tokens up to ``size - 1`` more do.
 
     Raises:
@@ -82,6 +89,8 @@ class KVCacheConfig(ModuleConfig):
     >>> config = KVCacheConfig(key=affine(DType.int(8)), value=affine(DType.int(8)))
     >>> config.key_spec().granularity, config.value_spec().granularity
     (PerGroup(axis=-2, size=32), PerGroup(axis=-1, size=32))
+    >>> KVCacheConfig(key=affine(FP8()), value=affine(FP8()), static=True).key_spec().granularity
+    PerTensor()
     """
 
     name: ClassVar[str] = "kv_cache"
@@ -108,21 +117,24 @@ class KVCacheConfig(ModuleConfig):
 
     def key_spec(self) -> QuantSpec:
         """Return `key` with the granularity that it gets."""
-        return self._with_granularity(
-            self.key, PerChannel(axis=_CHANNELS), PerGroup(axis=_TOKENS, size=self.group_size)
-        )
+        return self._resolved(self.key, PerChannel(axis=_CHANNELS), _TOKENS)
 
     def value_spec(self) -> QuantSpec:
         """Return `value` with the granularity that it gets."""
-        return self._with_granularity(
-            self.value, PerChannel(axis=_HEADS), PerGroup(axis=_CHANNELS, size=self.group_size)
-        )
+        return self._resolved(self.value, PerChannel(axis=_HEADS), _CHANNELS)
 
-    def _with_granularity(self, spec: QuantSpec, static: Granularity, dynamic: Granularity) -> QuantSpec:
-        """Return `spec` with one of these granularities if it has none of its own; axes from the last one."""
+    def _resolved(self, spec: QuantSpec, static: Granularity, axis: int) -> QuantSpec:
+        """Return `spec` with a granularity: its own with axes from the last one, else the usual one.
+
+        For integers that is `static`, or one for groups along `axis`.
+        """
         if not spec.is_quantized:
             return spec
-        found = spec.granularity or (static if self.static else dynamic)
+        if isinstance(spec.dtype, FP8):
+            usual: Granularity = PerTensor() if self.static else PerToken()
+        else:
+            usual = static if self.static else PerGroup(axis=axis, size=self.group_size)
+        found = spec.granularity or usual
         if isinstance(found, PerChannel | PerGroup) and found.axis >= 0:
             found = attrs.evolve(found, axis=found.axis - _AXES)
         return _at(found, spec)
@@ -130,9 +142,10 @@ class KVCacheConfig(ModuleConfig):
     def _spec_problems(self, name: str, spec: QuantSpec) -> Iterator[Problem]:
         if not spec.is_quantized:
             return
-        if not isinstance(spec.dtype, DType):
-            sentence = f"the cache holds integers, and {name} asks for {spec}"
-            expected, remedy = "integers of 2 to 8 bits", f"give {name}=affine(DType.int(8)), or fewer bits"
+        if not isinstance(spec.dtype, DType | FP8):
+            sentence = f"the cache holds integers or FP8, and {name} asks for {spec}"
+            expected = "integers of 2 to 8 bits, or FP8"
+            remedy = f"give {name}=affine(FP8()), or affine(DType.int(8)) or fewer bits"
             found = Found(str(spec))
             yield Problem(field=name, value=found, expected=expected, sentence=sentence, remedy=remedy)
             return

@@ -52,7 +52,7 @@ from tico_modules._record.named_grids import named_grids
 from tico_modules._record.report import Report
 from tico_modules._record.run import Run, library_versions
 from tico_modules._record.stand_in import carry_over
-from tico_modules._storage.activation_grid import ActivationGrid, is_fixed
+from tico_modules._storage.activation_grid import ActivationGrid, is_fixed, needs_calibration
 from tico_modules._storage.exact_module import ExactModule
 from tico_modules._storage.exported import code_dtype, dialect_operator
 from tico_modules._storage.float_weight import FloatWeight
@@ -181,6 +181,7 @@ __all__ = [
     "model_fingerprint",
     "named_grids",
     "named_modules",
+    "needs_calibration",
     "over_units",
     "own_tensor",
     "parameter",

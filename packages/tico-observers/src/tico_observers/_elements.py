@@ -59,6 +59,24 @@ def encode_elements(values: Tensor, element: Element) -> Tensor:
     return torch.where(single < 0, code + 2 ** (element.bits - 1), code).to(torch.uint8)
 
 
+def element_gaps(values: Tensor, element: Element) -> tuple[Tensor, Tensor]:
+    """Return how far from `values`, float32 elements, the next element below is, and the next one above.
+
+    Beyond the largest element, and below the smallest, they go on as far apart as before.
+
+    >>> from tico_config import MXFP4
+    >>> below, above = element_gaps(torch.tensor([0.0, 2.0, 6.0]), MXFP4().encoding)
+    >>> below.tolist(), above.tolist()
+    ([0.5, 0.5, 2.0], [0.5, 1.0, 2.0])
+    """
+    known = element_values(element).to(values.device)
+    known = known[known.abs() <= element.largest].unique()  # sorted, once each
+    gaps = known.diff()
+    index = torch.searchsorted(known, values.contiguous())
+    last = len(gaps) - 1
+    return gaps[(index - 1).clamp(min=0)], gaps[index.clamp(max=last)]
+
+
 def decode_elements(codes: Tensor, element: Element, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the values of integer `codes`, which have to be some of the element.
 

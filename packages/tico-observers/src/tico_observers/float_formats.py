@@ -14,6 +14,7 @@ standard, `nearby_scales` those that a search looks at, `encode_scales` and `dec
 from tico_observers._affine_params import params_from_largest
 from tico_observers._elements import (
     decode_elements,
+    element_gaps,
     element_values,
     encode_elements,
     round_elements,
@@ -31,6 +32,7 @@ from tico_observers._float_scales import (
 __all__ = [
     "decode_elements",
     "decode_scales",
+    "element_gaps",
     "element_values",
     "encode_elements",
     "encode_scales",

@@ -1,1 +1,1 @@
-"""Keys and values of attention as integers."""
+"""Keys and values of attention as codes."""

@@ -1,4 +1,4 @@
-"""The cache of integers, of the classes of transformers, which is imported here and nowhere else."""
+"""The cache of codes, of the classes of transformers, which is imported here and nowhere else."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from transformers.cache_utils import (
     DynamicCache,
     DynamicLayer,
     LinearAttentionCacheLayerMixin,
+    StaticCache,
+    StaticLayer,
 )
 
 from tico_config import CalibrationError, Found, Problem, UnsupportedError
@@ -25,13 +27,18 @@ AnyLayer: TypeAlias = CacheLayerMixin | LinearAttentionCacheLayerMixin | DummyLa
 
 
 class QuantizedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-    """Keys and values of one layer as integers, and those of the most recent tokens as floats.
+    """Keys and values of one layer as codes, and those of the most recent tokens as floats.
 
-    What attention reads is the value that each integer stands for, followed by the floats.
+    What attention reads is the value that each code stands for, followed by the floats.
+
+    Args:
+        layer: the formats.
+        max_length: how many tokens there may be, whose memory is taken once; None lets it grow.
     """
 
-    def __init__(self, layer: LayerCache) -> None:
-        self.stores = layer.stores()
+    def __init__(self, layer: LayerCache, max_length: int | None = None) -> None:
+        self.max_length = max_length
+        self.stores = layer.stores(max_length)
         super().__init__()  # type: ignore[no-untyped-call]
 
     @property
@@ -54,12 +61,14 @@ class QuantizedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transfor
 
     @property
     def nbytes(self) -> int:
-        """The bytes of integers, scales and floats."""
+        """The bytes of codes, scales and floats."""
         return sum(store.nbytes for store in self.stores)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take the dtype and the device of what comes."""
+        """Take the dtype and the device of what comes, and the memory for a fixed number of tokens."""
         self.dtype, self.device = key_states.dtype, key_states.device
+        for store, states in zip(self.stores, (key_states, value_states), strict=True):
+            store.reserve(states)
         self.is_initialized = True
 
     def update(
@@ -77,8 +86,12 @@ class QuantizedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transfor
         """Return the number of tokens."""
         return self.stores[0].count
 
+    def get_max_length(self) -> int:
+        """Return how many tokens there may be; -1 where there may be any number."""
+        return -1 if self.max_length is None else self.max_length
+
     def reset(self) -> None:
-        """Forget all tokens."""
+        """Forget all tokens; memory for a fixed number of them stays."""
         for store in self.stores:
             store.clear()
         self.is_initialized = False
@@ -122,7 +135,7 @@ class QuantizedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transfor
 
 
 class QuantizedCache(DynamicCache):
-    """A cache whose keys and values are integers, for ``past_key_values`` of a model of transformers.
+    """A cache whose keys and values are codes, for ``past_key_values`` of a model of transformers.
 
     Args:
         formats: how each layer is kept.
@@ -137,22 +150,50 @@ class QuantizedCache(DynamicCache):
 
     @property
     def nbytes(self) -> int:
-        """The bytes of integers, scales and floats of all layers."""
+        """The bytes of codes, scales and floats of all layers."""
+        return cache_bytes(self)
+
+
+class QuantizedStaticCache(StaticCache):
+    """A cache of codes for at most `max_length` tokens, whose memory is taken once.
+
+    It gives the bits that `QuantizedCache` gives: attention reads the tokens that there are, and not as many
+    as there may be. So it has no fixed shape for `torch.compile`.
+
+    Args:
+        formats: how each layer is kept.
+        config: that of the model. Layers without a format have what `StaticCache` gives them.
+        max_length: the number of tokens.
+
+    Raises:
+        UnsupportedError: the config is not that of a model with so many layers.
+    """
+
+    def __init__(self, formats: KeyValueCache, config: object, max_length: int) -> None:
+        known = StaticCache(config=_require_config(config), max_cache_len=max_length).layers
+        Cache.__init__(self, layers=_layers(formats, known))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of codes, scales and floats of all layers."""
         return cache_bytes(self)
 
 
 def quantize_empty(cache: object, formats: KeyValueCache, config: object) -> None:
-    """Let the empty dynamic cache `cache` hold integers; leave any other as it is.
+    """Let the empty `DynamicCache` or `StaticCache` `cache` hold codes; leave any other as it is.
 
     Layers that stay float are those that it has: they may have been told to remember more than their window.
     """
-    if type(cache) is not DynamicCache or any(map(_is_used, cache.layers)):
+    if type(cache) not in (DynamicCache, StaticCache) or not isinstance(cache, Cache):
         return
-    cache.layers = _layers(formats, cache.layers or float_layers(config))
-    cache.layer_class_to_replicate = None
+    if not any(map(_is_used, cache.layers)):
+        cache.layers = _layers(formats, cache.layers or float_layers(config))
+        cache.layer_class_to_replicate = None
 
 
 def _is_used(layer: object) -> bool:
+    if isinstance(layer, StaticLayer):
+        return int(layer.get_seq_length()) > 0
     return type(layer) is QuantizedLayer or bool(getattr(layer, "is_initialized", False))
 
 
@@ -161,19 +202,27 @@ def _layers(formats: KeyValueCache, known: list[AnyLayer]) -> list[AnyLayer]:
         found, expected = Found(f"one of {len(known)} layers"), f"one of {formats.count} layers"
         raise UnsupportedError(Problem(field="config", value=found, expected=expected))
     pairs = zip(known, formats.layers, strict=True)
-    return [layer if each is None else QuantizedLayer(each) for layer, each in pairs]
+    return [layer if each is None else QuantizedLayer(each, _length(layer)) for layer, each in pairs]
+
+
+def _length(layer: AnyLayer) -> int | None:
+    return layer.max_cache_len if isinstance(layer, StaticLayer) else None
 
 
 def float_layers(config: object) -> list[AnyLayer]:
     """Return the empty layers of the float cache of a model with `config`."""
-    if not isinstance(config, PreTrainedConfig):
-        expected = "the config of a transformers model"
-        raise UnsupportedError(Problem(field="config", value=config, expected=expected))
-    return DynamicCache(config=config).layers
+    return DynamicCache(config=_require_config(config)).layers
+
+
+def _require_config(config: object) -> PreTrainedConfig:
+    if isinstance(config, PreTrainedConfig):
+        return config
+    expected = "the config of a transformers model"
+    raise UnsupportedError(Problem(field="config", value=config, expected=expected))
 
 
 def reasons_against(config: object) -> list[str | None]:
-    """Return, for each layer, why its cache stays float, or None where it can hold integers."""
+    """Return, for each layer, why its cache stays float, or None where it can hold codes."""
     return [None if type(each) is DynamicLayer else _reason(each) for each in float_layers(config)]
 
 

@@ -2,52 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import attrs
 import torch
 from torch import Tensor
 
-from tico_config import DType, PerGroup, PerToken, Problem, UnsupportedError
+from tico_config import (
+    FP8,
+    DType,
+    Found,
+    NumberFormat,
+    PerGroup,
+    PerToken,
+    Problem,
+    UnsupportedError,
+)
 from tico_config.validation import check_instance, refuse
 from tico_observers import pack, params_from_range, require_finite, unpack
+from tico_observers.float_formats import round_elements_
 
 _TOKENS: Final = -2
+_ELEMENTS: Final = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
+
+CacheFormat: TypeAlias = DType | FP8
+"""What codes in a cache stand for."""
+
+
+def cache_format(dtype: NumberFormat) -> CacheFormat:
+    """Return `dtype`, which has to be one that a cache can hold.
+
+    Raises:
+        UnsupportedError: it is another one.
+
+    >>> str(cache_format(FP8()))
+    'fp8_e4m3'
+    """
+    if isinstance(dtype, DType | FP8):
+        return dtype
+    raise UnsupportedError(Problem(field="dtype", value=Found(str(dtype)), expected="integers or FP8"))
 
 
 @attrs.frozen(eq=False)
 class Codes:
-    """Integers that stand for some tokens of keys or values.
+    """Codes that stand for some tokens of keys or values.
 
     Attributes:
-        packed: uint8 (batch, heads, tokens, bytes of a row), the codes less `qmin`.
+        packed: uint8 (batch, heads, tokens, bytes of a row), integers less `qmin`; or elements of FP8,
+            float8_e4m3fn or float8_e5m2 (batch, heads, tokens, channels).
         scale: broadcasts against the values; bfloat16 where it comes from them; None where it is fixed.
-        zero_point: uint8, the code of 0 less `qmin`; None where grids are symmetric or fixed.
+        zero_point: uint8, the code of 0 less `qmin`; None where grids are symmetric, as for FP8, or fixed.
     """
 
     packed: Tensor
     scale: Tensor | None
     zero_point: Tensor | None
 
-    def tensors(self) -> list[Tensor]:
-        """Return the tensors that are there."""
-        return [each for each in (self.packed, self.scale, self.zero_point) if each is not None]
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Codes:
-        """Return codes with `tensors`, in the order of `tensors()`, in the place of those that are there."""
-        packed, *others = tensors
-        scale = None if self.scale is None else others[0]
-        return Codes(packed, scale, None if self.zero_point is None else others[-1])
-
-    def map(self, action: Callable[[Tensor], Tensor]) -> Codes:
-        """Return codes with what `action` returns for each tensor."""
-        return self.with_tensors([action(each) for each in self.tensors()])
-
 
 @attrs.frozen(eq=False, kw_only=True)
 class CacheGrid:
-    """How keys or values become integers of 2 to 8 bits.
+    """How keys or values become integers of 2 to 8 bits, or FP8.
 
     A dynamic grid, of `granularity` ``PerToken()``, ``PerGroup(-1, size)`` or ``PerGroup(-2, size)``, is the
     min/max grid of the values that share it, with its scale rounded up to bfloat16. A fixed one is
@@ -62,7 +76,7 @@ class CacheGrid:
     [127.0, 0.0]
     """
 
-    dtype: DType
+    dtype: CacheFormat
     symmetric: bool
     granularity: PerToken | PerGroup | None = None
     scale: Tensor | None = None
@@ -78,7 +92,7 @@ class CacheGrid:
 
     @property
     def tokens(self) -> int:
-        """How many tokens share a grid, and have to become integers together."""
+        """How many tokens share a grid, and have to become codes together."""
         granularity = self.granularity
         together = isinstance(granularity, PerGroup) and granularity.axis == _TOKENS
         return granularity.size if together and isinstance(granularity, PerGroup) else 1
@@ -86,7 +100,8 @@ class CacheGrid:
     def quantize(self, x: Tensor) -> Codes:
         """Return the codes of `x` (batch, heads, tokens, channels); tokens are a multiple of `tokens`.
 
-        A code is ``clamp(round(x * (1 / scale)) + zero_point, qmin, qmax)``, in float32 as everywhere.
+        An integer is ``clamp(round(x * (1 / scale)) + zero_point, qmin, qmax)``, an element of FP8 the one
+        nearest to ``x / scale``; in float32, as everywhere.
 
         Raises:
             NumericsError: `x` holds NaN or infinity.
@@ -94,45 +109,59 @@ class CacheGrid:
         require_finite(x, "the cache")
         wide = x.detach().to(torch.float32)
         scale, zero_point = self._grid_of(wide)
-        full, offset = self._spread(scale, wide.shape), self._spread(zero_point, wide.shape)
-        steps = (wide * full.reciprocal()).round_().add_(offset).clamp_(self.dtype.qmin, self.dtype.qmax)
-        packed = pack((steps - self.dtype.qmin).to(torch.uint8), self.dtype.bits)
+        packed = self._encode(wide, self._spread(scale, wide.shape), self._spread(zero_point, wide.shape))
         if self.granularity is None:
             return Codes(packed, None, None)
-        kept = None if self.symmetric else (zero_point - self.dtype.qmin).to(torch.uint8)
+        dtype = self.dtype
+        integers = None if self.symmetric or isinstance(dtype, FP8) else (zero_point - dtype.qmin)
+        kept = None if integers is None else integers.to(torch.uint8)
         return Codes(packed, scale.to(torch.bfloat16), kept)
 
+    def _encode(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Return the codes of float32 `x`, as they are stored."""
+        dtype = self.dtype
+        if isinstance(dtype, FP8):
+            return round_elements_(x / scale, dtype.encoding).to(_ELEMENTS[dtype.element])
+        steps = (x * scale.reciprocal()).round_().add_(zero_point).clamp_(dtype.qmin, dtype.qmax)
+        return pack((steps - dtype.qmin).to(torch.uint8), dtype.bits)
+
     def dequantize(self, codes: Codes, channels: int, dtype: torch.dtype) -> Tensor:
-        """Return the values ``(code - zero_point) * scale``, (batch, heads, tokens, `channels`)."""
-        qmin = self.dtype.qmin
-        shape = (*codes.packed.shape[:-1], channels)
-        steps = unpack(codes.packed, self.dtype.bits, shape).to(torch.float32)
+        """Return the values that codes stand for, (batch, heads, tokens, `channels`).
+
+        They are ``(code - zero_point) * scale``, or ``element * scale``.
+        """
         scale = self.scale if codes.scale is None else codes.scale.to(torch.float32)
         if scale is None:
             raise _without_scale()
-        if codes.zero_point is not None:
-            steps -= self._spread(codes.zero_point.to(torch.float32), steps.shape)
-        elif codes.scale is None and self.zero_point is not None:
-            steps -= (self.zero_point - qmin).to(torch.float32)
-        else:
-            steps += qmin
+        steps = self._decode(codes, channels)
         largest = torch.finfo(dtype).max
-        values = steps.mul_(self._spread(scale, steps.shape)).clamp_(-largest, largest)
-        return values.to(dtype)
+        return steps.mul_(self._spread(scale, steps.shape)).clamp_(-largest, largest).to(dtype)
+
+    def _decode(self, codes: Codes, channels: int) -> Tensor:
+        """Return what is multiplied by the scales, float32."""
+        dtype = self.dtype
+        if isinstance(dtype, FP8):
+            return codes.packed.to(torch.float32)
+        shape = (*codes.packed.shape[:-1], channels)
+        steps = unpack(codes.packed, dtype.bits, shape).to(torch.float32)
+        if codes.zero_point is not None:
+            return steps.sub_(self._spread(codes.zero_point.to(torch.float32), steps.shape))
+        if codes.scale is None and self.zero_point is not None:
+            return steps.sub_((self.zero_point - dtype.qmin).to(torch.float32))
+        return steps.add_(dtype.qmin)
 
     def _grid_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and zero point, float32 and one for each grid."""
         if self.granularity is None and self.scale is not None and self.zero_point is not None:
             return self.scale, self.zero_point.to(torch.float32)
         low, high = (self._extremes(x, largest=largest) for largest in (False, True))
-        granularity = PerToken()
-        params = params_from_range(low, high, self.dtype, symmetric=self.symmetric, granularity=granularity)
+        granularity, dtype = PerToken(), self.dtype
+        params = params_from_range(low, high, dtype, symmetric=self.symmetric, granularity=granularity)
         scale = rounded_up(params.scale)
-        if self.symmetric:
+        if self.symmetric or isinstance(dtype, FP8):
             return scale, torch.zeros_like(scale)
-        levels = self.dtype.qmax - self.dtype.qmin
-        offset = (low.clamp(max=0.0) / scale).round_().clamp_(min=-levels)
-        return scale, self.dtype.qmin - offset
+        offset = (low.clamp(max=0.0) / scale).round_().clamp_(min=dtype.qmin - dtype.qmax)
+        return scale, dtype.qmin - offset
 
     def _extremes(self, x: Tensor, *, largest: bool) -> Tensor:
         """Return the largest or smallest value of each grid."""

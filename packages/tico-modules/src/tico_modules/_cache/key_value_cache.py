@@ -1,4 +1,4 @@
-"""The module that gives a language model a cache of integers."""
+"""The module that gives a language model a cache of codes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tico_config import (
     from_json,
     to_json,
 )
+from tico_config.validation import check_integer, refuse
 from tico_modules._cache.layer_cache import LayerCache
 from tico_modules._layers.restorable import RestorableModule
 from tico_modules._storage.layout import Layout, require_tensor, select_below
@@ -25,7 +26,7 @@ from tico_modules._tree.module_tree import children
 from tico_observers import AffineParams
 
 if TYPE_CHECKING:
-    from tico_modules._cache._transformers import QuantizedCache
+    from tico_modules._cache._transformers import QuantizedCache, QuantizedStaticCache
 
 KV_CACHE: Final = "kv_cache"
 """The name of the child of a language model that says how its keys and values are kept."""
@@ -38,8 +39,8 @@ class KeyValueCache(RestorableModule):
     """How the layers of a language model keep keys and values: a `LayerCache` each, or floats.
 
     It is the child ``kv_cache`` of the model. Before each call of the model in which caching is on, and in
-    which no cache is given, it gives an empty `QuantizedCache`. An empty `DynamicCache` that is given, as
-    `generate` does, gets layers that hold integers. Any other cache stays as it is.
+    which no cache is given, it gives an empty `QuantizedCache`. An empty `DynamicCache` or `StaticCache`
+    that is given, as `generate` does, gets layers that hold codes. Any other cache stays as it is.
 
     Args:
         layers: for each layer, its format, or None where the cache of the layer stays float.
@@ -129,13 +130,21 @@ def find_cache(model: nn.Module) -> KeyValueCache | None:
     return found if isinstance(found, KeyValueCache) else None
 
 
-def quantized_cache(model: nn.Module) -> QuantizedCache:
-    """Return an empty cache of integers for `model`, which `KVCacheConfig` has converted.
+def quantized_cache(
+    model: nn.Module, *, max_length: int | None = None
+) -> QuantizedCache | QuantizedStaticCache:
+    """Return an empty cache of codes for `model`, which `KVCacheConfig` has converted.
 
     It is a cache of transformers' own kind, to be passed to `model` or ``model.generate`` as
     ``past_key_values``. Its property ``nbytes`` says how many bytes it takes.
 
+    Args:
+        model: the language model.
+        max_length: how many tokens the cache can hold: memory for them is taken with the first ones, and
+            never again; one token more raises `LifecycleError`. None lets it grow with the text.
+
     Raises:
+        ConfigError: `max_length` is not positive.
         UnsupportedError: `model` has no quantized cache.
         MissingExtraError: transformers is not installed.
     """
@@ -150,9 +159,13 @@ def quantized_cache(model: nn.Module) -> QuantizedCache:
             )
         )
     require_transformers()
-    from tico_modules._cache._transformers import QuantizedCache
+    from tico_modules._cache._transformers import QuantizedCache, QuantizedStaticCache
 
-    return QuantizedCache(formats, getattr(model, "config", None))
+    config: object = getattr(model, "config", None)
+    if max_length is None:
+        return QuantizedCache(formats, config)
+    refuse(check_integer("max_length", max_length, 1))
+    return QuantizedStaticCache(formats, config, max_length)
 
 
 def require_transformers() -> None:
@@ -172,7 +185,7 @@ def require_transformers() -> None:
 def _give_cache(
     model: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]] | None:
-    """Give `model` an empty cache of integers where it would make one of floats; a hook before its calls."""
+    """Give `model` an empty cache of codes where it would make one of floats; a hook before its calls."""
     formats = find_cache(model)
     if formats is None:
         return None
@@ -261,7 +274,7 @@ def _no_language_model(found: str) -> UnsupportedError:
 
 
 def cache_bytes(cache: object) -> int:
-    """Return the bytes of the keys and values in a cache of transformers, of floats or of integers."""
+    """Return the bytes of the keys and values in a cache of transformers, of floats or of codes."""
     layers: list[object] = getattr(cache, "layers", [])
     return sum(map(_layer_bytes, layers))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tico_config import (
+    FP8,
     ConfigError,
     Found,
     KVCacheConfig,
@@ -20,10 +21,9 @@ from tico_config import (
     PerToken,
     Problem,
     QuantSpec,
-    integer_format,
     to_json,
 )
-from tico_modules._cache.cache_grid import CacheGrid
+from tico_modules._cache.cache_grid import CacheGrid, cache_format
 from tico_modules._cache.token_store import TokenStore
 from tico_modules._storage.exact_module import ExactModule
 from tico_observers import AffineParams
@@ -38,7 +38,7 @@ class LayerCache(ExactModule):
     Fixed grids are in the buffers `key_scale` and `value_scale` (float32), `key_zero_point` and
     `value_zero_point` (int32), of shape (1, 1, 1) for the layer, (heads, 1, 1) for each head, or
     (heads, 1, channels) for each channel. Where grids come from the data, or there is none, the
-    buffers are None.
+    buffers are None. FP8 has the zero point 0. `k_scale` and `v_scale` are the scales as runtimes want them.
 
     Args:
         config: what is asked for, without overrides.
@@ -85,12 +85,12 @@ class LayerCache(ExactModule):
         """The fixed scales of values, as `k_scale`."""
         return _plain(self.value_scale, self.value)
 
-    def stores(self) -> tuple[TokenStore, TokenStore]:
-        """Return empty stores of keys and of values."""
+    def stores(self, max_length: int | None = None) -> tuple[TokenStore, TokenStore]:
+        """Return empty stores of keys and of values, for `max_length` tokens or any number."""
         length = self.config.residual_length
         key = _grid(self.key, self.key_scale, self.key_zero_point)
         value = _grid(self.value, self.value_scale, self.value_zero_point)
-        return TokenStore(key, length), TokenStore(value, length)
+        return TokenStore(key, length, max_length), TokenStore(value, length, max_length)
 
     def meaning(self) -> Mapping[str, object]:
         """Return the format, as JSON values."""
@@ -114,7 +114,7 @@ def _grid(spec: QuantSpec, scale: Tensor | None, zero_point: Tensor | None) -> C
         return None
     granularity = spec.granularity if isinstance(spec.granularity, PerToken | PerGroup) else None
     return CacheGrid(
-        dtype=integer_format(spec.dtype),
+        dtype=cache_format(spec.dtype),
         symmetric=spec.is_symmetric,
         granularity=granularity,
         scale=scale,
@@ -146,6 +146,8 @@ def _plain(scale: Tensor | None, spec: QuantSpec) -> Tensor | None:
 def _described(spec: QuantSpec) -> str:
     if not spec.is_quantized:
         return "float"
+    if isinstance(spec.dtype, FP8):
+        return f"{spec.dtype}, {_unit(spec)}"
     scheme = "symmetric" if spec.is_symmetric else "asymmetric"
     return f"{spec.dtype} {scheme}, {_unit(spec)}"
 

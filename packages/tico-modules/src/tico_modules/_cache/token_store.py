@@ -1,4 +1,4 @@
-"""Keys or values of the tokens read so far: the older ones as integers, the most recent ones as floats."""
+"""Keys or values of the tokens read so far: the older ones as codes, the most recent ones as floats."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tico_config import LifecycleError, Problem
 from tico_modules._cache.cache_grid import CacheGrid, Codes
+from tico_modules._cache.token_rows import TokenRows
 
 
 class TokenStore:
     """Tensors (batch, heads, tokens, channels) of one layer, appended to token by token.
 
-    How many tokens are integers depends on how many there are, not on how they came: with n tokens and a grid
+    How many tokens are codes depends on how many there are, not on how they came: with n tokens and a grid
     that g of them share, it is the largest multiple of g up to ``n - residual_length``. Once a group of
     tokens has codes these stay.
 
     Args:
-        grid: how tokens become integers; without one, all stay floats.
+        grid: how tokens become codes; without one, all stay floats.
         residual_length: how many of the most recent tokens are floats at least.
+        max_length: how many tokens there may be; their memory is taken with the first ones, once. Without
+            it, there may be any number, and memory grows.
 
     >>> from tico_config import DType, PerGroup
     >>> grid = CacheGrid(dtype=DType.uint(4), symmetric=False, granularity=PerGroup(axis=-2, size=4))
@@ -29,104 +33,145 @@ class TokenStore:
     (10, 4, 6)
     """
 
-    def __init__(self, grid: CacheGrid | None, residual_length: int) -> None:
+    def __init__(self, grid: CacheGrid | None, residual_length: int, max_length: int | None = None) -> None:
         self.grid = grid
         self.residual_length = residual_length
-        self._codes: Codes | None = None
-        self._recent: Tensor | None = None
+        self.max_length = max_length
+        codes, grids, floats = (None, None, None) if max_length is None else self._limits(max_length)
+        self._packed, self._scale, self._zero_point = TokenRows(codes), TokenRows(grids), TokenRows(grids)
+        self._recent = TokenRows(floats)
 
     @property
     def recent(self) -> Tensor:
         """The floats of the most recent tokens (batch, heads, tokens, channels)."""
-        return torch.empty(0) if self._recent is None else self._recent
+        return self._recent.read()
 
     @property
     def codes(self) -> Codes | None:
-        """The integers of the older tokens, or None."""
-        return self._codes
+        """The codes of the older tokens, or None."""
+        if not self.coded:
+            return None
+        scale, zero_point = (
+            None if rows.is_empty else rows.read() for rows in (self._scale, self._zero_point)
+        )
+        return Codes(self._packed.read(), scale, zero_point)
 
     @property
     def coded(self) -> int:
-        """How many tokens are integers."""
-        return 0 if self._codes is None else self._codes.packed.shape[-2]
+        """How many tokens are codes."""
+        return self._packed.count
 
     @property
     def count(self) -> int:
         """How many tokens there are."""
-        return self.coded + (0 if self._recent is None else self._recent.shape[-2])
+        return self.coded + self._recent.count
 
     @property
     def nbytes(self) -> int:
         """The bytes of all tensors, but for fixed scales, which belong to the model."""
-        return sum(each.untyped_storage().nbytes() for each in self._tensors())
+        return sum(rows.nbytes for rows in self._all())
+
+    def reserve(self, like: Tensor) -> None:
+        """Take the memory for `max_length` tokens such as those of `like`, unless it grows."""
+        if self.max_length is None:
+            return
+        self._recent.reserve(like)
+        if self.grid is not None:
+            step = like.new_zeros(*like.shape[:-2], self._step, like.shape[-1])
+            for rows, each in self._rows_for(self.grid.quantize(step)):
+                rows.reserve(each)
 
     def append(self, x: Tensor) -> None:
-        """Take in the next tokens, and make integers of those that are no longer among the most recent.
+        """Take in the next tokens, and make codes of those that are no longer among the most recent.
 
         Raises:
-            NumericsError: a token that becomes integers holds NaN or infinity.
+            LifecycleError: there would be more than `max_length` tokens; nothing is taken in.
+            NumericsError: a token that becomes codes holds NaN or infinity.
         """
-        recent = x if self._recent is None else torch.cat([self._recent, x], -2)
+        self._require_room(x.shape[-2])
+        if self._recent.is_empty or not self.count:
+            self.reserve(x)
+        recent = torch.cat([self._recent.read(), x], -2) if self._recent.count else x
         leaving = self._leaving(recent.shape[-2])
         if leaving and self.grid is not None:
-            self._codes = _joined(self._codes, self.grid.quantize(recent[..., :leaving, :]))
-        # A copy: a view would keep the floats of all tokens alive.
-        self._recent = recent[..., leaving:, :].clone()
+            for rows, new in self._rows_for(self.grid.quantize(recent[..., :leaving, :])):
+                rows.append(new)
+        self._recent.replace(recent[..., leaving:, :])
 
     def read(self) -> Tensor:
-        """Return all tokens: the values of the integers, then the floats, in the dtype of these."""
-        if self._codes is None or self.grid is None or self._recent is None:
-            return self.recent
-        values = self.grid.dequantize(self._codes, self._recent.shape[-1], self._recent.dtype)
-        return torch.cat([values, self._recent], -2)
+        """Return all tokens: the values of the codes, then the floats, in the dtype of these."""
+        codes, recent = self.codes, self.recent
+        if codes is None or self.grid is None:
+            return recent
+        values = self.grid.dequantize(codes, recent.shape[-1], recent.dtype)
+        return torch.cat([values, recent], -2)
 
     def crop(self, count: int) -> None:
         """Keep the first `count` tokens.
 
         Tokens of a group that is cut apart become floats again, with the values that they had.
         """
-        if count >= self.count or self._recent is None:
+        if count >= self.count:
             return
         coded = min(self.coded, count // self._step * self._step)
-        floats = self.read()[..., coded:count, :].clone() if coded < self.coded else None
-        self._recent = self._recent[..., : count - self.coded, :].clone() if floats is None else floats
-        if self._codes is not None:
-            self._codes = _cut(self._codes, coded, self._step) if coded else None
+        if coded < self.coded:
+            self._recent.replace(self.read()[..., coded:count, :])
+            self._packed.crop(coded)
+            for rows in (self._scale, self._zero_point):
+                rows.crop(coded // self._step)
+        else:
+            self._recent.crop(count - coded)
 
     def change(self, action: Callable[[Tensor], Tensor]) -> None:
         """Replace every tensor by what `action` returns for it, such as other samples of the batch."""
-        if self._codes is not None:
-            self._codes = self._codes.map(action)
-        if self._recent is not None:
-            self._recent = action(self._recent)
+        for rows in self._all():
+            rows.change(action)
 
     def clear(self) -> None:
-        """Forget all tokens."""
-        self._codes = self._recent = None
+        """Forget all tokens; memory that was taken once stays."""
+        for rows in self._all():
+            rows.clear()
 
     @property
     def _step(self) -> int:
         return 1 if self.grid is None else self.grid.tokens
 
+    def _all(self) -> tuple[TokenRows, ...]:
+        return self._packed, self._scale, self._zero_point, self._recent
+
+    def _rows_for(self, codes: Codes) -> list[tuple[TokenRows, Tensor]]:
+        """Return what `codes` has of each tensor, with the rows that it belongs to."""
+        pairs = (
+            (self._packed, codes.packed),
+            (self._scale, codes.scale),
+            (self._zero_point, codes.zero_point),
+        )
+        return [(rows, each) for rows, each in pairs if each is not None]
+
+    def _limits(self, max_length: int) -> tuple[int, int, int]:
+        """Return how many rows of codes, of grids and of floats there may be."""
+        if self.grid is None:
+            return 0, 0, max_length
+        grids = max(max_length - self.residual_length, 0) // self._step
+        return grids * self._step, grids, min(self.residual_length + self._step - 1, max_length)
+
     def _leaving(self, floats: int) -> int:
-        """Return how many of so many floats become integers now."""
+        """Return how many of so many floats become codes now."""
         if self.grid is None:
             return 0
         return max(floats - self.residual_length, 0) // self._step * self._step
 
-    def _tensors(self) -> list[Tensor]:
-        found = [] if self._codes is None else self._codes.tensors()
-        return found if self._recent is None else [*found, self._recent]
-
-
-def _joined(old: Codes | None, new: Codes) -> Codes:
-    if old is None:
-        return new
-    joined = [torch.cat(pair, -2) for pair in zip(old.tensors(), new.tensors(), strict=True)]
-    return old.with_tensors(joined)
-
-
-def _cut(codes: Codes, tokens: int, step: int) -> Codes:
-    packed, *grids = codes.tensors()
-    kept = [each[..., : tokens // step, :].clone() for each in grids]
-    return codes.with_tensors([packed[..., :tokens, :].clone(), *kept])
+    def _require_room(self, tokens: int) -> None:
+        if self.max_length is None or self.count + tokens <= self.max_length:
+            return
+        needed = self.count + tokens
+        sentence = f"the cache has {self.count} of {self.max_length} tokens, and cannot take {tokens} more"
+        remedy = f"make it by quantized_cache(model, max_length={needed}), or call its reset()"
+        problem = Problem(
+            field="max_length",
+            value=self.max_length,
+            expected=f"at least {needed}",
+            sentence=sentence,
+            remedy=remedy,
+        )
+        raise LifecycleError(problem)

@@ -1,4 +1,4 @@
-"""The grid of an activation as a module: fixed, or computed for each token."""
+"""The grid of an activation as a module: fixed, or computed for each token or block."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tico_config import (
     Granularity,
     GridFormat,
     NumberFormat,
+    NumericsError,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -52,11 +53,13 @@ _BUFFERS = ("scale", "zero_point")
 
 
 class ActivationGrid(ExactModule):
-    """Fake-quantizes activations on a fixed grid, or on a grid of its own for each token.
+    """Fake-quantizes activations on a fixed grid, or on a grid of its own for each token or block.
 
     A fixed grid is in the buffers `scale` (float32) and `zero_point` (int32), both of the shape that
     `granularity` asks for. With a grid per token both buffers are empty: each vector along the last axis
-    gets the min/max grid of its values, and becomes NaN as a whole if it holds NaN or infinity.
+    gets the min/max grid of its values, and becomes NaN as a whole if it holds NaN or infinity. So does each
+    block of an MX format and of `NVFP4`, whose `scale` is that of the tensor, a fixed number: the scales of
+    blocks are multiples of it.
 
     In a program that `torch.export` makes, a fixed grid is a pair of operators of ``quantized_decomposed``,
     with scale and zero point as plain numbers where there is one for the whole tensor. Grids per token and
@@ -115,24 +118,43 @@ class ActivationGrid(ExactModule):
 
     @classmethod
     def per_block(
-        cls, dtype: FloatFormat, *, axis: int = -1, device: torch.device | None = None
+        cls,
+        dtype: FloatFormat,
+        *,
+        axis: int = -1,
+        tensor_scale: Tensor | None = None,
+        device: torch.device | None = None,
     ) -> ActivationGrid:
-        """Return the module that gives each block along `axis` the scale of its values, for MX formats.
+        """Return the module that gives each block along `axis` the scale of its values.
+
+        Args:
+            dtype: an MX format, or `NVFP4`.
+            axis: along which blocks lie.
+            tensor_scale: float32 of shape (), for `NVFP4` alone: what the scales of blocks are multiples of.
+                A block whose largest magnitude is beyond ``6 * 448`` of it saturates.
+            device: that of the module; with `tensor_scale`, its own.
 
         Raises:
-            UnsupportedError: `dtype` has no blocks whose scales need nothing else.
+            UnsupportedError: `dtype` has no blocks.
+            NumericsError: `tensor_scale` is missing, superfluous, or not a positive normal float.
 
-        >>> from tico_config import MXFP4
+        >>> from tico_config import MXFP4, NVFP4
         >>> ActivationGrid.per_block(MXFP4())(torch.tensor([5.0, 0.7]))
         tensor([4.0000, 0.5000])
+        >>> ActivationGrid.per_block(NVFP4(), tensor_scale=torch.tensor(0.125))(torch.tensor([5.0, 0.7]))
+        tensor([4.8750, 0.8125])
         """
         size = dtype.block_size
-        if size is None or dtype.scale_format != "e8m0":
-            expected = "an MX format, such as MXFP8()"
+        if size is None:
+            expected = "a format of blocks, such as MXFP8()"
             raise UnsupportedError(Problem(field="dtype", value=dtype, expected=expected))
-        scale = torch.empty(0, device=device)
-        zero_point = torch.empty(0, dtype=torch.int32, device=device)
-        return cls(scale, zero_point, dtype=dtype, granularity=PerGroup(axis, size), symmetric=True)
+        _require_tensor_scale(dtype, tensor_scale)
+        granularity = PerGroup(axis, size)
+        scale, zero_point = torch.empty(0, device=device), torch.empty(0, dtype=torch.int32, device=device)
+        if tensor_scale is not None:
+            params = _checked(tensor_scale, torch.zeros_like(tensor_scale), dtype, granularity)
+            scale, zero_point = params.scale, params.zero_point
+        return cls(scale, zero_point, dtype=dtype, granularity=granularity, symmetric=True)
 
     def grid_format(self) -> GridFormat:
         """Return the format of the codes, as profiles of runtimes compare it."""
@@ -152,7 +174,7 @@ class ActivationGrid(ExactModule):
         if torch.compiler.is_exporting() and (exported := self._in_program(x)) is not None:
             return exported
         if isinstance(self.dtype, FloatFormat) and not is_fixed(self.dtype, self.granularity):
-            return _round_by_own_scales(x, self.dtype, self.granularity)
+            return _round_by_own_scales(x, self.dtype, self.granularity, self.scale)
         if isinstance(self.granularity, PerToken):
             if can_round_tokens(x, self.dtype, symmetric=self.symmetric):
                 return round_tokens(x, self.dtype, symmetric=self.symmetric)
@@ -236,10 +258,10 @@ class ActivationGrid(ExactModule):
     def tensor_problems(self, tensors: Mapping[str, Tensor]) -> Iterator[Problem]:
         """Yield what is wrong with `tensors`, by name, as buffers of a grid of this format."""
         yield from super().tensor_problems(tensors)
-        fixed = is_fixed(self.dtype, self.granularity)
-        if fixed and len(tensors) == 2 and has_values(*tensors.values()):
+        needs_data = needs_calibration(self.dtype, self.granularity)
+        if needs_data and len(tensors) == 2 and has_values(*tensors.values()):
             try:
-                AffineParams(**tensors, dtype=self.dtype, granularity=self.granularity)
+                _checked(**tensors, dtype=self.dtype, granularity=self.granularity)
             except TicoError as error:
                 yield from error.problems
 
@@ -255,12 +277,10 @@ class ActivationGrid(ExactModule):
             granularity = _read_granularity(layout)
             dtype = read_number_format(layout)
             scale, zero_point = (require_tensor(tensors, layout, name) for name in ("scale", "zero_point"))
-            if is_fixed(dtype, granularity):
-                params = AffineParams(
-                    scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity
-                )
+            if needs_calibration(dtype, granularity):
+                params = _checked(scale, zero_point, dtype, granularity)
                 scale, zero_point = params.scale, params.zero_point
-            _require_dimensions(scale, granularity if is_fixed(dtype, granularity) else PerToken())
+            _require_dimensions(scale, _of_buffers(dtype, granularity))
         return cls(scale, zero_point, dtype=dtype, granularity=granularity, symmetric=symmetric)
 
 
@@ -275,9 +295,63 @@ def is_fixed(dtype: NumberFormat, granularity: Granularity) -> bool:
     return not (has_blocks or isinstance(granularity, PerToken))
 
 
-def _round_by_own_scales(x: Tensor, dtype: FloatFormat, granularity: Granularity) -> Tensor:
+def needs_calibration(dtype: NumberFormat, granularity: Granularity) -> bool:
+    """Tell whether a grid of activations has numbers that calibration determines.
+
+    These are the scales of a fixed grid, or the scale of the tensor in `NVFP4`.
+
+    >>> from tico_config import MXFP4, NVFP4
+    >>> [needs_calibration(each, PerGroup(size=each.block_size)) for each in (MXFP4(), NVFP4())]
+    [False, True]
+    """
+    return is_fixed(dtype, granularity) or _has_tensor_scale(dtype)
+
+
+def _has_tensor_scale(dtype: NumberFormat) -> bool:
+    return isinstance(dtype, FloatFormat) and dtype.scale_format == "e4m3"
+
+
+def _require_tensor_scale(dtype: FloatFormat, tensor_scale: Tensor | None) -> None:
+    """Refuse a scale of the tensor that is missing or superfluous.
+
+    Raises:
+        NumericsError: it is.
+    """
+    if _has_tensor_scale(dtype) is (tensor_scale is not None):
+        return
+    expected = f"a single number for {dtype}" if _has_tensor_scale(dtype) else f"None for {dtype}"
+    found = Found("None" if tensor_scale is None else f"a tensor of shape {tuple(tensor_scale.shape)}")
+    raise NumericsError(Problem(field="tensor_scale", value=found, expected=expected))
+
+
+def _of_buffers(dtype: NumberFormat, granularity: Granularity) -> Granularity:
+    """Return what the buffers have a number for; nothing where that is `PerToken`."""
+    if _has_tensor_scale(dtype):
+        return PerTensor()
+    return granularity if is_fixed(dtype, granularity) else PerToken()
+
+
+def _checked(
+    scale: Tensor, zero_point: Tensor, dtype: NumberFormat, granularity: Granularity
+) -> AffineParams:
+    """Return the buffers of a grid as they have to be.
+
+    Raises:
+        NumericsError: they are not.
+    """
+    unit = scale if _has_tensor_scale(dtype) else None
+    granularity = _of_buffers(dtype, granularity)
+    return AffineParams(
+        scale=scale, zero_point=zero_point, dtype=dtype, granularity=granularity, tensor_scale=unit
+    )
+
+
+def _round_by_own_scales(
+    x: Tensor, dtype: FloatFormat, granularity: Granularity, tensor_scale: Tensor
+) -> Tensor:
     if isinstance(granularity, PerGroup):
-        return fake_quantize_blocks(x, dtype, granularity.axis)
+        unit = tensor_scale if _has_tensor_scale(dtype) else None
+        return fake_quantize_blocks(x, dtype, granularity.axis, tensor_scale=unit)
     return round_tokens(x, dtype, symmetric=True)
 
 

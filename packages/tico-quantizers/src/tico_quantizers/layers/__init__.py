@@ -29,6 +29,7 @@ from tico_quantizers.layers._plan import (
     group_size_problem,
     plan_layers,
     require_in_place,
+    tensor_scale_problem,
 )
 from tico_quantizers.layers._replacement import QuantizedWeight, with_weight
 from tico_quantizers.layers._routers import routers_in
@@ -80,6 +81,7 @@ __all__ = [
     "require_in_place",
     "routers_in",
     "shape",
+    "tensor_scale_problem",
     "weight_axes",
     "with_values",
     "with_weight",

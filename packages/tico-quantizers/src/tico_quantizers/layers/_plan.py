@@ -12,6 +12,7 @@ from torch import nn
 from tico_config import (
     CalibrationError,
     ConfigError,
+    FloatFormat,
     Found,
     ModuleConfig,
     NumericsError,
@@ -23,7 +24,7 @@ from tico_config import (
 from tico_modules import LayerReport, named_modules
 from tico_quantizers.layers._float_lines import float_lines
 from tico_quantizers.layers._layer_formats import target_problems
-from tico_quantizers.layers._matrix import Layer, columns, matrix, stored
+from tico_quantizers.layers._matrix import Layer, columns, groups, matrix, stored
 from tico_quantizers.layers._routers import routers_in
 from tico_quantizers.layers._selection import layers_in, output_embeddings, reasons_against
 
@@ -158,6 +159,21 @@ def group_size_problem(path: str, layer: Layer, size: int | None, *, ragged: boo
     expected = f"None or a divisor of its {width} input columns"
     return Problem(
         module=path, field="group_size", value=size, expected=expected, remedy=remedy, sentence=sentence
+    )
+
+
+def tensor_scale_problem(path: str, layer: Layer, dtype: FloatFormat | None) -> Problem | None:
+    """Return why the groups of a grouped convolution cannot share a scale: each is solved for by itself."""
+    parts = groups(layer)
+    if parts == 1 or dtype is None or dtype.scale_format != "e4m3":
+        return None
+    return Problem(
+        module=path,
+        field="dtype",
+        value=dtype,
+        expected=f"another for a convolution of {parts} groups of channels",
+        remedy="choose an MX format, or leave the layer float by no_quant()",
+        sentence=f"the groups of the convolution would have different scales of the tensor in {dtype}",
     )
 
 

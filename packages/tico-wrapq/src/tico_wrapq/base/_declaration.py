@@ -10,6 +10,7 @@ from tico_config import (
     FloatFormat,
     Found,
     Granularity,
+    MinMaxSpec,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -69,7 +70,7 @@ def _activation_problem(path: str, declaration: PointDeclaration, spec: QuantSpe
     """Return why activations cannot have the grid that `spec` asks for, or None."""
     dtype = spec.dtype
     if isinstance(dtype, FloatFormat) and dtype.block_size is not None:
-        return None if dtype.scale_format == "e8m0" else _tensor_scale_problem(path, spec)
+        return None if isinstance(spec.observer, MinMaxSpec) else _search_problem(path, spec)
     asked = spec.granularity_or(declaration.granularity)
     if isinstance(asked, PerGroup):
         return _group_problem(path, asked)
@@ -78,14 +79,15 @@ def _activation_problem(path: str, declaration: PointDeclaration, spec: QuantSpe
     return None
 
 
-def _tensor_scale_problem(path: str, spec: QuantSpec) -> Problem:
+def _search_problem(path: str, spec: QuantSpec) -> Problem:
     return Problem(
         module=path,
-        field="spec",
-        value=Found(str(spec)),
-        expected="a grid of integers, FP8 or an MX format",
-        sentence=f"{spec} is for weights here: its scale of the tensor would differ from batch to batch",
-        remedy=f"take affine(MXFP4()) or no_quant(), for all or by an override for {path!r}",
+        field="observer",
+        value=spec.observer,
+        expected="MinMaxSpec()",
+        sentence=f"blocks of activations in {spec.dtype} get the scales of the values that come, by the rule"
+        " of the standard, and are not searched",
+        remedy=f"leave the observer out, for all or by an override for {path!r}",
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import assert_never
 
 from tico_config import (
+    FP8,
     CalibrationError,
     FloatFormat,
     Found,
@@ -18,12 +19,14 @@ from tico_config import (
     NumericsError,
     PerChannel,
     PerGroup,
+    PerTensor,
     Problem,
     QuantSpec,
     UnsupportedError,
 )
-from tico_modules import ActivationGrid, Edit, is_fixed
-from tico_observers import LARGEST_PLAUSIBLE, AnyObserver, observer_for
+from tico_modules import ActivationGrid, Edit, is_fixed, needs_calibration
+from tico_observers import LARGEST_PLAUSIBLE, AnyObserver, MinMaxObserver, observer_for
+from tico_observers.float_formats import tensor_scale_of
 from tico_wrapq.base._declaration import PointDeclaration, Role, spec_problem
 from tico_wrapq.base._passage import Passage
 from tico_wrapq.base._point_statistics import PointStatistics, ToldPoint
@@ -93,11 +96,16 @@ class QuantPoint(nn.Module):
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether the grid is taken from each tensor as it comes, so that no calibration is needed."""
+        """Whether the grid is taken from each tensor as it comes."""
         # A saved model has its grids, and no spec.
         if self.fixed is not None:
             return not is_fixed(self.fixed.dtype, self.fixed.granularity)
         return not is_fixed(self.spec.dtype, self.granularity)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether calibration determines the grid, or the scale of the tensor that a dynamic one is under."""
+        return self.spec.is_quantized and needs_calibration(self.spec.dtype, self.granularity)
 
     @property
     def granularity(self) -> Granularity:
@@ -136,7 +144,7 @@ class QuantPoint(nn.Module):
                     Problem(module=self.path, value=found, expected=expected, sentence=sentence)
                 )
             case Passing() | Watching():
-                if self.spec.is_quantized and not self.is_dynamic:
+                if self.needs_data:
                     channels, heads = self.declaration.channels, self.declaration.role is Role.OTHER
                     statistics = PointStatistics(self._new_observer(), channels, of_heads=heads)
                     vars(self)["state"] = Watching(statistics, passage or Passage())
@@ -145,6 +153,10 @@ class QuantPoint(nn.Module):
 
     def _new_observer(self) -> AnyObserver:
         units = self.granularity
+        if isinstance(units, PerGroup):
+            # The scales of its blocks are e4m3 numbers under one of the tensor, which follows from its range.
+            ignored = self.spec.on_nonfinite
+            return MinMaxObserver(self.path, FP8(), granularity=PerTensor(), on_nonfinite=ignored)
         spec = attrs.evolve(self.spec, granularity=units) if isinstance(units, PerChannel) else self.spec
         return observer_for(spec, self.path, units)
 
@@ -230,18 +242,21 @@ class QuantPoint(nn.Module):
             case Frozen(grid=grid):
                 return grid
             case Watching(statistics=statistics):
-                return ActivationGrid.static(statistics.params())
+                params = statistics.params()
+                if not self.is_dynamic:
+                    return ActivationGrid.static(params)
+                return self._dynamic_grid(tensor_scale_of(params.scale.new_tensor(statistics.largest)))
             case Passing():
-                if not (self.spec.is_quantized and self.is_dynamic):
+                if not self.spec.is_quantized or self.needs_data:
                     return None
                 return self._dynamic_grid()
             case unreachable:
                 assert_never(unreachable)
 
-    def _dynamic_grid(self) -> ActivationGrid:
+    def _dynamic_grid(self, tensor_scale: Tensor | None = None) -> ActivationGrid:
         dtype, units = self.spec.dtype, self.granularity
         if isinstance(dtype, FloatFormat) and isinstance(units, PerGroup):
-            return ActivationGrid.per_block(dtype, axis=units.axis)
+            return ActivationGrid.per_block(dtype, axis=units.axis, tensor_scale=tensor_scale)
         return ActivationGrid.per_token(dtype, symmetric=self.spec.is_symmetric)
 
     def extra_repr(self) -> str:

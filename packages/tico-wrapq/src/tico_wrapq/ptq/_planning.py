@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import nn
 
-from tico_config import Granularity, PerTensor, PTQConfig
+from tico_config import Granularity, PerGroup, PerTensor, PTQConfig
 from tico_modules import ActivationGrid, Edit, LayerReport, Report, child_path, named_modules, parameter
 from tico_quantizers import Converted, Planned
 from tico_quantizers.conversion import SKIPPED
@@ -68,9 +68,9 @@ def _fix_points(wrapped: Wrapped, edit: Edit) -> dict[str, str]:
     for path, wrapper in wrapped.wrappers.items():
         several = []
         for name, point in wrapper.named_points():
-            if point.is_quantized and not point.is_dynamic and point.fixed is None:
+            if point.needs_data and point.fixed is None:
                 point.fix(_grid(point, point.granularity), edit)
-                several += [] if isinstance(point.granularity, PerTensor) else [name]
+                several += [] if _has_one_scale(point.granularity) else [name]
         if several:
             found[path] = _UNITS.format(", ".join(several))
     return found
@@ -93,7 +93,7 @@ def _shared_with_steps(wrapped: Wrapped) -> dict[str, str]:
 
 
 def _grid(point: QuantPoint, granularity: Granularity) -> ActivationGrid:
-    size = () if isinstance(granularity, PerTensor) else (0,)
+    size = () if _has_one_scale(granularity) else (0,)
     return ActivationGrid(
         torch.empty(size, device="meta"),
         torch.empty(size, dtype=torch.int32, device="meta"),
@@ -101,6 +101,11 @@ def _grid(point: QuantPoint, granularity: Granularity) -> ActivationGrid:
         granularity=granularity,
         symmetric=point.spec.is_symmetric,
     )
+
+
+def _has_one_scale(granularity: Granularity) -> bool:
+    # Of blocks, those of NVFP4 alone need data: for the scale of the tensor.
+    return isinstance(granularity, PerTensor | PerGroup)
 
 
 def _step_line(steps: StepPoints) -> LayerReport:

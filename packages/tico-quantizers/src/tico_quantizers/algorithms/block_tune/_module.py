@@ -22,7 +22,13 @@ from tico_quantizers.calibration import (
     TokenRule,
 )
 from tico_quantizers.conversion import BlockQuantizer
-from tico_quantizers.layers import LayerPlan, QuantizedWeight, Target, group_size_problem
+from tico_quantizers.layers import (
+    LayerPlan,
+    QuantizedWeight,
+    Target,
+    group_size_problem,
+    tensor_scale_problem,
+)
 
 
 @final
@@ -69,10 +75,11 @@ class BlockTuneQuantizer(BlockQuantizer[BlockTuneConfig]):
 
     def problems(self, target: Target[BlockTuneConfig]) -> Iterator[Problem]:
         """Yield why the grid that is asked for cannot be had for the weight of a layer."""
-        size, ragged = target.config.group_size, target.config.ragged_groups
-        problem = group_size_problem(target.path, target.layer, size, ragged=ragged)
-        if problem is not None:
-            yield problem
+        path, layer, config = target.path, target.layer, target.config
+        blocks = config.dtype is not None and config.dtype.block_size is not None
+        ragged = config.ragged_groups or blocks
+        problem = group_size_problem(path, layer, config.shared_columns, ragged=ragged)
+        yield from filter(None, [problem, tensor_scale_problem(path, layer, config.dtype)])
 
     def bound(self, plan: LayerPlan[BlockTuneConfig]) -> list[Problem]:
         """Return that steps need the data themselves."""

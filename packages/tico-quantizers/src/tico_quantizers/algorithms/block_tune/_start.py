@@ -45,6 +45,7 @@ def as_gptq(config: BlockTuneConfig) -> GPTQConfig:
         bits=config.bits,
         group_size=config.group_size,
         symmetric=config.symmetric,
+        dtype=config.dtype,
         observer=config.observer,
         damping=config.damping,
     )

@@ -22,7 +22,15 @@ from tico_quantizers.calibration import (
     memory_problem,
 )
 from tico_quantizers.conversion import BlockQuantizer
-from tico_quantizers.layers import LayerPlan, QuantizedWeight, Target, columns, group_size_problem, groups
+from tico_quantizers.layers import (
+    LayerPlan,
+    QuantizedWeight,
+    Target,
+    columns,
+    group_size_problem,
+    groups,
+    tensor_scale_problem,
+)
 
 # What the settings that are about passes have to be where there are none.
 _WITHOUT_PASSES: Final[Mapping[str, object]] = {
@@ -83,7 +91,9 @@ class GPTQQuantizer(BlockQuantizer[GPTQConfig]):
             yield problem
         elif config.act_order and not config.static_groups and size not in (None, columns(layer)):
             yield from _order_problems(target)
-        yield from _tensor_scale_problems(target)
+        shared = tensor_scale_problem(path, layer, config.dtype)
+        if shared is not None:
+            yield shared
         problem = memory_problem(path, layer, most, paired=paired)
         if problem is not None:
             yield problem
@@ -130,20 +140,6 @@ def _bound(field: str, value: object, plain: object, path: str | None = None) ->
         sentence=f"{field}={value!r} needs the data themselves, which a calibration file does not hold",
         remedy=f"prepare the model with {field}={plain!r}",
     )
-
-
-def _tensor_scale_problems(target: Target[GPTQConfig]) -> Iterator[Problem]:
-    """Yield why the groups of a grouped convolution cannot share a scale: each is solved for by itself."""
-    parts, dtype = groups(target.layer), target.config.dtype
-    if parts > 1 and dtype is not None and dtype.scale_format == "e4m3":
-        yield Problem(
-            module=target.path,
-            field="dtype",
-            value=dtype,
-            expected=f"another for a convolution of {parts} groups of channels",
-            remedy="choose an MX format, or leave the layer float by no_quant()",
-            sentence=f"the groups of the convolution would have different scales of the tensor in {dtype}",
-        )
 
 
 def _order_problems(target: Target[GPTQConfig]) -> Iterator[Problem]:

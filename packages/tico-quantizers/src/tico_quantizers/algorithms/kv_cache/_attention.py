@@ -1,4 +1,4 @@
-"""Which layers of a language model have a cache that can hold integers, and where they are."""
+"""Which layers of a language model have a cache that can hold codes, and where they are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CachedLayers:
 
     Attributes:
         paths: the path of the attention module of each layer, by number.
-        configs: the config of each layer whose cache gets integers.
+        configs: the config of each layer whose cache gets codes.
         reasons: why the caches of the others stay float.
     """
 
@@ -56,7 +56,7 @@ def cached_layers(model: nn.Module, config: KVCacheConfig) -> CachedLayers:
             reasons[number] = reason
     if not configs:
         why = "; ".join(dict.fromkeys(reasons.values())) or "it has none"
-        sentence = f"no layer of the model has a cache that can hold integers: {why}"
+        sentence = f"no layer of the model has a cache that can hold codes: {why}"
         raise UnsupportedError(
             Problem(
                 field="model", value=Found(why), expected="a model with full attention", sentence=sentence

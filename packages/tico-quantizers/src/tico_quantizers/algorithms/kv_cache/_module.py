@@ -18,7 +18,7 @@ from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 
 @final
 class KVCacheQuantizer(BaseQuantizer[KVCacheConfig, KVCacheCalibration]):
-    """Keys and values of a language model as integers; its modules and weights stay as they are."""
+    """Keys and values of a language model as codes; its modules and weights stay as they are."""
 
     def prepare(
         self, model: nn.Module, example: Example | None, edit: Edit
