@@ -1,8 +1,8 @@
 """How the error of a quantized language model grows from block to block.
 
-Run with ``nox -s bench -- error_depth``: the embedded model, weights of 3 bits in groups of 64. Errors are
-relative, ‖quantized - float‖ / ‖float‖ of a block's output over held-out text. A block's own error is that on
-the inputs of the float block; the accumulated one has what all blocks before it have added.
+Run with ``nox -s bench -- error_depth``: the embedded model, weights of 3 bits in groups of 64. An error is
+‖quantized - float‖² / ‖float‖² of a block's output over held-out text. A block's own error is that on the
+inputs of the float block. The accumulated error is that in the quantized model: earlier blocks add to it.
 """
 
 from __future__ import annotations
