@@ -29,7 +29,7 @@ class CompressedTensors(CheckpointTarget):
 
     Linear layers and embeddings of 2 to 8 bits are packed, with a scale a row or a group; layers whose inputs
     are on grids of at most 8 bits, fixed or made for each token, take a byte a code. Everything else is in
-    float. vLLM runs such folders too; which of them, the README says.
+    float. vLLM runs such folders too; `docs/reference/export-formats.md` says which.
 
     Attributes:
         shard_bytes: the bytes of tensors above which they stand in several files, with an index.
