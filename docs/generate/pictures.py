@@ -18,6 +18,7 @@ import attrs
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import RcKeyType
 
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = ROOT / "benchmarks" / "results"
@@ -31,7 +32,7 @@ BLUE, ORANGE, GREEN, PURPLE, RED, GRAY = "#3f78d0", "#d9730d", "#2a9263", "#9564
 COLORS: Final = (BLUE, ORANGE, GREEN, PURPLE, RED, GRAY)
 MARKERS: Final = ("o", "s", "^", "D", "v", "P")
 
-STYLE: Final = {
+STYLE: Final[dict[RcKeyType, object]] = {
     "axes.edgecolor": RULE,
     "axes.facecolor": PAPER,
     "axes.grid": True,
