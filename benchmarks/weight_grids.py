@@ -60,7 +60,7 @@ def main() -> None:
     add_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    weight = load(WIKI_LLAMA, 1).model.get_submodule(options.layer).weight.detach()
+    weight = load(WIKI_LLAMA, 1).model.get_parameter(f"{options.layer}.weight").detach()
     row = weight[options.row]
     counts, edges = torch.histogram(row, options.bins)
     with recording(options.result) as record:
