@@ -365,6 +365,13 @@ def results(session: nox.Session) -> None:
 
 
 @nox.session(python=False, default=False)
+def pictures(session: nox.Session) -> None:
+    """Draw the pictures of docs/gallery.md from the recorded results."""
+    _develop(session)
+    _run(session, DEVELOPMENT, "python", "docs/generate/pictures.py")
+
+
+@nox.session(python=False, default=False)
 def mutation(session: nox.Session) -> None:
     """Change one guard at a time and list the changes that no test notices; parts of paths follow `--`."""
     _develop(session)

@@ -3,7 +3,7 @@
 Refusals stand below the table; ``13<25`` is a bound that the runtime of this machine has missed, which is
 refused too. Runtimes live in environments of their own: what other runs have recorded for other cells stays
 in the file. A cell of a runtime that is not installed says which nox session has it. The last table is that
-of the package's README, which a test compares with the recorded one.
+of docs/reference/export-formats.md, which a test compares with the recorded one.
 
     python benchmarks/export_matrix.py [--models NAME …] [--schemes NAME …] [--targets NAME …] [--result FILE]
 """
@@ -79,7 +79,7 @@ def tell(out: recorded.Recording, cells: Cells) -> None:
 
 
 def markdown(table: recorded.Table) -> str:
-    """Return `table` as Markdown, as the README has it."""
+    """Return `table` as Markdown, as the page has it."""
     lines = [("scheme", *table.columns), ("---",) * (1 + len(table.columns))]
     return "\n".join(
         f"| {' | '.join(each)} |" for each in [*lines, *((row.name, *row.cells) for row in table.rows)]

@@ -87,7 +87,7 @@ class OnnxRuntime(Runtime):
     """A file of ``Onnx(cache=True)``; keys and values stay where the runtime has put them."""
 
     def __init__(self, path: str, threads: int) -> None:
-        """Load it, with the options that the README of tico-export names."""
+        """Load it, with the options that docs/reference/export-formats.md names."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

@@ -15,6 +15,7 @@ from typing import Final
 
 from api_pages import PublicModule, public_modules
 from config_tables import with_fields
+from error_tables import with_messages
 from repository_links import documents_as_pages, scripts_as_pages, with_links_of_site, without_hidden_code
 from result_tables import with_results
 
@@ -55,7 +56,7 @@ def _pages(modules: list[PublicModule]) -> Iterator[tuple[str, str]]:
     }
     for source, page in (own | documents).items():
         text = without_hidden_code((ROOT / source).read_text(encoding="utf-8"))
-        filled = with_results(with_fields(text), RESULTS)
+        filled = with_messages(with_results(with_fields(text), RESULTS), ROOT)
         yield page, with_links_of_site(filled, source, page, documents | scripts)
     for source, page in scripts.items():
         code = (ROOT / source).read_text(encoding="utf-8")

@@ -78,7 +78,10 @@ def test_a_group_of_one_is_no_group(group_of_one: ProcessGroup | None) -> None:
         ("other config", "LifecycleError: rank 0 and rank 1 prepared their models with different configs"),
         ("same batches", "CalibrationError: rank 0 and rank 1 have 1 batch in common"),
         ("ordered statistics", "UnsupportedError: "),
-        ("own algorithm", "UnsupportedError: what a ToyCalibration learns from data stays on its rank"),
+        (
+            "own algorithm",
+            "UnsupportedError: a ToyCalibration does not share with other ranks what it learns",
+        ),
         ("dispatched", "UnsupportedError: it is a model that `device_map` has dispatched"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 import api_pages
+import error_tables
 import repository_links
 import result_tables
 from distributions import LAYERS, ROOT
@@ -23,7 +24,9 @@ CONFIGURATION: Final = (ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8"
 PAGES: Final = sorted(path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md"))
 
 
-@pytest.mark.parametrize("module", [api_pages, repository_links], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [api_pages, error_tables, repository_links], ids=lambda module: module.__name__
+)
 def test_examples_of_the_generator_run(module: object) -> None:
     """Every example of its docstrings shows what it says."""
     results = doctest.testmod(module)  # type: ignore[arg-type]  # a module, which mypy knows as an object
@@ -54,6 +57,24 @@ def test_every_config_has_its_fields_listed(kind: type[BaseConfig]) -> None:
     text = (ROOT / "docs" / "reference" / "configs.md").read_text(encoding="utf-8")
     assert f"## {kind.__name__}\n" in text
     assert f"<!-- fields: {kind.__name__} -->" in text
+
+
+@pytest.mark.parametrize("name", error_tables.error_names())
+def test_every_error_has_its_messages_listed(name: str) -> None:
+    """A class of errors that is added has a part in the reference, and the code raises it somewhere."""
+    text = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
+    assert f"## {name}\n" in text
+    assert f"<!-- messages: {name} -->" in text
+    assert error_tables.messages(ROOT)[name]
+
+
+def test_message_is_listed_with_its_cure() -> None:
+    """A message stands with the class that is raised, in words that the code has, and with what to do."""
+    found = error_tables.messages(ROOT)
+    sentence = "group_size={size} does not divide its … input columns"
+    assert [each.package for each in found["ConfigError"] if each.text == sentence] == ["tico-quantizers"]
+    assert "no calibration data reached it" in {each.text for each in found["CalibrationError"]}
+    assert all(each.cure for each in found["MissingExtraError"])
 
 
 def test_result_has_the_figures_of_its_file() -> None:

@@ -119,7 +119,7 @@ def test_the_recording_agrees(target: str) -> None:
         assert taken == (listed(subject, scheme, target) is None), (subject, scheme, text)
 
 
-def test_the_readme_has_the_recorded_table() -> None:
+def test_the_page_has_the_recorded_table() -> None:
     """As the command prints it."""
     table = from_json(RECORDED.read_text("utf-8")).tables[-1]
-    assert export_matrix.markdown(table) in (ROOT / "packages/tico-export/README.md").read_text("utf-8")
+    assert export_matrix.markdown(table) in (ROOT / "docs/reference/export-formats.md").read_text("utf-8")

@@ -175,7 +175,7 @@ def test_padding_is_refused_where_nothing_follows_the_rows_that_experts_pick() -
     mask = torch.ones_like(tokens)
     prepared(tokens, attention_mask=mask)
     mask[0, :2] = 0
-    with pytest.raises(CalibrationError, match="picks the rows that it sees") as caught:
+    with pytest.raises(CalibrationError, match="chooses the rows that it reads") as caught:
         prepared(tokens, attention_mask=mask)
     assert "mlp.experts.act_fn" in str(caught.value)
 

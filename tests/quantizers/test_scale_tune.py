@@ -141,7 +141,7 @@ def test_model_of_integers_is_refused() -> None:
     with unchanged(quantized), pytest.raises(UnsupportedError) as caught:
         prepare(quantized, QUIET)
     assert caught.value.module == "0.first"
-    assert "nothing remembers the float model" in str(caught.value)
+    assert "the float model that its scales would be tuned against is gone" in str(caught.value)
     assert "prepare the float model with ScaleTuneConfig(base=GPTQConfig(…))" in str(caught.value)
 
 

@@ -27,32 +27,35 @@ def analyze(  # noqa: PLR0913  # what an analysis depends on, by name
     show_progress: bool = True,
     registry: Registry | None = None,
 ) -> Analysis:
-    """Return a config that gives each layer the bits that cost least within `budget`, and what else there is.
+    """Return a config that gives each layer the bits that cost least within `budget`, and the alternatives.
 
-    One calibration sees what every layer reads in the float model. From it GPTQ solves for every layer at
-    every candidate, and says how much of the layer's output is lost. As such losses of different layers
-    cannot be compared, the divergence of the model's output is measured too: with the layers of one block,
-    then with those of one role (all ``q_proj``), at the smallest candidate and everything else in float. A
-    factor for each block and one for each role make the losses add up to it (iterative proportional fitting).
-    An integer program then finds the choice whose losses have the least sum, for the budget and for `points`
-    sizes from the smallest to the largest; the model is measured at each of these as well.
+    It works in four steps:
 
-    The work is a solution by GPTQ for each candidate, and for each held-out sample 1 + blocks + roles passes
+    1. One calibration gathers the inputs of every layer in the float model.
+    2. From these GPTQ solves for every layer at every candidate, and gives the loss of the layer's output.
+    3. Losses of different layers cannot be compared. So the divergence of the model's output is measured with
+       the layers of one block, then with those of one role (all ``q_proj``), at the smallest candidate and
+       everything else in float. A factor for each block and one for each role make the losses add up to these
+       divergences (iterative proportional fitting).
+    4. An integer program finds the choice with the least sum of losses, for the budget and for `points` sizes
+       from the smallest to the largest. The model is measured at each of these sizes.
+
+    It takes one solution by GPTQ for each candidate and, for each held-out sample, 1 + blocks + roles passes
     of the model, then up to 2 + `points`. A budget of error takes up to 8 passes more, and converts the model
-    with the config that is found, until what is measured is within it. Memory holds the float model twice,
+    with the config that is found, until the measured error is within it. Memory holds the float model twice,
     each candidate, and the Gram matrices of all layers.
 
     Args:
         model: a float model; afterwards it is as it was.
         batches: what to calibrate on, as for `calibrate`.
         budget: the most that the choice may take: bits on average, bytes, or measured error.
-        base: what holds for each layer besides; by default GPTQ in groups of 64. What its overrides say holds
-            still, and what they leave out stays float. Settings that need the data (`token_weights`,
-            `true_sequential`, `asymmetric`) count in the config that is returned, and not in the losses.
+        base: the config of each layer, but for the bits; by default GPTQ in groups of 64. Its overrides still
+            hold, and layers that they leave out stay float. Settings that need the data (`token_weights`,
+            `true_sequential`, `asymmetric`) are in the config that is returned, but do not enter the losses.
         candidates: what a layer may get, each as fields that an override of `GPTQConfig` can set.
-        together: paths, globs or ``re:`` patterns. The layers of one parent that match the same one get the
-            same, such as ``"*.[qkv]_proj"`` for a runtime that keeps them in one matrix. Experts that share a
-            parameter always do.
+        together: paths, globs or ``re:`` patterns. Layers of one parent that match the same pattern get the
+            same candidate, such as ``"*.[qkv]_proj"`` for a runtime that keeps them in one matrix. Experts
+            that share a parameter always do.
         heldout: what to measure on, as `batches`. By default every fourth sample of `batches`, which
             calibration then does not read; a single sample is used for both.
         mask: which tokens are real, as for `calibrate`.

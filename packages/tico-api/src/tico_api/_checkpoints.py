@@ -52,22 +52,22 @@ def quantize_checkpoint(  # noqa: PLR0913  # each is a choice of the user
     """Quantize the causal language model in `source_dir` without loading it; return the path of the manifest.
 
     The result is what `prepare`, `calibrate`, `convert` and `save_quantized` give, bit for bit.
-    What is in memory is one block at a time: parameters are mapped from the shards, and what is finished is
-    moved to files at once. The disk of `out_dir` needs room for the quantized model three times, for the
-    activations between two blocks, and, where floats are scaled (SmoothQuant, AWQ), for these twice.
+    Memory holds one block at a time: parameters are mapped from the shards, and what is finished is moved to
+    files at once. The disk of `out_dir` needs room for the quantized model three times, for the activations
+    between two blocks, and, where floats are scaled (SmoothQuant, AWQ), for the scaled floats twice.
 
-    A run that was interrupted, killed at any moment for example, goes on when it is called again with the
-    same arguments. A config that is finished is not run again, nor is a block that GPTQ has finished, or that
-    AWQ or the search of SmoothQuant (``alpha="auto"``) has learned from. Passes over `batches` are made anew:
-    for PTQ and SmoothQuant these are nearly all of the work, one pass of the model each. Until the last file
-    is written, nothing in `out_dir` looks like a model.
+    An interrupted run, even one that was killed, goes on when it is called again with the same arguments. It
+    does not repeat a finished config, a block that GPTQ has finished, or a block that AWQ or the search of
+    SmoothQuant (``alpha="auto"``) has learned from. It does repeat the passes over `batches`; for PTQ and
+    SmoothQuant these are nearly all of the work, one pass of the model each. Until the last file is written,
+    nothing in `out_dir` looks like a model.
 
     Args:
         source_dir: a float checkpoint in the layout of transformers, see `map_checkpoint`.
         out_dir: is made, or holds what an interrupted run has left.
         quant_config: says which algorithm, and how; of several, each works on what the one before it leaves.
         batches: as for `calibrate`; empty for an algorithm that needs no data, such as HQQ. They are read
-            once to be known again, and once for each config; an iterator is made a list.
+            once for their fingerprint, and once for each config; an iterator is made a list.
         tokenizer: as for `save_quantized`; by default that of `source_dir` is copied.
         shard_bytes: as for `save_quantized`.
         trust_remote_code: run code of the checkpoint, where its config names some.
@@ -75,8 +75,8 @@ def quantize_checkpoint(  # noqa: PLR0913  # each is a choice of the user
         group: processes of `torch.distributed` that each have their own part of the data, or none of it. All
             of them have to call this, with one `out_dir` that all see; the first one writes what is finished,
             and the others read it. The files are those of one process with the batches of all, in the order
-            of the ranks, and that or another number of them can go on from what is unfinished. The group's
-            time limit has to be longer than a rank needs for its data, or the first one to write a model.
+            of the ranks. The same or another number of ranks can go on with an unfinished run. The group's
+            time limit has to be longer than a rank needs for its data, and the first one to write a model.
 
     Raises:
         ConfigError: a config does not fit the model, there is none, `out_dir` holds something else, or the

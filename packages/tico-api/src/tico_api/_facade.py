@@ -77,9 +77,9 @@ def prepare(
             which exports the model to a graph, takes False only.
         registry: which quantizer serves which config; by default those of this library and of installed
             packages.
-        offload: where `convert` leaves what does not fit into memory, for a model of `map_checkpoint`. Blocks
-            that GPTQ has finished, and what goes from block to block, are then kept in its folder, and passes
-            end early as by `stop_after_capture`. A copy (``inplace=False``) is in memory.
+        offload: where `convert` keeps what does not fit into memory, for a model of `map_checkpoint`: blocks
+            that GPTQ has finished, and activations between blocks. Passes then end early, as with
+            `stop_after_capture`. A copy (``inplace=False``) is in memory.
 
     Raises:
         UnsupportedError: `model` is no module, or a part of it cannot be handled.

@@ -17,10 +17,10 @@ def plan(
 ) -> Plan:
     """Return what `prepare` and `convert` will do to `model`, module by module, before there are data.
 
-    No values are looked at, so the model may be on the meta device, and none are copied. Each module has the
-    line that `report` will have, the rule that decided, the bytes before and after, and the reason where it
-    stays float. What only data show, such as which layers SmoothQuant pairs or the steps of a forward, a line
-    says to be undecided.
+    No values are read or copied, so the model may be on the meta device. Each module has the line that
+    `report` will have, the rule that decided, the bytes before and after, and the reason if it stays float.
+    What only data show, such as the layers that SmoothQuant pairs or the steps of a forward, is listed as
+    undecided.
 
     Args:
         model: a float model, or one that another algorithm has converted; it is left alone.

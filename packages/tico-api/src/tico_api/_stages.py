@@ -23,8 +23,8 @@ _PREFIX = "stage-"
 class Stages:
     """The model that each config of a run has left, in the folder of what is unfinished.
 
-    The name of a file says what its content follows from: the model, the data, the configs up to this one,
-    and the versions of the libraries. Runs with other arguments do not find it.
+    The name of a file is made from everything that its content depends on: the model, the data, the configs
+    up to this one, and the versions of the libraries. So runs with other arguments do not find it.
 
     Args:
         folder: is for this run alone.

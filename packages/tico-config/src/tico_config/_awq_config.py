@@ -37,12 +37,13 @@ class AWQConfig(SmoothingConfig):
             columns; otherwise such a layer is refused.
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
         dtype: a format of floating-point elements, such as `MXFP4()`, in the place of integers of `bits`. It
-            says `bits` and `symmetric` itself, and a format of blocks `group_size` too: these then keep their
-            defaults. None stands for integers.
-        n_grid: how many shares of the activations' magnitude are tried for the scales of a pair, from 0 on in
-            steps of ``1 / n_grid``; 1 scales nothing.
-        clip: whether the range of each group is cut off where that lowers the error of the layer's outputs.
-            All layers then shrink what they give, by which a model can lose more than each of them gains.
+            decides `bits` and `symmetric`, and a format of blocks decides `group_size` too: leave these at
+            their defaults. None stands for integers.
+        n_grid: how many exponents are tried for the scales of a pair, which are powers of the activations'
+            magnitude: 0, ``1 / n_grid``, ``2 / n_grid`` and so on. 1 scales nothing.
+        clip: whether to cut off the range of each group where that lowers the error of the layer's outputs.
+            Clipping makes the outputs of every layer a little smaller. Together this can cost the model more
+            than the layers gain.
         round_weights: False leaves float weights, scaled and perhaps clipped, for an algorithm that rounds
             them.
         mappings: patterns for the modules that take scales, each with patterns for the layers that read them;

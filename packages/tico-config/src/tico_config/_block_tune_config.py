@@ -24,11 +24,11 @@ from tico_config.validation import as_float, check_folder, check_integer, check_
 @register_config
 @attrs.frozen(kw_only=True)
 class BlockTuneConfig(ModuleConfig):
-    """Weights whose rounding and scales are learned, block by block, from what the float block gives.
+    """Weights whose rounding and scales are learned, so that each block gives what the float block gives.
 
-    Derivatives go straight through rounding, as in SignRound, Cheng et al. 2023, arXiv 2309.05516; a block is
-    what BRECQ tunes as a whole, Li et al. 2021, arXiv 2102.05426. A model without blocks is one. Every field
-    up to `min_expert_tokens` can be set per module by `overrides`, for example
+    Gradients go straight through rounding, as in SignRound, Cheng et al. 2023, arXiv 2309.05516. A whole
+    block is tuned at a time, as in BRECQ, Li et al. 2021, arXiv 2102.05426. A model without blocks is one.
+    Every field up to `min_expert_tokens` can be set per module by `overrides`, for example
     ``{"*.down_proj": {"bits": 8}}``.
 
     Attributes:
@@ -40,20 +40,21 @@ class BlockTuneConfig(ModuleConfig):
         dtype: a format of floating-point elements, such as `MXFP4()`, in the place of integers of `bits`, as
             for `GPTQConfig`. Of these, steps move the scales of `FP8` alone: those of blocks have grids of
             their own, and stay.
-        start: the codes that are moved: ``"gptq"`` for those of GPTQ, with its columns in the order of their
-            activations and grids of the float weights, or ``"nearest"``.
+        start: where tuning starts: from the codes of ``"gptq"``, which takes columns in the order of their
+            activations and grids of the float weights, or from rounding to ``"nearest"``.
         observer: how a grid follows from the weights that share it, as for `GPTQConfig`.
         damping: share of the Hessian's diagonal that is added to it for GPTQ, above 0 and up to 1.
         min_expert_tokens: an expert that reads fewer tokens starts rounded to nearest; 0 requires data for
             every one.
         steps: how many steps each block makes; 0 leaves it at its start.
         samples: how many sequences a step learns from, one after the other.
-        rate: how far the first step of Adam moves a weight against its grid, in steps of the grid, and a
-            scale by a tenth of that share of itself; the last steps move them hardly at all. A weight starts
-            at most a quarter from its code, which changes when it is more than a half away.
-        held_out: share of the sequences that no step learns from. The step with the smallest loss of these
-            is the one that counts; if none lowers it, the block stays at its start.
-        seed: the seed that says which sequences are held out, and in which order the others come.
+        rate: how far the first step of Adam moves a weight, in steps of its grid. It changes a scale by a
+            tenth of that, as a share of itself. Later steps become shorter, down to nearly nothing. A weight
+            starts at most a quarter of a grid step from its code; the code changes once the weight is more
+            than half a grid step away.
+        held_out: share of the sequences that no step learns from. The result of the step with the smallest
+            loss on these is kept; if no step lowers it, the block stays at its start.
+        seed: decides which sequences are held out, and in which order the others come.
         offload: ``"disk"`` to keep what goes from block to block in temporary files without a name, in the
             folder of ``TMPDIR``.
         checkpoint_dir: a folder to keep each finished block in, as for `GPTQConfig`.

@@ -17,16 +17,18 @@ from tico_config.validation import check_integer
 @register_config
 @attrs.frozen(kw_only=True)
 class CLEConfig(SmoothingConfig):
-    """Weights of neighbouring layers with equal ranges in each channel between them; the model stays float.
+    """Neighbouring layers scaled to equal ranges in each channel between them; the model stays float.
 
     Cross-layer equalization, Nagel et al. 2019, arXiv 1906.04721, section 4.1. It works on pairs of linear
-    layers or convolutions, those with groups included, with nothing between them that a scale does not pass,
-    such as a ReLU; a batch norm behind the first one counts as a part of it, as if it were folded. Values
-    of the data decide nothing: one pass or an example, which shows the pairs, is all that is needed. It helps
-    most where a whole weight is to have one scale. High biases are not absorbed.
+    layers or convolutions, with or without groups. Between the two there may only be what passes a positive
+    scale on, such as a ReLU. A batch norm behind the first layer counts as a part of it, as if it were
+    folded.
+
+    One pass or an example is needed to find the pairs; the values do not matter. It helps most where a whole
+    weight has one scale. High biases are not absorbed.
 
     Attributes:
-        sweeps: how often all pairs take turns at most; they end where scales stop changing.
+        sweeps: the most rounds over all pairs; they end earlier if no scale changes any more.
         mappings: patterns for the modules that take scales, each with patterns for the layers that read them;
             without any, pairs are found by running the model.
 

@@ -32,7 +32,7 @@ def _as_weights(value: object) -> object:
 @register_config
 @attrs.frozen(kw_only=True)
 class GPTQConfig(ModuleConfig):
-    """Weights rounded one column at a time, each error made up for by the columns that follow.
+    """Weights rounded column by column; later columns are adjusted to compensate for the error of each.
 
     Frantar et al. 2022, arXiv 2210.17323. Every field up to `min_expert_tokens` can be set per module
     by `overrides`, for example ``{"*.down_proj": {"bits": 8}}``.
@@ -43,57 +43,61 @@ class GPTQConfig(ModuleConfig):
         per_tensor: one scale for the whole weight; not with a `group_size`.
         ragged_groups: let the last group of a row be a shorter one where `group_size` is no divisor of the
             columns; otherwise such a layer is refused.
-        super_block: what the scales of groups share, as in llama.cpp's K-quants, for symmetric codes, and
-            also their offsets, which unsigned codes then have in the place of zero points; both are on
-            their grids before codes are chosen. None makes each scale a float32 of its own.
+        super_block: quantize the scales of groups themselves, as llama.cpp's K-quants do: integers that share
+            a float over several groups. Symmetric codes have such scales; unsigned codes also have such
+            offsets, in the place of zero points. Both are rounded before any code is chosen. None makes each
+            scale a float32 of its own.
         symmetric: signed codes with zero point 0 instead of unsigned codes with a zero point.
         dtype: a format of floating-point elements, such as `MXFP4()`, in the place of integers of `bits`. It
-            says `bits` and `symmetric` itself, and a format of blocks `group_size` too: these then keep their
-            defaults. None stands for integers.
-        observer: how a grid follows from the weights that share it: `MinMaxSpec` spans them all, `MSESpec`
-            and `HessianMSESpec` search each row's share of that range, `PercentileSpec` counts from both
-            ends; see `static_groups` for which values the weights have then. None is
-            ``HessianMSESpec(steps=20)``, but see `grid_observer`.
-        row_gain: multiply the scales of each row by one number, a multiple of 1/256, so that the projection
-            of what the row gives for the calibration data on what the float row gives is the latter.
-            Rounding, and grids that cut off large weights, make outputs a little smaller in each layer, and
-            all layers in the same direction. Where scales have grids of their own (`super_block`, MX formats,
-            NVFP4), and in layers that are rounded to nearest, it has no effect.
-        static_groups: find the grids of all groups first, from the original weights, instead of a group's
-            from what its weights have become when its turn comes, as the paper does. With `act_order`, groups
-            stay runs of neighbouring columns. Without a `group_size` it has no effect.
-        act_order: handle the columns with the largest activations first, instead of in their own order, as
-            the paper does.
+            decides `bits` and `symmetric`, and a format of blocks decides `group_size` too: leave these at
+            their defaults. None stands for integers.
+        observer: how a grid follows from the weights that share it. `MinMaxSpec` spans them all. `MSESpec`
+            and `HessianMSESpec` search the best share of that range for each row. `PercentileSpec` cuts off
+            both ends. None stands for ``HessianMSESpec(steps=20)``, except where `grid_observer` says
+            otherwise.
+        row_gain: multiply the scales of each row by one number, a multiple of 1/256, such that the row's
+            outputs on the calibration data, projected onto those of the float row, are equal to these.
+            Rounding, and grids that cut off large weights, make outputs a little smaller, in every layer in
+            the same direction. It has no effect where scales have grids of their own (`super_block`, MX
+            formats, NVFP4), nor in layers that are rounded to nearest.
+        static_groups: find the grids of all groups first, from the original weights. The paper instead finds
+            the grid of a group when its turn comes, from weights that earlier columns have adjusted. With
+            `act_order`, static groups stay runs of neighbouring columns. Without a `group_size` it has no
+            effect.
+        act_order: handle the columns with the largest activations first. The paper takes them in their own
+            order.
         damping: share of the Hessian's diagonal that is added to it, above 0 and up to 1.
-        damping_reference: ``"mean"`` or ``"median"``, what the share is of; a few inputs that are much
-            larger than all others raise the mean, not the median.
-        min_expert_tokens: an expert (a module of a list, or a weight in a parameter that holds one for each
-            expert, of which some read less than others) that reads fewer tokens is rounded to nearest; 0
-            requires data for every one.
-        token_weights: how often a token counts in the Hessian. ``"auto"`` weighs it by how far an error in
-            the layer's output for it moves the output of the block: a first token, which all others
-            may attend to, then outweighs hundreds of them. ``"uniform"`` counts all alike, as the paper does.
-            Numbers are the weights of the first tokens of every sequence; those after them have weight 1.
-        true_sequential: quantize the layers of a block one after the other in the order in which they read,
-            each for what the quantized ones before it give; a pass of the block more for each.
-        asymmetric: share of the distance between the inputs that a layer has in the float model and in the
-            quantized one that it makes up for (GPTAQ, Li et al. 2025, arXiv 2504.02692, whose code takes
-            0.25); 0 for none. It needs a pass of each float block more; not with `true_sequential`.
-        calibrate_all_experts: let the experts that share a parameter learn from all tokens, instead of from
-            those that go to them, and count a token for an expert that it does not go to as much as for the
-            mean of those that it does. The outputs of the model do not change. Experts of a module that is
-            given their rows sorted already, as in Llama 4, learn from their own all the same.
-        gram_memory: the most bytes that the Gram matrices of a block's layers may take at a time, or None. A
-            block with more, such as one of many experts, is run again for other layers, which gives the same
-            bits. A layer of c inputs takes about 4c² bytes, four times as much if `asymmetric` is not 0, and
-            8 KiB for each of its inputs; one that takes more by itself is refused.
-        forward_dtype: ``"bfloat16"`` to compute the passes of `convert` in it, where torch's autocast does.
-        activation_dtype: ``"bfloat16"`` to keep what goes from block to block in it.
-        offload: ``"disk"`` to keep that in temporary files without a name, in the folder of ``TMPDIR``.
-        checkpoint_dir: a folder to keep each finished block in, so that `convert` can go on where it was
-            interrupted: for the same config, data and model, which have a folder of their own in it.
-        stop_after_capture: end a forward pass during calibration as soon as there is nothing more in it to
-            learn from, as one that was like it has shown; it then returns None.
+        damping_reference: what the share is of: the ``"mean"`` of the diagonal or its ``"median"``, which a
+            few very large inputs do not raise.
+        min_expert_tokens: round an expert to nearest if it reads fewer tokens; 0 requires data for every
+            expert. An expert is a module of a list, or a weight in a parameter that holds one for each.
+        token_weights: how much a token counts in the Hessian. ``"auto"`` weighs it by how far an error in the
+            layer's output for this token moves the output of the block. A first token, which all others
+            may attend to, then outweighs hundreds of others. ``"uniform"`` counts all alike, as the paper
+            does. Numbers are the weights of the first tokens of every sequence; later ones have weight 1.
+        true_sequential: quantize the layers of a block one after the other, in the order in which they read,
+            so that each learns from inputs that the quantized layers before it give. It takes one more pass
+            of the block for each layer.
+        asymmetric: how much of the difference between a layer's inputs in the float model and in the
+            quantized model to compensate for, from 0 to 1 (GPTAQ, Li et al. 2025, arXiv 2504.02692, whose
+            code takes 0.25). It takes one more pass of each float block. Not with `true_sequential`.
+        calibrate_all_experts: let the experts that share a parameter learn from all tokens, not only from
+            those that are routed to them. A token counts for an expert that it is not routed to as much as
+            for the mean of those that it is. The outputs of the model do not change. Experts whose rows come
+            sorted already, as in Llama 4, learn from their own tokens all the same.
+        gram_memory: the most bytes that the Gram matrices of a block's layers may take at a time, or None for
+            no limit. A block that needs more, such as one with many experts, is run several times, each time
+            for other layers; the bits are the same. A layer of c inputs takes about 4c² bytes, four times as
+            much if `asymmetric` is not 0, and 8 KiB for each of its inputs. A layer that needs more by itself
+            is refused.
+        forward_dtype: ``"bfloat16"`` to run the passes of `convert` under torch's autocast in it.
+        activation_dtype: ``"bfloat16"`` to keep the activations between blocks in it.
+        offload: ``"disk"`` to keep the activations between blocks in temporary files without a name, in the
+            folder of ``TMPDIR``.
+        checkpoint_dir: a folder to keep each finished block in, so that an interrupted `convert` can go on.
+            Each combination of config, data and model has a folder of its own in it.
+        stop_after_capture: end a forward pass during calibration as soon as nothing more can be learned from
+            it, as the first such pass has shown. It then returns None.
         on_uncalibrated: ``"skip"`` to leave layers that no calibration data reach in float, and say so in the
             report; ``"error"`` refuses to convert then.
         show_progress: show a progress bar during `convert` where the extra `progress` is installed.

@@ -31,8 +31,8 @@ class HQQConfig(ModuleConfig):
             columns; otherwise such a layer is refused.
         symmetric: signed codes with zero point 0, of which only the scale is found, instead of unsigned codes
             with a zero point.
-        lp_norm: p of the norm of what rounding changes, above 0 and up to 1. The smaller it is, the less do
-            the few weights count that are far from every code.
+        lp_norm: the p of the Lp norm of the rounding error, above 0 and up to 1. The smaller it is, the less
+            count the few weights that are far from every code.
         steps: how many times the grids that span all weights of a group are improved; 0 rounds to nearest.
         show_progress: show a progress bar during `convert` where the extra `progress` is installed.
 

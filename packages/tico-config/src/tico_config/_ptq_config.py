@@ -19,22 +19,22 @@ from tico_config._spec_config import SpecConfig
 class PTQConfig(SpecConfig):
     """Weights and activations rounded to nearest, on grids that calibration determines.
 
-    What holds at a point is, in this order: the most specific of `overrides`, else `weight` or `activation`;
-    what these leave open (the granularity) is the wrapper's own. `resolve` tells which it was.
+    The spec of a point is the most specific of `overrides` that matches, or else `weight` or `activation`. A
+    granularity that is left open is the wrapper's choice. `resolve` says which spec holds, and why.
 
     Attributes:
         activation: spec of every activation point; `no_quant()` quantizes weights only.
         weight: spec of every weight; per output channel unless it says otherwise.
         overrides: paths, globs or ``re:`` patterns, each with a `QuantSpec` or some of its fields.
-        scope: ``"all"`` for every module with a wrapper; ``"linear"`` for linear layers alone, as servers of
-            language models have them: their weights, and what they read. What they give stays float unless
-            an override has that very point; heads of language models unless one has their exact path.
+        scope: ``"all"`` for every module with a wrapper. ``"linear"`` for linear layers alone, as servers of
+            language models take them: their weights and inputs. Their outputs stay float unless an override
+            names that very point, and the head of a language model unless an override has its exact path.
         steps: ``"auto"`` gives every functional step in the forward of a module without a wrapper a point of
-            its own, such as ``layers.0.self_attn.matmul_0``; ``"declared"`` leaves that arithmetic float.
+            its own, such as ``layers.0.self_attn.matmul_0``. ``"declared"`` leaves such steps float.
         strict_wrap: whether a module without a wrapper is an error; if not, it stays float and is reported.
         on_uncalibrated: ``"skip"`` to leave activations that no calibration data reach in float, and say so
             in the report; ``"error"`` refuses to convert then.
-        variant: which of the alternative wrappers of a class to take, where it has one of that name.
+        variant: name of the alternative wrapper to take, for classes that have one of that name.
 
     Raises:
         ConfigError: one or more fields are wrong; all are reported.

@@ -19,28 +19,27 @@ from tico_config.validation import as_float, check_integer, check_number
 @register_config
 @attrs.frozen(kw_only=True)
 class ScaleTuneConfig(ModuleConfig):
-    """Weights quantized by another algorithm, then their scales tuned so that the model says what it did.
+    """Weights quantized by another algorithm, whose scales are then tuned towards the float model.
 
-    Codes and zero points stay. The scales of all layers together are moved by Adam so that the distributions
-    that the model gives for the calibration data come near those of the float model: the mean of
-    KL(float ‖ quantized), whose use for quantized weights is that of Hinton et al. 2015, arXiv 1503.02531,
-    section 2. The model that `prepare` is given is the float model; it has to be float, since nothing
-    remembers the floats of one that is converted already.
+    Adam moves the scales of all layers together so as to lower the mean of KL(float ‖ quantized) over the
+    calibration data, the divergence of the model's output distributions (distillation, Hinton et al. 2015,
+    arXiv 1503.02531, section 2). Codes and zero points stay. The float model is the one that `prepare` is
+    given; a converted model is refused, because it does not hold its float weights any more.
 
-    An override can leave layers out by `no_quant()`: their scales stay as the base has left them. What
-    becomes of their weights is said in `base`.
+    An override with `no_quant()` leaves the scales of a layer as the base has left them. How its weights are
+    quantized is up to the overrides of `base`.
 
     Attributes:
         base: the config of the algorithm that quantizes the weights. Its own `target` may be left out.
         norms: tune the weights of norms, too, which stay floats.
         steps: how many steps are made, each for `samples` samples.
-        samples: how many samples a step learns from; the derivatives of one at a time are in memory.
-        learning_rate: by about which share of itself a scale may change in the first step; the steps become
-            shorter by half a cosine.
-        held_out: about which share of the samples no step learns from. Of all steps looked at, the one with
-            the least loss for these stays, and none where no step has made it less.
-        check_every: after how many steps the loss of the samples held out is computed.
-        seed: the seed of the order of samples, and of which are held out.
+        samples: how many samples a step learns from; the gradients of one at a time are in memory.
+        learning_rate: about the share of itself by which a scale may change in the first step. It falls to 0
+            by half a cosine.
+        held_out: about the share of the samples that no step learns from. The checked step with the least
+            loss on these is kept; if none lowers it, all scales stay.
+        check_every: number of steps between two checks of that loss.
+        seed: decides the order of the samples, and which are held out.
         show_progress: show a progress bar during `convert` where the extra `progress` is installed.
 
     Raises:

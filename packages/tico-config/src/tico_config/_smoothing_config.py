@@ -39,15 +39,16 @@ def _are_patterns(value: object) -> bool:
 class SmoothingConfig(ModuleConfig):
     """A config of an algorithm that works on pairs.
 
-    A pair is a module whose output channels can be scaled (a norm, a linear layer, a convolution) and the
-    layers that read it, which undo the scale. Pairs are found by running the model; `mappings` says them
-    where that is not possible: a pattern for the modules that take the scales, with patterns for the layers
-    that read them. A layer belongs to the nearest of the modules that its pattern stands with. Pairs of
-    `mappings` are tried on the example or the calibration data, and refused where they change what the model
-    gives.
+    A pair is a module whose output channels can be scaled (a norm, a linear layer, a convolution) together
+    with the layers that read it, which undo the scale. Pairs are found by running the model.
 
-    Where scaling pairs is all that the algorithm does, as `scales_only` of a class says, an override that
-    leaves out one layer of a pair leaves out the pair.
+    Where that is not possible, `mappings` names them: a pattern for the modules that take the scales, with
+    patterns for the layers that read them. A layer belongs to the nearest module that its pattern is listed
+    with. Such pairs are tried on the example or the calibration data, and refused if they change the outputs
+    of the model.
+
+    In a class with `scales_only`, whose algorithm does nothing but scale pairs, an override that leaves out
+    one layer of a pair leaves out the whole pair.
 
     >>> from tico_config import SmoothQuantConfig
     >>> SmoothQuantConfig(mappings={"*.norm": ["*.q_proj", "*.k_proj"]}).mappings["*.norm"]

@@ -48,7 +48,12 @@ class GramShare(GramStatistic):
         """
         expected = "the joined panels of all workers"
         raise LifecycleError(
-            Problem(field="matrix", value=self.number, expected=expected, sentence="it has some panels only")
+            Problem(
+                field="matrix",
+                value=self.number,
+                expected=expected,
+                sentence="it has only some panels of the matrix",
+            )
         )
 
     def joined(self, uppers: Sequence[tuple[Tensor, ...]]) -> GramStatistic:

@@ -158,7 +158,7 @@ class Observer(ABC, Generic[S]):
                     module=self.name,
                     value=found,
                     expected=expected,
-                    sentence="its grid is fixed, so that it collects no more",
+                    sentence="its grid is fixed, so it no longer collects",
                     remedy=remedy,
                 )
             )

@@ -73,13 +73,13 @@ class Planned:
     """What a conversion would give, on a model whose tensors have no values.
 
     Attributes:
-        converted: the root, with integer modules whose codes are still to be found (`PlannedWeight`), and the
-            report that `convert` would give, without figures.
-        rules: by path, the field or override of the config that decided.
-        undecided: by path, what of its line is up to the data.
-        unsized: the paths of modules of which even the bytes are up to the data.
+        converted: the root, with integer modules that have no codes yet (`PlannedWeight`), and the report
+            that `convert` would give, without figures.
+        rules: the field or override of the config that decided, by path.
+        undecided: the part of a line that depends on the data, by path.
+        unsized: the paths of modules whose bytes depend on the data.
         notes: what the data may change in any line.
-        memory: what `convert` holds at a time besides the model and the integers: what it is, and bytes.
+        memory: what `convert` holds at a time besides the model and the integers, by name, in bytes.
     """
 
     converted: Converted
@@ -93,10 +93,10 @@ class Planned:
 class BaseQuantizer(ABC, Generic[C, K]):
     """An algorithm. It holds hyper-parameters only; what it learns from data is the calibration.
 
-    One that cannot work on the very object that it is given, only on a copy, says so in `works_in_place`.
-    Models are made of modules; which classes of exported graphs it works on too is said by `graphs`. One
-    whose `prepare` refuses what the `target` of its config does not take says so in `checks_target`; to any
-    other, no target can be given.
+    Attributes of the class say what it can do. `works_in_place` is False for one that works on a copy only.
+    `graphs` are the classes of exported graphs that it takes besides models made of modules. `checks_target`
+    is True for one whose `prepare` refuses what the `target` of its config does not take; no other can be
+    given a target.
     """
 
     works_in_place: ClassVar[bool] = True

@@ -33,8 +33,8 @@ class CompressedTensors(CheckpointTarget):
     Linear layers and embeddings of 2 to 8 bits are packed, with a scale a row or a group; layers whose inputs
     are on grids of at most 8 bits, fixed or made for each token, take a byte a code. Weights may be FP8 and
     MXFP8 in e4m3, MXFP6 in e2m3, MXFP4 and NVFP4 too, and inputs FP8 in e4m3. Keys and values may have one
-    fixed symmetric grid a layer, int8 or FP8. Everything else is in float. vLLM runs such folders too; which
-    of them, the README says.
+    fixed symmetric grid a layer, int8 or FP8. Everything else is in float. vLLM runs such folders too;
+    `docs/reference/export-formats.md` says which.
 
     Attributes:
         shard_bytes: the bytes of tensors above which they stand in several files, with an index.

@@ -16,14 +16,14 @@ from tico_quantizers.layers import QuantizedWeight
 
 
 def run_blocks(inputs: BlockInputs, step: Step, checkpoint: Checkpoint, finish: Finish | None = None) -> None:
-    """Run every block again, and let `step` learn from each; then from the layers outside of blocks.
+    """Run every block again and call `step` for each, then for the layers outside of blocks.
 
-    What the step returns for a block goes through `finish` where there is one, which options that say
-    `compared` make possible.
+    If there is a `finish`, which needs options with `compared`, what the step returns for a block goes
+    through it.
 
     Call it within `unchanged_process`, while the model is as it was recorded. Where statistics of the float
-    model were adopted, the step learns from these, of all layers at once, and nothing runs but the float
-    blocks on data of one's own.
+    model were adopted, the step is given these, for all layers at once; then only float blocks are run, on
+    the data that this process has seen itself.
 
     Raises:
         CalibrationError: a layer that is no expert has read nothing.

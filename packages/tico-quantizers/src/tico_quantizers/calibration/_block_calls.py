@@ -55,15 +55,15 @@ class _Output:
 class BlockCalls(Recorder):
     """What each block was called with.
 
-    Of the hidden states that go from block to block only those of the first are kept: where an argument
-    is an output of a block that the pass has called earlier, its place is noted instead. What else a block is
-    given (a mask, an output that something has written to since) is kept as it was in that pass. An object
-    that every block is given, such as a cache, has for each block the state that this block gave it. The
-    tensors are kept in `store`; those that stand where other calls have an output of an earlier block are
-    hidden states, which it may keep in fewer bits. `template` says how the calls of the pass that has ended
-    follow from the first.
+    Only the hidden states that the first block gets are kept. Where an argument is the output of an earlier
+    block, its place is noted instead. Other arguments (a mask, an output that something has written to since)
+    are kept as they were in that pass. An object that every block is given, such as a cache, is kept for each
+    block in the state in which that block got it.
 
-    `whole` says that the only block is the model itself, so that each pass is a call of it.
+    The tensors are kept in `store`. Those that stand where other calls have an output of an earlier block are
+    hidden states, which the store may keep in fewer bits. `template` says how the calls of the pass that has
+    ended follow from the first. With `whole` the only block is the model itself, and each pass is a call of
+    it.
     """
 
     def __init__(

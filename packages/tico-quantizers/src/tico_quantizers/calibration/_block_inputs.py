@@ -58,16 +58,16 @@ class BlockOptions:
     """How the blocks of a model are recorded and run again.
 
     Attributes:
-        fixed: no block is changed before all of them have been run. Each then runs once, on what the float
-            blocks before it give. Otherwise a block runs on what the changed ones before it give, once to
-            learn from it and once changed, to feed the next. The options below are for that case.
-        compared: keep what the float blocks give, for what finishes the weights of a block; see `Finish`. A
-            model without blocks is then run again as one. Not with `paired`.
-        paired: gather each input beside the one that the float model has in its place.
-        true_sequential: of the layers of a block, change those that read first before the others are learned
-            from.
-        early_end: end a pass of the user's, from the second one on, when there is nothing more to record.
-            Where experts that read too little are rounded, no pass ends early.
+        fixed: run all blocks before any is changed. Each runs once, on the outputs of the float blocks before
+            it. Without it a block runs on the outputs of the changed blocks before it: once to learn from it,
+            and once more when it is changed, to feed the next. The options below are for that case.
+        compared: keep the outputs of the float blocks, for a `Finish` that compares with them. A model
+            without blocks is then run again as one. Not with `paired`.
+        paired: gather each input together with the one that the float model has in its place.
+        true_sequential: change the layers of a block in the order in which they read, before the next ones
+            are learned from.
+        early_end: from the second forward pass of the user on, end a pass when there is nothing more to
+            record. Where experts that read too little are rounded, no pass ends early.
         forward_dtype: compute in this dtype as far as it can be cast automatically.
         offload: keep what goes from block to block on disk, in this folder.
         narrow: keep it in bfloat16.

@@ -36,13 +36,13 @@ class _WholePass:
 
 
 class EarlyEnd(Recorder):
-    """Ends a pass where nothing is to come that is to be captured, as a pass like it has shown.
+    """Ends a pass once nothing more is to be captured, as an earlier pass of the same kind has shown.
 
-    A pass is like one that has run to its end if its arguments differ in the values of tensors alone, and if
-    what code outside of the blocks has read of such values is the same, all that the other pass has read: it
-    then calls the same modules. It ends with the last one that is captured. Where those are the blocks, each
-    called once, and their calls follow from that of the first, it ends there. The passes of the model's
-    `generate`, which goes on from what they return, run to their ends.
+    Two passes are of the same kind if their arguments differ only in the values of tensors, and if the code
+    outside of the blocks has read the same values in both. The later one then calls the same modules, so it
+    can end with the last module that is captured. If these modules are the blocks, each called once, and
+    their calls follow from that of the first, it ends with the first. Passes within the model's `generate`,
+    which needs what they return, run to their ends.
     """
 
     def __init__(self, calls: BlockCalls, passes: Passes, *, is_off: bool = False) -> None:

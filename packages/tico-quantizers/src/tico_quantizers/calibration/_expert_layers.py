@@ -19,15 +19,14 @@ from tico_quantizers.layers import ExpertLinear, ExpertStack, FusedExperts, eage
 class ExpertLayers(nn.Module):
     """Stands in for a module of fused experts while an algorithm works on it.
 
-    Of each parameter that holds a weight for each expert it has a list of layers too, one for each expert,
-    under the parameter's name. A call gives what the float module gives, bit for bit, until some layers are
-    integers, and then what their weights give. If anybody listens to the layers, each of them is called with
-    the rows that its expert is multiplied by, and derivatives by its output are those of the outputs of a
-    call.
+    For each parameter that holds a weight for each expert, it has a list of layers under the parameter's
+    name, one for each expert. A call gives what the float module gives, bit for bit. Once some layers are
+    integers, it gives what their weights give. If a layer has hooks, it is called with the rows that its
+    expert is multiplied by, and gradients reach its output as they reach the outputs of the call.
 
-    `real` tells which rows of the next call are no padding, (rows,); the layers do not see the others.
-    `every_token` lets each layer see all rows, whichever experts they go to, as far as the module is given
-    rows that are not sorted by expert yet.
+    `real` (rows,) says which rows of the next call are no padding; the layers do not see the others. With
+    `every_token` each layer sees all rows, whichever experts they are routed to, unless the rows come sorted
+    by expert already.
     """
 
     real: Tensor | None = None

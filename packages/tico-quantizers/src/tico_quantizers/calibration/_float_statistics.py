@@ -17,10 +17,10 @@ from tico_quantizers.layers import Layer, columns, groups, layers_in
 
 
 def float_statistics(inputs: BlockInputs) -> dict[str, Statistic]:
-    """Return by name what each layer has read in the float model, of some of those of `inputs` nothing.
+    """Return by name what each layer has read in the float model; for some of `inputs` that can be nothing.
 
-    Layers that `inputs` leave out are there, too, if all data were run through the whole model, whose passes
-    are then made again. Call it as `run_blocks`; the model is not changed.
+    If all data were run through the whole model, its passes are made again, and layers that `inputs` leaves
+    out are included. Call it as `run_blocks`; the model is not changed.
 
     Raises:
         CalibrationError: no layer of `inputs` has read anything.

@@ -65,10 +65,10 @@ class Recorder(ABC):
 class Calibration(Recorder):
     """What an algorithm learns from the data, by its `recorders`; `handles` are the hooks it has set.
 
-    `data` is the fingerprint of the calls that were counted, `tokens` tell which rows are padding, `files` is
-    how many calibration files were loaded, and `ranks` are the processes that convert the model together. A
-    class of which all that it learns is in `recorders` that `tell` and `hear` says so in `told_by_recorders`;
-    others are refused on several ranks.
+    `data` is the fingerprint of the calls that were counted, `tokens` know which rows are padding, `files` is
+    the number of calibration files that were loaded, and `ranks` are the processes that convert the model
+    together. `told_by_recorders` is True for a class whose recorders can `tell` and `hear` all that it
+    learns; other classes are refused on several ranks.
     """
 
     told_by_recorders: ClassVar[bool] = False
@@ -190,10 +190,10 @@ class Calibration(Recorder):
         raise UnsupportedError(_kept_in_no_file(self))
 
     def adopt(self, statistics: Mapping[str, Statistic]) -> None:
-        """Go on as if what `statistics` tell had been seen, too: all of it or, after an error, nothing.
+        """Add `statistics` to what has been seen: all of them or, after an error, none.
 
         They are those of the same float model, of this or another algorithm; names that mean nothing here are
-        passed over.
+        ignored.
 
         Raises:
             UnsupportedError: files hold nothing of what is needed, or a field of the config needs the data
@@ -215,7 +215,7 @@ class Calibration(Recorder):
         return {}
 
     def adopt_findings(self, findings: Layout, edit: Edit) -> None:
-        """Go on as if what `findings` tell had been found, too; called before `adopt` with those of a file.
+        """Add `findings`, which are those of a file; called before `adopt`.
 
         Raises:
             ArtifactError: a value is missing or of another type.
@@ -252,7 +252,7 @@ def _for_one_process(recorder: Recorder) -> Problem:
         field="group",
         value=Found(f"several ranks, each with a {name}"),
         expected="None for an algorithm of one process",
-        sentence=f"what a {name} learns from data stays on its rank, as it does not tell it to others",
+        sentence=f"a {name} does not share with other ranks what it learns from data",
         remedy="run all data through the model of one process, and convert that without a group",
     )
 
@@ -309,7 +309,7 @@ def _require_evaluation_mode(modules: list[tuple[str, nn.Module]]) -> None:
             field="training",
             value=True,
             expected="False while the model is calibrated",
-            sentence="it is in training mode, in which it behaves otherwise than it will in use",
+            sentence="it is in training mode, in which it behaves differently than in use",
             remedy="call model.eval() first",
         )
         for path, module in modules

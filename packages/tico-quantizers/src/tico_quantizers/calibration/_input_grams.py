@@ -38,10 +38,10 @@ from tico_quantizers.layers import (
 class LayerInput:
     """An input of the pass that goes on, its `added` as `input_rows` takes it, and who has read it.
 
-    `weights` say how much each of its rows counts; None counts all alike. `real` says which are no padding:
-    of shape (…) for an input (…, columns) of rows, (samples, tokens) for one of a convolution; None if all
-    are. `twin` is what the float model has in its place, None where that is the same. `numbers` say which
-    tokens its rows are.
+    `weights` are how much each of its rows counts; None counts all alike. `real` says which rows are no
+    padding, or is None if all are: of shape (…) for an input (…, columns), and (samples, tokens) for that of
+    a convolution. `twin` is the input that the float model has in its place, or None if it is the same.
+    `numbers` are the tokens that its rows belong to.
     """
 
     original: Tensor
@@ -136,10 +136,10 @@ class ToldInput:
 class InputGrams(Recorder):
     """Gram matrices of what the layers read, shared by layers that read the same tensors.
 
-    They are kept by the set of layers that read an input. Layers that always read the same tensor (query,
-    key and value projections) thus share one matrix, whatever the model looks like, if they have the same
-    `token_weights`. What `tokens` tell to be padding is left out. If `asymmetric`, they are those of rows
-    twice as long: the drifted ones of `LayerInput.rows`.
+    There is one for each set of layers that read the same tensors. Layers that always read the same tensor
+    (query, key and value projections) thus share one matrix, whatever the model looks like, if they have the
+    same `token_weights`. Rows that `tokens` name as padding are left out. With `asymmetric` the matrices are
+    those of rows twice as long, which `LayerInput.rows` gives.
 
     Attributes:
         numbering: what tells which tokens layers read, for `pair_with`.

@@ -80,10 +80,10 @@ def plan_layers(
 ) -> LayerPlan[C]:
     """Return what `config` asks for of each linear layer and convolution of `model`.
 
-    Left alone, with the reason, are layers that `reasons_against` names, those that `refuse` gives a reason
-    for, those that an override leaves out, and the heads of language models and routers of experts unless an
-    override has their exact path. `check` yields what is wrong with a layer and the config that holds for it;
-    what the `target` of `config` does not take is looked at here.
+    These layers stay float, with the reason: those that `reasons_against` names, those that `refuse` gives a
+    reason for, those that an override leaves out, and heads of language models and routers of experts unless
+    an override has their exact path. `check` yields what is wrong with a layer and the config that holds for
+    it. What the `target` of `config` does not take is found here, without `check`.
 
     Raises:
         ConfigError: nothing is left to quantize, an override changes nothing, or a check failed; with all

@@ -63,10 +63,10 @@ def require_possible_place(quantizer: AnyQuantizer, config: BaseConfig, *, inpla
         UnsupportedError: with the call that works.
     """
     if inplace and not quantizer.works_in_place:
-        expected = f"False for {type(config).__name__}, which makes a graph of its own of the model"
+        expected = f"False for {type(config).__name__}, which makes a new graph of the model"
         call = "prepared = prepare(model, config, args=…, kwargs=…, inplace=False)"
         remedy = f"call {call} and go on with what it returns"
-        sentence = f"{type(config).__name__} makes a graph of its own of the model, so it needs inplace=False"
+        sentence = f"{type(config).__name__} makes a new graph of the model, so it needs inplace=False"
         raise UnsupportedError(
             Problem(field="inplace", value=inplace, expected=expected, remedy=remedy, sentence=sentence)
         )

@@ -26,28 +26,29 @@ def calibrate(
 ) -> nn.Module:
     """Run `batches` through the prepared `model`, without gradients, and return it.
 
-    The model is called with `micro_batch` samples at a time, however many a batch has, on its own device.
-    One at a time, samples lose their padding: that on the left, that on the right, and none give the same
-    bits. Passes end early where an algorithm learns nothing more from them: GPTQ runs blocks again by itself.
+    The model is called on its own device with `micro_batch` samples at a time, however many a batch has. With
+    one at a time, padding is cut off, so that padding on the left, padding on the right and no padding give
+    the same bits. A pass ends early where the algorithm learns nothing more from it, as with GPTQ, which runs
+    the blocks again by itself.
 
     Args:
         model: what `prepare` returned.
         batches: what to call the model with, each a tensor, a list or tuple of arguments, or a dict of
             keyword arguments, such as a tokenizer gives. All tensors have an axis of samples first. A batch
             whose tensors differ in the number of samples is one call.
-        mask: which tokens are real, where the batches have no `attention_mask` that says so: the name of
-            another entry, which is passed on with the others, or a function of a batch that returns a tensor
-            (samples, tokens), 0 for padding, which the model is not given.
-        micro_batch: samples a call; None takes batches as they are. With more than one, padding that
-            some of the samples have stays, and counts nothing.
+        mask: which tokens are real, for batches without an `attention_mask`. Either the name of another
+            entry, which the model is given too, or a function of a batch that returns a tensor (samples,
+            tokens) with 0 for padding, which the model is not given.
+        micro_batch: samples a call; None takes batches as they are. With more than one, padding that some of
+            the samples have stays, but counts nowhere.
         show_progress: show a bar on standard error, if that is a terminal and the extra `progress` is there.
 
     Raises:
         LifecycleError: the model is not prepared.
         ConfigError: `micro_batch` is no positive number.
-        CalibrationError: there are no batches, though the algorithm learns from data, or one is something
-            else; or `mask` tells of padding that cannot be cut, and that the model is not told of. Batches
-            before that one have been counted.
+        CalibrationError: there are no batches, though the algorithm learns from data; one is something else;
+            or `mask` names padding that cannot be cut off and that the model is not told of. The batches
+            before it have been counted.
 
     >>> from tico_config import GPTQConfig
     >>> from tico_quantizers import GPTQQuantizer, quantizer_entry

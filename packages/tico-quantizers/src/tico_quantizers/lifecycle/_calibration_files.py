@@ -20,12 +20,14 @@ from tico_quantizers.lifecycle._stages import calibration_of, state_of
 def save_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write what the prepared `model` has seen to `path`, for `load_calibration`.
 
-    GPTQ, AWQ and SmoothQuant with ``alpha="auto"`` keep the Gram matrix of what every layer reads in the
-    float model and the range of each input feature, SmoothQuant with another alpha the ranges, and PTQ what
-    its points have seen, with the ranges of layers whose inputs have a grid. A file of Gram matrices serves
-    the first three, at any bits and groups; one of ranges serves SmoothQuant. A file of histograms
-    (`HistogramSpec`, `PercentileSpec`, `MSESpec`, `EntropySpec`) serves these and `MinMaxSpec`, with any
-    number of bits; a file of their ranges serves `MinMaxSpec`.
+    What the file holds depends on the algorithm. So does what it can be loaded for, at any bits and groups:
+
+    - GPTQ, AWQ, and SmoothQuant with ``alpha="auto"``: the Gram matrix of every layer's inputs in the float
+      model, and the range of each input feature. It serves these three.
+    - SmoothQuant with another alpha: the ranges. They serve SmoothQuant.
+    - PTQ: what its points have seen, and the ranges of layers whose inputs have a grid. Histograms
+      (`HistogramSpec`, `PercentileSpec`, `MSESpec`, `EntropySpec`) serve these specs and `MinMaxSpec`; ranges
+      serve `MinMaxSpec`.
 
     Raises:
         LifecycleError: the model is not prepared.
@@ -61,11 +63,11 @@ def save_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load_calibration(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Let the prepared `model` have seen also what the file at `path` holds.
+    """Add what the file at `path` holds to what the prepared `model` has seen.
 
-    The model may have been prepared with another config than the one that the file comes from, also that of
-    another algorithm. Several files, and data of one's own, add up. AWQ and SmoothQuant need `args` or
-    `kwargs` in `prepare`, as a file does not say which layers form pairs.
+    The file may come from another config, even that of another algorithm: see `save_calibration`. Several
+    files, and data that are run through the model, add up. AWQ and SmoothQuant need `args` or `kwargs` in
+    `prepare`, because a file does not say which layers form pairs.
 
     Raises:
         LifecycleError: the model is not prepared.

@@ -52,11 +52,12 @@ class Reader:
 def equalizing_scales(
     pairs: Sequence[tuple[ChannelMagnitudes, Sequence[Reader]]], sweeps: int
 ) -> list[Tensor]:
-    """Return by what to divide each pair's output channels, and multiply what reads them, float64.
+    """Return the scales of each pair, float64: output channels are divided by them, readers multiplied.
 
-    ``s = sqrt(r₁ / r₂)``, equation 11, with r₁ the range of an output channel and r₂ the largest of what
-    reads it: both then are ``sqrt(r₁ r₂)``. That of a pair changes the ranges of its neighbours, so all pairs
-    take turns until no scale moves, or for so many `sweeps`. A channel without any weight keeps scale 1.
+    ``s = sqrt(r₁ / r₂)``, equation 11, where r₁ is the range of an output channel and r₂ the largest range of
+    what reads it. Both then have the range ``sqrt(r₁ r₂)``. The scale of a pair changes the ranges of its
+    neighbours, so all pairs take turns until no scale changes, for at most `sweeps` rounds. A channel without
+    any weight keeps the scale 1.
 
     >>> first, second = torch.tensor([[8.0], [1.0]]), torch.tensor([[2.0, 1.0]])
     >>> reader = Reader(ChannelMagnitudes(second), torch.arange(2))

@@ -74,12 +74,14 @@ class _Leaf:
 
 
 class Columns:
-    """The columns of weights side by side, as rows; `error` has that of those done, and else the weights.
+    """The columns of several weights side by side, stored as rows.
 
-    Done columns need no target any more, so its memory takes their `codes`. Behind the rows of each weight,
-    as many of zeros make them whole (see `tico_observers.products`), so that a weight gets the same codes
-    beside others as alone: they stay zeros, and change no grid. `parts` are where the rows of each weight
-    are, and `grids` and `norms` are given for each of them.
+    `error` holds the errors of finished columns and the weights of the others. A finished column needs no
+    target any more, so the memory of its target holds its `codes`.
+
+    Rows of zeros fill up the rows of each weight to whole tiles (see `tico_observers.products`), so that a
+    weight gets the same codes beside others as alone. They stay zeros and change no grid. `parts` are the
+    places of each weight's rows; there are `grids` and `norms` for each of these.
     """
 
     def __init__(self, weights: Sequence[Tensor], factor: Factor, config: GPTQConfig) -> None:

@@ -47,15 +47,17 @@ _LOSS_BLOCK = 128
 class Solution:
     """A weight on a grid: ``dequantize()`` is ``(codes - zero_point) * scale`` of each column's group.
 
-    With a `dtype` of floating-point elements it is ``element(codes) * scale``; `tensor_scale` is what its
-    scales in e4m3 are multiples of.
+    With a `dtype` of floating-point elements it is ``element(codes) * scale``. Scales in e4m3 are multiples
+    of `tensor_scale`.
 
     `codes` is int32 (rows, columns); `scale` and `zero_point` are (rows, groups). `group_index` (columns,)
-    names the group of each column where the groups are not runs of `group_size` columns. Where there is an
-    `offset` (rows, groups), it is subtracted, and zero points are 0. `loss` is
-    tr((W - Q) H (W - Q)ᵀ) for the undamped H; `damping` is the share of the diagonal's size that was added;
-    `rounded_only` says that no damping made H positive definite, so every column was rounded to nearest and
-    `damping` is 0. A value beyond the finite numbers of float32 becomes the largest of them.
+    names the group of each column where the groups are not runs of `group_size` columns. An `offset` (rows,
+    groups), if there is one, is subtracted; zero points are then 0.
+
+    `loss` is tr((W - Q) H (W - Q)ᵀ) for the undamped H. `damping` is the share of the diagonal's size that
+    was added to it. `rounded_only` is True if no damping made H positive definite: every column was then
+    rounded to nearest, and `damping` is 0. A value beyond the finite numbers of float32 becomes the largest
+    of them.
     """
 
     codes: Tensor
@@ -150,16 +152,15 @@ def quantize_weight(  # noqa: PLR0913  # the fields of a config, by their names
 def solve(weight: Tensor, gram: Tensor, config: GPTQConfig, *, cross_gram: Tensor | None = None) -> Solution:
     """Return `weight` (rows, columns) rounded as `config` says with feedback by `gram` = XᵀX.
 
-    Columns whose inputs were always zero are rounded to nearest; the grids span them as they do the others,
-    since data to come may differ.
-    Where H is not positive definite, ten times the damping is tried, up to 10⁵ times; where none suffices, or
-    the feedback is beyond the finite numbers, all columns are rounded to nearest. `overrides` and
-    `ragged_groups` are not looked at: the last group is a shorter one if need be.
+    Columns whose inputs were always zero are rounded to nearest. The grids span them as they do the others,
+    since other data may differ. Where H is not positive definite, ten times the damping is tried, up to 10⁵
+    times. If none suffices, or the feedback is beyond the finite numbers, all columns are rounded to nearest.
+    `overrides` and `ragged_groups` are ignored: the last group is shorter if need be.
 
-    `cross_gram` (columns, columns) = (X̃ - X)ᵀ X makes the calibration asymmetric: X are the inputs, row by
-    row a token, that the layer has in the quantized model, which `gram` is of, and X̃ those in the float
-    model, so that the layer's output comes near X̃ Wᵀ and makes up for earlier layers' errors
-    (arXiv 2504.02692). A share of it makes up for that share; the authors' code takes 0.25.
+    `cross_gram` (columns, columns) = (X̃ - X)ᵀ X makes the calibration asymmetric (arXiv 2504.02692). X are
+    the inputs of the layer in the quantized model, a token a row, from which `gram` comes; X̃ are those in the
+    float model. The layer's output then comes near X̃ Wᵀ, which compensates for errors of earlier layers.
+    Multiply it by a number below 1 to compensate for that share of them; the authors' code takes 0.25.
 
     Raises:
         UnsupportedError: weight or Gram matrix are no dense floating-point tensors.

@@ -31,9 +31,9 @@ from tico_quantizers.solvers._super_block import under_super_block
 class GridRule:
     """How grids are found, for columns in a fixed order.
 
-    `costs` is what an error of each column costs in this order: the diagonal of H, or, where the columns that
-    follow make up for it, what is left then. It is 0 where inputs were always zero. `tensor_scale` is what
-    scales of `NVFP4` are multiples of, for one weight: see `for_weight`.
+    `costs` are the costs of an error in each column, in this order: the diagonal of H or, where later columns
+    compensate for the error, what remains of it. They are 0 where inputs were always zero. Scales of `NVFP4`
+    are multiples of `tensor_scale`, which is that of one weight: see `for_weight`.
     """
 
     config: GPTQConfig

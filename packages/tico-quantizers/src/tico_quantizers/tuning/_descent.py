@@ -46,8 +46,8 @@ class Split:
                     field="model",
                     value=Found(f"{count} sample{'' if count == 1 else 's'}"),
                     expected="at least two, one of them to be held out",
-                    sentence="data of at least two samples are needed: steps learn from some, and what they"
-                    f" are worth shows on the others; there is {count or 'none'}",
+                    sentence="at least two samples are needed, some to learn from and others to check the"
+                    f" steps on; there is {count or 'none'}",
                     remedy="run more samples through the prepared model",
                 )
             )

@@ -32,9 +32,9 @@ class Role(enum.Enum):
 class PointDeclaration:
     """One point of a wrapper class: name, role, and the granularity it has unless the config says more.
 
-    `channels` is the axis of the channels, which grids per channel go along, and which are told apart to find
-    one that takes the range for itself. None says that it differs from use to use: a grid per channel then
-    has to name its axis, and the last one is looked at for the range.
+    `channels` is the axis of the channels: that of grids per channel, and the one that is searched for a
+    channel that takes most of the range. None means that the axis differs from use to use: a grid per channel
+    then has to name its axis, and the last axis is searched.
     """
 
     name: str

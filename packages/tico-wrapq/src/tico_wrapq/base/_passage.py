@@ -39,7 +39,7 @@ class Passage(Recorder):
     at once.
 
     Args:
-        unfollowed: the paths of modules that pick rows for those below them, where nothing follows these.
+        unfollowed: the paths of modules that choose rows for those below them, where these are not followed.
     """
 
     def __init__(self, unfollowed: tuple[str, ...] = ()) -> None:
@@ -82,7 +82,7 @@ class Passage(Recorder):
     def _require_followed(self, point: PointStatistics) -> None:
         for path in self._unfollowed:
             if point.owner.startswith(f"{path}."):
-                sentence = f"{path} picks the rows that it sees, and with steps='declared' nothing follows"
+                sentence = f"{path} chooses the rows that it reads, which steps='declared' does not follow"
                 sentence += " which of them are padding"
                 remedy = "calibrate without padding, or with steps='auto'"
                 found = Found("tokens of padding among them")

@@ -60,10 +60,10 @@ _PASSING = Passing()
 
 
 class QuantPoint(nn.Module):
-    """A quantization point. It passes at first, watches after `watch`, and is frozen by `fix`.
+    """A quantization point: passing at first, watching after `watch`, frozen after `fix`.
 
-    `state` says which, and holds what belongs to it. A frozen point has its grid as the child `fixed` too, so
-    that torch moves and saves it; `fix` is the only place that sets either.
+    `state` is one of the three, with what belongs to it. The grid of a frozen point is also its child
+    `fixed`, so that torch moves and saves it. Only `fix` sets either of the two.
 
     Args:
         path: full path, for errors and reports.
@@ -139,7 +139,7 @@ class QuantPoint(nn.Module):
         match self.state:
             case Frozen(grid=grid):
                 found, expected = Found(f"one frozen to {grid.label}"), "a point that is not frozen yet"
-                sentence = f"it is frozen to {grid.label} and watches no more"
+                sentence = f"it is frozen to {grid.label} and no longer watches"
                 raise LifecycleError(
                     Problem(module=self.path, value=found, expected=expected, sentence=sentence)
                 )

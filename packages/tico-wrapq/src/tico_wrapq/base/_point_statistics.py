@@ -55,10 +55,10 @@ class Place:
 
 @final
 class PointStatistics:
-    """What a point has seen in the forward passes that count, and what the one under way has shown.
+    """What a point has seen in finished forward passes, and in the one under way.
 
-    A grid that spans the range of a whole tensor needs the range of its channels only, and whether these are
-    finite is asked once a forward pass for all points together. Any other grid has its observer collect.
+    A grid over the range of a whole tensor needs only the ranges of its channels; whether these are finite is
+    checked once a forward pass, for all points together. For any other grid the observer collects the tensor.
 
     Args:
         observer: without data; it determines the grid in the end, and has the path of the point as its name.

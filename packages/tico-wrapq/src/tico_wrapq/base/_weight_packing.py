@@ -27,10 +27,10 @@ WEIGHT: Final = PointDeclaration("weight", Role.WEIGHT, _PER_ROW)
 def pack_weight(
     weight: Tensor, spec: QuantSpec, path: str, default: Granularity = _PER_ROW, name: str = "weight"
 ) -> PackedWeight:
-    """Return `weight` rounded to nearest on the grid that `spec` asks for, of `default` units unless it says.
+    """Return `weight` rounded to nearest on the grid of `spec`, by default with the granularity `default`.
 
-    Of a weight on the meta device, which a plan has, the codes stay open. `path` is that of the module, and
-    `name` the weight's in it, for errors.
+    A weight on the meta device, as in a plan, gets no codes. `path` of the module and `name` of the weight
+    are for errors.
 
     Raises:
         UnsupportedError: the spec's granularity or format is none that integer weights have.

@@ -58,8 +58,8 @@ class QuantLlamaAttention(QuantModuleBase):
     - `logits`, `scaled`, `masked`: the products of queries and keys, these times `scaling`, those masked,
     - `softmax`, `attn_out`: the weights, and the weighted sum of the values.
 
-    A mask chooses: a masked logit is never seen, takes no part of a grid's range, and its weight is exactly 0
-    after the softmax, so that a token's output does not depend on what comes after it. Families differ in
+    A masked logit counts nowhere: no observer sees it, it takes no part of a grid's range, and its weight
+    after the softmax is exactly 0. So a token's output does not depend on later tokens. Families differ in
     data only: `q_norm` and `k_norm` where the module has them (Qwen3), no rotation in layers that use none
     (SmolLM3), windows by the mask that the model makes.
     """

@@ -132,8 +132,8 @@ class QuantSteppedAttention(QuantLlamaAttention):
     """The attention with four more points, for the steps of the softmax.
 
     ``softmax = exponential * inverse_sum``, ``inverse_sum = 1 / sum``, with the `sum` of each row of
-    ``exponential = exp(shifted)``, ``shifted = masked - largest of the row``. What is masked has no part in
-    any. Until `convert` torch's `softmax` is used. Rows of many keys need more than 8 bits in `sum` and
+    ``exponential = exp(shifted)``, ``shifted = masked - largest of the row``. What is masked counts in none
+    of these. Until `convert` torch's `softmax` is used. Rows of many keys need more than 8 bits in `sum` and
     `inverse_sum`.
     """
 

@@ -32,13 +32,13 @@ from tico_wrapq.torch_nn import QuantEmbedding, QuantEmbeddingBag, QuantUnary
 
 @attrs.frozen(kw_only=True)
 class CoverageLine:
-    """One module: what stands there, its points on a grid, or the reason why it is float.
+    """One module: its class, its points on a grid, or the reason why it is float.
 
-    `macs` are the multiply-accumulates that calibration has measured, None where it has not.
-    `taken_by_one` has the share of its range that one channel has to itself, by point: of each point while
-    the model is prepared, and of those from 0.99 on afterwards.
-    `uneven_calls` has the smallest and the largest value of each call in a forward pass, by point, where one
-    grid serves calls of which the widest is four times as wide as the narrowest, or more.
+    `macs` are the multiply-accumulates that calibration has measured, or None.
+    `taken_by_one` is the share of a point's range that a single channel takes, by point: of every point while
+    the model is prepared, and of those with 0.99 or more afterwards.
+    `uneven_calls` are the smallest and the largest value of each call in a forward pass, by point, where one
+    grid serves several calls and the widest is at least four times as wide as the narrowest.
     """
 
     path: str

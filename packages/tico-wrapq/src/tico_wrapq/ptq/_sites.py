@@ -32,11 +32,10 @@ _ARITHMETIC = "the arithmetic of its own forward stays float"
 class ModuleSite:
     """A module of the model, what a wrapper would wrap there, and which wrapper that is.
 
-    `adopted` is `module`, or what a wrapper that stands there from an earlier run wraps. Without wrapper
-    and `reason` the module is not supported, `refusal` says why. `passes` says whether its class is
-    registered as one that needs no quantization, `is_settled` whether a wrapper of its class says what
-    becomes of it; `floats` are the names of the parameters of floats that
-    `module` itself owns where there is no wrapper for it.
+    `adopted` is `module`, or the module inside of a wrapper from an earlier run. A module with neither a
+    wrapper nor a `reason` is not supported, and `refusal` says why. `passes` is True if its class is
+    registered as one that needs no quantization, `is_settled` if a wrapper of its class decides what becomes
+    of it. `floats` are the names of the float parameters that a `module` without a wrapper owns itself.
     """
 
     path: str

@@ -97,7 +97,7 @@ class _Choice:
 
 
 def wrap(model: nn.Module, config: PTQConfig, registry: WrapperRegistry, edit: Edit) -> Wrapped:
-    """Put the wrappers into `model`, through `edit`; everything that is wrong is raised before.
+    """Put the wrappers into `model`, through `edit`, once nothing is found to be wrong.
 
     Raises:
         UnsupportedError: with `strict_wrap`, every module that has no wrapper; or a point that cannot

@@ -28,11 +28,12 @@ class Origin(enum.IntEnum):
 class DataFollowing:
     """Follows data through the functions of one forward pass.
 
-    Data come in as floats, or as bytes, as pictures do; integers and booleans are tokens, positions and
-    masks. An embedding makes data of them, and so does a layer with weights of anything that depends on an
-    input. What is computed from data is data; rotary angles, position buckets and masks are none. What no
-    function of torch has made and no module has `held`, such as what comes from numpy or from an extension in
-    C++, counts as something that comes in.
+    Inputs are data if they are floats, or bytes such as pictures. Integers and booleans are tokens, positions
+    and masks; an embedding makes data of them, and so does a layer with weights of anything that depends on
+    an input. What is computed from data is data. Rotary angles, position buckets and masks are not.
+
+    A tensor that no function of torch has made and no module has `held`, such as one from numpy or from an
+    extension in C++, counts as an input.
     """
 
     def __init__(self, held: HeldTensors) -> None:

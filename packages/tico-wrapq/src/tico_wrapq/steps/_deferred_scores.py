@@ -37,11 +37,11 @@ class _Waiting:
 
 @final
 class DeferredScores:
-    """Holds back the grids of scores until something reads what became of them, by then masked.
+    """Holds back the grids of attention scores until the scores are masked.
 
-    A grid per token spans the row as it is, and what a mask leaves out later must not count. So the scores
-    are computed in float first, up to the softmax or whatever else reads more than single values. What is
-    left out is known there, and the steps are computed again from the first one on, each with its grid.
+    A grid per token spans a whole row, in which masked scores must not count. So the scores are computed in
+    float first, up to the softmax or whatever else reads more than single values. There the mask is known,
+    and all steps are computed again from the first one on, each with its grid.
     """
 
     def __init__(self) -> None:

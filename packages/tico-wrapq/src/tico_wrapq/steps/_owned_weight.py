@@ -19,9 +19,9 @@ from tico_wrapq.base import pack_weight
 class OwnedWeight(nn.Module):
     """A parameter of `shape` as packed codes, one grid for what is not summed over.
 
-    The parameter is seen as a matrix: the axes in `summed` give the columns, all others the rows. One of
-    three axes whose first is not summed over, as those of experts, has a matrix for each part of that axis,
-    and only the parts that are asked for are dequantized.
+    The parameter is treated as a matrix: the axes in `summed` are the columns, all others the rows. If it has
+    three axes and the first is not summed over, as with experts, each part along the first axis is a matrix
+    of its own, and only the parts that are asked for are dequantized.
     """
 
     def __init__(

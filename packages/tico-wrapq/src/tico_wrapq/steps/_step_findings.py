@@ -20,11 +20,11 @@ class StepFindings:
         scores: the names of steps that a softmax reads.
         by_head: of these, the names of those of several heads, (samples, heads, queries, keys).
         statistics: the names of steps that are statistics of a norm.
-        unmasked: of the scores, the names of those to which a mask is applied later.
-        rewritten: the same of those that something writes to in place before the softmax.
-        foreign: the names of steps that read nothing but what no function of torch has handed on.
-        deciding: the names of steps whose results have served to decide only in some pass.
-        needed: the names of those that were needed as numbers in some pass.
+        unmasked: the names of scores to which a mask is applied later.
+        rewritten: the names of scores that something writes to in place before the softmax.
+        foreign: the names of steps that read only tensors that did not come from a function of torch.
+        deciding: the names of steps whose results only decided something, such as an index, in some pass.
+        needed: the names of steps whose results were needed as numbers in some pass.
         unknown: the functions of steps that are in no table, by the names of these steps.
         uses: how steps with data read the weights that the module owns, by their names.
     """

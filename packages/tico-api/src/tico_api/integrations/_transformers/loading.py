@@ -36,9 +36,10 @@ class _Handle(Protocol):
 class Loading:
     """A model whose modules are in place, while its tensors are read.
 
-    transformers fills what the state dict of the model names. What no file has a tensor for is hidden from
-    it: second names of shared tensors, formats, and the empty parameters that only have a dtype. What the
-    file holds and no state dict does, such as buffers that are not persistent, is put in afterwards.
+    transformers fills what the state dict of the model names. Names without a tensor in the files are hidden
+    from it: second names of shared tensors, formats, and the empty parameters that only have a dtype. What
+    the files hold and the state dict does not name, such as buffers that are not persistent, is put in
+    afterwards.
     """
 
     model: PreTrainedModel

@@ -138,8 +138,8 @@ def _without_teacher(path: str, base: str) -> Problem:
         field="model",
         value=Found("integers"),
         expected="the float model",
-        sentence="its weight is quantized already, and nothing remembers the float model that its scales"
-        " would be tuned against",
+        sentence="its weight is quantized already, so the float model that its scales would be tuned"
+        " against is gone",
         remedy=f"prepare the float model with ScaleTuneConfig(base={base}(…)), which quantizes it and then"
         " tunes the scales",
     )
