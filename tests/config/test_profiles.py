@@ -68,7 +68,7 @@ def linear(weight: GridFormat | None, inputs: GridFormat | None = None, path: st
         (
             linear(attrs.evolve(ROWS, dtype=DType.int(3))),
             "dtype",
-            "int4, uint4 or int8, and",
+            "int4, uint4, int8 or fp8_e4m3, and",
         ),
         (linear(attrs.evolve(ROWS, symmetric=False)), "symmetric", "symmetric weights of int8, and"),
         (linear(attrs.evolve(ROWS, granularity=PerGroup(size=48))), "group_size", "128, 64 or 32 columns"),

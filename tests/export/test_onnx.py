@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import export_onnx
 from export_models import SCHEMES, SUBJECTS, converted
+from export_refusals import listed
 from tico.quantization import GPTQConfig, PTQConfig, convert, prepare
 from tico.quantization.config import (
     FP8,
@@ -68,7 +69,7 @@ def types(path: Path) -> Counter[str]:
     )
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", [each for each in SCHEMES if not listed("linear stack", each, "Onnx")])
 def test_every_scheme_is_run_by_the_runtime(scheme: str, tmp_path: Path) -> None:
     """Linear layers pass within the bound; with optimizations off to the rounding of floats at most."""
     result = written("linear stack", scheme, tmp_path / "m.onnx")

@@ -59,7 +59,7 @@ def refused(config: BaseConfig, width: int = 64, args: tuple[object, ...] | None
 @pytest.mark.parametrize(
     ("change", "field", "words"),
     [
-        ({"bits": 3}, "bits", "vLLM takes weights of int4, uint4 or int8, and the weight is uint3"),
+        ({"bits": 3}, "bits", "vLLM takes weights of int4, uint4, int8 or fp8_e4m3, and the weight is uint3"),
         ({"bits": 8}, "bits", "and the weight is uint8"),
         (
             {"group_size": 16},

@@ -101,7 +101,7 @@ def test_everything_that_has_no_place_is_told_at_once() -> None:
     error = refused("LLaMA", PTQConfig(target=profiles.VLLM))
     text = str(error)
     assert "layers of kind linear, and the layer is embedding" in text
-    assert "vLLM takes weights of int4, uint4 or int8, and the weight is uint8" in text
+    assert "vLLM takes weights of int4, uint4, int8 or fp8_e4m3, and the weight is uint8" in text
     assert "vLLM has no place for the grid of this activation" in text
     assert "target.configs(PTQConfig)" in text
     assert len(error.problems) > 50
