@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,40 @@ def test_a_folder_without_a_tokenizer_says_how_to_give_one(
     assert done.exit_code == 1
     assert "pass --tokenizer FOLDER" in done.stderr
     assert tico(*arguments, "--tokenizer", source).exit_code == 0
+
+
+@pytest.mark.parametrize("more", [(), ("--data", "text.txt", "--tasks", "task.yaml")])
+def test_an_evaluation_is_of_a_text_or_of_tasks(more: tuple[str, ...], tico: Run, source: Path) -> None:
+    """Neither and both are wrong usage."""
+    done = tico("eval", source, *more)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--data or --tasks" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--data", "text.txt", "--limit", "3"),
+        ("--tasks", "task.yaml", "--bos"),
+        ("--tasks", "task.yaml", "--float", "model"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(more: tuple[str, ...], tico: Run, source: Path) -> None:
+    """It is named."""
+    done = tico("eval", source, *more)
+    assert done.exit_code == 2
+    assert f"leave {more[2]} out" in done.stderr
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-evaluation-harness is installed")
+def test_an_evaluation_without_the_harness_names_the_extra(tico: Run, source: Path, tmp_path: Path) -> None:
+    """The task is looked for first."""
+    done = tico("eval", source, "--tasks", tmp_path / "task.yaml")
+    assert "there is no such file" in done.stderr
+    (tmp_path / "task.yaml").write_text("task: words", encoding="utf-8")
+    done = tico("eval", source, "--tasks", tmp_path / "task.yaml")
+    assert done.exit_code == 1
+    assert "pip install 'tico-cli[eval]'" in done.stderr
 
 
 def test_a_wrong_option_is_wrong_usage(tico: Run, source: Path) -> None:

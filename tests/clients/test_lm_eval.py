@@ -15,6 +15,7 @@ from torch import nn
 from client_models import both
 from client_tokenizer import word_tokenizer
 from tico.quantization import save_quantized
+from tico_cli._harness import evaluate_tasks
 from tico_modules import QuantizedModule
 
 CLIENT = "lm_eval"
@@ -77,3 +78,16 @@ def test_a_local_task_by_folder(kind: str, tmp_path: Path, monkeypatch: pytest.M
         )
         found = results["results"]["words"]["word_perplexity,none"]
         assert found == pytest.approx(_perplexity(model), rel=1e-5)  # sums of float32 in another order
+
+
+def test_the_program_hands_a_folder_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tico eval --tasks` gives the figure of the model called by hand."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    _write_task(tmp_path / "task")
+    model, folder = both("GPTQ")[1], tmp_path / "model"
+    save_quantized(model, folder, tokenizer=word_tokenizer())
+    found = evaluate_tasks(folder, tmp_path / "task" / "words.yaml", None, None)
+    assert [(each.task, each.metric) for each in found.scores] == [("words", "word_perplexity")]
+    assert found.scores[0].value == pytest.approx(_perplexity(model), rel=1e-5)
+    assert "words" in found.to_markdown()

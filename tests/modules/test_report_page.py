@@ -110,6 +110,34 @@ class Ablated:
     rows: int = 64
 
 
+@attrs.frozen
+class Span:
+    """How many values lie between two edges."""
+
+    low: float
+    high: float
+    count: int
+
+
+@attrs.frozen
+class Grid:
+    """What `watch_points` says of one grid."""
+
+    path: str
+    grid: str
+    low: float | None
+    high: float | None
+    share_clipped: float | None
+    bins: tuple[Span, ...]
+
+
+@attrs.frozen
+class Seen:
+    """What `watch_points` says of a model."""
+
+    points: tuple[Grid, ...]
+
+
 def line(number: int) -> LayerReport:
     """Return the line of one module of a model of many blocks."""
     role = ROLES[number % len(ROLES)]
@@ -318,3 +346,25 @@ def test_page_of_any_ablation_is_well_formed(lines: tuple[Group, ...], tmp_path:
     """Without lines, and with names that look like markup."""
     file = report_of(5).to_html(tmp_path / "report.html", None, Ablated(lines=lines))
     assert Page(file.read_text(encoding="utf-8")).open == []
+
+
+def test_page_of_what_grids_see_is_well_formed(tmp_path: Path) -> None:
+    """Grids without a range, without values and with names that look like markup are shown, or left out."""
+    bins = (
+        Span(-4.0, -3.0, 2),
+        Span(-1e-9, 0.0, 1),
+        Span(0.0, 1e-9, 5),
+        Span(1.0, 1.5, 7),
+        Span(3.0, 4.0, 1),
+    )
+    grids = (
+        Grid(HOSTILE, "int8 static", -3.5, 3.5, 0.2, bins),
+        Grid("follows", "int8 per token", None, None, None, (Span(0.0, 1e-38, 3),)),
+        Grid("unseen", "int8 static", 0.0, 1.0, 0.0, ()),
+    )
+    file = report_of(5).to_html(tmp_path / "report.html", seen=Seen(grids))
+    page = Page(file.read_text(encoding="utf-8"))
+    assert "1 of 2 grids clip some of the data" in page.text
+    assert "20 % clipped by a grid from -3.5 to 3.5; int8 static" in page.words
+    assert "The grid follows the data; int8 per token" in page.words
+    assert "unseen" not in page.words

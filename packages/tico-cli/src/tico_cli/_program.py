@@ -17,7 +17,7 @@ from tico_cli._failures import told_failures
 from tico_cli._output import config_text, show, table
 from tico_cli._recipe import DataNeed, Recipe
 from tico_cli._recipe_files import read_recipe, shipped_names, shipped_text
-from tico_config import ConfigError, Problem
+from tico_config import ConfigError, Found, Problem
 
 _NO_NUMBERS = "leave --samples and --tokens out"
 
@@ -260,12 +260,51 @@ Page = Annotated[
 Text = Annotated[Path, typer.Option("--data", metavar="FILE", help="A text in UTF-8.")]
 
 
+def _require_one(data: Path | None, tasks: Path | None) -> None:
+    """Refuse to evaluate on nothing, and on a text and tasks at once.
+
+    Raises:
+        ConfigError: saying which it was.
+    """
+    if (data is None) == (tasks is None):
+        found, remedy = Found("neither" if data is None else "both"), "pass one of them"
+        raise ConfigError(Problem(field="data", value=found, expected="--data or --tasks", remedy=remedy))
+
+
+def _refuse_unused(given: str, **options: object) -> None:
+    """Refuse options that say nothing of what is evaluated on.
+
+    Raises:
+        ConfigError: with each of them.
+    """
+    idle = {"limit"} if given == "data" else {"float", "bos", "windows"}
+    problems = [
+        Problem(
+            field=name,
+            value=Found("given"),
+            expected=f"left out beside --{given}",
+            remedy=f"leave --{name} out",
+        )
+        for name, value in options.items()
+        if name in idle and value not in (None, False)
+    ]
+    if problems:
+        raise ConfigError(*problems)
+
+
 @_app.command("eval")
-def evaluate(
+def evaluate(  # noqa: PLR0913  # an option each
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A model, quantized or float.")],
-    data: Text,
+    data: Annotated[Path | None, typer.Option("--data", metavar="FILE", help="A text in UTF-8.")] = None,
     original: Annotated[
         Path | None, typer.Option("--float", metavar="DIR", help="The float model to compare with.")
+    ] = None,
+    tasks: Annotated[
+        Path | None,
+        typer.Option("--tasks", metavar="FILE", help="A task of lm-evaluation-harness, instead of a text."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="The first N documents of each task only.")
     ] = None,
     window: Window = 2048,
     windows: Windows = None,
@@ -274,18 +313,28 @@ def evaluate(
     bos: Bos = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure perplexity and speed on a text, and the divergence from the float model.
+    """Measure perplexity and speed on a text, and the divergence from the float model; or scores of tasks.
 
     Windows follow each other without overlap and do not see each other.
 
     \b
     tico eval smollm2-w4 --data test.txt --float SmolLM2-135M
+    tico eval smollm2-w4 --tasks piqa.yaml --limit 200
     """  # noqa: D301  # \b keeps the lines of the example apart
     with told_failures():
-        from tico_cli._evaluating import Text, evaluate_folder
+        _require_one(data, tasks)
+        _refuse_unused(
+            "tasks" if data is None else "data", float=original, bos=bos, windows=windows, limit=limit
+        )
+        if tasks is not None:
+            from tico_cli._harness import evaluate_tasks
 
-        text = Text(path=data, window=window, windows=windows, bos=bos, tokenizer=tokenizer)
-        _write(evaluate_folder(folder, text, original), as_json=as_json)
+            _write(evaluate_tasks(folder, tasks, tokenizer, limit), as_json=as_json)
+        if data is not None:
+            from tico_cli._evaluating import Text, evaluate_folder
+
+            text = Text(path=data, window=window, windows=windows, bos=bos, tokenizer=tokenizer)
+            _write(evaluate_folder(folder, text, original), as_json=as_json)
 
 
 @_app.command()
