@@ -47,6 +47,7 @@ class TestPublicAPI(PublicAPI):
         "Registry",
         "Report",
         "RestorableModule",
+        "RotatedInput",
         "RotationQuantizer",
         "ScaleTuneQuantizer",
         "composed_entry",
@@ -269,6 +270,7 @@ class TestEquivalence(PublicNames):
         "FoundRotations",
         "Member",
         "NormReaders",
+        "OnlineRotation",
         "Rotatable",
         "RotatedNorm",
         "Rotation",
@@ -335,6 +337,7 @@ class TestSolvers(PublicNames):
         "solve",
         "solve_by",
         "hadamard_matrix",
+        "orthogonal_factors",
         "orthogonal_matrix",
     )
 
