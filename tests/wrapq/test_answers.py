@@ -197,8 +197,8 @@ def test_statistics_of_a_norm_fit_its_weight_and_bias() -> None:
 
 def test_changed_input_answers_for_its_layer() -> None:
     """What SmoothQuant, AWQ and rotations put in front of a layer is asked what the layer is."""
-    layer = nn.Linear(4, 3)
-    assert unanswered(layer, RotatedInput(layer, torch.eye(2), torch.eye(2))) == []
+    linear = nn.Linear(4, 3)
+    assert unanswered(linear, RotatedInput(linear, torch.eye(2), torch.eye(2))) == []
     for layer, axis in ((nn.Linear(3, 4), -1), (nn.Conv2d(3, 4, 2, stride=2), -3)):
         assert unanswered(layer, ScaledInput(layer, torch.ones(3), axis=axis)) == []
 
