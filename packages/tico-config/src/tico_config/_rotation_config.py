@@ -31,7 +31,7 @@ class RotationConfig(ModuleConfig):
             the one that reads what attention makes of them.
         online_inputs: whether inputs that no folded matrix reaches are rotated while the model runs, as those
             of a layer behind a product or an activation. The inverse is folded into the weight. This puts a
-            multiplication in front of the layer, which takes about 4 % of a forward pass of a language model.
+            multiplication in front of the layer, which takes a few percent of a forward pass.
         matrix: ``"hadamard"`` for a Hadamard matrix with random signs, times a small random matrix where
             there is none of the size; ``"random"`` for a matrix drawn uniformly.
         seed: the seed of what is drawn.
