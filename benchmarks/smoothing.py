@@ -1,8 +1,9 @@
-"""Measure what SmoothQuant and AWQ do: perplexity on text that was not calibrated on.
+"""Measure what SmoothQuant, AWQ and rotations do: perplexity on text that was not calibrated on.
 
 python benchmarks/smoothing.py w8a8 w4              every row of two tables, with SmolLM2-135M
 python benchmarks/smoothing.py w4 --rows awq gptq   some rows of one
 python benchmarks/smoothing.py w2                   the embedded model, which takes a minute
+python benchmarks/smoothing.py w4a8 w4a4 --model wiki    activations, each token with a grid of its own
 
 With ``--peer-path DIR``, a folder with Samsung's tico 0.3.0 (``pip install --no-deps --target DIR``), the
 rows that start with tico smooth by that library, and quantize what it leaves as all others are.
@@ -33,13 +34,24 @@ from tico_api import (
     AWQConfig,
     GPTQConfig,
     PTQConfig,
+    RotationConfig,
     SmoothQuantConfig,
     calibrate,
     convert,
     perplexity,
     prepare,
 )
-from tico_config import BaseConfig, DType, PerChannel, PerGroup, QScheme, affine, no_quant
+from tico_config import (
+    BaseConfig,
+    DType,
+    PerChannel,
+    PerGroup,
+    PerToken,
+    QScheme,
+    QuantSpec,
+    affine,
+    no_quant,
+)
 
 WINDOW: Final = 512
 NORMS_ONLY: Final = {
@@ -57,6 +69,30 @@ W8A8: Final = layers_only(
     {"*_proj.weight": affine(DType.int(8), QScheme.PER_CHANNEL_SYMM, granularity=PerChannel(0))},
     {"*_proj.act_in": affine(DType.uint(8))},
 )
+
+ROTATIONS: Final = {
+    "plain": None,
+    "R1 R2": RotationConfig(),
+    "R4": RotationConfig(residual=False, heads=False, online_inputs=True),
+    "R2 R4": RotationConfig(residual=False, online_inputs=True),
+    "R1 R2 R4": RotationConfig(online_inputs=True),
+}
+"""By the names of SpinQuant; R4 alone is also in front of the layers behind attention, where R2 would be."""
+
+
+def rotated(bits: int, inputs: QuantSpec) -> Mapping[str, tuple[BaseConfig, ...]]:
+    """Return the rows of a table of rotations, with weights of `bits` rounded to nearest or by GPTQ."""
+    unit = affine(DType.int(bits), QScheme.PER_CHANNEL_SYMM, granularity=PerChannel(0))
+    # The layer behind a rotation of its input stands one level deeper.
+    points = {r"re:.*_proj(\.layer)?\.act_in": inputs}
+    rounded = layers_only({r"re:.*_proj(\.layer)?\.weight": unit}, points)
+    rows: dict[str, tuple[BaseConfig, ...]] = {"float": ()}
+    for name, rotation in ROTATIONS.items():
+        before = () if rotation is None else (rotation,)
+        gptq = GPTQConfig(bits=bits, symmetric=True, show_progress=False)
+        rows[name] = (*before, rounded)
+        rows[f"{name}, GPTQ"] = (*before, gptq, layers_only({}, points))
+    return rows
 
 
 def weights_only(bits: int, group: int) -> Mapping[str, tuple[BaseConfig, ...]]:
@@ -95,6 +131,9 @@ TABLES: Final[Mapping[str, Mapping[str, tuple[Step, ...]]]] = {
         "smooth-0.7": (SmoothQuantConfig(alpha=0.7), W8A8),
         "smooth-auto": (SmoothQuantConfig(alpha="auto"), W8A8),
     },
+    "w8a8-rotated": rotated(8, affine(DType.uint(8))),
+    "w4a8": rotated(4, affine(DType.uint(8), granularity=PerToken())),
+    "w4a4": rotated(4, affine(DType.uint(4), granularity=PerToken())),
     "w4": weights_only(4, 128),
     "w2": weights_only(2, 64),
 }
@@ -109,9 +148,9 @@ class Data:
     heldout: Tensor
 
 
-def load_data(table: str, calibration: int, heldout: int) -> Data:
-    """Return the model of a table, and so many tokens spread evenly over its texts."""
-    if table == "w2":
+def load_data(model: str, calibration: int, heldout: int) -> Data:
+    """Return ``"smollm2"`` or the embedded model, and so many tokens spread evenly over its texts."""
+    if model == "wiki":
         language = load(WIKI_LLAMA, 256)
         texts = [text_of("calibration"), text_of("heldout")]
     else:
@@ -148,8 +187,9 @@ def smoothed_by_peer(model: nn.Module, alpha: float, windows: Tensor) -> nn.Modu
 
 def measure(table: str, options: argparse.Namespace, record: Recording) -> None:
     """Print the rows of one table that are asked for."""
-    data = load_data(table, options.calibration, options.heldout)
-    record.table(table, "perplexity", "seconds", width=14)
+    name = options.model or ("wiki" if table == "w2" else "smollm2")
+    data = load_data(name, options.calibration, options.heldout)
+    record.table(table, "perplexity", "seconds", width=16)
     for name, steps in TABLES[table].items():
         named = options.rows is None or name in options.rows
         if named and (options.peer_path or not isinstance(next(iter(steps), None), PeerSmoothing)):
@@ -166,6 +206,7 @@ def main() -> None:
     )
     parser.add_argument("tables", nargs="+", choices=TABLES)
     parser.add_argument("--rows", nargs="+", help="only these rows")
+    parser.add_argument("--model", choices=("smollm2", "wiki"), help="wiki for w2, else smollm2")
     parser.add_argument("--calibration", type=int, default=4096, help="tokens")
     parser.add_argument("--heldout", type=int, default=8192, help="tokens")
     parser.add_argument("--peer-path", help="a folder with tico 0.3.0")

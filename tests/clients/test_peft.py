@@ -16,7 +16,7 @@ from client_models import TOKENS, both, codes_of, converted, float_model
 from references import same_bits
 from tico.quantization.config import DType
 from tico_config import UnsupportedError
-from tico_modules import QuantizedLinear, ScaledInput
+from tico_modules import QuantizedLinear, RotatedInput, ScaledInput
 
 CLIENT = "peft"
 TARGETS: dict[str, str | list[str]] = {"all": "all-linear", "some": ["q_proj", "down_proj"]}
@@ -149,7 +149,15 @@ def test_taking_the_adapter_out_of_the_weight(
     refused("codes would be rounded again")
 
 
-def test_a_layer_with_a_multiplied_input_has_one_adapter() -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda linear: ScaledInput(linear, torch.rand(8), axis=-1),
+        lambda linear: RotatedInput(linear, torch.eye(4), torch.eye(2)),
+    ],
+    ids=["multiplied", "rotated"],
+)
+def test_a_layer_with_a_changed_input_has_one_adapter(changed: Callable[[nn.Module], nn.Module]) -> None:
     """Under its own name, whatever is inside it."""
     linears: dict[str, nn.Module] = {
         "integer": QuantizedLinear.from_float(nn.Linear(8, 8), DType.uint(4)),
@@ -158,7 +166,7 @@ def test_a_layer_with_a_multiplied_input_has_one_adapter() -> None:
     }
     model = nn.Sequential()
     for name, linear in linears.items():
-        model.add_module(name, linear if name == "plain" else ScaledInput(linear, torch.rand(8), axis=-1))
+        model.add_module(name, linear if name == "plain" else changed(linear))
     x = torch.randn(2, 8)
     expected = model(x)
     adapted = get_peft_model(model, LoraConfig(target_modules="all-linear"))

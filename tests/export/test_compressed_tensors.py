@@ -40,7 +40,7 @@ from tico_config import ConfigError, UnsupportedError
 from tico_export import CompressedTensors, ExportResult, Source, export
 from tico_export.checkpoints import without_progress, words_of
 from tico_export.compressed_tensors import schemes_of, targets_of
-from tico_modules import ScaledInput
+from tico_modules import RotatedInput, ScaledInput
 from tico_observers import read_sealed
 
 pytest.importorskip("compressed_tensors", reason="the lowest versions are tested without the extra hf")
@@ -482,6 +482,13 @@ def _smoothed() -> nn.Module:
     return model
 
 
+def _rotated() -> nn.Module:
+    model = quantized(ptq())
+    mlp: nn.Module = model.get_submodule("model.layers.0.mlp")
+    mlp.down_proj = RotatedInput(mlp.down_proj, torch.eye(12), torch.eye(8))  # type: ignore[arg-type]
+    return model
+
+
 def _gpt2() -> nn.Module:
     sizes = {"n_embd": 32, "n_head": 2, "n_layer": 1, "vocab_size": 64, "n_positions": 64}
     model: nn.Module = GPT2LMHeadModel(GPT2Config.from_dict(sizes))
@@ -556,6 +563,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"q_proj: .*groups of one length, and this one has 64 columns in groups of 40",
     ),
     "a multiplication": (_smoothed, r"mlp\.down_proj: .*no place for what a ScaledInput computes"),
+    "an online rotation": (_rotated, r"mlp\.down_proj: .*no place for what a RotatedInput computes"),
     "transposed layers": (_gpt2, r"c_attn: .*layers of Linear and Embedding, and this one has a Conv1D"),
     "no model of transformers": (
         lambda: converted("linear stack", "W4 per channel"),

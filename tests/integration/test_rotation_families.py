@@ -11,7 +11,18 @@ import transformers
 from torch import Tensor, nn
 
 from language_models import WIKI_LLAMA, load
-from tico.quantization import GPTQConfig, RotationConfig, convert, prepare, report
+from tico.quantization import (
+    GPTQConfig,
+    PTQConfig,
+    RotationConfig,
+    convert,
+    load_quantized,
+    prepare,
+    report,
+    save_quantized,
+)
+from tico.quantization.config import DType, affine, no_quant
+from tico_modules import QuantizedLinear, RotatedInput
 
 TOKENS = torch.randint(0, 40, (2, 7), generator=torch.Generator().manual_seed(0))
 EXACT = 1e-5
@@ -193,3 +204,50 @@ def test_short_floats_move_by_their_precision() -> None:
     found = logits(rotated(model))
     assert found.dtype == torch.bfloat16
     assert distance(found, expected) <= torch.finfo(torch.bfloat16).eps ** 0.5
+
+
+ONLINE = RotationConfig(online_inputs=True)
+
+
+@pytest.mark.parametrize("make", [*WHOLE.values(), *STREAM_ONLY.values()], ids=[*WHOLE, *STREAM_ONLY])
+def test_inputs_behind_activations_are_rotated_online(make: Callable[[], nn.Module]) -> None:
+    """Each block has such a layer, the function is kept, and a second run of another algorithm finds it."""
+    model = make()
+    expected = logits(model)
+    found = rotated(model, ONLINE)
+    online = [path for path, each in found.named_modules() if isinstance(each, RotatedInput)]
+    assert distance(logits(found), expected) <= EXACT
+    assert len([path for path in online if "mlp" in path or "fc2" in path]) == 2
+    assert not any(name in path for path in online for name in ("q_proj", "up_proj", "fc1", "c_attn"))
+
+
+def test_points_and_codes_are_those_of_the_rotated_input(tmp_path: Path) -> None:
+    """PTQ's grid has the range of the rotated input, GPTQ's codes stay, and files give the same bits."""
+    model = rotated(WHOLE["llama"](), ONLINE)
+    seen: list[Tensor] = []
+    down = model.get_submodule("model.layers.0.mlp.down_proj")
+    assert isinstance(down, RotatedInput)
+    handle = down.layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    logits(model)
+    handle.remove()
+    low, high = seen[0].aminmax()
+    for config in (
+        GPTQConfig(bits=4, show_progress=False),
+        PTQConfig(
+            activation=no_quant(),
+            weight=no_quant(),
+            overrides={"*.down_proj.layer.act_in": affine(DType.uint(8))},
+        ),
+    ):
+        prepared = prepare(model, config)
+        logits(prepared)
+        model = convert(prepared)
+    layer = model.get_submodule("model.layers.0.mlp.down_proj.layer")
+    assert isinstance(layer, QuantizedLinear)
+    assert layer.act_in is not None
+    assert layer.bits == 4
+    # The block in front is rounded by then, which moves its outputs by a few percent.
+    assert float(layer.act_in.scale) == pytest.approx(float(high - low) / 255, rel=0.2)
+    save_quantized(model, tmp_path / "saved")
+    loaded = load_quantized(tmp_path / "saved", WHOLE["llama"]())
+    assert torch.equal(logits(loaded), logits(model))

@@ -26,6 +26,7 @@ from tico_modules import (
     QuantizedConvTranspose3d,
     QuantizedEmbedding,
     QuantizedLinear,
+    RotatedInput,
     ScaledInput,
 )
 from tico_modules import Parts as LayerParts
@@ -61,6 +62,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
         nn.ConvTranspose2d(4, 6, 3, groups=2), UINT4
     ),
     "conv_transpose3d": lambda: QuantizedConvTranspose3d.from_float(nn.ConvTranspose3d(2, 2, 2), UINT4),
+    "rotated input": lambda: RotatedInput(
+        QuantizedLinear.from_float(nn.Linear(4, 2), UINT4), torch.eye(2), torch.eye(2).flip(0)
+    ),
     "scaled input": lambda: ScaledInput(
         QuantizedLinear.from_float(nn.Linear(3, 2), UINT4), torch.tensor([1.0, 2.0, 0.5]), axis=-1
     ),

@@ -138,6 +138,12 @@ class TestRotation(AlgorithmPromises):
         return seeded(lambda: Stream(ResidualBlock(), Fourfold(8, 8)))
 
 
+class TestOnlineRotation(TestRotation):
+    """So does one that puts rotations in front of layers."""
+
+    config = RotationConfig(online_inputs=True)
+
+
 @register_config
 @attrs.frozen(kw_only=True)
 class RoundingConfig(ModuleConfig):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tico_config import ConfigError, RotationConfig, TicoError, no_quant
-from tico_modules import report
+from tico_modules import RotatedInput, named_modules, report
 from tico_quantizers import Registry, RotationQuantizer, quantizer_entry
 from tico_quantizers.equivalence import as_channel_scale, as_rotated_norm
 from tico_quantizers.lifecycle import convert, prepare
@@ -349,3 +349,79 @@ def test_threads_make_no_difference() -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+ONLINE = RotationConfig(online_inputs=True)
+
+
+def online(model: nn.Module) -> list[str]:
+    """Return the paths of the layers whose input is rotated while the model runs."""
+    return [path for path, module in named_modules(model) if isinstance(module, RotatedInput)]
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_online_rotations_keep_the_function(make: Callable[[], nn.Module]) -> None:
+    """Outputs stay within 1e-5 of their norm."""
+    model = seeded(make)
+    expected = model(TOKENS)
+    assert near(rotated(model, ONLINE)(TOKENS), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (ONLINE, ["blocks.1.down"]),
+        (RotationConfig(residual=False, online_inputs=True), ["blocks.1.down"]),
+        (RotationConfig(heads=False, online_inputs=True), ["blocks.0.output", "blocks.1.down"]),
+        (RotationConfig(online_inputs=True, overrides={"blocks.1.down": {"online_inputs": False}}), []),
+        (RotationConfig(overrides={"*.down": {"online_inputs": True}}), ["blocks.1.down"]),
+    ],
+)
+def test_inputs_that_nothing_else_spreads_are_rotated_online(
+    config: RotationConfig, expected: list[str]
+) -> None:
+    """Those of layers that read a norm are not, nor those that a folded matrix reaches."""
+    model = rotated(seeded(MODELS["grouped attention"]), config)
+    assert online(model) == expected
+    said = notes(model)
+    assert all("input rotated online (4 * 4)" in said[path] for path in expected if path.endswith("down"))
+
+
+def test_a_layer_that_is_left_out_gets_no_rotation() -> None:
+    """The other layer of the model does."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
+    config = RotationConfig(online_inputs=True, overrides={"2": no_quant()})
+    prepared = prepare(model, config, registry=REGISTRY)
+    prepared(values(0, 2, 8))
+    assert online(convert(prepared)) == ["0"]
+
+
+def test_no_input_is_rotated_twice() -> None:
+    """A second run leaves the layer behind a rotation as it is."""
+    model = rotated(seeded(MODELS["blocks"]), ONLINE)
+    before = online(model)
+    again = rotated(model, ONLINE)
+    assert online(again) == before
+
+
+def test_experts_that_no_token_reached_are_rotated_as_their_peers() -> None:
+    """All experts read spread inputs afterwards; the report says of which it was not the data that asked."""
+
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.RMSNorm(WIDTH)
+            self.experts = nn.ModuleList(
+                nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, WIDTH)) for _ in range(2)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = x + self.experts[int(len(x) > 2)](self.norm(x))
+            return output
+
+    model = seeded(lambda: Language(Gated()))
+    expected = model(TOKENS.repeat(2, 1))
+    found = rotated(model, ONLINE)
+    assert online(found) == ["blocks.0.experts.0.2", "blocks.0.experts.1.2"]
+    assert "no data reached it" in notes(found)["blocks.0.experts.1.2"]
+    assert near(found(TOKENS.repeat(2, 1)), expected)

@@ -10,7 +10,15 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from tico.quantization import AWQConfig, GPTQConfig, PTQConfig, SmoothQuantConfig, convert, prepare
+from tico.quantization import (
+    AWQConfig,
+    GPTQConfig,
+    PTQConfig,
+    RotationConfig,
+    SmoothQuantConfig,
+    convert,
+    prepare,
+)
 from tico.quantization.config import (
     BaseConfig,
     ConfigError,
@@ -179,6 +187,22 @@ def test_smoothing_may_not_leave_multiplications() -> None:
     assert error.field == "insert_mul"
     prepare(model(), SmoothQuantConfig(target=profiles.VLLM), args=args)
     prepare(model(), SmoothQuantConfig(insert_mul=True, target=profiles.ONNX_RUNTIME), args=args)
+
+
+def test_online_rotations_need_a_place() -> None:
+    """As a multiplication has one; those that are folded into weights need none."""
+    args = (torch.randn(8, 64),)
+    for config in (
+        RotationConfig(online_inputs=True, target=profiles.VLLM),
+        RotationConfig(overrides={"*": {"online_inputs": True}}, target=profiles.VLLM),
+    ):
+        assert refused(config, args=args).field == "online_inputs"
+    rotated = prepare(model(), RotationConfig(online_inputs=True, target=profiles.ONNX_RUNTIME), args=args)
+    rotated(*args)
+    rotated = convert(rotated)
+    with pytest.raises(ConfigError, match="no place for the multiplication") as caught:
+        prepare(rotated, GPTQConfig(bits=4, group_size=32, target=profiles.VLLM))
+    assert caught.value.problems[0].field == "online_inputs"
 
 
 def test_kinds_of_layers_that_a_runtime_lacks_are_refused() -> None:

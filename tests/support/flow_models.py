@@ -92,7 +92,7 @@ def rotated(model: nn.Module, x: Tensor, seed: int) -> nn.Module:
     rotatable, found = rotations_in(copied, x)
     config = RotationConfig(matrix="random", seed=seed)
     with Edit() as edit:
-        Folds.of([Turn.drawn(each, config) for each in found]).put(rotatable, edit)
+        Folds.of([Turn.drawn(each, config) for each in found]).put(copied, rotatable, edit)
     return copied
 
 

@@ -32,6 +32,7 @@ from tico_modules import (
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
     QuantizedLinear,
+    RotatedInput,
     ScaledInput,
     answer_for,
     load_quantized,
@@ -194,8 +195,10 @@ def test_statistics_of_a_norm_fit_its_weight_and_bias() -> None:
     assert torch.allclose(found, bare(x), rtol=1e-6, atol=1e-6)  # two roundings to float32
 
 
-def test_multiplied_input_answers_for_its_layer() -> None:
-    """What SmoothQuant and AWQ put in front of a layer is asked what the layer is."""
+def test_changed_input_answers_for_its_layer() -> None:
+    """What SmoothQuant, AWQ and rotations put in front of a layer is asked what the layer is."""
+    linear = nn.Linear(4, 3)
+    assert unanswered(linear, RotatedInput(linear, torch.eye(2), torch.eye(2))) == []
     for layer, axis in ((nn.Linear(3, 4), -1), (nn.Conv2d(3, 4, 2, stride=2), -3)):
         assert unanswered(layer, ScaledInput(layer, torch.ones(3), axis=axis)) == []
 

@@ -61,6 +61,8 @@ class TestPublicAPI(PublicAPI):
         "Run",
         "SavedModel",
         "ScaledInput",
+        "RotatedInput",
+        "ChangedInput",
         "Tokenizer",
         "TransposedLinear",
         "select_below",

@@ -47,6 +47,7 @@ class TestPublicAPI(PublicAPI):
         "Registry",
         "Report",
         "RestorableModule",
+        "RotatedInput",
         "RotationQuantizer",
         "ScaleTuneQuantizer",
         "composed_entry",
@@ -270,6 +271,7 @@ class TestEquivalence(PublicNames):
         "FoundRotations",
         "Member",
         "NormReaders",
+        "OnlineRotation",
         "Rotatable",
         "RotatedNorm",
         "Rotation",
@@ -336,6 +338,7 @@ class TestSolvers(PublicNames):
         "solve",
         "solve_by",
         "hadamard_matrix",
+        "orthogonal_factors",
         "orthogonal_matrix",
     )
 

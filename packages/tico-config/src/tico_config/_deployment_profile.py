@@ -46,7 +46,8 @@ class DeploymentProfile(NamedFields):
         biases: how graphs have biases, the best first.
         float_operators: operators of graphs, by their names in ATen, that stay in float for want of a kernel.
         fused: names of neighbouring layers that the runtime computes as one, which have to be on one grid.
-        multiplications: whether a multiplication of inputs, as `insert_mul` puts it in, has a place.
+        multiplications: whether a multiplication of inputs, as `insert_mul` and `online_inputs` put it in,
+            has a place.
         in_blocks: whether integer layers have to be the same ones in every block of one list, and linear
             layers outside of it stay in float.
 

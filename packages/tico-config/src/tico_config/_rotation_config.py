@@ -20,15 +20,18 @@ class RotationConfig(ModuleConfig):
     """Orthogonal matrices folded into the weights, so that no channel is larger than the others.
 
     QuaRot, Ashkboos et al. 2024, arXiv 2404.00456; SpinQuant, Liu et al. 2024, arXiv 2405.16406, where the
-    matrices of the residual stream and of the value heads are called R1 and R2. The model stays float and
-    computes what it did; another algorithm quantizes it afterwards. An override holds for all that shares a
-    matrix with the modules it names, and must not contradict another one there.
+    matrices of the residual stream and of the value heads are called R1 and R2, and that in front of a layer
+    R4. The model stays float and computes what it did; another algorithm quantizes it afterwards. An override
+    holds for all that shares a matrix with the modules it names, and must not contradict another one there.
 
     Attributes:
         residual: whether the residual stream is rotated: what embeddings and layers write to it, and what
             norms and layers read from it.
         heads: whether the values of each attention head are rotated, between the layer that gives them and
             the one that reads what attention makes of them.
+        online_inputs: whether inputs that no folded matrix reaches are rotated while the model runs, as those
+            of a layer behind a product or an activation. The inverse is folded into the weight. This puts a
+            multiplication in front of the layer, which takes a few percent of a forward pass.
         matrix: ``"hadamard"`` for a Hadamard matrix with random signs, times a small random matrix where
             there is none of the size; ``"random"`` for a matrix drawn uniformly.
         seed: the seed of what is drawn.
@@ -49,6 +52,7 @@ class RotationConfig(ModuleConfig):
 
     residual: bool = True
     heads: bool = True
+    online_inputs: bool = False
     matrix: Literal["hadamard", "random"] = "hadamard"
     seed: int = 0
     tied_embeddings: Literal["untie", "refuse"] = "untie"

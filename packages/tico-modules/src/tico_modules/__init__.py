@@ -24,6 +24,7 @@ from tico_modules._files.saved_model import SavedModel
 from tico_modules._files.shards import INDEX_NAME
 from tico_modules._files.transformers_model import QUANT_METHOD, mark_initialized
 from tico_modules._layers.backend import set_backend
+from tico_modules._layers.changed_input import ChangedInput
 from tico_modules._layers.expert_weights import ExpertWeights, FloatExpert
 from tico_modules._layers.lent_state import Forward, call_as
 from tico_modules._layers.quantized_conv import (
@@ -42,6 +43,7 @@ from tico_modules._layers.quantized_experts import QuantizedExperts
 from tico_modules._layers.quantized_linear import QuantizedEmbedding, QuantizedLinear
 from tico_modules._layers.quantized_module import Parts, QuantizedModule, copy_bias
 from tico_modules._layers.restorable import RestorableModule
+from tico_modules._layers.rotated_input import RotatedInput
 from tico_modules._layers.scaled_input import ScaledInput
 from tico_modules._layers.transposed_linear import TransposedLinear
 from tico_modules._page.comparison import Ablated, Compared, Seen
@@ -83,6 +85,7 @@ from tico_modules._tree.ties import drop_broken_ties, drop_stale_ties, find_tied
 
 INTEGER_MODULES = (
     ScaledInput,
+    RotatedInput,
     QuantizedLinear,
     QuantizedEmbedding,
     QuantizedConv1d,
@@ -105,6 +108,7 @@ __all__ = [
     "Ablated",
     "ActivationGrid",
     "BrokenPlugIn",
+    "ChangedInput",
     "CodeCounts",
     "Compared",
     "ConvSettings",
@@ -140,6 +144,7 @@ __all__ = [
     "QuantizedModule",
     "Report",
     "RestorableModule",
+    "RotatedInput",
     "Run",
     "RunFacts",
     "SavedModel",

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import (
 from torch import nn
 
 from tico_config import Found, Problem, UnsupportedError
-from tico_modules import QuantizedLinear, ScaledInput, named_modules
+from tico_modules import ChangedInput, QuantizedLinear, RotatedInput, ScaledInput, named_modules
 
 _ALL_LINEAR = "all-linear"
 _CHANGES_WEIGHTS = ("pissa", "corda", "olora", "loftq", "lora_ga")
@@ -44,7 +44,7 @@ class IntegerLoraLinear(lora.Linear):  # type: ignore[misc]  # peft may be missi
         raise _merge_error("")
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:
-        inner = module.layer if isinstance(module, ScaledInput) else module
+        inner = module.layer if isinstance(module, ChangedInput) else module
         features: tuple[int, int] = super()._get_in_out_features(inner)
         return features
 
@@ -52,8 +52,8 @@ class IntegerLoraLinear(lora.Linear):  # type: ignore[misc]  # peft may be missi
 class IntegerLoraModel(lora.LoraModel):  # type: ignore[misc]  # peft may be missing where types are checked
     """LoRA on float and integer linear layers.
 
-    A linear layer with a multiplication of its input is one layer with one adapter, under the name that the
-    float layer had: so adapters of the float model fit, and the other way round.
+    A linear layer with a multiplication or rotation of its input is one layer with one adapter, under the
+    name that the float layer had: so adapters of the float model fit, and the other way round.
     """
 
     model: nn.Module
@@ -63,7 +63,7 @@ class IntegerLoraModel(lora.LoraModel):  # type: ignore[misc]  # peft may be mis
         if names:
             _require_weights_kept(peft_config)
             peft_config._register_custom_module(
-                {QuantizedLinear: IntegerLoraLinear, ScaledInput: IntegerLoraLinear}
+                dict.fromkeys((QuantizedLinear, ScaledInput, RotatedInput), IntegerLoraLinear)
             )
             _include_integers(peft_config, model, names)
         super()._prepare_model(peft_config, model)
@@ -76,18 +76,18 @@ class IntegerLoraModel(lora.LoraModel):  # type: ignore[misc]  # peft may be mis
 
 
 def _integer_names(model: nn.Module) -> Iterator[str]:
-    """Yield the paths of integer linear layers, those with a multiplied input as one."""
+    """Yield the paths of integer linear layers, those with something in front of them as one."""
     inside: tuple[str, ...] = ()
     for path, module in named_modules(model):
         if not path.startswith(inside or "\0"):
-            if isinstance(module, QuantizedLinear) or _is_scaled_linear(module):
+            if isinstance(module, QuantizedLinear) or _has_linear(module):
                 yield path
-            if isinstance(module, ScaledInput | BaseTunerLayer):
+            if isinstance(module, ChangedInput | BaseTunerLayer):
                 inside += (f"{path}.",)
 
 
-def _is_scaled_linear(module: nn.Module) -> bool:
-    return isinstance(module, ScaledInput) and isinstance(module.layer, QuantizedLinear | nn.Linear)
+def _has_linear(module: nn.Module) -> bool:
+    return isinstance(module, ChangedInput) and isinstance(module.layer, QuantizedLinear | nn.Linear)
 
 
 def _include_integers(config: LoraConfig, model: nn.Module, names: list[str]) -> None:

@@ -9,18 +9,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from tico_modules._layers.kept_weight import KeepsWeight, refuse_weight
+from tico_modules._layers.changed_input import ChangedInput
 from tico_modules._layers.quantized_conv_transpose import (
     QuantizedConvTranspose1d,
     QuantizedConvTranspose2d,
     QuantizedConvTranspose3d,
 )
-from tico_modules._layers.restorable import RestorableModule
 from tico_modules._layers.transposed_linear import TransposedLinear
 from tico_modules._storage.exact_module import has_values
 from tico_modules._storage.layout import Layout, require_tensor
-from tico_modules._storage.read_only_weight import read_only
-from tico_modules._tree.answers import answer_for
 
 _INPUTS_FIRST = (
     TransposedLinear,
@@ -34,7 +31,7 @@ _INPUTS_FIRST = (
 
 
 @final
-class ScaledInput(KeepsWeight, RestorableModule):
+class ScaledInput(ChangedInput):
     """``layer(x * factor)``, with a factor for each channel of the input.
 
     `factor` has shape (channels,); `axis` is the axis of the channels, negative: -1 is the last one.
@@ -45,43 +42,13 @@ class ScaledInput(KeepsWeight, RestorableModule):
     """
 
     kind: ClassVar[str] = "scaled_input"
-    holds_modules: ClassVar[bool] = True
     factor: Tensor
 
     def __init__(self, layer: nn.Module, factor: Tensor, *, axis: int) -> None:
         super().__init__()
-        self.layer = layer
         self.axis = axis
         self.register_buffer("factor", factor)
-        answer_for(layer, self)
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight that does to an input what this module does: the layer's, its inputs multiplied.
-
-        It is computed where it is used, and read-only, as that of an integer layer is.
-        """
-        weight = self._stored("weight")
-        if weight is None:
-            raise AttributeError("weight")
-        return read_only(self._read_weight, weight.shape, weight.dtype, weight.device)
-
-    @weight.setter
-    def weight(self, value: Tensor) -> None:
-        refuse_weight()
-
-    @weight.deleter
-    def weight(self) -> None:
-        refuse_weight()
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The bias of the layer."""
-        return self._stored("bias")
-
-    def _stored(self, name: str) -> Tensor | None:
-        found: Tensor | None = getattr(self.layer, name, None)
-        return found
+        self._put_before(layer)
 
     def _read_weight(self) -> Tensor:
         """Return the layer's weight (out, in / groups, …), or (in, out / groups, …), times the factors."""

@@ -4,6 +4,7 @@ from tico_quantizers.equivalence._channel_flow import FollowedTensors
 from tico_quantizers.equivalence._channel_scale import ChannelScale, as_channel_scale
 from tico_quantizers.equivalence._folding import exact_for, fold, put_matrix
 from tico_quantizers.equivalence._input_maxima import InputMaxima
+from tico_quantizers.equivalence._online_rotation import OnlineRotation
 from tico_quantizers.equivalence._pair_calibration import PairCalibration
 from tico_quantizers.equivalence._pair_report import lines_left, planned_pairs, scaled_pairs
 from tico_quantizers.equivalence._pair_search import candidates_of, scaled_memory, undecided_in
@@ -33,6 +34,7 @@ __all__ = [
     "InputMaxima",
     "Member",
     "NormReaders",
+    "OnlineRotation",
     "Pair",
     "PairCalibration",
     "Rotatable",

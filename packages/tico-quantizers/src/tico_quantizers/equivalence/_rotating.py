@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Iterator, Sequence
 
 import attrs
@@ -13,10 +12,11 @@ from tico_config import RotationConfig
 from tico_modules import Edit, Progress, own_tensor
 from tico_observers.products import product
 from tico_quantizers.equivalence._folding import put_folded
+from tico_quantizers.equivalence._online_rotation import OnlineRotation, seed_of
 from tico_quantizers.equivalence._rotatable import Place, Rotatable, RotatedNorm, places_of
 from tico_quantizers.equivalence._rotations import Member, NormReaders, Rotation
 from tico_quantizers.equivalence._smoothing_pairs import Matrix
-from tico_quantizers.layers import weight_axes
+from tico_quantizers.layers import shape, weight_axes
 from tico_quantizers.solvers import orthogonal_matrix
 
 _ROWS = 4096
@@ -38,7 +38,7 @@ class Turn:
             orthogonal_matrix(
                 rotation.mixed,
                 matrix=config.matrix,
-                seed=_seed(config.seed, rotation.path, group),
+                seed=seed_of(config.seed, rotation.path, group),
                 keeps_mean=rotation.keeps_mean,
             )
             for group in range(rotation.channels // rotation.mixed)
@@ -61,16 +61,11 @@ class Turn:
         return self.matrices[group].to(like.device)
 
 
-def _seed(seed: int, path: str, group: int) -> int:
-    digest = hashlib.sha256(f"{seed}|{path}|{group}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
-
-
 @attrs.frozen(eq=False, kw_only=True)
 class _Reading:
     """What is folded into the columns of a weight."""
 
-    turn: Turn
+    turn: Turn | OnlineRotation
     channels: Tensor
     through: NormReaders | None = None
 
@@ -91,14 +86,15 @@ class _Fold:
 
 @attrs.frozen(eq=False)
 class Folds:
-    """What is to be folded into every weight for some turns."""
+    """What is to be folded into every weight for some turns and some rotated `inputs`."""
 
     turns: tuple[Turn, ...]
+    inputs: tuple[OnlineRotation, ...]
     folds: dict[str, _Fold]
 
     @classmethod
-    def of(cls, turns: Sequence[Turn]) -> Folds:
-        """Collect what the turns say of each weight, of which each may be in several."""
+    def of(cls, turns: Sequence[Turn], inputs: Sequence[OnlineRotation] = ()) -> Folds:
+        """Collect what these say of each weight, of which each may be in several."""
         folds: dict[str, _Fold] = {}
         for turn in turns:
             rotation = turn.rotation
@@ -114,7 +110,11 @@ class Folds:
                 fold = folds.setdefault(reader.name, _Fold(member=reader))
                 if reader.channels is not None:
                     fold.reads = _Reading(turn=turn, channels=reader.channels, through=through)
-        return cls(tuple(turns), folds)
+        for each in inputs:
+            fold = folds.setdefault(each.path, _Fold(member=Member(name=each.path, owner=each.layer)))
+            every = torch.arange(shape(each.layer)[1], device=each.layer.weight.device)
+            fold.reads = _Reading(turn=each, channels=every)
+        return cls(tuple(turns), tuple(inputs), folds)
 
     def untied(self, rotatable: Rotatable) -> dict[str, str]:
         """Return the heads that need a weight of their own, each with the table that has shared it."""
@@ -126,8 +126,8 @@ class Folds:
             return one is not other
         return one.writes is not None or one.reads is None or not one.reads.is_like(other.reads)
 
-    def put(self, rotatable: Rotatable, edit: Edit) -> None:
-        """Fold everything into the weights, each of which is rounded once.
+    def put(self, root: nn.Module, rotatable: Rotatable, edit: Edit) -> nn.Module:
+        """Fold everything into the weights, each of which is rounded once, and return the root.
 
         Raises:
             NumericsError: a weight is not finite then.
@@ -144,6 +144,9 @@ class Folds:
             for each in turn.rotation.norms:
                 if not each.norm.is_plain:
                     _put_norm(each, turn, edit)
+        for online in self.inputs:
+            root = online.put(root, edit)
+        return root
 
 
 def _places(member: Member, rotatable: Rotatable, untied: Container[str]) -> list[Place]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
+import attrs
 import torch
 from torch import nn
 
@@ -23,6 +24,7 @@ from tico_modules import Edit, Offload
 from tico_quantizers.calibration import Calibration, ReachedLayers, require_watched
 from tico_quantizers.equivalence._function_check import moved_by, outputs_of, rounding_limit
 from tico_quantizers.equivalence._hook_effects import HookEffects
+from tico_quantizers.equivalence._online_rotation import OnlineRotation, online_inputs
 from tico_quantizers.equivalence._pair_search import require_finite_weights, told_by_reason
 from tico_quantizers.equivalence._rotatable import Rotatable
 from tico_quantizers.equivalence._rotating import Folds, Turn
@@ -65,6 +67,7 @@ class RotationCalibration(Calibration):
     def __init__(self, model: nn.Module, config: RotationConfig) -> None:
         self.rotatable = Rotatable.of(model)
         _require_overrides(self.rotatable, config)
+        _require_place(config)
         require_finite_weights(self.rotatable.weighted())
         self._config = config
         self._reached = ReachedLayers(self.rotatable.layers)
@@ -118,14 +121,30 @@ class RotationCalibration(Calibration):
         """Return the rotations; unless this is the `last` word, modules may be in one that nothing called."""
         found = rotations_of(self._shown.passages, self.rotatable)
         found = _without_left_out(found, self.rotatable, self._config)
+        found = self._with_inputs(found)
         atoms, is_used = self.rotatable.atoms(), self._shown.passages.is_used
         waiting = not last and any(path and not is_used(path) for path, _ in atoms)
-        if not found.rotations and not waiting:
+        if not (found.rotations or found.inputs or waiting):
             raise ConfigError(*(_refused(found.refused, self.rotatable.reasons)))
         return found
 
+    def _with_inputs(self, found: FoundRotations) -> FoundRotations:
+        """Return `found` with the layers whose input the config rotates online."""
+        config = self._config
+        able, adopted = online_inputs(self._shown.passages, self.rotatable, found.rotations)
+        asked = {
+            path: layer
+            for path, layer in able.items()
+            if config.reason_to_leave(path) is None and config.resolve(path).spec.online_inputs
+        }
+        return attrs.evolve(found, inputs=asked, adopted=adopted & asked.keys())
+
     def require_same_function(
-        self, model: nn.Module, turns: Sequence[Turn], offload: Offload | None = None
+        self,
+        model: nn.Module,
+        turns: Sequence[Turn],
+        inputs: Sequence[OnlineRotation],
+        offload: Offload | None = None,
     ) -> None:
         """Refuse rotations that change what `model` gives for the call that was kept; it stays as it is.
 
@@ -136,23 +155,25 @@ class RotationCalibration(Calibration):
             ConfigError: with every rotation that does.
         """
 
-        def moved(turns: Sequence[Turn]) -> float:
+        def moved(turns: Sequence[Turn], inputs: Sequence[OnlineRotation]) -> float:
             def change(edit: Edit) -> nn.Module:
-                Folds.of(turns).put(self.rotatable, edit)
-                return model
+                return Folds.of(turns, inputs).put(model, self.rotatable, edit)
 
             return moved_by(model, change, call, expected, with_hooks=self._effects.are_some, offload=offload)
 
         for call in self._shown.calls:
             expected = outputs_of(model, call, with_hooks=self._effects.are_some)
-            limit = max(_limit(turn.rotation) for turn in turns)
-            limit = max([limit, *(_limit_of(each.dtype) for each in expected)])
-            far = moved(turns)
+            weights = [*(each.layer.weight.dtype for each in inputs), *(each.dtype for each in expected)]
+            limit = max([*(_limit(turn.rotation) for turn in turns), *map(_limit_of, weights)])
+            far = moved(turns, inputs)
             if far <= limit:
                 continue
-            alone = {turn.rotation.path: (turn, moved([turn])) for turn in turns}
-            blamed = [each for each in alone.values() if each[1] > limit] or [(turn, far) for turn in turns]
-            raise ConfigError(*(_changes(turn.rotation, share) for turn, share in blamed))
+            told = [_rotated_together(turn.rotation) for turn in turns]
+            told += [(each.path, each.path) for each in inputs]
+            alone = [*(moved([turn], []) for turn in turns), *(moved([], [each]) for each in inputs)]
+            pairs = list(zip(told, alone, strict=True))
+            blamed = [each for each in pairs if each[1] > limit] or [(each, far) for each in told]
+            raise ConfigError(*(_changes(path, readers, share) for (path, readers), share in blamed))
 
 
 def _limit(rotation: Rotation) -> float:
@@ -238,6 +259,24 @@ def _require_overrides(rotatable: Rotatable, config: RotationConfig) -> None:
         raise ConfigError(*problems)
 
 
+def _require_place(config: RotationConfig) -> None:
+    """Refuse online rotations where what is to run the model has no place for them.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    changes = [config.overrides[each] for each in config.overrides]
+    asked = config.online_inputs or any(
+        isinstance(each, Mapping) and bool(each.get("online_inputs")) for each in changes
+    )
+    if config.target is not None and not config.target.multiplications and asked:
+        sentence = f"{config.target.runtime} has no place for rotations in front of layers"
+        remedy = "set online_inputs=False, which leaves the rotations that are folded into weights"
+        raise ConfigError(
+            Problem(field="online_inputs", value=True, expected="False", sentence=sentence, remedy=remedy)
+        )
+
+
 def _refused(reasons: Mapping[str, str], left: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what is wrong with a model of which nothing can be rotated; modules in `left` never can be."""
     for path, reason in reasons.items():
@@ -259,11 +298,15 @@ def _refused(reasons: Mapping[str, str], left: Mapping[str, str]) -> Iterator[Pr
         )
 
 
-def _changes(rotation: Rotation, moved: float) -> Problem:
+def _rotated_together(rotation: Rotation) -> tuple[str, str]:
+    """Return the path of a rotation, and those of all others that take part."""
+    return rotation.path, ", ".join(path for path in rotation.paths() if path != rotation.path)
+
+
+def _changes(path: str, readers: str, moved: float) -> Problem:
     share = f"by {moved:.2g} of its norm" if math.isfinite(moved) else "beyond recognition"
-    readers = ", ".join(path for path in rotation.paths() if path != rotation.path)
     return Problem(
-        module=rotation.path,
+        module=path,
         field="model",
         value=Found(f"channels read by {readers}"),
         expected="channels that nothing else reads",

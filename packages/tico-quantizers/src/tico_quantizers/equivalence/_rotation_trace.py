@@ -166,7 +166,7 @@ class StreamTrace:
         if path in self._rotatable.experts:
             self.flow.begin_rows(path, output)
             self.flow.end(output, f"{self._rotatable.experts[path]} holds weights of several experts")
-        if self._rotatable.norm(path) is not None and self._readings[path][-1].channels is not None:
+        if self._rotatable.norm(path) is not None:
             self.flow.norms.add(path)
             self.flow.begin_rows(path, output)
         elif self._rotatable.layer(path) is not None:

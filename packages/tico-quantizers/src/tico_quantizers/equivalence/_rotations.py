@@ -110,15 +110,21 @@ class Rotation:
 
 @attrs.frozen(eq=False, kw_only=True)
 class FoundRotations:
-    """The rotations of a model; by their path, why other streams and heads cannot be rotated."""
+    """The rotations of a model; by their path, why other streams and heads cannot be rotated.
+
+    `inputs` are the layers, by path, whose input is rotated while the model runs; no data reached those of
+    them that are in `adopted`.
+    """
 
     rotations: tuple[Rotation, ...]
     refused: Mapping[str, str]
+    inputs: Mapping[str, FloatLayer] = attrs.field(factory=dict)
+    adopted: frozenset[str] = frozenset()
 
     def without(self, reasons: Mapping[str, str]) -> FoundRotations:
         """Return the rotations whose path is none of those of `reasons`."""
         rotations = tuple(each for each in self.rotations if each.path not in reasons)
-        return FoundRotations(rotations=rotations, refused={**self.refused, **reasons})
+        return attrs.evolve(self, rotations=rotations, refused={**self.refused, **reasons})
 
 
 class _Refused(Exception):  # noqa: N818  # a reason, caught where it is told

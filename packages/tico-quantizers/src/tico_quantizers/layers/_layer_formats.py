@@ -11,6 +11,7 @@ from torch import nn
 from tico_config import DeploymentProfile, Found, GridFormat, LayerFormat, ModuleConfig, Problem
 from tico_modules import (
     ActivationGrid,
+    ChangedInput,
     QuantizedModule,
     ScaledInput,
     TransposedLinear,
@@ -120,16 +121,18 @@ def _points(model: nn.Module, layers: Collection[str]) -> dict[str, GridFormat]:
 
 
 def multiplication_problems(model: nn.Module, target: DeploymentProfile) -> Iterator[Problem]:
-    """Yield the multiplications of inputs that an earlier run has left and `target` has no place for."""
+    """Yield the multiplications and rotations of inputs left by earlier runs that `target` can't run."""
     for path, module in named_modules(model):
-        if isinstance(module, ScaledInput) and not target.multiplications:
+        if isinstance(module, ChangedInput) and not target.multiplications:
+            scaled = isinstance(module, ScaledInput)
+            field, made = ("insert_mul", "smooth") if scaled else ("online_inputs", "rotate")
             yield Problem(
                 module=path or None,
-                field="insert_mul",
+                field=field,
                 value=Found(type(module).__name__),
                 expected="no multiplication",
                 sentence=f"{target.runtime} has no place for the multiplication in front of this layer",
-                remedy="smooth the float model with insert_mul=False",
+                remedy=f"{made} the float model with {field}=False",
             )
 
 

@@ -15,7 +15,7 @@ from tico_quantizers.solvers._gptq import (
 )
 from tico_quantizers.solvers._hadamard import hadamard_matrix
 from tico_quantizers.solvers._hqq import LpGrid, half_quadratic
-from tico_quantizers.solvers._orthogonal import orthogonal_matrix
+from tico_quantizers.solvers._orthogonal import orthogonal_factors, orthogonal_matrix
 from tico_quantizers.solvers._output_error import output_error, row_errors
 from tico_quantizers.solvers._powers import power
 from tico_quantizers.solvers._smoothquant import best_alpha, smoothing_scale
@@ -38,6 +38,7 @@ __all__ = [
     "loss_of_nearest",
     "magnitudes",
     "nearest",
+    "orthogonal_factors",
     "orthogonal_matrix",
     "output_error",
     "power",

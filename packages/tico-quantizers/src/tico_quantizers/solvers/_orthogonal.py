@@ -44,6 +44,31 @@ def orthogonal_matrix(
     return _keeping_mean(rotation) if keeps_mean else rotation
 
 
+def orthogonal_factors(
+    size: int, *, matrix: Literal["hadamard", "random"] = "hadamard", seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return two orthogonal matrices (a, a) and (b, b) in float64 with a * b = `size`.
+
+    Their Kronecker product is an orthogonal matrix that takes a + b products a channel, and not `size`. For
+    ``"hadamard"`` all its entries have one magnitude where `orthogonal_matrix` has such a matrix of the size.
+    The second factor is a power of two; of all splits that allow the largest Hadamard matrix, it is the one
+    with the smallest a + b.
+
+    >>> [len(factor) for factor in orthogonal_factors(1536)]
+    [48, 32]
+    >>> outer, inner = orthogonal_factors(24)
+    >>> bool((torch.kron(outer, inner).abs() - 24**-0.5).abs().max() < 1e-15)
+    True
+    """
+    powers = [2**power for power in range(size.bit_length()) if not size % 2**power]
+    inner = min(powers, key=lambda each: (-hadamard_order(size // each) * each, size // each + each))
+    outer, last = (
+        orthogonal_matrix(each, matrix=matrix, seed=seed + place)
+        for place, each in enumerate((size // inner, inner))
+    )
+    return outer, last
+
+
 def _spread(size: int, generator: torch.Generator) -> Tensor:
     order = hadamard_order(size)
     before, after = torch.randint(0, 2, (2, size), generator=generator).to(torch.float64) * 2 - 1

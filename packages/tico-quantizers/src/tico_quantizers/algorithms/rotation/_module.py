@@ -8,8 +8,16 @@ from typing import ClassVar, Final, final
 from torch import nn
 
 from tico_config import RotationConfig
-from tico_modules import Edit, LayerReport, Report, drop_broken_ties, named_modules
-from tico_quantizers.equivalence import Folds, FoundRotations, Rotation, RotationCalibration, Turn, config_of
+from tico_modules import Edit, LayerReport, Report, RotatedInput, drop_broken_ties, named_modules
+from tico_quantizers.equivalence import (
+    Folds,
+    FoundRotations,
+    OnlineRotation,
+    Rotation,
+    RotationCalibration,
+    Turn,
+    config_of,
+)
 from tico_quantizers.layers import float_lines, require_in_place
 from tico_quantizers.protocol import BaseQuantizer, Converted, Example, Planned
 
@@ -40,37 +48,53 @@ class RotationQuantizer(BaseQuantizer[RotationConfig, RotationCalibration]):
         undecided = dict.fromkeys(rotatable.free(), _UNDECIDED)
         lines = float_lines(model, "rotation", rotatable.reasons, does=_DOES)
         ties = {each for head, table in rotatable.ties.items() for each in (head, rotatable.owner(table))}
+        online = (path for path in rotatable.layers if self.config.resolve(path).spec.online_inputs)
         changed = tuple(module for path, module in named_modules(model) if path in undecided)
         report = Report(layers=tuple(lines[path] for path, _ in named_modules(model) if path in lines))
         return Planned(
             converted=Converted(root=model, modules=changed, report=report),
             undecided=undecided,
-            unsized=frozenset(ties if self.config.tied_embeddings == "untie" else ()),
+            unsized=frozenset([*(ties if self.config.tied_embeddings == "untie" else ()), *online]),
         )
 
     def convert(self, model: nn.Module, calibration: RotationCalibration, edit: Edit) -> Converted:
         """Fold a matrix into the modules of each rotation."""
         found, rotatable = calibration.rotations(), calibration.rotatable
-        taking_part = {path for rotation in found.rotations for path in rotation.paths()}
+        taking_part = {
+            path for rotation in found.rotations for path in rotation.paths()
+        } | found.inputs.keys()
         require_in_place(model, {path: rotatable.modules[path] for path in sorted(taking_part)})
         turns = [Turn.drawn(each, config_of(self.config, each)) for each in found.rotations]
-        calibration.require_same_function(model, turns, edit.offload)
+        inputs = [
+            OnlineRotation.drawn(path, layer, self.config.resolve(path).spec)
+            for path, layer in found.inputs.items()
+        ]
+        calibration.require_same_function(model, turns, inputs, edit.offload)
         calibration.finish(model, edit)
-        folds = Folds.of(turns)
+        folds = Folds.of(turns, inputs)
         untied = {head: rotatable.owner(table) for head, table in folds.untied(rotatable).items()}
-        notes = _notes(found, untied)
+        notes = _notes(found, inputs, untied)
         norms = (each for rotation in found.rotations for each in rotation.norms)
         same = {each.path for each in norms if each.norm.is_plain}
-        folds.put(rotatable, edit)
-        drop_broken_ties(model, edit)
-        return _converted(model, notes, same, {**rotatable.reasons, **found.refused})
+        left = float_lines(model, "rotation", {**rotatable.reasons, **found.refused}, said=notes, does=_DOES)
+        root = folds.put(model, rotatable, edit)
+        drop_broken_ties(root, edit)
+        return _converted(root, notes, same, left)
 
 
-def _notes(found: FoundRotations, untied: Mapping[str, str]) -> dict[str, list[str]]:
+def _kind(module: nn.Module) -> str:
+    """Return the name of the class of a module, or of the layer behind a rotation."""
+    return type(module.layer if isinstance(module, RotatedInput) else module).__name__
+
+
+def _notes(
+    found: FoundRotations, inputs: Sequence[OnlineRotation], untied: Mapping[str, str]
+) -> dict[str, list[str]]:
     """Return what there is to say of each module that takes part in a rotation, by path."""
     notes: dict[str, list[str]] = {}
     said = (each for rotation in found.rotations for each in _said(rotation))
-    for path, note in [*said, *_said_of_ties(untied)]:
+    online = (each for rotation in inputs for each in _said_of_input(rotation, found.adopted))
+    for path, note in [*said, *online, *_said_of_ties(untied)]:
         notes.setdefault(path, [])
         notes[path] += [] if note in notes[path] else [note]
     for path in found.refused.keys() & notes.keys():
@@ -96,6 +120,13 @@ def _said(rotation: Rotation) -> Iterator[tuple[str, str]]:
             yield member.path, "no data reached it, only its peers"
 
 
+def _said_of_input(rotation: OnlineRotation, adopted: Container[str]) -> Iterator[tuple[str, str]]:
+    size = f"{len(rotation.outer)} * {len(rotation.inner)}"
+    yield rotation.path, f"input rotated online ({size}), and back in the weight"
+    if rotation.path in adopted:
+        yield rotation.path, "no data reached it, only its peers"
+
+
 def _said_of_ties(untied: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for head, table in untied.items():
         yield head, f"a weight of its own now, no longer tied to {table}"
@@ -103,14 +134,14 @@ def _said_of_ties(untied: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _converted(
-    model: nn.Module, notes: Mapping[str, Sequence[str]], same: Container[str], reasons: Mapping[str, str]
+    model: nn.Module,
+    notes: Mapping[str, Sequence[str]],
+    same: Container[str],
+    left: Mapping[str, LayerReport],
 ) -> Converted:
-    """Report what was done to each module; those of `same` were not changed."""
-    left = float_lines(model, "rotation", reasons, said=notes, does=_DOES)
+    """Report what was done to each module; those of `same` were not changed, `left` has lines of others."""
     lines = tuple(
-        LayerReport(
-            path=path, module=type(module).__name__, algorithm="rotation", reason="; ".join(notes[path])
-        )
+        LayerReport(path=path, module=_kind(module), algorithm="rotation", reason="; ".join(notes[path]))
         if path in notes
         else left[path]
         for path, module in named_modules(model)
