@@ -1,4 +1,4 @@
-"""What floating-point formats cost language models: FP8, the MX formats and NVFP4, by rounding, by GPTQ and learned.
+"""What floating-point formats cost language models: FP8, MX formats and NVFP4, rounded, solved or learned.
 
 Run with ``nox -s bench -- number_formats --rows MXFP4 NVFP4``: every row whose name holds one of the texts is
 measured, without any all of them; `--model smollm2` takes SmolLM2-135M in the place of the model of this

@@ -29,7 +29,7 @@ HEADS, CHANNELS = 2, 6
 GRANULARITIES: tuple[Granularity, ...] = (PerToken(), PerGroup(-1, 4), PerGroup(-2, 3), PerGroup(-2, 1))
 
 
-FORMATS = (
+FORMATS: tuple[DType | FP8, ...] = (
     *(DType(bits, signed) for bits in (2, 3, 4, 8) for signed in (True, False)),
     *(FP8("e4m3"), FP8("e5m2")),
 )

@@ -69,8 +69,8 @@ def element_gaps(values: Tensor, element: Element) -> tuple[Tensor, Tensor]:
     >>> below.tolist(), above.tolist()
     ([0.5, 0.5, 2.0], [0.5, 1.0, 2.0])
     """
-    known = element_values(element).to(values.device)
-    known = known[known.abs() <= element.largest].unique()  # sorted, once each
+    finite = {each for each in element.values if abs(each) <= element.largest}
+    known = torch.tensor(sorted(finite), device=values.device)
     gaps = known.diff()
     index = torch.searchsorted(known, values.contiguous())
     last = len(gaps) - 1
