@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tico_config import ConfigError
-from tico_quantizers.solvers import hadamard_matrix, orthogonal_matrix
+from tico_quantizers.solvers import hadamard_matrix, orthogonal_factors, orthogonal_matrix
 
 EPS = torch.finfo(torch.float64).eps
 SYLVESTER = [1, 2, 4, 64]
@@ -98,3 +98,22 @@ def test_threads_and_random_numbers_make_no_difference(size: int, kind: Kind) ->
         torch.set_num_threads(before)
     assert torch.equal(*found)
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("size", [1, 7, 18, 24, 36, 64, 576, 640])
+def test_factors_make_an_orthogonal_matrix_of_the_size(size: int) -> None:
+    """Their product is orthogonal, and all its entries have one magnitude where a single matrix's have."""
+    outer, inner = orthogonal_factors(size, seed=2)
+    whole = torch.kron(outer, inner)
+    assert whole.shape == (size, size)
+    assert departure(whole) <= tolerance(size)
+    spreads = [each.abs().max() / each.abs().min() for each in (whole, orthogonal_matrix(size))]
+    # Ratios of numbers that were rounded a few times each.
+    assert bool(spreads[1] > 1 + 1e-9) or bool(spreads[0] <= 1 + 1e-12)
+
+
+def test_other_seeds_give_other_factors() -> None:
+    """And the same seed the same bits."""
+    first, again, other = (torch.kron(*orthogonal_factors(24, seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)
