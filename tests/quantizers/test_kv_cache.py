@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from tico_config import (
     ConfigError,
     DType,
     LifecycleError,
+    NumericsError,
     PerChannel,
     PerGroup,
     PerTensor,
@@ -217,6 +219,18 @@ def test_a_cache_of_fixed_length_takes_its_memory_once() -> None:
     assert all(torch.equal(store.read(), old) for store, old in zip(stores_of(cache), before, strict=True))
     with pytest.raises(ConfigError, match="max_length"):
         quantized_cache(model, max_length=0)
+
+
+def test_values_that_have_no_codes_leave_a_layer_as_it_was() -> None:
+    """Its keys, too: the cache can go on with other tokens."""
+    cache = quantized_cache(converted(TOKENS))
+    layer = next(each for each in cache.layers if isinstance(each, QuantizedLayer))
+    good = torch.arange(48.0).view(1, 1, 6, 8)
+    layer.update(good, good)
+    before = [store.read() for store in layer.stores]
+    with pytest.raises(NumericsError):
+        layer.update(good, torch.full_like(good, math.nan))
+    assert all(torch.equal(store.read(), old) for store, old in zip(layer.stores, before, strict=True))
 
 
 def test_a_cache_of_fixed_length_can_be_filled_in_inference_mode() -> None:

@@ -77,9 +77,10 @@ class QuantizedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transfor
         """Take in the keys and values of the next tokens; return those of all tokens, as they are kept."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        for store, states in zip(self.stores, (key_states, value_states), strict=True):
-            store.append(states)
         key, value = self.stores
+        taken = key.encoded(key_states), value.encoded(value_states)  # both, before either changes
+        for store, tokens in zip(self.stores, taken, strict=True):
+            store.take(tokens)
         return key.read(), value.read()
 
     def get_seq_length(self) -> int:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
 import torch
 from torch import Tensor
 
 from tico_config import LifecycleError, Problem
 from tico_modules._cache.cache_grid import CacheGrid, Codes
 from tico_modules._cache.token_rows import TokenRows
+
+
+@attrs.frozen(eq=False)
+class NextTokens:
+    """The tokens `given` to a store, the codes that these bring, and the most recent tokens afterwards."""
+
+    given: Tensor
+    codes: Codes | None
+    recent: Tensor
 
 
 class TokenStore:
@@ -88,15 +98,28 @@ class TokenStore:
             LifecycleError: there would be more than `max_length` tokens; nothing is taken in.
             NumericsError: a token that becomes codes holds NaN or infinity.
         """
+        self.take(self.encoded(x))
+
+    def encoded(self, x: Tensor) -> NextTokens:
+        """Return what `take` takes in for the next tokens; nothing changes yet, also where this raises.
+
+        Raises:
+            LifecycleError: there would be more than `max_length` tokens.
+            NumericsError: a token that becomes codes holds NaN or infinity.
+        """
         self._require_room(x.shape[-2])
-        if self._recent.is_empty or not self.count:
-            self.reserve(x)
         recent = torch.cat([self._recent.read(), x], -2) if self._recent.count else x
         leaving = self._leaving(recent.shape[-2])
-        if leaving and self.grid is not None:
-            for rows, new in self._rows_for(self.grid.quantize(recent[..., :leaving, :])):
-                rows.append(new)
-        self._recent.replace(recent[..., leaving:, :])
+        codes = self.grid.quantize(recent[..., :leaving, :]) if leaving and self.grid is not None else None
+        return NextTokens(x, codes, recent[..., leaving:, :])
+
+    def take(self, tokens: NextTokens) -> None:
+        """Take in the tokens that `encoded` was given."""
+        if self._recent.is_empty or not self.count:
+            self.reserve(tokens.given)
+        for rows, new in () if tokens.codes is None else self._rows_for(tokens.codes):
+            rows.append(new)
+        self._recent.replace(tokens.recent)
 
     def read(self) -> Tensor:
         """Return all tokens: the values of the codes, then the floats, in the dtype of these."""
