@@ -18,6 +18,7 @@ from tico_modules._tree.module_tree import named_modules
 _SMALLEST: Final = 2**9
 _ALIGNMENT: Final = 64
 _SEGMENT: Final = 2**24
+_RETURNED_EVERY: Final = 2**20
 
 
 class Offload:
@@ -85,7 +86,7 @@ class Offload:
     def _count(self, size: int) -> None:
         """Note that so many bytes were moved; large models would keep what is free between small objects."""
         self._moved += size
-        if self._moved >= _SEGMENT:
+        if self._moved >= _RETURNED_EVERY:
             self._moved = 0
             return_free_memory()
 
