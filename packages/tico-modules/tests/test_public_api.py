@@ -105,6 +105,7 @@ class TestPublicAPI(PublicAPI):
         "write_companions",
         "carry_over",
         "require_tensor",
+        "return_free_memory",
         "find_tied_paths",
         "PlannedWeight",
         "all_tensors",

@@ -67,6 +67,7 @@ from tico_modules._storage.weight_statistics import weight_sqnr
 from tico_modules._tree.answers import answer_for
 from tico_modules._tree.edit import Edit
 from tico_modules._tree.entry_points import find_entry_points
+from tico_modules._tree.free_memory import return_free_memory
 from tico_modules._tree.module_tree import (
     child_path,
     children,
@@ -198,6 +199,7 @@ __all__ = [
     "remember",
     "report",
     "require_tensor",
+    "return_free_memory",
     "runs_of",
     "save_quantized",
     "save_stage",

@@ -13,7 +13,7 @@ import attrs
 from typing_extensions import Self
 
 from tico_config import CalibrationError, Found, Problem
-from tico_modules import keep_dequantized
+from tico_modules import keep_dequantized, return_free_memory
 from tico_quantizers.calibration._attempts import attempted_twice
 from tico_quantizers.calibration._block_calls import BlockCalls
 from tico_quantizers.calibration._block_inputs import BlockInputs
@@ -287,6 +287,8 @@ class _BlockWalk:
             with self._quiet():
                 self._stream.advance()
         self._position += 1
+        if self._options.offload is not None:
+            return_free_memory()
 
     def _gather(self, paths: tuple[str, ...], calls: Iterator[None]) -> InputGrams:
         grams, number = self._grams(paths), self._number
