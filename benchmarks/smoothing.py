@@ -70,12 +70,13 @@ W8A8: Final = layers_only(
     {"*_proj.act_in": affine(DType.uint(8))},
 )
 
-ROTATIONS: Final = {
-    "plain": None,
-    "R1 R2": RotationConfig(),
-    "R4": RotationConfig(residual=False, heads=False, online_inputs=True),
-    "R2 R4": RotationConfig(residual=False, online_inputs=True),
-    "R1 R2 R4": RotationConfig(online_inputs=True),
+ROTATIONS: Final[Mapping[str, tuple[BaseConfig, ...]]] = {
+    "plain": (),
+    "R1 R2": (RotationConfig(),),
+    "R4": (RotationConfig(residual=False, heads=False, online_inputs=True),),
+    "R2 R4": (RotationConfig(residual=False, online_inputs=True),),
+    "R1 R2 R4": (RotationConfig(online_inputs=True),),
+    "smooth, R2 R4": (SmoothQuantConfig(alpha=0.5), RotationConfig(residual=False, online_inputs=True)),
 }
 """By the names of SpinQuant; R4 alone is also in front of the layers behind attention, where R2 would be."""
 
@@ -87,8 +88,7 @@ def rotated(bits: int, inputs: QuantSpec) -> Mapping[str, tuple[BaseConfig, ...]
     points = {r"re:.*_proj(\.layer)?\.act_in": inputs}
     rounded = layers_only({r"re:.*_proj(\.layer)?\.weight": unit}, points)
     rows: dict[str, tuple[BaseConfig, ...]] = {"float": ()}
-    for name, rotation in ROTATIONS.items():
-        before = () if rotation is None else (rotation,)
+    for name, before in ROTATIONS.items():
         gptq = GPTQConfig(bits=bits, symmetric=True, show_progress=False)
         rows[name] = (*before, rounded)
         rows[f"{name}, GPTQ"] = (*before, gptq, layers_only({}, points))
