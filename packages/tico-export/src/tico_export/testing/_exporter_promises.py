@@ -90,33 +90,25 @@ class ExporterPromises:
 
     def test_offsets_are_held_or_refused(self, name: str, tmp_path: Path) -> None:
         """Those of a weight's groups, which are no zero points, are in the export or named in the error."""
-        case = self.cases[name]
-        model = case.make()
-        path = _add_offsets(model)
-        if path is None:
-            return
-        refused = ""
-        try:  # what is not refused is compared with the model
-            case.export(tmp_path, self.registry, model=model, verify=True)
-        except UnsupportedError as error:
-            refused = str(error)
-        assert bool(refused) == (files_in(tmp_path) == {})
-        assert not refused or path in refused
+        model = self.cases[name].make()
+        self._held_or_refused(name, tmp_path, model, _add_offsets(model))
 
     @pytest.mark.parametrize("dtype", _FORMATS, ids=str)
     def test_elements_are_held_or_refused(self, name: str, dtype: FloatFormat, tmp_path: Path) -> None:
         """Those of a weight are in the export, which the runtime then gives, or named in the error."""
-        case = self.cases[name]
-        model = case.make()
-        path = _round_to_elements(model, dtype)
+        model = self.cases[name].make()
+        self._held_or_refused(name, tmp_path, model, _round_to_elements(model, dtype))
+
+    def _held_or_refused(self, name: str, folder: Path, model: nn.Module, path: str | None) -> None:
+        """Assert that the export gives what `model` gives, or names the weight at `path`, if there is one."""
         if path is None:
             return
         refused = ""
-        try:  # what is not refused is compared with the model
-            case.export(tmp_path, self.registry, model=model, verify=True)
+        try:
+            self.cases[name].export(folder, self.registry, model=model, verify=True)
         except UnsupportedError as error:
             refused = str(error)
-        assert bool(refused) == (files_in(tmp_path) == {})
+        assert bool(refused) == (files_in(folder) == {})
         assert not refused or path in refused
 
     def test_example_inputs_are_asked_for(self, name: str, tmp_path: Path) -> None:
