@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar
-from importlib.util import find_spec
 from types import TracebackType
 from typing import Final, Protocol
 
@@ -36,7 +35,7 @@ class Progress:
 
     def __init__(self, label: str, *, total: int | None, show: bool = True, unit: str = "layer") -> None:
         self._label, self._total, self._unit = label, total, unit
-        self._is_shown = show and total != 0 and find_spec("tqdm") is not None
+        self._is_shown = show and total != 0
         self._bar: _Bar | None = None
         self._outer: Progress | None = None
         self._done = 0
@@ -48,6 +47,7 @@ class Progress:
             self._outer = _OUTER.get()
             if self._outer is None:
                 self._bar = _bar(self._label, self._total, self._unit)
+            if self._bar is not None:
                 _OUTER.set(self)
         return self
 
@@ -85,9 +85,12 @@ _OUTER: Final[ContextVar[Progress | None]] = ContextVar("outer", default=None)
 """The progress that has a bar now."""
 
 
-def _bar(label: str, total: int | None, unit: str) -> _Bar:
-    from tqdm import tqdm
-
+def _bar(label: str, total: int | None, unit: str) -> _Bar | None:
+    """Return a bar, or None where the extra is not installed."""
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError:
+        return None
     # None disables it where standard error is no terminal.
     bar: _Bar = tqdm(total=total, desc=label, unit=unit, leave=False, disable=None)
     return bar
