@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 
 import attrs
@@ -156,3 +157,15 @@ def test_a_vision_language_model_whose_first_batch_is_text() -> None:
     for prepared in (whole, early):
         run(prepared, batches)
     assert same_tensors(tensors_of(convert(whole)), tensors_of(convert(early)))
+
+
+def test_inputs_that_are_kept_on_disk_are_in_memory_no_more() -> None:
+    """Also where passes end before the block does that would give them: 600 tokens take more than 16 KB."""
+    model: nn.Module = nn.Sequential(nn.Embedding(10, 8), Block(), Block()).eval()
+    model = prepare(model, attrs.evolve(EARLY, offload="disk"))
+    for number in range(5):
+        model(torch.full((1, 600), number))
+    gc.collect()
+    held = [each for each in gc.get_objects() if type(each) is Tensor and each.shape == (1, 600, 8)]
+    assert held == []
+    convert(model)

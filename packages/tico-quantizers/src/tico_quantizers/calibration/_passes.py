@@ -69,6 +69,7 @@ class Passes(Recorder):
         """Count the pass that has ended."""
         self._accepted.append(self._ended)
         self._begun = self._ended = None
+        self._snapshots.forget_gone()
 
     def tell(self) -> list[Call | None]:
         """Return the passes."""

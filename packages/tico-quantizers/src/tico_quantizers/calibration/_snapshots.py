@@ -109,10 +109,14 @@ class Snapshots:
 
     def settle(self) -> None:
         """Take the state in which a block has left the objects it was given as the one it works from."""
-        self._tensors = {key: known for key, known in self._tensors.items() if known[0]() is not None}
-        self._opaque = {key: kept for key, kept in self._opaque.items() if kept.original() is not None}
+        self.forget_gone()
         for kept in self._opaque.values():
             kept.state = _state(kept.original())
+
+    def forget_gone(self) -> None:
+        """Drop the copies of what no longer exists."""
+        self._tensors = {key: known for key, known in self._tensors.items() if known[0]() is not None}
+        self._opaque = {key: kept for key, kept in self._opaque.items() if kept.original() is not None}
 
     def _tensor_copy(self, leaf: Tensor) -> Tensor:
         """Return a copy: the same one of a mask that every block of a pass is given."""
