@@ -15,6 +15,7 @@ from tico.quantization import (
     GPTQConfig,
     PTQConfig,
     RotationConfig,
+    calibrate,
     convert,
     load_quantized,
     prepare,
@@ -22,7 +23,9 @@ from tico.quantization import (
     save_quantized,
 )
 from tico.quantization.config import DType, affine, no_quant
+from tico_config import ConfigError
 from tico_modules import QuantizedLinear, RotatedInput
+from tiny_models import tiny_llama
 
 TOKENS = torch.randint(0, 40, (2, 7), generator=torch.Generator().manual_seed(0))
 EXACT = 1e-5
@@ -251,3 +254,11 @@ def test_points_and_codes_are_those_of_the_rotated_input(tmp_path: Path) -> None
     save_quantized(model, tmp_path / "saved")
     loaded = load_quantized(tmp_path / "saved", WHOLE["llama"]())
     assert torch.equal(logits(loaded), logits(model))
+
+
+def test_weights_that_are_quantized_already_are_told() -> None:
+    """Where nothing can be rotated for them, with the order to go in."""
+    config = GPTQConfig(bits=4, show_progress=False)
+    model = convert(calibrate(prepare(tiny_llama(), config), [TOKENS]))
+    with pytest.raises(ConfigError, match="quantized already: rotate the float model first"):
+        convert(calibrate(prepare(model, RotationConfig()), [TOKENS]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import attrs
 import torch
@@ -30,6 +30,8 @@ Place: TypeAlias = tuple[str, nn.Module, str]
 
 _NEAR = 1e-4
 """Norms in float32 err by about 1e-6 of their output; one that does not commute, by about the output."""
+
+QUANTIZED: Final = "its weight is quantized already"
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -204,7 +206,7 @@ class Rotatable:
 
 def _reason_against(layer: Layer) -> str | None:
     if isinstance(layer, IntegerLayer):
-        return "its weight is quantized already"
+        return QUANTIZED
     return None if reads_rows(layer) else "convolutions are not rotated"
 
 

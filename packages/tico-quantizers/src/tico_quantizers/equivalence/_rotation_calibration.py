@@ -26,7 +26,7 @@ from tico_quantizers.equivalence._function_check import moved_by, outputs_of, ro
 from tico_quantizers.equivalence._hook_effects import HookEffects
 from tico_quantizers.equivalence._online_rotation import OnlineRotation, online_inputs
 from tico_quantizers.equivalence._pair_search import require_finite_weights, told_by_reason
-from tico_quantizers.equivalence._rotatable import Rotatable
+from tico_quantizers.equivalence._rotatable import QUANTIZED, Rotatable
 from tico_quantizers.equivalence._rotating import Folds, Turn
 from tico_quantizers.equivalence._rotation_trace import StreamTrace, StreamWays
 from tico_quantizers.equivalence._rotations import FoundRotations, Rotation, rotations_of
@@ -39,6 +39,9 @@ from tico_quantizers.equivalence._shown_ways import (
 )
 from tico_quantizers.protocol import Example
 
+_REMEDY: Final = (
+    "some weights are quantized already: rotate the float model first, and then quantize what convert returns"
+)
 EXACT: Final = 1e-5
 """How far a rotation may move the outputs of a model in float32, as a share of their norm."""
 
@@ -279,6 +282,7 @@ def _require_place(config: RotationConfig) -> None:
 
 def _refused(reasons: Mapping[str, str], left: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what is wrong with a model of which nothing can be rotated; modules in `left` never can be."""
+    remedy = _REMEDY if QUANTIZED in left.values() else None
     for path, reason in reasons.items():
         yield Problem(
             module=path,
@@ -286,6 +290,7 @@ def _refused(reasons: Mapping[str, str], left: Mapping[str, str]) -> Iterator[Pr
             value=Found(f"channels that cannot be rotated: {reason}"),
             expected="channels that only layers and norms read",
             sentence=f"its output cannot be rotated: {reason}",
+            remedy=remedy,
         )
     if not reasons:
         why = told_by_reason(left)
@@ -295,6 +300,7 @@ def _refused(reasons: Mapping[str, str], left: Mapping[str, str]) -> Iterator[Pr
             expected="a residual stream that norms read, or attention with a layer for its values",
             sentence="the model has no residual stream that norms read, and no attention between a layer that"
             f" gives the values and one that reads the result{why}",
+            remedy=remedy,
         )
 
 
