@@ -301,6 +301,7 @@ def test_graphs_are_refused_by_name() -> None:
         (Selection(roles="self_attn.q_prj"), "roles has 'self_attn.q_prj'"),
         (Selection("lm_head", blocks=range(2)), "the model has 2 blocks"),
         ([], "one pattern or more|several"),
+        (3, "a path, a pattern or a Selection, or several, got 3"),
     ],
 )
 def test_a_selection_that_means_nothing_is_refused(select: str | Selection, message: str) -> None:

@@ -70,7 +70,9 @@ def selected(
     Raises:
         ConfigError: there are none, or a pattern matches nothing.
     """
-    given: list[object] = [select] if isinstance(select, str | Selection) else list(select)
+    given: list[object] = [select]
+    if isinstance(select, Iterable) and not isinstance(select, str):
+        given = list(select)
     strange = [each for each in given if not isinstance(each, str | Selection)]
     if strange or not given:
         value = strange[0] if strange else Found("nothing")
